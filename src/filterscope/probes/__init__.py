@@ -1,0 +1,1 @@
+"""Measurements on a classifier: tensors in, tensors out."""

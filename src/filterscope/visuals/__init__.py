@@ -1,0 +1,1 @@
+"""Pictures, numbers and tables drawn from probes."""
