@@ -1,0 +1,1 @@
+"""Is a filter useful, or noise? Measures with known nulls, and one verdict."""
