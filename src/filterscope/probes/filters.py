@@ -1,5 +1,6 @@
-"""The kernels of a convolution as tensors."""
+"""The kernels of a convolution as tensors, and what many input channels of one come down to."""
 
+import torch
 from torch import Tensor, nn
 
 from filterscope.errors import UserError
@@ -19,3 +20,31 @@ def kernels(classifier: Classifier, layer: str) -> Tensor:
             f"layer {layer!r} has no kernels; this network has {', '.join(convolutions(classifier.layers))}"
         )
     return module.weight.detach().float().cpu().clone()
+
+
+def shared_patterns(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the spatial pattern that the inputs of each kernel share most, and how much of the kernel it is.
+
+    The pattern is the first right singular vector of the kernel as a matrix (inputs × positions), with the sign that
+    it has when all inputs are equally active; the share is the first squared singular value over the sum of all.
+
+    Args:
+        weights: `(n, inputs, kh, kw)`.
+
+    Returns:
+        Patterns `(n, kh, kw)` of length one (all zero for a kernel without weights) and shares `(n,)` in [0, 1].
+    """
+    matrices = weights.flatten(2).double()
+    values, vectors = torch.linalg.eigh(matrices.mT @ matrices)
+    first = vectors[..., -1]
+    sign = torch.where((matrices @ first[..., None]).sum((1, 2)) < 0, -1.0, 1.0)
+    total = values.clamp_min(0).sum(-1)
+    share = values[:, -1].clamp_min(0) / total.clamp_min(torch.finfo(total.dtype).tiny)
+    patterns = first * (sign * (total > 0))[:, None]
+    return patterns.reshape(len(weights), *weights.shape[2:]).float(), share.float()
+
+
+def strongest_inputs(weights: Tensor, count: int) -> Tensor:
+    """Return the indices `(n, ≤ count)` of the inputs that carry most of each kernel's squared weight, most first."""
+    energy = weights.flatten(2).square().sum(-1)
+    return energy.topk(min(count, weights.shape[1]), dim=1).indices

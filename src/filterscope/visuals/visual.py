@@ -12,12 +12,14 @@ from torch import Tensor
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
 
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
     """An image to show: `pixels` is uint8 `(H, W, 3)`; `description` says in Markdown what one sees."""
 
-    pixels: np.ndarray[Any, np.dtype[np.uint8]]
+    pixels: Pixels
     description: str = ""
 
 
@@ -77,35 +79,89 @@ class Past:
 class Visual(Protocol):
     """A frozen dataclass whose fields are its knobs."""
 
+    @property
+    def every(self) -> int:
+        """Draw before training and every so many epochs; 0: before training only."""
+        ...
+
     def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> Mapping[str, Output]:
         """Return `{tag: picture, number or table}`; leave the classifier as it was."""
         ...
 
 
 def render(visuals: Mapping[str, Visual], classifier: Classifier, examples: Examples, past: Past) -> dict[str, Output]:
-    """Let every visual look, in order, and return all that they show by tag."""
+    """Let every visual whose turn it is look, in order, and return all that they show by tag."""
     shown: dict[str, Output] = {}
     for visual in visuals.values():
-        shown |= visual(classifier, examples, past)
+        if is_due(visual, past):
+            shown |= visual(classifier, examples, past)
     return shown
 
 
-def fingerprint(classifier: Classifier, layer: str, extra: Sequence[Tensor] = ()) -> str:
+def is_due(visual: Visual, past: Past) -> bool:
+    """Return whether a visual draws in this epoch; without training it always does."""
+    if not past.epoch:
+        return True
+    return visual.every > 0 and past.epoch % visual.every == 0
+
+
+def epoch_label(past: Past) -> str:
+    """Return what a header says about when it was drawn; nothing outside training."""
+    return "" if past.epoch is None else f"epoch {past.epoch}"
+
+
+def occasion(
+    classifier: Classifier, layer: str, tag: str, past: Past, *, alone: bool = False, extra: Sequence[Tensor] = ()
+) -> str | None:
+    """Say what the header of a layer's picture says about its standing still; None: nothing new, so do not draw.
+
+    What does not change is not drawn anew every epoch: a frozen layer is drawn once; one that merely did not change
+    once more, with the epoch since which it is as it is, and then not until it changes.
+
+    Args:
+        classifier: the network.
+        layer: a layer's name.
+        tag: under which the picture appears.
+        past: remembers what was drawn.
+        alone: whether the picture shows the layer's own parameters only, not what it makes of the layers before it.
+        extra: tensors that the picture depends on besides.
+    """
+    if past.epoch is None:
+        return ""
+    state = fingerprint(classifier, layer, extra, alone=alone)
+    since = past.seen(tag, state)
+    if since is None or since == past.epoch:
+        past.note(tag, state)
+        return "frozen: drawn once" if past.epoch == 0 and frozen(classifier, layer, alone=alone) else ""
+    if frozen(classifier, layer, alone=alone) or past.store["seen"][tag].get("told") not in (None, past.epoch):
+        return None
+    past.store["seen"][tag]["told"] = past.epoch
+    return f"unchanged since epoch {since}"
+
+
+def fingerprint(classifier: Classifier, layer: str, extra: Sequence[Tensor] = (), *, alone: bool = False) -> str:
     """Return a hash of everything that a layer's output depends on in the network: itself and all layers before it.
 
-    In a network that is no plain chain this is all layers that come before it in the module order.
+    In a network that is no plain chain this is all layers that come before it in the module order. With `alone` it is
+    the layer itself only.
     """
-    path = find_layer(classifier.layers, layer).path
     digest = hashlib.sha256()
-    for tensor in (*_state_up_to(classifier, path), *extra):
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    for tensor in (*_state_of(classifier, layer, alone), *extra):
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def frozen(classifier: Classifier, layer: str) -> bool:
-    """Return whether no parameter that a layer's output depends on is trained at all."""
+def frozen(classifier: Classifier, layer: str, *, alone: bool = False) -> bool:
+    """Return whether no parameter that a layer's output depends on (with `alone`: of its own) is trained at all."""
+    return not any(getattr(tensor, "requires_grad", False) for tensor in _state_of(classifier, layer, alone))
+
+
+def _state_of(classifier: Classifier, layer: str, alone: bool) -> list[Tensor]:
     path = find_layer(classifier.layers, layer).path
-    return not any(getattr(tensor, "requires_grad", False) for tensor in _state_up_to(classifier, path))
+    if alone:
+        module = classifier.get_submodule(path)
+        return [*module.parameters(), *module.buffers()]
+    return _state_up_to(classifier, path)
 
 
 def _state_up_to(classifier: Classifier, path: str) -> list[Tensor]:

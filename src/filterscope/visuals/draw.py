@@ -1,0 +1,274 @@
+"""The one way a picture is put together: tiles in a grid, their captions, and a header that says what one sees.
+
+TensorBoard shows a picture of 1000 pixels 350 wide and picks nearest pixels when it shrinks: strokes of letters must
+be three pixels wide to survive, so labels are large and bold.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from filterscope.files import write_file
+from filterscope.visuals.visual import Picture, Pixels
+
+Colour = tuple[int, int, int]
+
+WIDTH = 1000
+MARGIN = 24
+GAP = 10
+BACKGROUND: Colour = (24, 26, 31)
+EDGE: Colour = (94, 101, 115)
+INK: Colour = (245, 245, 242)
+FAINT: Colour = (188, 194, 205)
+# From the palette of Okabe and Ito, which stays apart under the common kinds of colour blindness.
+BLUE: Colour = (86, 180, 233)
+ORANGE: Colour = (230, 159, 0)
+GREEN: Colour = (0, 158, 115)
+VERMILION: Colour = (236, 112, 20)
+PURPLE: Colour = (204, 121, 167)
+YELLOW: Colour = (240, 228, 66)
+
+TITLE = 46
+NOTE = 30
+CAPTION = 36
+SMALLEST = 20
+FRAME = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One tile of a grid.
+
+    `caption` has a line per entry, drawn under the tile in the middle; a tab in a line puts what is before it to the
+    left and what is after it to the right. `frame` colours the tile's border and its last caption line; `mark` is a
+    sign (✓ or ✗) in its corner.
+    """
+
+    pixels: Pixels
+    caption: tuple[str, ...] = ()
+    frame: Colour | None = None
+    mark: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Legend:
+    """A colour bar in the header: `colours` is uint8 `(n, 3)` from `low` to `high`."""
+
+    colours: Pixels
+    low: str
+    high: str
+
+
+def shape(count: int, most: int = 8) -> int:
+    """Return how many columns, at most `most`, fill the rows of a grid of `count` tiles most evenly."""
+    rows = -(-max(count, 1) // most)
+    return -(-max(count, 1) // rows)
+
+
+def side(columns: int, *, labels: int = 0, largest: int = 230) -> int:
+    """Return how wide a tile can be in a grid of so many columns beside row labels of a width."""
+    return min(largest, (WIDTH - 2 * MARGIN - labels - (columns - 1) * GAP) // columns)
+
+
+def grid(
+    cells: Sequence[Cell],
+    *,
+    columns: int,
+    title: str,
+    aside: str = "",
+    notes: Sequence[str] = (),
+    legend: Legend | None = None,
+    thumbnail: Pixels | None = None,
+    row_labels: Sequence[str] = (),
+    column_labels: Sequence[str] = (),
+    label_width: int = 0,
+) -> Pixels:
+    """Draw tiles row by row below a header, uint8 `(H, 1000, 3)`.
+
+    Tiles keep their size; a column is as wide as its widest tile. `aside` stands at the right of the title (the
+    epoch), `notes` below it, `thumbnail` at the left of both. `label_width` is kept free for `row_labels`.
+    """
+    rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
+    widths = [max(row[c].pixels.shape[1] for row in rows if c < len(row)) for c in range(min(columns, len(cells)))]
+    free = WIDTH - 2 * MARGIN - label_width - sum(widths)
+    gap = min(free // max(len(widths) - 1, 1), 3 * GAP) if len(rows) > 1 or len(widths) > 1 else GAP
+    lefts = [MARGIN + label_width + sum(widths[:c]) + c * gap for c in range(len(widths))]
+    header = _header(title, aside, notes, legend, thumbnail)
+    top = header.shape[0] + (round(1.3 * CAPTION) if column_labels else 0)
+    tops, y = [], top
+    for row in rows:
+        tops.append(y)
+        y += max(cell.pixels.shape[0] for cell in row) + _caption_height(row) + GAP
+    canvas = np.full((y + MARGIN - GAP, WIDTH, 3), BACKGROUND, dtype=np.uint8)
+    canvas[: header.shape[0]] = header
+    image = Image.fromarray(canvas)
+    pen = ImageDraw.Draw(image)
+    for label, left, width in zip(column_labels, lefts, widths, strict=False):
+        _text(pen, label, (left, top - round(1.25 * CAPTION)), width=width + gap - 4, size=CAPTION, colour=FAINT)
+    for i, (row, row_top) in enumerate(zip(rows, tops, strict=True)):
+        height = max(cell.pixels.shape[0] for cell in row)
+        if i < len(row_labels):
+            at = (MARGIN, row_top + (height - CAPTION) // 2)
+            _text(pen, row_labels[i], at, width=label_width - GAP, size=CAPTION, colour=FAINT, anchor="l")
+        size = _caption_size(row, widths, gap)
+        for cell, left, width in zip(row, lefts, widths, strict=False):
+            _draw_cell(image, pen, cell, (left, row_top), (width, height), room=width + gap - 4, size=size)
+    pen.rectangle((0, 0, WIDTH - 1, canvas.shape[0] - 1), outline=EDGE, width=2)
+    return np.asarray(image)
+
+
+def text_width(text: str, size: int, *, bold: bool = True) -> float:
+    """Return how many pixels wide a text is."""
+    return float(_font(size, bold).getlength(text))
+
+
+def fitting(text: str, *, width: float, size: int, smallest: int = SMALLEST) -> tuple[str, int]:
+    """Return the text and the largest size, not above `size`, at which it fits; the last resort is an ellipsis."""
+    while size > smallest and text_width(text, size) > width:
+        size -= 1
+    while len(text) > 2 and text_width(text, size) > width:
+        text = text[:-2].rstrip() + "…"
+    return text, size
+
+
+def wrap(text: str, *, width: float, size: int, bold: bool = False) -> list[str]:
+    """Break a text into lines that are no wider than `width` pixels."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and text_width(longer, size, bold=bold) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+def encode_png(picture: Picture) -> bytes:
+    """Return the picture as a PNG file, compressed lightly because it is written while training waits."""
+    file = io.BytesIO()
+    Image.fromarray(picture.pixels).save(file, format="png", compress_level=1)
+    return file.getvalue()
+
+
+def save_png(picture: Picture, path: Path) -> None:
+    """Write the picture to a PNG file that is there complete or not at all."""
+    write_file(path, encode_png(picture))
+
+
+@lru_cache
+def _font(size: int, bold: bool = True) -> ImageFont.FreeTypeFont:
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
+
+
+def _header(
+    title: str, aside: str, notes: Sequence[str], legend: Legend | None, thumbnail: Pixels | None
+) -> Pixels:
+    left = MARGIN + (thumbnail.shape[1] + 2 * GAP if thumbnail is not None else 0)
+    bar = _legend_width(legend) + 2 * GAP if legend else 0
+    lines = [line for note in notes for line in wrap(note, width=WIDTH - MARGIN - left - bar, size=NOTE)]
+    step = round(1.3 * NOTE)
+    height = MARGIN + TITLE + GAP + max(len(lines) * step, step if legend else 0) + GAP + 6
+    if thumbnail is not None:
+        height = max(height, MARGIN + thumbnail.shape[0] + 2 * GAP)
+    image = Image.new("RGB", (WIDTH, height), BACKGROUND)
+    pen = ImageDraw.Draw(image)
+    if thumbnail is not None:
+        image.paste(Image.fromarray(thumbnail), (MARGIN, MARGIN))
+    room = WIDTH - MARGIN - left - (text_width(aside, TITLE) + 3 * GAP if aside else 0)
+    _text(pen, title, (left, MARGIN - 6), width=room, size=TITLE, colour=INK, anchor="l")
+    _text(pen, aside, (WIDTH - MARGIN, MARGIN - 6), width=WIDTH, size=TITLE, colour=FAINT, anchor="r")
+    top = MARGIN + TITLE + GAP
+    for i, line in enumerate(lines):
+        pen.text((left, top + i * step), line, font=_font(NOTE, bold=False), fill=FAINT)
+    if legend is not None:
+        _draw_legend(image, pen, legend, top)
+    return np.asarray(image)
+
+
+def _legend_width(legend: Legend) -> int:
+    return round(text_width(legend.low, NOTE) + text_width(legend.high, NOTE)) + 140 + 2 * GAP
+
+
+def _draw_legend(image: Image.Image, pen: ImageDraw.ImageDraw, legend: Legend, top: int) -> None:
+    left = WIDTH - MARGIN - _legend_width(legend)
+    bar_left = left + round(text_width(legend.low, NOTE)) + GAP
+    pen.text((left, top), legend.low, font=_font(NOTE), fill=FAINT)
+    pen.text((bar_left + 140 + GAP, top), legend.high, font=_font(NOTE), fill=FAINT)
+    columns = np.linspace(0, len(legend.colours) - 1, 140).round().astype(int)
+    bar = np.repeat(legend.colours[columns][None], 26, axis=0)
+    image.paste(Image.fromarray(bar), (bar_left, top + 6))
+
+
+def _caption_height(row: Sequence[Cell]) -> int:
+    lines = max(len(cell.caption) for cell in row)
+    return round(lines * 1.15 * CAPTION) + (4 if lines else 0)
+
+
+def _caption_size(row: Sequence[Cell], widths: Sequence[int], gap: int) -> int:
+    """One size for a whole row, so that numbers beside each other look alike; only names shrink alone."""
+    sizes = [
+        fitting(line.replace("\t", " "), width=width + gap - 4, size=CAPTION)[1]
+        for cell, width in zip(row, widths, strict=False)
+        for line in cell.caption
+        if line[:1].isdigit() or "\t" in line
+    ]
+    return min(sizes, default=CAPTION)
+
+
+def _draw_cell(
+    image: Image.Image,
+    pen: ImageDraw.ImageDraw,
+    cell: Cell,
+    at: tuple[int, int],
+    box: tuple[int, int],
+    *,
+    room: int,
+    size: int,
+) -> None:
+    height, width = cell.pixels.shape[:2]
+    left, top = at[0] + (box[0] - width) // 2, at[1] + (box[1] - height) // 2
+    image.paste(Image.fromarray(np.ascontiguousarray(cell.pixels)), (left, top))
+    if cell.frame is not None:
+        pen.rectangle((left, top, left + width - 1, top + height - 1), outline=cell.frame, width=FRAME)
+    if cell.mark:
+        _draw_mark(pen, cell.mark, (left + width, top), cell.frame or INK)
+    for i, line in enumerate(cell.caption):
+        last = i == len(cell.caption) - 1
+        colour = cell.frame if last and cell.frame is not None else INK
+        y = at[1] + box[1] + 1 + round(i * 1.15 * CAPTION)
+        before, tab, after = line.partition("\t")
+        if tab:
+            _text(pen, before, (left, y), width=room, size=size, colour=colour, anchor="l")
+            _text(pen, after, (left + width, y), width=room, size=size, colour=FAINT, anchor="r")
+        else:
+            _text(pen, line, (at[0] + (box[0] - room) // 2, y), width=room, size=size, colour=colour)
+
+
+def _draw_mark(pen: ImageDraw.ImageDraw, mark: str, corner: tuple[int, int], colour: Colour) -> None:
+    size = 56
+    left, top = corner[0] - size, corner[1]
+    pen.rectangle((left, top, left + size - 1, top + size - 1), fill=colour)
+    pen.text((left + size / 2, top + size / 2), mark, font=_font(50), fill=BACKGROUND, anchor="mm")
+
+
+def _text(
+    pen: ImageDraw.ImageDraw,
+    text: str,
+    at: tuple[int, int],
+    *,
+    width: float,
+    size: int,
+    colour: Colour,
+    anchor: str = "m",
+) -> None:
+    text, fitted = fitting(text, width=width, size=size)
+    x = at[0] + width / 2 if anchor == "m" else at[0]
+    # One baseline per line, whatever size a single label shrank to.
+    pen.text((x, at[1] + 0.95 * size), text, font=_font(fitted), fill=colour, anchor=f"{anchor}s")

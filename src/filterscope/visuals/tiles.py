@@ -1,0 +1,139 @@
+"""Tensors to tiles: every scale is said, no value wraps, a constant map is no accident."""
+
+import math
+from functools import lru_cache
+
+import matplotlib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from filterscope.visuals.draw import BACKGROUND, BLUE, EDGE, FAINT, ORANGE, Legend
+from filterscope.visuals.visual import Pixels
+
+SIGNED = "RdBu_r"
+UNSIGNED = "viridis"
+
+
+def photo(image: Tensor, size: int) -> Pixels:
+    """Return an image `(C, H, W)` in [0, 1], grey or colour, as a tile that fits into `size` × `size` pixels.
+
+    Values outside [0, 1] are clamped. Small images are enlarged without blur, large ones shrunk with a filter.
+    """
+    values = image.detach().float().cpu().nan_to_num().clamp(0, 1)
+    values = values.expand(3, -1, -1) if len(values) == 1 else values[:3]
+    return _to_uint8(_fit(values, size))
+
+
+def kernel(values: Tensor, size: int) -> Pixels:
+    """Return a kernel `(1 or 3, h, w)` as grey or colour, mid-grey where it is zero, scaled by its largest weight."""
+    values = values.detach().float().cpu().nan_to_num()
+    scaled = 0.5 + 0.5 * values / values.abs().max().clamp_min(1e-12)
+    return _to_uint8(_fit(scaled.expand(3, -1, -1), size))
+
+
+def signed(values: Tensor, size: int, *, largest: float | None = None) -> Pixels:
+    """Return a map `(h, w)` from blue (negative) over white (zero) to red (positive).
+
+    The scale is symmetric: `largest` is the value of full red, by default the map's own largest absolute value.
+    """
+    values = values.detach().float().cpu().nan_to_num()
+    top = max(largest if largest is not None else float(values.abs().max()), 1e-12)
+    return _mapped(0.5 + 0.5 * (values / top), SIGNED, size)
+
+
+def unsigned(values: Tensor, size: int) -> Pixels:
+    """Return a map `(h, w)` from its own minimum (dark) to its own maximum (bright); a constant one is all dark."""
+    values = values.detach().float().cpu().nan_to_num()
+    low, high = values.min(), values.max()
+    return _mapped((values - low) / (high - low).clamp_min(1e-12), UNSIGNED, size)
+
+
+def bars(values: Tensor, width: int, height: int) -> Pixels:
+    """Return the values `(n,)` as bars around a zero line: orange up for positive, blue down for negative ones.
+
+    With more values than pixels a column shows the one of largest absolute value.
+    """
+    values = values.detach().float().cpu().nan_to_num()
+    if len(values) > width:
+        groups = torch.tensor_split(values, width)
+        values = torch.stack([group[group.abs().argmax()] for group in groups])
+    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+    span = max(high - low, 1e-12)
+    owner = (np.arange(width) * len(values)) // width
+    level = np.asarray(values)[owner]
+    y = high - (np.arange(height)[:, None] + 0.5) / height * span
+    tile = np.full((height, width, 3), tuple((b + e) // 3 for b, e in zip(BACKGROUND, EDGE, strict=True)), np.uint8)
+    tile[(y > 0) & (y <= level)] = ORANGE
+    tile[(y < 0) & (y >= level)] = BLUE
+    wide = width // max(len(values), 1)
+    if wide >= 4:  # a dark line between bars, where there is room for one
+        tile[:, np.flatnonzero(np.diff(owner))] = tile[:, np.flatnonzero(np.diff(owner))] // 3
+    zero = min(round(high / span * height), height - 1)
+    tile[max(zero - 1, 0) : zero + 1] = FAINT
+    return tile
+
+
+def side_by_side(left: Pixels, right: list[Pixels], gap: int = 3) -> Pixels:
+    """Return a tile with smaller ones stacked at its right side."""
+    height = left.shape[0]
+    width = max(tile.shape[1] for tile in right)
+    whole = np.full((height, left.shape[1] + gap + width, 3), BACKGROUND, dtype=np.uint8)
+    whole[:, : left.shape[1]] = left
+    step = height / len(right)
+    for i, tile in enumerate(right):
+        top = round(i * step + (step - tile.shape[0]) / 2)
+        whole[top : top + tile.shape[0], left.shape[1] + gap : left.shape[1] + gap + tile.shape[1]] = tile
+    return whole
+
+
+def signed_legend(low: str = "−", high: str = "+") -> Legend:
+    """Return the colour bar of `signed`."""
+    return Legend(colours=_colours(SIGNED), low=low, high=high)
+
+
+def unsigned_legend(low: str = "min", high: str = "max") -> Legend:
+    """Return the colour bar of `unsigned`."""
+    return Legend(colours=_colours(UNSIGNED), low=low, high=high)
+
+
+def short(value: float) -> str:
+    """Return a number in as few characters as say its size: `12`, `1.2`, `0.03`, `2e6`."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else str(value)
+    size = abs(value)
+    if size >= 99999.5 or size < 0.0005:
+        mantissa, exponent = f"{value:.0e}".split("e")
+        text = f"{mantissa}e{int(exponent)}"
+    else:
+        text = f"{value:.0f}" if size >= 9.95 else f"{value:.1f}" if size >= 0.095 else f"{value:.1g}"
+    return text.replace("-", "−")
+
+
+@lru_cache
+def _colours(name: str) -> Pixels:
+    colours = matplotlib.colormaps[name](np.linspace(0, 1, 256))[:, :3]
+    return np.asarray((colours * 255).round(), dtype=np.uint8)
+
+
+def _mapped(values: Tensor, name: str, size: int) -> Pixels:
+    enlarged = _fit(values[None], size)[0]
+    return _colours(name)[(enlarged.clamp(0, 1) * 255).round().long().numpy()]
+
+
+def _fit(values: Tensor, size: int) -> Tensor:
+    height, width = values.shape[-2:]
+    longest = max(height, width)
+    if longest <= size:
+        factor = size // longest
+        if factor * longest >= 0.8 * size:  # whole pixels, all of one size, where that wastes little room
+            return values.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+        new = (max(1, round(height * size / longest)), max(1, round(width * size / longest)))
+        return F.interpolate(values[None], new, mode="nearest-exact")[0]
+    new = (max(1, round(height * size / longest)), max(1, round(width * size / longest)))
+    return F.interpolate(values[None], new, mode="bilinear", antialias=True)[0]
+
+
+def _to_uint8(values: Tensor) -> Pixels:
+    return (values.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
