@@ -1,4 +1,4 @@
-"""Feature maps that images cause at named layers."""
+"""What images cause: feature maps at named layers, and probabilities of classes."""
 
 from collections.abc import Sequence
 
@@ -23,3 +23,10 @@ def activations(classifier: Classifier, images: Tensor, layers: Sequence[str]) -
     with observing(classifier), torch.no_grad(), tapping(classifier, layers) as outputs:
         classifier(images.to(device_of(classifier)))
         return {name: outputs[name].float().cpu() for name in layers}
+
+
+def probabilities(classifier: Classifier, images: Tensor) -> Tensor:
+    """Return the class probabilities `(N, classes)` of images in [0, 1], float32 on the CPU."""
+    with observing(classifier), torch.no_grad():
+        logits: Tensor = classifier(images.to(device_of(classifier)))
+        return logits.float().softmax(dim=1).cpu()

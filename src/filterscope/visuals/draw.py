@@ -5,6 +5,7 @@ be three pixels wide to survive, so labels are large and bold.
 """
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -45,13 +46,13 @@ FRAME = 6
 class Cell:
     """One tile of a grid.
 
-    `caption` has a line per entry, drawn under the tile in the middle; a tab in a line puts what is before it to the
-    left and what is after it to the right. `frame` colours the tile's border and its last caption line; `mark` is a
-    sign (✓ or ✗) in its corner.
+    `caption` has a line per entry, drawn under the tile; the last `toned` of them take the colour of the `frame`, which
+    is drawn around the tile. `mark` is a sign (✓ or ✗) in its corner.
     """
 
     pixels: Pixels
     caption: tuple[str, ...] = ()
+    toned: int = 1
     frame: Colour | None = None
     mark: str = ""
 
@@ -111,12 +112,12 @@ def grid(
     pen = ImageDraw.Draw(image)
     for label, left, width in zip(column_labels, lefts, widths, strict=False):
         _text(pen, label, (left, top - round(1.25 * CAPTION)), width=width + gap - 4, size=CAPTION, colour=FAINT)
+    size = _caption_size(rows, widths, gap)
     for i, (row, row_top) in enumerate(zip(rows, tops, strict=True)):
         height = max(cell.pixels.shape[0] for cell in row)
         if i < len(row_labels):
             at = (MARGIN, row_top + (height - CAPTION) // 2)
             _text(pen, row_labels[i], at, width=label_width - GAP, size=CAPTION, colour=FAINT, anchor="l")
-        size = _caption_size(row, widths, gap)
         for cell, left, width in zip(row, lefts, widths, strict=False):
             _draw_cell(image, pen, cell, (left, row_top), (width, height), room=width + gap - 4, size=size)
     pen.rectangle((0, 0, WIDTH - 1, canvas.shape[0] - 1), outline=EDGE, width=2)
@@ -137,15 +138,24 @@ def fitting(text: str, *, width: float, size: int, smallest: int = SMALLEST) -> 
     return text, size
 
 
+def named(text: str, *, width: float, size: int = CAPTION, most: int = 2) -> tuple[str, ...]:
+    """Break a name into at most `most` caption lines where it would have to shrink much to fit into one."""
+    if text_width(text, size) <= 1.15 * width:
+        return (text,)
+    lines = wrap(text.replace("-", "-\u200b").replace("/", "/\u200b"), width=1.15 * width, size=size, bold=True)
+    if len(lines) > most:
+        lines[most - 1 :] = [" ".join(lines[most - 1 :])]
+    return tuple(line.replace("\u200b", "") for line in lines)
+
+
 def wrap(text: str, *, width: float, size: int, bold: bool = False) -> list[str]:
-    """Break a text into lines that are no wider than `width` pixels."""
+    """Break a text into lines that are no wider than `width` pixels, at blanks and zero-width spaces."""
     lines: list[str] = []
-    for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and text_width(longer, size, bold=bold) <= width:
-            lines[-1] = longer
+    for word in re.findall(r"\s*[^\s\u200b]+\u200b?", text):
+        if lines and text_width((lines[-1] + word).replace("\u200b", ""), size, bold=bold) <= width:
+            lines[-1] += word
         else:
-            lines.append(word)
+            lines.append(word.lstrip())
     return lines
 
 
@@ -167,9 +177,7 @@ def _font(size: int, bold: bool = True) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
 
 
-def _header(
-    title: str, aside: str, notes: Sequence[str], legend: Legend | None, thumbnail: Pixels | None
-) -> Pixels:
+def _header(title: str, aside: str, notes: Sequence[str], legend: Legend | None, thumbnail: Pixels | None) -> Pixels:
     left = MARGIN + (thumbnail.shape[1] + 2 * GAP if thumbnail is not None else 0)
     bar = _legend_width(legend) + 2 * GAP if legend else 0
     lines = [line for note in notes for line in wrap(note, width=WIDTH - MARGIN - left - bar, size=NOTE)]
@@ -211,15 +219,20 @@ def _caption_height(row: Sequence[Cell]) -> int:
     return round(lines * 1.15 * CAPTION) + (4 if lines else 0)
 
 
-def _caption_size(row: Sequence[Cell], widths: Sequence[int], gap: int) -> int:
-    """One size for a whole row, so that numbers beside each other look alike; only names shrink alone."""
+def _caption_size(rows: Sequence[Sequence[Cell]], widths: Sequence[int], gap: int) -> int:
+    """One size for all numbers, so that those beside each other look alike; only names shrink alone."""
     sizes = [
-        fitting(line.replace("\t", " "), width=width + gap - 4, size=CAPTION)[1]
+        fitting(line, width=width + gap - 4, size=CAPTION)[1]
+        for row in rows
         for cell, width in zip(row, widths, strict=False)
         for line in cell.caption
-        if line[:1].isdigit() or "\t" in line
+        if _is_number(line)
     ]
     return min(sizes, default=CAPTION)
+
+
+def _is_number(line: str) -> bool:
+    return line.lstrip("−")[:1].isdigit()
 
 
 def _draw_cell(
@@ -240,15 +253,11 @@ def _draw_cell(
     if cell.mark:
         _draw_mark(pen, cell.mark, (left + width, top), cell.frame or INK)
     for i, line in enumerate(cell.caption):
-        last = i == len(cell.caption) - 1
-        colour = cell.frame if last and cell.frame is not None else INK
+        toned = i >= len(cell.caption) - cell.toned
+        colour = cell.frame if toned and cell.frame is not None else INK
         y = at[1] + box[1] + 1 + round(i * 1.15 * CAPTION)
-        before, tab, after = line.partition("\t")
-        if tab:
-            _text(pen, before, (left, y), width=room, size=size, colour=colour, anchor="l")
-            _text(pen, after, (left + width, y), width=room, size=size, colour=FAINT, anchor="r")
-        else:
-            _text(pen, line, (at[0] + (box[0] - room) // 2, y), width=room, size=size, colour=colour)
+        at_line = (at[0] + (box[0] - room) // 2, y)
+        _text(pen, line, at_line, width=room, size=size if _is_number(line) else CAPTION, colour=colour)
 
 
 def _draw_mark(pen: ImageDraw.ImageDraw, mark: str, corner: tuple[int, int], colour: Colour) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filterscope.visuals.draw import BACKGROUND, BLUE, EDGE, FAINT, ORANGE, Legend
+from filterscope.visuals.draw import BACKGROUND, EDGE, FAINT, Legend
 from filterscope.visuals.visual import Pixels
 
 SIGNED = "RdBu_r"
@@ -51,7 +51,7 @@ def unsigned(values: Tensor, size: int) -> Pixels:
 
 
 def bars(values: Tensor, width: int, height: int) -> Pixels:
-    """Return the values `(n,)` as bars around a zero line: orange up for positive, blue down for negative ones.
+    """Return the values `(n,)` as bars around a zero line: red up for positive, blue down for negative ones.
 
     With more values than pixels a column shows the one of largest absolute value.
     """
@@ -65,8 +65,8 @@ def bars(values: Tensor, width: int, height: int) -> Pixels:
     level = np.asarray(values)[owner]
     y = high - (np.arange(height)[:, None] + 0.5) / height * span
     tile = np.full((height, width, 3), tuple((b + e) // 3 for b, e in zip(BACKGROUND, EDGE, strict=True)), np.uint8)
-    tile[(y > 0) & (y <= level)] = ORANGE
-    tile[(y < 0) & (y >= level)] = BLUE
+    tile[(y > 0) & (y <= level)] = _colours(SIGNED)[216]
+    tile[(y < 0) & (y >= level)] = _colours(SIGNED)[52]
     wide = width // max(len(values), 1)
     if wide >= 4:  # a dark line between bars, where there is room for one
         tile[:, np.flatnonzero(np.diff(owner))] = tile[:, np.flatnonzero(np.diff(owner))] // 3
@@ -98,17 +98,31 @@ def unsigned_legend(low: str = "min", high: str = "max") -> Legend:
     return Legend(colours=_colours(UNSIGNED), low=low, high=high)
 
 
-def short(value: float) -> str:
-    """Return a number in as few characters as say its size: `12`, `1.2`, `0.03`, `2e6`."""
-    if value == 0 or not math.isfinite(value):
+def short(value: float, like: float | None = None) -> str:
+    """Return a number in as few characters as say its size, with the decimals that `like` (or itself) needs.
+
+    `12`, `1.2`, `0.03`, `2e6`; `short(0.04, like=12)` is `0`.
+    """
+    size = abs(like if like is not None else value)
+    if size == 0 or not math.isfinite(value):
         return "0" if value == 0 else str(value)
-    size = abs(value)
-    if size >= 99999.5 or size < 0.0005:
-        mantissa, exponent = f"{value:.0e}".split("e")
-        text = f"{mantissa}e{int(exponent)}"
+    if size >= 99999.5 or size < 0.00095:
+        mantissa, _, exponent = f"{value:.0e}".partition("e")
+        text = f"{mantissa}e{int(exponent)}" if value else "0"
     else:
-        text = f"{value:.0f}" if size >= 9.95 else f"{value:.1f}" if size >= 0.095 else f"{value:.1g}"
+        decimals = max(0, 1 - math.floor(math.log10(size * 1.0005)))
+        text = f"{value:.{decimals}f}"
+    text = "0" if not float(text) else text
     return text.replace("-", "−")
+
+
+def value_range(values: Tensor) -> str:
+    """Return the smallest and the largest value as `min…max`, or the one value of a constant map."""
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        return short(high)
+    largest = max(abs(low), abs(high))
+    return f"{short(low, largest)}…{short(high, largest)}"
 
 
 @lru_cache
@@ -119,7 +133,8 @@ def _colours(name: str) -> Pixels:
 
 def _mapped(values: Tensor, name: str, size: int) -> Pixels:
     enlarged = _fit(values[None], size)[0]
-    return _colours(name)[(enlarged.clamp(0, 1) * 255).round().long().numpy()]
+    pixels: Pixels = _colours(name)[(enlarged.clamp(0, 1) * 255).round().long().numpy()]
+    return pixels
 
 
 def _fit(values: Tensor, size: int) -> Tensor:

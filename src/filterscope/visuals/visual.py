@@ -105,6 +105,11 @@ def is_due(visual: Visual, past: Past) -> bool:
     return visual.every > 0 and past.epoch % visual.every == 0
 
 
+def name_of(label: int, class_names: Sequence[str]) -> str:
+    """Return a class's name, or its number where nobody named it."""
+    return class_names[label] if label < len(class_names) else f"class {label}"
+
+
 def epoch_label(past: Past) -> str:
     """Return what a header says about when it was drawn; nothing outside training."""
     return "" if past.epoch is None else f"epoch {past.epoch}"

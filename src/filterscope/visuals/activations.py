@@ -1,0 +1,188 @@
+"""Feature maps that examples cause, as pictures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from filterscope.errors import UserError
+from filterscope.models.classifier import Classifier
+from filterscope.models.layers import block_ends
+from filterscope.probes.activations import activations
+from filterscope.visuals.draw import BACKGROUND, GAP, MARGIN, WIDTH, Cell, grid, named, shape, side
+from filterscope.visuals.tiles import bars, photo, signed, signed_legend, unsigned, unsigned_legend, value_range
+from filterscope.visuals.visual import Examples, Past, Picture, epoch_label, name_of, occasion
+
+PICKS = ("varied", "first")
+_MOST_MAPS = 7  # of one image in one line
+_EMPTY = Cell(pixels=np.full((1, 1, 3), BACKGROUND, dtype=np.uint8))
+
+_HOW = {
+    "map": "Each row is one image, shown at its left; each column is one channel: bright where the channel answers "
+    "strongly. Every map is scaled by itself, from its own minimum to its own maximum, which stand below it: compare "
+    "the places inside a map, and the numbers between maps. A map that is dark all over is constant.",
+    "signed": "Each row is one image, shown at its left; each column is one channel: red where the value is positive, "
+    "blue where it is negative, white where it is zero. Every map is scaled by itself, symmetrically around zero; its "
+    "smallest and largest value stand below it.",
+    "bars": "Each row is one image with one bar per feature: red up for positive values, blue down for negative "
+    "ones, around the pale zero line. Every row is scaled by itself; its smallest and largest value stand below it.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activations:
+    """Draw the feature maps of a few channels for a few examples, one grid per layer: `activations/<layer>`.
+
+    Attributes:
+        layers: names of layers; None: where blocks end. A convolution's name means its output before the ReLU.
+        channels: how many channels, a list of indices, or None for all.
+        pick: which ones, where `channels` says how many: `varied` (whose positive values vary most over the
+            examples when they are drawn for the first time) or `first`.
+        images: how many examples.
+        every: draw every so many epochs, 0: before training only.
+    """
+
+    layers: Sequence[str] | None = None
+    channels: list[int] | int | None = 7
+    pick: str = "varied"
+    images: int = 4
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse a choice that does not exist."""
+        if self.pick not in PICKS:
+            raise UserError(f"visuals.activations.pick={self.pick!r}; possible are {', '.join(PICKS)}")
+
+    def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> dict[str, Picture]:
+        """Return a picture of the maps of every layer that has something new to show."""
+        if not len(examples):
+            raise UserError("activations need images to look at: give images=[…] or a data set")
+        layers = list(self.layers if self.layers is not None else block_ends(classifier.layers))
+        still = {layer: occasion(classifier, layer, f"activations/{layer}", past) for layer in layers}
+        due = [layer for layer in layers if still[layer] is not None]
+        images = examples.images[: self.images]
+        maps = activations(classifier, images, due) if due else {}
+        pictures = {}
+        for layer in due:
+            tag = f"activations/{layer}"
+            chosen = self._channels(maps[layer], layer, past.store.setdefault("channels", {}))
+            pictures[tag] = draw_maps(
+                images,
+                maps[layer][:, chosen],
+                chosen,
+                layer=layer,
+                total=maps[layer].shape[1],
+                picked="that vary most" if self.pick == "varied" and isinstance(self.channels, int) else "",
+                names=_names(examples),
+                aside=epoch_label(past),
+                still=still[layer] or "",
+            )
+        return pictures
+
+    def _channels(self, maps: Tensor, layer: str, kept: dict[str, list[int]]) -> list[int]:
+        total = maps.shape[1]
+        if (maps.ndim == 2 and isinstance(self.channels, int)) or self.channels is None:
+            return list(range(total))
+        if not isinstance(self.channels, int):
+            wrong = [channel for channel in self.channels if not 0 <= channel < total]
+            if wrong:
+                raise UserError(f"channel {wrong[0]} of {layer} does not exist; it has 0 to {total - 1}")
+            return self.channels
+        if self.pick == "first":
+            return list(range(min(self.channels, total)))
+        # Which channels vary most changes while they learn; a grid that is to be followed keeps its columns.
+        if len(kept.get(layer, ())) != min(self.channels, total):
+            kept[layer] = sorted(most_varied(maps, self.channels).tolist())
+        return kept[layer]
+
+
+def most_varied(maps: Tensor, count: int) -> Tensor:
+    """Return the indices of the channels whose positive values vary most over images and places, most first.
+
+    Negative values do not count: a ReLU takes them away.
+
+    Args:
+        maps: `(N, channels, h, w)`.
+        count: how many at most.
+    """
+    spread = maps.nan_to_num().clamp_min(0).transpose(0, 1).flatten(1).std(dim=1, correction=0)
+    return spread.topk(min(count, len(spread))).indices
+
+
+def draw_maps(
+    images: Tensor,
+    maps: Tensor,
+    channels: Sequence[int],
+    *,
+    layer: str,
+    total: int,
+    names: Sequence[str] = (),
+    picked: str = "",
+    aside: str = "",
+    still: str = "",
+) -> Picture:
+    """Draw images `(N, C, H, W)` in [0, 1] beside the maps `(N, channels, h, w)` that they cause.
+
+    The outputs `(N, features)` of a Linear are drawn as bars. `total` is how many channels the layer has, `picked`
+    says which of them are shown.
+    """
+    if maps.ndim not in (2, 4):
+        raise UserError(f"{layer} puts out {maps.ndim - 1} dimensions an image; only maps and features can be drawn")
+    kind = "bars" if maps.ndim == 2 else "signed" if float(maps.min()) < 0 else "map"
+    of_all = f"{len(channels)} of {total}" if len(channels) < total else f"all {total}"
+    what = "features" if kind == "bars" else "channels"
+    note = f"{of_all} {what}{' ' + picked if picked and len(channels) < total else ''}; "
+    note += "each row scaled by itself" if kind == "bars" else "each map scaled by itself, min…max below it"
+    labels = [names[i] if i < len(names) else "" for i in range(len(images))]
+    if kind == "bars":
+        cells, columns = _bar_cells(images, maps, labels), 2
+    else:
+        cells, columns = _map_cells(images, maps, channels, labels)
+    wrapped = len(cells) > columns * len(images)
+    pixels = grid(
+        cells,
+        columns=columns,
+        title=layer,
+        aside=aside,
+        notes=[note, still],
+        legend={"bars": None, "signed": signed_legend("−", "+"), "map": unsigned_legend()}[kind],
+        column_labels=[] if wrapped or kind == "bars" else ["channel", *(str(channel) for channel in channels)],
+    )
+    return Picture(pixels=pixels, description=f"**{layer}**: {of_all} {what}. {_HOW[kind]}")
+
+
+def _map_cells(images: Tensor, maps: Tensor, channels: Sequence[int], labels: Sequence[str]) -> tuple[list[Cell], int]:
+    columns = shape(len(channels), most=_MOST_MAPS) + 1
+    lines = -(-len(channels) // (columns - 1))
+    size = side(columns)
+    tile = signed if float(maps.min()) < 0 else unsigned
+    cells: list[Cell] = []
+    for image, row, label in zip(images, maps, labels, strict=True):
+        drawn = [
+            Cell(pixels=tile(m, size), caption=(*([str(c)] if lines > 1 else []), value_range(m)))
+            for m, c in zip(row, channels, strict=True)
+        ]
+        for line in range(lines):
+            first = Cell(pixels=photo(image, size), caption=named(label, width=size)) if line == 0 else _EMPTY
+            part = drawn[line * (columns - 1) : (line + 1) * (columns - 1)]
+            cells += [first, *part, *[_EMPTY] * (columns - 1 - len(part))]
+    return cells, columns
+
+
+def _bar_cells(images: Tensor, values: Tensor, labels: Sequence[str]) -> list[Cell]:
+    size = 150
+    wide = WIDTH - 2 * MARGIN - size - GAP
+    cells = []
+    for image, row, label in zip(images, values, labels, strict=True):
+        cells += [
+            Cell(pixels=photo(image, size), caption=named(label, width=size)),
+            Cell(pixels=bars(row, wide, size), caption=(value_range(row),)),
+        ]
+    return cells
+
+
+def _names(examples: Examples) -> list[str]:
+    if examples.labels is None:
+        return list(examples.names)
+    return [name_of(label, examples.class_names) for label in examples.labels.tolist()]
