@@ -1,0 +1,193 @@
+"""What all sets share: knobs, splits, checks, views and loaders; a set only says what it consists of."""
+
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from filterscope.data.checking import check_headers, leave_out_damaged
+from filterscope.data.loading import ImageLoader, ViewedImages, as_it_is
+from filterscope.data.preparing import check_trainable, prepare
+from filterscope.data.sampling import EpochSampler, mixed_seed
+from filterscope.data.sources import Files, Found, Images
+from filterscope.data.splitting import spread
+from filterscope.data.transforms import Augmentation, fixed_view, to_float, training_view
+from filterscope.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class ImageDataModule(pl.LightningDataModule, ABC):
+    """Loaders over a set of images, `(N, num_channels, image_size, image_size)` float32 in [0, 1] with int64 labels.
+
+    Whoever trains sets `epoch` before each epoch; what is random follows from (seed, epoch, index) alone, whatever the
+    number of workers. `setup` fills `class_names`, `has_test` and `skipped`, the damaged files that were left out.
+
+    `root` is the folder below which the data lies. `num_workers` None means one for each core, at most 8, and none
+    where the images lie in memory; `pin_memory` None means where there is a GPU. `exclude` names classes to leave out.
+    `on_corrupt="error"` stops at a damaged file; `"skip"` decodes all files before training and leaves such ones out.
+    `augment` None trains on the fixed view, which makes the shorter side `image_size × resize_ratio` pixels long and
+    cuts out the middle.
+    """
+
+    root: str = "data"
+    batch_size: int = 64
+    image_size: int = 224
+    num_channels: int = 3
+    num_workers: int | None = None
+    pin_memory: bool | None = None
+    seed: int = 0
+    exclude: Sequence[str] = ()
+    on_corrupt: Literal["error", "skip"] = "error"
+    augment: Augmentation | None = None
+    resize_ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        for name, least in (("batch_size", 1), ("image_size", 1), ("num_workers", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"data.{name}={value}: must be at least {least}")
+        if self.num_channels not in (1, 3):
+            raise UserError(f"data.num_channels={self.num_channels}: images have 1 or 3 channels")
+        self._fixed_view = fixed_view(image_size=self.image_size, resize_ratio=self.resize_ratio)
+        self._splits: dict[str, Images] = {}
+        self._unlabelled = ""
+        self.epoch = 0
+        self.class_names: tuple[str, ...] = ()
+        self.skipped: tuple[str, ...] = ()
+
+    @abstractmethod
+    def find(self) -> Found:
+        """Say what the set consists of; nothing is decoded yet.
+
+        Raises:
+            UserError: it is not where it should be.
+        """
+
+    @property
+    def folder(self) -> Path:
+        """`root` as a path."""
+        return Path(self.root).expanduser()
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are to tell apart."""
+        return len(self.class_names)
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a test split."""
+        return "test" in self._splits
+
+    def setup(self, stage: str | None = None) -> None:
+        """Find, leave out, split and check the images; the stage `predict` only looks, and needs no labels.
+
+        Raises:
+            UserError: the data is missing, damaged, without labels, or does not fit the knobs.
+        """
+        if not self._splits:
+            self.prepare_data()
+            found = self.find()
+            names, splits = prepare(found, exclude=self.exclude, seed=self.seed)
+            self._splits = {split: self._checked(images) for split, images in splits.items()}
+            if self.skipped:
+                log.warning("left out %d damaged files, the first: %s", len(self.skipped), self.skipped[0])
+                check_trainable(self._splits["train"], names, place=found.place)
+            self.class_names, self._unlabelled = names, found.unlabelled
+        if self._unlabelled and stage != "predict":
+            raise UserError(self._unlabelled)
+
+    def train_dataloader(self) -> ImageLoader:
+        """Return the training images in a random order, in their random view."""
+        return self._loader("train", random=True)
+
+    def val_dataloader(self) -> ImageLoader:
+        """Return the validation images in their fixed order and view."""
+        return self._loader("val", random=False)
+
+    def test_dataloader(self) -> ImageLoader:
+        """Return the test images in their fixed order and view.
+
+        Raises:
+            UserError: there is no test split.
+        """
+        return self._loader("test", random=False)
+
+    def examples(self, count: int, seed: int = 0) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+        """Return the same validation images each time: float32 in [0, 1], labels, and what they are called.
+
+        They are spread over the classes (`filterscope.data.splitting.spread`) and in their fixed view.
+        """
+        images = self._images("val")
+        chosen = spread(images.labels, count, seed=mixed_seed(self.seed, seed))
+        pixels = [self._fixed_view(images.read(i, num_channels=self.num_channels)) for i in chosen.tolist()]
+        batch = torch.stack(pixels) if pixels else torch.empty(0, self.num_channels, self.image_size, self.image_size)
+        return to_float(batch), images.labels[chosen], tuple(images.name(i) for i in chosen.tolist())
+
+    def _images(self, split: str) -> Images:
+        self.setup("predict")
+        if split not in self._splits:
+            raise UserError(f"the data has no {split} split; it has {', '.join(self._splits)}")
+        return self._splits[split]
+
+    def _checked(self, images: Images) -> Images:
+        if not isinstance(images, Files):
+            return images
+        if self.on_corrupt == "error":
+            check_headers(images)
+            return images
+        sound, faults = leave_out_damaged(images, num_workers=self._num_workers(images))
+        for fault in faults:
+            log.warning("left out: %s (%s)", fault.path, fault.reason)
+        self.skipped += tuple(fault.path for fault in faults)
+        return sound
+
+    def _num_workers(self, images: Images) -> int:
+        if self.num_workers is not None:
+            return self.num_workers
+        return min(len(os.sched_getaffinity(0)), 8) if isinstance(images, Files) else 0
+
+    def _loader(self, split: str, *, random: bool) -> ImageLoader:
+        images = self._images(split)
+        rank, world = _place()
+        if world > len(images):
+            raise UserError(f"{world} processes are more than the {len(images)} images of the {split} split")
+        augment = self.augment if random else None
+        view = training_view(augment, image_size=self.image_size) if augment else self._fixed_view
+        sampler = EpochSampler(
+            len(images), epoch=lambda: self.epoch, seed=self.seed, shuffle=random, rank=rank, world=world
+        )
+        num_workers = self._num_workers(images)
+        return ImageLoader(
+            ViewedImages(
+                images=images, view=view, num_channels=self.num_channels, seed=self.seed, random=augment is not None
+            ),
+            sampler=sampler,
+            batch_size=self.batch_size,
+            # Batch norm cannot train on a batch of one.
+            drop_last=random and len(sampler) > self.batch_size and len(sampler) % self.batch_size == 1,
+            collate_fn=as_it_is,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0 and split != "test",
+            pin_memory=torch.cuda.is_available() if self.pin_memory is None else self.pin_memory,
+            # One of its own, or each pass would take a seed from the global generator and change it.
+            generator=torch.Generator(),
+        )
+
+
+def _place() -> tuple[int, int]:
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    return 0, 1

@@ -1,0 +1,113 @@
+"""The embedded set: ten classes of flowers drawn by code, told apart by petals, colour and stripes together."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from filterscope.data.datamodule import ImageDataModule
+from filterscope.data.drawing import SHAPES, Color, Looks, draw_flowers
+from filterscope.data.sampling import generator
+from filterscope.data.sources import Found, Pixels
+from filterscope.errors import UserError
+
+STRIPES = ("level", "rising", "upright", "falling")
+# Two colours of a stripe for each; seen in one channel, hues would look alike, so lightness takes their place.
+COLORS: dict[str, tuple[Color, Color]] = {
+    "violet": ((0.30, 0.14, 0.62), (0.78, 0.66, 0.97)),
+    "yellow": ((0.80, 0.42, 0.03), (0.99, 0.88, 0.32)),
+    "red": ((0.62, 0.05, 0.12), (0.97, 0.55, 0.52)),
+}
+GREYS: dict[str, tuple[Color, Color]] = {
+    "dark": ((0.04, 0.04, 0.04), (0.30, 0.30, 0.30)),
+    "middle": ((0.30, 0.30, 0.30), (0.62, 0.62, 0.62)),
+    "light": ((0.64, 0.64, 0.64), (0.98, 0.98, 0.98)),
+}
+
+# (shape, stripes, colour). Knowing any one of them names at most 4 of the 10 right, any two at most 7.
+CLASSES = (
+    (0, 0, 1),
+    (0, 0, 2),
+    (0, 1, 1),
+    (0, 1, 2),
+    (1, 2, 0),
+    (1, 3, 0),
+    (2, 0, 2),
+    (2, 2, 0),
+    (2, 2, 2),
+    (2, 3, 0),
+)
+
+_CHUNK = 50  # images drawn at once
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class EmbeddedDataModule(ImageDataModule):
+    """Flowers that are drawn when they are asked for: no files, any size, the same for the same seed.
+
+    Mirror images would belong to another class: `augment` is not for this set.
+    """
+
+    image_size: int = 96
+    num_train: int = 1500
+    num_val: int = 300
+    num_test: int = 300
+
+    def __post_init__(self) -> None:
+        """Check the knobs; images have at least 16 pixels a side, and one of each class is needed to train."""
+        super().__post_init__()
+        if self.augment is not None:
+            raise UserError("data.augment: a mirrored or cropped flower is of another class here; use null")
+        if self.image_size < 16:
+            raise UserError(f"data.image_size={self.image_size}: a flower needs at least 16 pixels")
+        for name, least in (("num_train", len(CLASSES)), ("num_val", len(CLASSES)), ("num_test", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"data.{name}={getattr(self, name)}: must be at least {least}")
+
+    def find(self) -> Found:
+        """Draw all images."""
+        parts = {
+            name: self._draw(name, count, number)
+            for number, (name, count) in enumerate(
+                (("train", self.num_train), ("val", self.num_val), ("test", self.num_test))
+            )
+        }
+        return Found(
+            place="the embedded set",
+            class_names=class_names(self.num_channels),
+            train=parts["train"],
+            val=parts["val"],
+            test=parts["test"] if self.num_test else None,
+        )
+
+    def _draw(self, title: str, count: int, number: int) -> Pixels:
+        chance = generator(self.seed, number)
+        labels = torch.arange(count)[torch.randperm(count, generator=chance)] % len(CLASSES)
+        looks = looks_of(labels, num_channels=self.num_channels)
+        pixels = torch.empty(count, self.num_channels, self.image_size, self.image_size, dtype=torch.uint8)
+        for start in range(0, count, _CHUNK):
+            part = slice(start, start + _CHUNK)
+            drawn = draw_flowers(looks[part], size=self.image_size, generator=chance)
+            if self.num_channels == 1:
+                drawn = torch.einsum("nchw,c->nhw", drawn, torch.tensor([0.299, 0.587, 0.114]))[:, None]
+            pixels[part] = (drawn * 255).round().to(torch.uint8)
+        return Pixels(pixels=pixels, labels=labels, title=title)
+
+
+def class_names(num_channels: int) -> tuple[str, ...]:
+    """Return what the classes are called; with one channel, lightness takes the hue's place."""
+    colors = tuple(COLORS if num_channels == 3 else GREYS)
+    return tuple(
+        f"{SHAPES[shape]} petals, {colors[color]}, {STRIPES[stripes]} stripes" for shape, stripes, color in CLASSES
+    )
+
+
+def looks_of(labels: Tensor, *, num_channels: int) -> Looks:
+    """Return what is to be drawn for flowers of these classes."""
+    shapes, stripes, colors = torch.tensor(CLASSES)[labels].unbind(1)
+    palette = torch.tensor(list((COLORS if num_channels == 3 else GREYS).values()))
+    dark, light = palette[colors].unbind(1)
+    # Level stripes change downwards; angles count from the x axis, y points down, so rising ones lie at +45°.
+    across = torch.tensor([90.0, 45.0, 0.0, 135.0]) * math.pi / 180
+    return Looks(shapes=shapes, angles=across[stripes], light=light, dark=dark)

@@ -1,0 +1,71 @@
+"""The two ways an image is shown to the network: a random training view and a fixed one, in torchvision's v2."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from filterscope.errors import UserError
+
+View = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """What is random in the training view of a photograph.
+
+    `crop_area` is the share of the image's area that a crop takes, `crop_ratio` the range of its width to its height,
+    `flip` the probability of a mirror image, `color` the range ± by which brightness, contrast and saturation change.
+    """
+
+    crop_area: Sequence[float] = (0.35, 1.0)
+    crop_ratio: Sequence[float] = (0.75, 1.3333)
+    flip: float = 0.5
+    color: float = 0.0
+
+    def __post_init__(self) -> None:
+        low, high = _range("crop_area", self.crop_area)
+        if not 0 < low <= high <= 1:
+            raise UserError(f"data.augment.crop_area={list(self.crop_area)}: two shares, 0 < smallest ≤ largest ≤ 1")
+        low, high = _range("crop_ratio", self.crop_ratio)
+        if not 0 < low <= high:
+            raise UserError(f"data.augment.crop_ratio={list(self.crop_ratio)}: two ratios, 0 < smallest ≤ largest")
+        for name in ("flip", "color"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"data.augment.{name}={getattr(self, name)}: must lie in [0, 1]")
+
+
+def training_view(augment: Augmentation, *, image_size: int) -> View:
+    """Return a random view, uint8 `(C, H, W)` → `(C, image_size, image_size)`; torch's global generator decides."""
+    steps: list[torch.nn.Module] = [
+        v2.RandomResizedCrop(image_size, scale=list(augment.crop_area), ratio=list(augment.crop_ratio), antialias=True),
+        v2.RandomHorizontalFlip(augment.flip),
+    ]
+    if augment.color:
+        steps.append(v2.ColorJitter(brightness=augment.color, contrast=augment.color, saturation=augment.color))
+    return cast(View, v2.Compose(steps))
+
+
+def fixed_view(*, image_size: int, resize_ratio: float) -> View:
+    """Return the view without chance, uint8 `(C, H, W)` → `(C, image_size, image_size)`.
+
+    The shorter side becomes `image_size × resize_ratio`, then the middle is cut out.
+    """
+    if resize_ratio < 1:
+        raise UserError(f"data.resize_ratio={resize_ratio}: must be at least 1, or the crop would leave the image")
+    steps = [v2.Resize(round(image_size * resize_ratio), antialias=True), v2.CenterCrop(image_size)]
+    return cast(View, v2.Compose(steps))
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Return uint8 images as float32 in [0, 1]."""
+    return images.to(torch.float32).div_(255)
+
+
+def _range(name: str, values: Sequence[float]) -> tuple[float, float]:
+    if len(values) != 2:
+        raise UserError(f"data.augment.{name}={list(values)}: wants two numbers, the smallest and the largest")
+    return values[0], values[1]
