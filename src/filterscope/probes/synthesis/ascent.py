@@ -1,0 +1,107 @@
+"""The ascent: parameters of one micro-batch climb their objectives."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from filterscope.probes.synthesis.images import Parameterisation
+from filterscope.probes.synthesis.objectives import Objective
+from filterscope.probes.synthesis.recipe import Recipe
+from filterscope.probes.synthesis.transforms import draw_warps, warp
+from filterscope.probes.synthesis.truncate import Truncated
+
+
+def ascend(
+    network: Truncated,
+    objective: Objective,
+    parameterisation: Parameterisation,
+    start: Tensor,
+    generators: Sequence[torch.Generator],
+    *,
+    stepped: Callable[[int], None] = lambda _step: None,
+) -> tuple[Tensor, Tensor]:
+    """Return the parameters `(N, …)` after the recipe's steps and the objective at every step, `(steps, N)`.
+
+    `stepped` is told after every step how many are done.
+    """
+    recipe = parameterisation.recipe
+    parameters = start.detach().clone().contiguous().requires_grad_()
+    warps = draw_warps(recipe, generators).to(start.device) if recipe.transforms else None
+    climb = _adam(recipe) if recipe.ascent == "adam" else _normalized(recipe)
+    curve = torch.empty(recipe.steps, len(start), device=start.device)
+    for step in range(recipe.steps):
+        with torch.enable_grad():
+            images = parameterisation.images(parameters)
+            seen = images if warps is None else warp(images, warps[step])
+            with autocast(recipe, start.device):
+                outputs = network(seen)
+            slope = recipe.leak if step < recipe.leak_steps else 0.0
+            scores = objective(outputs, slope)
+            penalised = scores.sum() - _penalty(recipe, images)
+        (gradient,) = torch.autograd.grad(penalised, parameters)
+        curve[step] = scores.detach()
+        with torch.no_grad():
+            climb(parameters, gradient)
+            if recipe.blur and recipe.image == "pixels" and (step + 1) % recipe.blur_every == 0:
+                parameters.copy_(_blurred(parameters, recipe.blur))
+        stepped(step + 1)
+    return parameters.detach(), curve
+
+
+def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
+    """Return the autocast that the recipe's precision means on a device."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=in_bf16(recipe, device))
+
+
+def in_bf16(recipe: Recipe, device: torch.device) -> bool:
+    """Return whether the network runs in bf16: as said, or where the processor computes in it."""
+    if recipe.precision != "auto":
+        return recipe.precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def _adam(recipe: Recipe) -> Callable[[Tensor, Tensor], None]:
+    optimizer: torch.optim.Adam | None = None
+
+    def climb(parameters: Tensor, gradient: Tensor) -> None:
+        nonlocal optimizer
+        if optimizer is None:
+            optimizer = torch.optim.Adam([parameters], lr=recipe.learning_rate, maximize=True, fused=True)
+        parameters.grad = gradient
+        optimizer.step()
+        parameters.grad = None
+
+    return climb
+
+
+def _normalized(recipe: Recipe) -> Callable[[Tensor, Tensor], None]:
+    def climb(parameters: Tensor, gradient: Tensor) -> None:
+        length = gradient.flatten(1).square().sum(dim=1).clamp_min(1e-12).rsqrt()
+        parameters.add_(gradient * length.view(-1, *[1] * (gradient.dim() - 1)), alpha=recipe.learning_rate)
+
+    return climb
+
+
+def _penalty(recipe: Recipe, images: Tensor) -> Tensor | float:
+    penalty: Tensor | float = 0.0
+    if recipe.total_variation:
+        down, right = images.diff(dim=2).abs(), images.diff(dim=3).abs()
+        penalty = penalty + recipe.total_variation * (down.mean(dim=(1, 2, 3)) + right.mean(dim=(1, 2, 3))).sum()
+    if recipe.l2:
+        penalty = penalty + recipe.l2 * (images - 0.5).square().mean(dim=(1, 2, 3)).sum()
+    return penalty
+
+
+def _blurred(parameters: Tensor, sd: float) -> Tensor:
+    reach = max(1, round(3 * sd))
+    offsets = torch.arange(-reach, reach + 1, device=parameters.device)
+    kernel = torch.exp(-offsets.square() / (2 * sd * sd))
+    kernel = kernel / kernel.sum()
+    flat = parameters.flatten(0, 1).unsqueeze(1)
+    padded = F.pad(flat, [reach] * 4, mode="replicate")
+    rows = F.conv2d(padded, kernel.view(1, 1, -1, 1))
+    return F.conv2d(rows, kernel.view(1, 1, 1, -1)).view_as(parameters)

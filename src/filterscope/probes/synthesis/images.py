@@ -1,0 +1,84 @@
+"""What ascends: Fourier coefficients or pixels, and the image in [0, 1] that they stand for."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from filterscope.probes.synthesis.recipe import Recipe
+
+# Square root of the covariance of colours in ImageNet, scaled to the longest column (lucid, `color.py`).
+_COLOUR = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]])
+_COLOUR = _COLOUR / _COLOUR.norm(dim=0).max()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameterisation:
+    """Parameters ⇄ images.
+
+    Parameters are `(N, channels, size, size // 2 + 1, 2)` coefficients or `(N, channels, size, size)` pixels.
+    """
+
+    recipe: Recipe
+    channels: int
+
+    @property
+    def fourier(self) -> bool:
+        """Whether the parameters are Fourier coefficients."""
+        return self.recipe.image == "fourier"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one picture's parameters."""
+        size = self.recipe.size
+        return (self.channels, size, size // 2 + 1, 2) if self.fourier else (self.channels, size, size)
+
+    def draw(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """Draw where the ascent starts, each picture from its own generator."""
+        if self.recipe.start == "uniform":
+            size = (self.channels, self.recipe.size, self.recipe.size)
+            uniform = torch.stack([torch.rand(size, generator=generator) for generator in generators])
+            return self.parameters(uniform) if self.fourier or self.recipe.bounded else uniform
+        return torch.stack([0.01 * torch.randn(self.shape, generator=generator) for generator in generators])
+
+    def images(self, parameters: Tensor) -> Tensor:
+        """Return the images that parameters stand for, differentiably."""
+        values = parameters
+        if self.fourier:
+            spectrum = torch.view_as_complex(parameters * self._scale(parameters.device))
+            values = torch.fft.irfft2(spectrum, s=(self.recipe.size,) * 2, norm="ortho")
+        if self._mixes:
+            values = torch.einsum("rc,nchw->nrhw", _COLOUR.to(values.device), values)
+        return torch.sigmoid(values) if self.recipe.bounded else values
+
+    def parameters(self, images: Tensor) -> Tensor:
+        """Return the parameters that stand for images `(N, channels, size, size)` in [0, 1]."""
+        values = images.float()
+        if self.recipe.bounded:
+            values = torch.logit(values, eps=1e-3)
+        if self._mixes:
+            values = torch.einsum("rc,nchw->nrhw", torch.linalg.inv(_COLOUR).to(values.device), values)
+        if self.fourier:
+            values = torch.view_as_real(torch.fft.rfft2(values, norm="ortho")) / self._scale(values.device)
+        return values
+
+    @property
+    def _mixes(self) -> bool:
+        return self.recipe.decorrelate and self.channels == 3
+
+    def _scale(self, device: torch.device) -> Tensor:
+        size = self.recipe.size
+        rows = torch.fft.fftfreq(size, device=device)[:, None]
+        columns = torch.fft.rfftfreq(size, device=device)[None, :]
+        frequency = torch.sqrt(rows.square() + columns.square())
+        return (1.0 / (4.0 * frequency.clamp_min(1.0 / size)))[..., None]
+
+
+def shown(images: Tensor) -> Tensor:
+    """Return unbounded images as they are shown: each scaled to fill [0, 1]."""
+    flat = images.flatten(1)
+    low, high = flat.min(dim=1).values, flat.max(dim=1).values
+    span = (high - low).clamp_min(math.ulp(1.0))
+    return (images - low[:, None, None, None]) / span[:, None, None, None]

@@ -1,0 +1,191 @@
+"""What a picture shall excite: one score per picture, to be made large."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def mean_response(output: Tensor, slope: float = 0.0) -> Tensor:
+    """Return the spatial mean of the rectified maps, `(N, K, h, w)` → `(N, K)`; a Linear's `(N, K)` stays as it is.
+
+    `slope` is what is left of negative values. The mean before rectifying would see no more of an early layer than
+    the mean colour of the image.
+    """
+    if output.dim() == 2:
+        return output.float()
+    if output.dim() == 3:  # tokens of a transformer: (N, tokens, K)
+        output = output.transpose(1, 2)
+    rectified = F.leaky_relu(output, slope) if slope else F.relu(output)
+    return rectified.flatten(2).float().mean(dim=2)
+
+
+class Objective(ABC):
+    """A score per picture from what layers put out; objectives add, subtract and scale."""
+
+    @property
+    @abstractmethod
+    def layers(self) -> tuple[str, ...]:
+        """The layers that are looked at."""
+
+    @abstractmethod
+    def __call__(self, outputs: Mapping[str, Tensor], slope: float = 0.0) -> Tensor:
+        """Return the scores `(N,)`; `slope` is what is left of negative activations."""
+
+    def __add__(self, other: Objective) -> Sum:
+        return Sum(terms=((1.0, self), (1.0, other)))
+
+    def __sub__(self, other: Objective) -> Sum:
+        return Sum(terms=((1.0, self), (-1.0, other)))
+
+    def __mul__(self, weight: float) -> Sum:
+        return Sum(terms=((weight, self),))
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Sum:
+        return Sum(terms=((-1.0, self),))
+
+
+class Maker(Protocol):
+    """Makes the objective of one micro-batch: picture `i` is for channel `channels[i]`."""
+
+    def __call__(self, channels: Sequence[int]) -> Objective:
+        """Return the objective."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sum(Objective):
+    """A weighted sum of objectives, of the same or of several layers."""
+
+    terms: tuple[tuple[float, Objective], ...]
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers of all terms."""
+        return tuple(dict.fromkeys(layer for _, term in self.terms for layer in term.layers))
+
+    def __call__(self, outputs: Mapping[str, Tensor], slope: float = 0.0) -> Tensor:
+        """Return the weighted sum of the terms' scores."""
+        return torch.stack([weight * term(outputs, slope) for weight, term in self.terms]).sum(dim=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layered(Objective):
+    layer: str
+    channels: tuple[int, ...]
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The one layer that is looked at."""
+        return (self.layer,)
+
+    def own(self, values: Tensor) -> Tensor:
+        """Return each picture's own channel of `(N, K, …)`."""
+        if values.shape[1] == 1 and self.layer:
+            return values[:, 0]
+        index = torch.tensor(self.channels, device=values.device)
+        return values[torch.arange(len(index), device=values.device), index]
+
+
+class Channel(_Layered):
+    """The spatial mean of the channel's rectified map (for a Linear: the unit's value)."""
+
+    def __call__(self, outputs: Mapping[str, Tensor], slope: float = 0.0) -> Tensor:
+        """Return each picture's own mean."""
+        return self.own(mean_response(_only(outputs[self.layer], self.channels), slope))
+
+
+class Logit(_Layered):
+    """The unit's value as it is, of a map its mean: the plain logit of a class."""
+
+    def __call__(self, outputs: Mapping[str, Tensor], slope: float = 0.0) -> Tensor:  # noqa: ARG002
+        """Return each picture's own value."""
+        own = self.own(outputs[self.layer]).float()
+        return own.flatten(1).mean(dim=1) if own.dim() > 1 else own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neuron(_Layered):
+    """One position of the channel's map: `(row, column)`, the middle where nothing is said."""
+
+    position: tuple[int, int] | None = None
+
+    def __call__(self, outputs: Mapping[str, Tensor], slope: float = 0.0) -> Tensor:
+        """Return each picture's own neuron, rectified."""
+        own = self.own(outputs[self.layer]).float()
+        if own.dim() == 3:
+            row, column = self.position or (own.shape[1] // 2, own.shape[2] // 2)
+            own = own[:, row, column]
+            return F.leaky_relu(own, slope)
+        return own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Direction(Objective):
+    """The spatial mean of the maps' component along a direction in channel space.
+
+    `directions` is `(N, K)` or `(K,)`, one for all pictures; its length does not matter.
+    """
+
+    layer: str
+    directions: Tensor
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The one layer that is looked at."""
+        return (self.layer,)
+
+    def __call__(self, outputs: Mapping[str, Tensor], slope: float = 0.0) -> Tensor:
+        """Return each picture's mean along its direction, rectified position by position."""
+        output = outputs[self.layer].float()
+        along = F.normalize(self.directions.to(output).expand(len(output), -1), dim=1)
+        if output.dim() == 2:
+            return (output * along).sum(dim=1)
+        return F.leaky_relu(torch.einsum("nchw,nc->nhw", output, along), slope).flatten(1).mean(dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Specific(_Layered):
+    """The channel's mean against that of all other channels of its layer, each in units of its own spread.
+
+    Every channel's rectified mean is z-scored by its mean and standard deviation on real images, `(K,)` each; the score
+    is the own z-score minus the log-sum-exp of all others.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __call__(self, outputs: Mapping[str, Tensor], slope: float = 0.0) -> Tensor:
+        """Return each picture's own z-score less the soft maximum of the others'."""
+        values = mean_response(outputs[self.layer], slope)
+        z = (values - self.mean.to(values)) / self.std.to(values)
+        index = torch.tensor(self.channels, device=z.device)[:, None]
+        others = torch.logsumexp(z.scatter(1, index, -torch.inf), dim=1)
+        return self.own(z) - others if z.shape[1] > 1 else z[:, 0]
+
+
+class Diversity(_Layered):
+    """How unlike each other the pictures of one channel are: minus the mean cosine of their Gram matrices (lucid)."""
+
+    def __call__(self, outputs: Mapping[str, Tensor], slope: float = 0.0) -> Tensor:
+        """Return for each picture minus its mean likeness to the others of its channel, 0 where it is the only one."""
+        maps = F.leaky_relu(outputs[self.layer].float(), slope).flatten(2)
+        grams = F.normalize(torch.einsum("ncp,ndp->ncd", maps, maps).flatten(1), dim=1)
+        index = torch.tensor(self.channels, device=grams.device)
+        others = (index[:, None] == index[None, :]).fill_diagonal_(False).float()
+        return -(others * (grams @ grams.T)).sum(dim=1) / others.sum(dim=1).clamp_min(1.0)
+
+
+def _only(output: Tensor, channels: Sequence[int]) -> Tensor:
+    if output.dim() == 3 or output.shape[1] == 1:
+        return output
+    index = torch.tensor(channels, device=output.device)
+    return output[torch.arange(len(index), device=output.device), index].unsqueeze(1)

@@ -1,0 +1,117 @@
+"""How far to trust a picture: its activation beside those of real images, and its channel beside the layer's others."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from filterscope.errors import UserError
+from filterscope.models.classifier import Classifier
+from filterscope.probes.observing import device_of, observing, tapping
+from filterscope.probes.synthesis.objectives import mean_response
+
+LEVELS = torch.linspace(0, 1, 101)
+_BATCH = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerStatistics:
+    """What real images make of a layer's channels: their rectified mean over the map (for a Linear, the value).
+
+    `largest mean std` are `(K,)`; `quantiles` is `(101, K)`, at 0, 1, … 100 %; `count` images were seen.
+    """
+
+    largest: Tensor
+    mean: Tensor
+    std: Tensor
+    quantiles: Tensor
+    count: int
+
+    @property
+    def spread(self) -> Tensor:
+        """The standard deviation, held above a tenth of the layer's median one, so that a dead channel divides."""
+        return self.std.clamp_min(0.1 * float(self.std.median())).clamp_min(1e-6)
+
+    def scores(self, responses: Tensor) -> Tensor:
+        """Return responses `(N, K)` as z-scores."""
+        return (responses - self.mean) / self.spread
+
+    def percentile(self, values: Tensor, channels: Sequence[int]) -> Tensor:
+        """Return how many percent of the real images excite `channels[i]` less than `values[i]`, 0 to 100."""
+        below = (self.quantiles[:, list(channels)] < values).sum(dim=0)
+        return (below - 1).clamp(0, 100).float()
+
+    def multiple(self, values: Tensor, channels: Sequence[int]) -> Tensor:
+        """Return `values[i]` in units of the largest real activation of `channels[i]`; inf where that is 0."""
+        largest = self.largest[list(channels)]
+        return torch.where(largest > 0, values / largest.clamp_min(1e-12), torch.inf)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationStatistics:
+    """What real images make of several layers, by the layers' names."""
+
+    layers: Mapping[str, LayerStatistics]
+
+    def of(self, layer: str) -> LayerStatistics:
+        """Return the statistics of a layer; a `UserError` where it was not measured."""
+        if layer not in self.layers:
+            raise UserError(f"no statistics of {layer!r} were measured, only of {', '.join(self.layers)}")
+        return self.layers[layer]
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Return plain dicts of tensors and numbers, for a checkpoint."""
+        return {name: dict(vars(layer)) for name, layer in self.layers.items()}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Mapping[str, Any]]) -> "ActivationStatistics":
+        """Return what `to_dict` made plain."""
+        return cls(layers={name: LayerStatistics(**layer) for name, layer in stored.items()})
+
+
+def measure_statistics(
+    classifier: Classifier, images: Tensor | Iterable[Tensor], layers: Sequence[str]
+) -> ActivationStatistics:
+    """Measure what real images make of the named layers.
+
+    Args:
+        classifier: is left as it was.
+        images: `(N, C, H, W)` in [0, 1], or batches of them.
+        layers: names as `Classifier.layers` knows them.
+
+    Raises:
+        UserError: there are no images, or an unknown layer.
+    """
+    batches = torch.split(images, _BATCH) if isinstance(images, Tensor) else images
+    seen: dict[str, list[Tensor]] = {name: [] for name in layers}
+    with observing(classifier), torch.no_grad(), tapping(classifier, layers) as outputs:
+        for batch in batches:
+            if len(batch):
+                classifier(batch.to(device_of(classifier)))
+                for name in layers:
+                    seen[name].append(mean_response(outputs[name]).cpu())
+    if not all(seen.values()):
+        raise UserError("statistics of real images need at least one image")
+    return ActivationStatistics(layers={name: _summary(torch.cat(parts)) for name, parts in seen.items()})
+
+
+def ranks(responses: Tensor, channels: Sequence[int], statistics: LayerStatistics | None = None) -> Tensor:
+    """Return for each picture how many channels it excites more than its own, `(N, K)` → `(N,)`; 0 is best.
+
+    Channels are compared by z-score where the layer's statistics are known, else by their activation.
+    """
+    scores = responses if statistics is None else statistics.scores(responses)
+    own = scores[torch.arange(len(scores)), torch.tensor(list(channels))]
+    return (scores > own[:, None]).sum(dim=1)
+
+
+def _summary(responses: Tensor) -> LayerStatistics:
+    return LayerStatistics(
+        largest=responses.max(dim=0).values,
+        mean=responses.mean(dim=0),
+        std=responses.std(dim=0, correction=0),
+        quantiles=torch.quantile(responses, LEVELS, dim=0),
+        count=len(responses),
+    )
