@@ -1,30 +1,25 @@
 """A backbone normalises images with the statistics that belong to its weights, then runs a network."""
 
-import logging
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from urllib.parse import urlparse
 
 import torch
 import torchvision
 from torch import Tensor, nn
-from torchvision.models import Weights, get_model, get_model_weights, list_models
+from torchvision.models import get_model, get_model_weights, list_models
 
 from filterscope.errors import UserError
 from filterscope.models.small_cnn import SmallCNN
-from filterscope.models.weights import load_weights
-
-log = logging.getLogger(__name__)
+from filterscope.models.weights import build_with_weights, download
 
 
 class Backbone(nn.Module):
     """Images in [0, 1] → `network((images − mean) / std)`.
 
-    `missing` names the parameters that a weights file did not hold and that therefore are still random; it is empty
-    for random weights that were asked for. `pretrained` says whether any weights were loaded at all.
+    `missing` names the tensors that a weights file did not hold and that therefore are still random; it is empty for
+    random weights that were asked for. `pretrained` says whether any weights were loaded at all, `allow_random`
+    whether heads may keep missing layers, `image_size` at which size the network is at home.
     """
 
     mean: Tensor
@@ -37,13 +32,19 @@ class Backbone(nn.Module):
         name: str,
         mean: Sequence[float],
         std: Sequence[float],
+        image_size: int = 224,
         pretrained: bool = False,
         missing: Sequence[str] = (),
         allow_random: bool = False,
     ) -> None:
         super().__init__()
-        self.network = no_inplace(network)
+        for module in network.modules():
+            # An in-place ReLU would overwrite the convolution output that a tap returns.
+            if getattr(module, "inplace", False) is True:
+                module.inplace = False  # type: ignore[assignment]
+        self.network = network
         self.name = name
+        self.image_size = image_size
         self.pretrained = pretrained
         self.missing = tuple(missing)
         self.allow_random = allow_random
@@ -61,15 +62,6 @@ class Backbone(nn.Module):
         return features
 
 
-def no_inplace(network: nn.Module) -> nn.Module:
-    """Make every module of the network write its output to a tensor of its own."""
-    # An in-place ReLU overwrites the convolution output that a tap returns.
-    for module in network.modules():
-        if getattr(module, "inplace", False) is True:
-            module.inplace = False  # type: ignore[assignment]
-    return network
-
-
 def torchvision_backbone(
     *,
     name: str,
@@ -84,29 +76,46 @@ def torchvision_backbone(
 
     Args:
         name: as in `torchvision.models.list_models`.
-        weights: `imagenet` (torchvision's own, hash-checked), the path of a state dict, or None for random ones.
+        weights: `imagenet` (torchvision's own, hash-checked), the path of a state dict, or None for random ones. A
+            file whose last layer has another number of classes than 1000 gives a network with that many.
         mean: of the images the weights were trained on, per channel; None: as torchvision's registry says.
         std: likewise.
         in_channels: must be 3.
         dropout: replaces the network's own dropout probability.
-        allow_random: let heads keep fully connected layers that the weights file does not hold.
+        allow_random: let heads keep layers that the weights file does not hold.
+
+    Raises:
+        UserError: an unknown network, a weights file that does not fit it, a download that failed.
     """
-    if name not in list_models(module=torchvision.models):
-        raise UserError(
-            f"unknown network {name!r}; torchvision has {', '.join(list_models(module=torchvision.models))}"
-        )
+    known = list_models(module=torchvision.models)
+    if name not in known:
+        raise UserError(f"unknown network {name!r}; torchvision has {', '.join(known)}")
     if in_channels != 3:
         raise UserError(f"{name} takes images of 3 channels, not {in_channels}; model=small_cnn takes 1 or 3")
     published = get_model_weights(name).DEFAULT
-    network = _network(name, published if weights == "imagenet" else None)
-    _set_dropout(network, dropout)
-    missing = load_weights(network, weights, name) if weights not in (None, "imagenet") else ()
     preset = published.transforms()
+    image_size = preset.crop_size[0]
+    extra: dict[str, Any] = {}
+    if name.startswith("vit_"):
+        extra = {"image_size": image_size}
+    elif name in ("googlenet", "inception_v3"):
+        # The published weights expect another normalisation, which the network itself makes of the usual one.
+        extra = {"aux_logits": False, "init_weights": weights is None, "transform_input": weights is not None}
+
+    def build(num_classes: int) -> nn.Module:
+        network: nn.Module = get_model(name, weights=None, num_classes=num_classes, **extra)
+        return network
+
+    path = download(published.url, name) if weights == "imagenet" else weights
+    network, missing = _with_weights(build, path, name, num_classes=1000)
+    if dropout is not None:
+        _set_dropout(network, dropout, name)
     return Backbone(
         network,
         name=name,
-        mean=mean if mean is not None else preset.mean,
-        std=std if std is not None else preset.std,
+        mean=_per_channel("mean", mean, preset.mean),
+        std=_per_channel("std", std, preset.std),
+        image_size=image_size,
         pretrained=weights is not None,
         missing=missing,
         allow_random=allow_random,
@@ -126,7 +135,10 @@ def small_cnn_backbone(
 ) -> Backbone:
     """Build the small network of the FashionMNIST notebook; without `mean` and `std` nothing is normalised.
 
-    `num_classes` is what the network itself puts out, before `head` has its say: 10 in the notebook's weights.
+    `num_classes` is what the network itself puts out before `head` has its say; a weights file says its own.
+
+    Raises:
+        UserError: images it cannot take, or a weights file that does not fit.
     """
     if in_channels not in (1, 3):
         raise UserError(f"model.in_channels={in_channels}: small_cnn takes images of 1 or 3 channels")
@@ -136,49 +148,45 @@ def small_cnn_backbone(
         )
     if weights == "imagenet":
         raise UserError("model.weights=imagenet: small_cnn has no published weights; give a path or null")
-    network = SmallCNN(in_channels=in_channels, image_size=image_size, num_classes=num_classes, dropout=dropout)
-    missing = load_weights(network, weights, "small_cnn") if weights is not None else ()
+
+    def build(num_classes: int) -> nn.Module:
+        return SmallCNN(in_channels=in_channels, image_size=image_size, num_classes=num_classes, dropout=dropout)
+
+    network, missing = _with_weights(build, weights, "small_cnn", num_classes=num_classes)
     return Backbone(
         network,
         name="small_cnn",
-        mean=mean if mean is not None else [0.0] * in_channels,
-        std=std if std is not None else [1.0] * in_channels,
+        mean=_per_channel("mean", mean, [0.0] * in_channels),
+        std=_per_channel("std", std, [1.0] * in_channels),
+        image_size=image_size,
         pretrained=weights is not None,
         missing=missing,
         allow_random=allow_random,
     )
 
 
-def _network(name: str, weights: Weights | None) -> nn.Module:
-    extra: dict[str, Any] = {}
-    if name in ("googlenet", "inception_v3"):
-        extra = {"aux_logits": False} if weights else {"aux_logits": False, "init_weights": True}
-    if weights is None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            network: nn.Module = get_model(name, weights=None, **extra)
-            return network
-    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(weights.url).path).name
-    try:
-        network = get_model(name, weights=weights, **extra)
-        return network
-    except (URLError, TimeoutError, ConnectionError) as error:
-        reason = getattr(error, "reason", error)
-        raise UserError(
-            f"could not download the weights of {name} from {urlparse(weights.url).netloc} ({reason}); "
-            f"put {weights.url} at {file} by hand, or give model.weights=<path> or model.weights=null"
-        ) from error
-    except RuntimeError as error:
-        if "invalid hash" not in str(error):
-            raise
-        raise UserError(
-            f"the weights of {name} from {weights.url} are damaged ({error}); delete {file} and try again"
-        ) from error
+def _with_weights(
+    build: Callable[[int], nn.Module], path: str | Path | None, name: str, *, num_classes: int
+) -> tuple[nn.Module, tuple[str, ...]]:
+    if path is None:
+        return build(num_classes), ()
+    return build_with_weights(build, path=Path(path).expanduser(), name=name, num_classes=num_classes)
 
 
-def _set_dropout(network: nn.Module, dropout: float | None) -> None:
-    if dropout is None:
-        return
-    for module in network.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = dropout
+def _per_channel(knob: str, given: Sequence[float] | None, published: Sequence[float]) -> Sequence[float]:
+    if given is None:
+        return published
+    if len(given) != len(published) or (knob == "std" and min(given) <= 0):
+        positive = "positive " if knob == "std" else ""
+        raise UserError(f"model.{knob}={list(given)}: must be {len(published)} {positive}numbers, one per channel")
+    return given
+
+
+def _set_dropout(network: nn.Module, dropout: float, name: str) -> None:
+    if not 0 <= dropout < 1:
+        raise UserError(f"model.dropout={dropout}: must be a probability, at least 0 and below 1")
+    dropouts = [module for module in network.modules() if isinstance(module, nn.Dropout)]
+    if not dropouts:
+        raise UserError(f"model.dropout={dropout}: {name} has no dropout; leave it at null")
+    for module in dropouts:
+        module.p = dropout

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone
-from filterscope.models.layers import Layer, find_layer, name_layers, with_alias
+from filterscope.models.layers import Layer, find_layer
+from filterscope.models.naming import name_layers
+from filterscope.models.shapes import Shape, output_shapes, sizes_taken
 
 
 class Classifier(nn.Module):
@@ -38,16 +40,25 @@ class Classifier(nn.Module):
 
     @cached_property
     def layers(self) -> dict[str, Layer]:
-        """All layers by name, in the network's order; the head is `head`."""
-        layers = {
-            name: layer
-            for name, layer in name_layers(self.backbone.network, prefix="backbone.network.").items()
-            if not isinstance(self.get_submodule(layer.path), nn.Identity)
-        }
+        """All layers that run, by name, in the network's order; the head is `head`."""
+        layers = name_layers(self.backbone.network, self._shapes(), prefix="backbone.network.")
         if isinstance(self.head, nn.Linear):
-            head = Layer(name="head", path="head", kind="linear", num_channels=self.num_classes)
-            layers["head"] = with_alias(head, self.head_path) if self.head_path else head
+            number = 1 + sum(name.removeprefix("fc").isdigit() for name in layers)
+            aliases = (self.head_path, f"fc{number}") if self.head_path and number > 1 else (self.head_path,)
+            layers["head"] = Layer(
+                name="head",
+                path="head",
+                kind="linear",
+                num_channels=self.num_classes,
+                aliases=tuple(alias for alias in aliases if alias),
+            )
         return layers
+
+    @property
+    def untrained(self) -> tuple[str, ...]:
+        """The layers below the head that weights were meant for but a file did not hold: still random."""
+        own = self.backbone.network.state_dict()
+        return tuple(dict.fromkeys(name.rpartition(".")[0] for name in self.backbone.missing if name in own))
 
     def module_of(self, name: str) -> nn.Module:
         """Return the module that a layer's name or alias means; an unknown one is a `UserError`."""
@@ -55,27 +66,39 @@ class Classifier(nn.Module):
 
     def check_image_size(self, size: int) -> None:
         """Raise a `UserError` where images of `size` × `size` pixels cannot pass through the network."""
-        if takes_size(self, size):
+        network = self.backbone.network
+        if output_shapes(network, in_channels=self.in_channels, image_size=size) is not None:
             return
-        smallest = next((s for s in range(size + 1, 513) if takes_size(self, s)), None)
-        possible = f"the smallest it takes is {smallest}" if smallest else "no size up to 512 pixels fits"
+        taken = sizes_taken(network, in_channels=self.in_channels)
+        smallest, largest = taken or (0, 0)
+        possible = "no size does"
+        if smallest > size:
+            possible = f"the smallest it takes is {smallest}"
+        elif taken:
+            possible = f"it takes {smallest}" if smallest == largest else f"it takes {smallest} to {largest}"
         raise UserError(f"images of {size}×{size} pixels cannot pass through {self.backbone.name}; {possible}")
 
+    def export_state_dict(self) -> dict[str, Tensor]:
+        """Return the state dict that torchvision's own network of this name loads, built with `num_classes` outputs.
 
-def takes_size(classifier: Classifier, size: int) -> bool:
-    """Return whether images of `size` × `size` pixels can pass, found without computing anything."""
-    from torch.func import functional_call
+        Normalisation is not part of it. GoogLeNet and Inception need `aux_logits=False` there.
 
-    shadow = {name: t.to("meta") for name, t in (*classifier.named_parameters(), *classifier.named_buffers())}
-    flags = {module: module.training for module in classifier.modules()}
-    try:
-        classifier.eval()
-        images = torch.empty(2, classifier.in_channels, size, size, device="meta")
-        with torch.no_grad():
-            functional_call(classifier, shadow, (images,))
-    except (RuntimeError, ValueError, AssertionError):
-        return False
-    finally:
-        for module, training in flags.items():
-            module.training = training
-    return True
+        Raises:
+            UserError: the head has no place in the published network (`append`, `linear`).
+        """
+        state = self.backbone.network.state_dict()
+        if self.head_path is not None:
+            state.update({f"{self.head_path}.{name}": tensor for name, tensor in self.head.state_dict().items()})
+        elif not isinstance(self.head, nn.Identity):
+            raise UserError(
+                f"{self.backbone.name} as published has no place for this head, so no state dict of it could be loaded "
+                "there; export needs head=replace or head=keep (a checkpoint holds any head)"
+            )
+        for name, tensor in state.items():
+            state[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return state
+
+    def _shapes(self) -> dict[str, Shape]:
+        sizes = (self.image_size or self.backbone.image_size, self.backbone.image_size, *range(1, 513))
+        found = (output_shapes(self.backbone.network, in_channels=self.in_channels, image_size=s) for s in sizes)
+        return next((shapes for shapes in found if shapes is not None), {})

@@ -1,16 +1,54 @@
-"""Reading a weights file into a network, harmlessly and with every difference said."""
+"""Weights files: downloaded with their hash checked, read harmlessly, and every difference said."""
 
 import logging
 import pickle
+import re
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
+from urllib.parse import urlparse
 from zipfile import BadZipFile
 
 import torch
 from torch import Tensor, nn
+from torch.hub import download_url_to_file, get_dir
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from filterscope.errors import UserError
+from filterscope.models.layers import last_layer
 
 log = logging.getLogger(__name__)
+
+
+def download(url: str, name: str) -> Path:
+    """Return where the weights of the network `name` lie on this disk; fetch them from `url` the first time.
+
+    The file's name ends in the beginning of its SHA-256, which the download must have.
+
+    Raises:
+        UserError: the host cannot be reached, or what it sent is damaged.
+    """
+    host, file_name = urlparse(url).netloc, Path(urlparse(url).path).name
+    file = Path(get_dir()) / "checkpoints" / file_name
+    if file.is_file():
+        return file
+    found = re.search(r"-([0-9a-f]{8,})\.", file_name)
+    otherwise = f"put {url} at {file} by hand, or give model.weights=<path> or model.weights=null"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with _patience(seconds=30):
+            download_url_to_file(url, str(file), found and found[1], progress=sys.stderr.isatty())
+    except (OSError, HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        raise UserError(f"could not get the weights of {name} from {host} ({reason}); {otherwise}") from error
+    except RuntimeError as error:
+        if "hash" not in str(error):
+            raise
+        raise UserError(f"what {host} sent for {name} is damaged ({error}); try again, or {otherwise}") from error
+    return file
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -21,19 +59,12 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise UserError(f"no weights file at {file}")
+        raise UserError(f"model.weights: no file at {file}; give imagenet, the path of a state dict, or null")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        BadZipFile,
-        EOFError,
-        RuntimeError,
-        ValueError,
-        KeyError,
-        OSError,
-    ) as error:
-        raise UserError(f"{file} is not a readable weights file: {_first_line(error)}") from error
+    except (pickle.UnpicklingError, BadZipFile, EOFError, RuntimeError, ValueError, KeyError, OSError) as error:
+        reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
+        raise UserError(f"{file} is not a readable weights file: {reason}") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
@@ -41,39 +72,95 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     return {str(name): tensor for name, tensor in content.items()}
 
 
-def load_weights(network: nn.Module, path: str | Path | None, name: str) -> tuple[str, ...]:
-    """Load a state-dict file into the network and return the names of the parameters it did not hold.
+def build_with_weights(
+    build: Callable[[int], nn.Module], *, path: Path, name: str, num_classes: int
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """Build a network around a state-dict file; return it with the names of the tensors the file did not hold.
 
-    A file may hold the whole network or a part of it (the convolutional one, say). What is missing is named in one
-    log line.
+    A file may hold the whole network or a part of it (the convolutional one, say); what is missing is named in one
+    log line. It decides how many classes the network's last layer has; `num_classes` counts where it does not say.
 
     Raises:
-        UserError: the file fits another network (a name the network does not have, another shape, or nothing fits).
+        UserError: the file is for another network: a name that this one does not have, or another shape.
     """
-    if path is None:
-        return ()
     tensors = read_tensors(path)
+    with weightless():
+        last, _ = last_layer(build(num_classes))
+        rows = tensors[f"{last}.weight"].shape if f"{last}.weight" in tensors else ()
+        num_classes = rows[0] if rows else num_classes
+        network = build(num_classes)
     own = network.state_dict()
+    tensors = dict(_renamed(tensors, own))
+    _refuse_another_network(tensors, own, path, name)
+    missing = [key for key in own if key not in tensors]
+    if missing:
+        network = build(num_classes)  # with random tensors where the file has none
+    state = network.state_dict()
+    state.update({key: tensor.to(own[key].dtype) for key, tensor in tensors.items()})
+    network.load_state_dict(state, assign=not missing)
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    if missing:
+        log.info("not in %s, random from here on: %s", path, shortened(missing))
+    return network, tuple(missing)
+
+
+@contextmanager
+def weightless() -> Iterator[None]:
+    """Give the networks built inside parameters with shapes but without values: no time, no memory.
+
+    Unlike under `torch.device("meta")`, buffers are real and a constructor may compute with tensors (RegNet does).
+    """
+
+    def empty(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        return None if parameter is None else nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+
+    handle = register_module_parameter_registration_hook(empty)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def shortened(names: Iterator[str] | list[str] | tuple[str, ...], limit: int = 12) -> str:
+    """Return the layers that tensors belong to, each once: `classifier.1, classifier.4`, at most `limit` of them."""
+    layers = list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
+    rest = f" and {len(layers) - limit} more" if len(layers) > limit else ""
+    return ", ".join(layers[:limit]) + rest
+
+
+@contextmanager
+def _patience(*, seconds: float) -> Iterator[None]:
+    # torch.hub sets no timeout, and a firewall that swallows packets would hold a start for minutes.
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _renamed(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    for key, tensor in tensors.items():
+        # DenseNet was published with norm.1 for norm1; the auxiliary classifiers of the Inceptions are left out.
+        name = re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=\d)", r"\1", key)
+        if name in own or not re.match(r"(aux[12]|AuxLogits)\.", name):
+            yield name, tensor
+
+
+def _refuse_another_network(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path, name: str) -> None:
     unknown = [key for key in tensors if key not in own]
     if unknown:
-        raise UserError(f"{path} is not for {name}: it holds {unknown[0]!r}, which {name} does not have")
+        raise UserError(
+            f"{path} is not for {name}: it holds {unknown[0]!r}, which {name} does not have (but {next(iter(own))!r})"
+        )
     for key, tensor in tensors.items():
         if tensor.shape != own[key].shape:
             raise UserError(
                 f"{path} is not for {name}: {key} is {tuple(tensor.shape)} there and {tuple(own[key].shape)} in {name}"
             )
-    missing = tuple(key for key in own if key not in tensors and not key.endswith("num_batches_tracked"))
-    network.load_state_dict(tensors, strict=False)
-    if missing:
-        log.info("not in %s, random from here on: %s", path, ", ".join(missing))
-    return missing
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _describe(content: object) -> str:
     if isinstance(content, dict):
-        return f"a dict of {len(content)} entries that are not all tensors"
+        return f"a dict of {len(content)} entries that are not all tensors" if content else "nothing"
     return f"a {type(content).__name__}"
