@@ -62,7 +62,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self._fixed_view = fixed_view(image_size=self.image_size, resize_ratio=self.resize_ratio)
         self._splits: dict[str, Images] = {}
         self._unlabelled = ""
-        self.epoch = 0
+        self._epoch = 0
         self.class_names: tuple[str, ...] = ()
         self.skipped: tuple[str, ...] = ()
 
@@ -78,6 +78,16 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     def folder(self) -> Path:
         """`root` as a path."""
         return Path(self.root).expanduser()
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the training images are read for; a trainer at work knows it, else it is what was set."""
+        # Lightning makes the first iterator before any hook of the epoch runs, and `current_epoch` lags on resume.
+        return self.trainer.fit_loop.epoch_progress.current.processed if self.trainer else self._epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._epoch = epoch
 
     @property
     def num_classes(self) -> int:
