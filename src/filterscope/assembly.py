@@ -1,0 +1,283 @@
+"""From config to objects."""
+
+import inspect
+import logging
+import typing
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.utils import get_object
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from filterscope.data.datamodule import ImageDataModule
+from filterscope.errors import UserError
+from filterscope.files import replacing
+from filterscope.models import heads
+from filterscope.models.backbone import Backbone
+from filterscope.models.classifier import Classifier
+from filterscope.training.callbacks import LogVisuals
+from filterscope.training.checkpoints import AtomicCheckpointIO, KeepCheckpoints
+from filterscope.training.module import FinetuneModule
+from filterscope.training.runlog import RunLog, RunLogger
+confusion_picture = per_class_table = None  # TMP
+from filterscope.visuals.store import keep
+from filterscope.visuals.visual import Examples, Output, Visual
+
+log = logging.getLogger(__name__)
+
+Plain = dict[str, Any]
+
+
+def build(node: Plain, *, where: str, allowed: frozenset[str] | None = None, **extra: Any) -> Any:
+    """Build the object that a config node describes by its `_target_`, or a partial of it with `_partial_: true`.
+
+    The target's signature is the schema: a key it does not have and a value of another type are errors before it is
+    called. Nodes below with a `_target_` are built first.
+
+    Args:
+        node: plain data.
+        where: the node's place in the config, for messages.
+        allowed: the only targets that may be built, None for any; configs out of files come with a list.
+        extra: more arguments.
+    """
+    name = str(node["_target_"])
+    if allowed is not None and name not in allowed:
+        raise UserError(f"{where}._target_={name!r} is not something filterscope builds from a file")
+    try:
+        target = get_object(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{where}._target_={name!r} cannot be imported: {error}") from error
+    knobs = {
+        key: build(value, where=f"{where}.{key}", allowed=allowed)
+        if isinstance(value, dict) and "_target_" in value
+        else value
+        for key, value in node.items()
+        if key not in ("_target_", "_partial_")
+    }
+    arguments = check_knobs(target, knobs, where=where) | extra
+    return partial(target, **arguments) if node.get("_partial_") else target(**arguments)
+
+
+def check_knobs(target: Callable[..., Any], knobs: Mapping[str, Any], *, where: str) -> Plain:
+    """Return the knobs in the types that the target declares.
+
+    Raises:
+        UserError: a knob that the target does not have (with those it has), or a value of another type.
+    """
+    parameters = inspect.signature(target).parameters
+    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    checked: Plain = {}
+    for key, value in knobs.items():
+        if key not in parameters and not open_ended:
+            raise UserError(f"{where} has no knob {key!r}; it has {', '.join(parameters)}")
+        checked[key] = _checked(value, hints.get(key, Any), where=f"{where}.{key}")
+    return checked
+
+
+def _checked(value: Any, hint: Any, *, where: str) -> Any:
+    try:
+        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+    except TypeError:  # the hint brings a config of its own
+        adapter = TypeAdapter(hint)
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{where}={value!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
+
+
+def build_data(cfg: Plain) -> ImageDataModule:
+    """Build the datamodule and let it look for its files."""
+    data: ImageDataModule = build(cfg["data"], where="data")
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def build_classifier(cfg: Plain, data: ImageDataModule) -> Classifier:
+    """Build the classifier for the data's classes and image size."""
+    backbone: Backbone = build(cfg["model"], where="model")
+    classifier: Classifier = build(cfg["head"], where="head")(backbone, num_classes=data.num_classes)
+    classifier.class_names = tuple(data.class_names)
+    classifier.image_size = data.image_size
+    classifier.check_image_size(data.image_size)
+    return classifier
+
+
+def build_published(cfg: Plain) -> Classifier:
+    """Build a network as published, to be looked at without training.
+
+    Where the weights file holds the convolutional part alone, only that part is built, and a log line says so.
+    """
+    backbone: Backbone = build(cfg["model"], where="model")
+    size = int(cfg["data"]["image_size"])
+    if backbone.missing and not backbone.allow_random:
+        log.info("the weights hold the convolutional part of %s alone: nothing behind it is looked at", backbone.name)
+        classifier = heads.trunk(backbone)
+    else:
+        classifier = heads.keep(backbone)
+    classifier.image_size = size
+    classifier.check_image_size(size)
+    return classifier
+
+
+def build_visuals(cfg: Plain) -> dict[str, Visual]:
+    """Build the visuals, by name."""
+    return {name: build(node, where=f"visuals.{name}") for name, node in (cfg.get("visuals") or {}).items()}
+
+
+def build_module(cfg: Plain, classifier: Classifier, data: ImageDataModule) -> FinetuneModule:
+    """Build the Lightning module."""
+    classifier.class_names = tuple(data.class_names)
+    return FinetuneModule(
+        classifier,
+        policy=build(cfg["finetune"], where="finetune"),
+        optimizer=build(cfg["optimizer"], where="optimizer"),
+        schedule=build(cfg["schedule"], where="schedule"),
+        seed=cfg["seed"],
+        label_smoothing=cfg["label_smoothing"],
+        channels_last=cfg["channels_last"],
+        about={
+            "config": cfg,
+            "class_names": list(data.class_names),
+            "image_size": data.image_size,
+        },
+    )
+
+
+def build_trainer(cfg: Plain, folder: Path, visuals: dict[str, Visual]) -> pl.Trainer:
+    """Build the trainer that writes to a run folder."""
+    settings = {key: value for key, value in cfg["trainer"].items() if key != "_target_"}
+    if settings["precision"] == "auto":
+        settings["precision"] = precision_for(settings["accelerator"])
+    watch = cfg["checkpoint"]
+    callbacks: list[pl.Callback] = [
+        RunLog(folder),
+        LogVisuals(visuals, folder=folder, num_examples=cfg["num_examples"], seed=cfg["seed"]),
+        KeepCheckpoints(folder / "checkpoints", monitor=watch["monitor"], mode=watch["mode"]),
+    ]
+    if watch["patience"] is not None:
+        callbacks.append(pl.callbacks.EarlyStopping(watch["monitor"], mode=watch["mode"], patience=watch["patience"]))
+    if settings.get("enable_progress_bar", True):
+        callbacks.append(pl.callbacks.RichProgressBar(leave=True))
+    try:
+        return pl.Trainer(
+            **settings,
+            logger=RunLogger(folder),
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO()],
+            default_root_dir=folder,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,
+            use_distributed_sampler=False,
+            enable_model_summary=False,
+        )
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
+
+
+def precision_for(accelerator: str) -> str:
+    """Return `bf16-mixed` where the processor computes in bfloat16, else `32-true`, and say so in the log."""
+    on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
+    fast = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu._is_avx512_bf16_supported()
+    choice = "bf16-mixed" if fast else "32-true"
+    log.info("precision %s (trainer.precision decides otherwise)", choice)
+    return choice
+
+
+def log_start(module: FinetuneModule, data: ImageDataModule) -> None:
+    """Say in a line each what is trained on what."""
+    trained = sum(p.numel() for p in module.classifier.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in module.classifier.parameters())
+    log.info("%s: %s of %s parameters are trained", module.classifier.backbone.name, f"{trained:,}", f"{total:,}")
+    log.info("%d classes, images of %d×%d pixels", data.num_classes, data.image_size, data.image_size)
+
+
+def look_once(trainer: pl.Trainer, module: FinetuneModule) -> None:
+    """Draw and keep a network that is not trained at all."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, LogVisuals):
+            callback.draw(trainer, module, epoch=0)
+        elif isinstance(callback, KeepCheckpoints):
+            callback.keep(trainer, epoch=0)
+
+
+def finish(
+    trainer: pl.Trainer, module: FinetuneModule, data: ImageDataModule, cfg: Plain, folder: Path
+) -> dict[str, float]:
+    """Test the best epoch where there is a test split, write the final tables and return all metrics."""
+    kept = next(callback for callback in trainer.callbacks if isinstance(callback, KeepCheckpoints))  # type: ignore[attr-defined]
+    rows = next(callback for callback in trainer.callbacks if isinstance(callback, RunLog)).rows  # type: ignore[attr-defined]
+    metrics = dict(rows.get(kept.best_epoch if kept.best_epoch is not None else max(rows), {}))
+    content = torch.load(kept.best_path, map_location=module.device, weights_only=True)
+    module.load_state_dict(content["state_dict"])
+    if data.has_test:
+        trainer.test(module, data, verbose=False)
+        metrics |= {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("test/")}
+    if trainer.is_global_zero:
+        _write_results(trainer, module, cfg, folder, metrics)
+    return metrics
+
+
+def export(classifier: Classifier, kind: str | None, folder: Path) -> None:
+    """Write the weights in a form that others load; None: nothing."""
+    if kind is None:
+        return
+    if kind != "state_dict":
+        raise UserError(f"export={kind!r} is not possible; export=state_dict or null")
+    path = folder / f"{classifier.backbone.name}.pt"
+    with replacing(path) as file:
+        torch.save(classifier.export_state_dict(), file)
+    log.info("exported %s", path)
+
+
+def drawable(visuals: dict[str, Visual], examples: Examples) -> dict[str, Visual]:
+    """Return the visuals that can be drawn from these examples; a log line names those that lack images."""
+    if len(examples):
+        return visuals
+    lacking = [name for name, visual in visuals.items() if getattr(visual, "needs_images", False)]
+    if lacking:
+        log.warning("no images to look at, so not drawn: %s (give images=[photo.jpg] or data=…)", ", ".join(lacking))
+    if visuals and len(lacking) == len(visuals):
+        raise UserError(f"visuals {', '.join(lacking)} need images: give images=[photo.jpg] or data=…")
+    return {name: visual for name, visual in visuals.items() if name not in lacking}
+
+
+def tensorboard_command(folder: Path) -> str:
+    """Return the command that shows every picture of a run, not a sample of ten."""
+    return f"tensorboard --logdir {folder} --samples_per_plugin images=100000"
+
+
+def _write_results(
+    trainer: pl.Trainer, module: FinetuneModule, cfg: Plain, folder: Path, metrics: dict[str, float]
+) -> None:
+    logger = typing.cast(RunLogger, trainer.logger)
+    for split, counts in () and module.confusion.items():
+        shown: dict[str, Output] = {
+            f"predictions/confusion_{split}": confusion_picture(counts, module.classifier.class_names),
+            f"predictions/per_class_{split}": per_class_table(counts, module.classifier.class_names),
+        }
+        keep(shown, folder=folder, writer=logger.experiment, epoch=trainer.current_epoch)
+    logger.log_hyperparams(_flat(cfg), metrics)
+    logger.save()
+    export(module.classifier, cfg["export"], folder)
+    for name, value in sorted(metrics.items()):
+        log.info("%s %.4f", name, value)
+    log.info("%s", tensorboard_command(folder))
+
+
+def _flat(cfg: Plain, prefix: str = "") -> dict[str, str | int | float | bool]:
+    flat: dict[str, str | int | float | bool] = {}
+    for key, value in cfg.items():
+        if isinstance(value, dict):
+            if key not in ("visuals", "recipe"):
+                flat |= _flat(value, f"{prefix}{key}.")
+        elif not key.startswith("_"):
+            flat[f"{prefix}{key}"] = value if isinstance(value, (int, float, bool)) else str(value)
+    return flat

@@ -1,0 +1,162 @@
+"""From a run folder or a checkpoint file to objects; a checkpoint needs nothing beside itself."""
+
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import torch
+
+from filterscope.assembly import build, build_data, build_published
+from filterscope.data.decoding import read_image
+from filterscope.data.transforms import fixed_view, to_float
+from filterscope.errors import UserError
+from filterscope.models.classifier import Classifier
+from filterscope.training.callbacks import unpack_examples
+from filterscope.visuals.visual import Examples, Past
+
+BUILDABLE = frozenset(
+    {
+        "filterscope.models.backbone.torchvision_backbone",
+        "filterscope.models.backbone.small_cnn_backbone",
+        "filterscope.models.heads.replace",
+        "filterscope.models.heads.append",
+        "filterscope.models.heads.linear",
+        "filterscope.models.heads.keep",
+    }
+)
+"""All that is ever built because a checkpoint says so: its stored config is data, not trusted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a checkpoint holds, as objects."""
+
+    path: Path
+    config: dict[str, Any]
+    classifier: Classifier
+    examples: Examples | None
+    past: Past
+
+
+def find_checkpoint(ckpt: str, outputs: Path = Path("outputs")) -> Path:
+    """Return the checkpoint file that is meant: a file, a run folder's `best.ckpt`, or the newest run's for `latest`.
+
+    Raises:
+        UserError: there is none.
+    """
+    if ckpt == "latest":
+        found = sorted(outputs.glob("**/checkpoints/best.ckpt"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise UserError(f"ckpt=latest: no run with a checkpoint below {outputs}")
+        return found[-1]
+    path = Path(ckpt).expanduser()
+    if path.is_dir():
+        best = path / "checkpoints" / "best.ckpt"
+        if not best.is_file():
+            raise UserError(f"{path} is not a run folder with a checkpoint: there is no {best}")
+        return best
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}; give a run folder, a .ckpt file or latest")
+    return path
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return the plain content of a checkpoint file of filterscope; nothing in it is executed.
+
+    Raises:
+        UserError: the file is damaged, holds more than plain data, or was not written by filterscope.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, BadZipFile, EOFError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a readable checkpoint: {_first_line(error)}") from error
+    about = content.get("filterscope") if isinstance(content, dict) else None
+    if not isinstance(about, dict) or not {"config", "class_names", "image_size"} <= about.keys():
+        raise UserError(f"{path} is not a checkpoint of filterscope: it holds no config, class names and image size")
+    return content  # type: ignore[no-any-return]
+
+
+def open_run(path: Path) -> Run:
+    """Rebuild what a checkpoint holds."""
+    content = read_checkpoint(path)
+    about = content["filterscope"]
+    classifier = _classifier(about, content.get("state_dict"), path)
+    past = about.get("past")
+    return Run(
+        path=path,
+        config=about["config"],
+        classifier=classifier,
+        examples=unpack_examples(about["examples"]) if "examples" in about else None,
+        past=Past(store=past["store"]) if past else Past(),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What `visualize.py` looks at."""
+
+    classifier: Classifier
+    examples: Examples
+    past: Past
+
+
+def subject(cfg: dict[str, Any]) -> Subject:
+    """Return the network and the images that a visualize config means.
+
+    The network is that of `ckpt`, or `model` as published. The images are those of `images`, else the checkpoint's
+    own, else validation images of `data`, else none.
+    """
+    run = open_run(find_checkpoint(cfg["ckpt"])) if cfg["ckpt"] else None
+    classifier = run.classifier if run else build_published(cfg)
+    examples = run.examples if run and run.examples else None
+    if cfg["images"]:
+        examples = _files(cfg["images"], classifier)
+    elif examples is None and "_target_" in cfg["data"]:
+        data = build_data(cfg)
+        images, labels, names = data.examples(cfg["num_examples"], cfg["seed"])
+        examples = Examples(images=images, labels=labels, names=names, class_names=tuple(data.class_names))
+    nothing = torch.empty(0, classifier.in_channels, classifier.image_size or 0, classifier.image_size or 0)
+    return Subject(
+        classifier=classifier, examples=examples or Examples(images=nothing), past=run.past if run else Past()
+    )
+
+
+def load(path: str | Path) -> Classifier:
+    """Return the classifier of a run folder or checkpoint as a plain `nn.Module`, in evaluation mode."""
+    return open_run(find_checkpoint(str(path))).classifier.eval()
+
+
+def _classifier(about: Mapping[str, Any], state: Any, path: Path) -> Classifier:
+    config = about["config"]
+    try:
+        model = {**config["model"], "weights": None}
+        backbone = build(model, where=f"{path}: model", allowed=BUILDABLE)
+        names, size = tuple(map(str, about["class_names"])), int(about["image_size"])
+        classifier: Classifier = build(config["head"], where=f"{path}: head", allowed=BUILDABLE)(
+            backbone, num_classes=len(names)
+        )
+        own = {key.removeprefix("classifier."): t for key, t in state.items() if key.startswith("classifier.")}
+        classifier.load_state_dict(own)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: its config or weights lack {_first_line(error)}") from error
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise UserError(
+            f"{path} is damaged: its weights are not those of its config: {' '.join(lines[1:2])}"
+        ) from error
+    classifier.class_names, classifier.image_size = names, size
+    return classifier
+
+
+def _files(paths: Sequence[str], classifier: Classifier) -> Examples:
+    view = fixed_view(image_size=classifier.image_size or 224, resize_ratio=1.0)
+    pixels = [view(read_image(str(Path(p).expanduser()), num_channels=classifier.in_channels)) for p in paths]
+    names = tuple(Path(path).name for path in paths)
+    return Examples(images=to_float(torch.stack(pixels)), names=names, class_names=classifier.class_names)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,112 @@
+"""The callback that shows after every epoch what the network has learned."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+
+from filterscope.errors import UserError
+from filterscope.visuals.store import keep
+from filterscope.visuals.visual import Examples, Past, Visual, render
+
+
+class LogVisuals(pl.Callback):
+    """Draws the visuals before training and after every epoch, on rank 0, and leaves no trace in the training.
+
+    The pictures go to the TensorBoard logger and to `folder`. What visuals remember from epoch to epoch, and the
+    examples, are part of the checkpoint.
+
+    Args:
+        visuals: by name; drawn in this order.
+        folder: the run folder, or None for TensorBoard alone.
+        examples: the images to look at; None: `num_examples` validation images of the datamodule.
+        num_examples: how many validation images to take.
+        seed: which ones.
+    """
+
+    def __init__(
+        self,
+        visuals: Mapping[str, Visual],
+        *,
+        folder: Path | None = None,
+        examples: Examples | None = None,
+        num_examples: int = 16,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.visuals = visuals
+        self.folder = folder
+        self.examples = examples
+        self.num_examples = num_examples
+        self.seed = seed
+        self.past = Past()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw epoch 0, the network before training."""
+        if trainer.current_epoch == 0 and trainer.global_step == 0:
+            self.draw(trainer, pl_module, epoch=0)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw the epoch that has just ended."""
+        self.draw(trainer, pl_module, epoch=trainer.current_epoch + 1)
+
+    def draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, epoch: int) -> None:
+        """Draw everything as it is after `epoch` finished epochs."""
+        if not self.visuals or not trainer.is_global_zero:
+            return
+        self.past.epoch = epoch
+        classifier: Any = pl_module.classifier
+        shown = render(self.visuals, classifier, self._examples(trainer), self.past)
+        logger = next((each for each in trainer.loggers if isinstance(each, TensorBoardLogger)), None)
+        keep(shown, folder=self.folder, writer=logger.experiment if logger else None, epoch=epoch)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Put examples and past into the checkpoint, where `visualize.py` finds them too."""
+        del pl_module
+        about = checkpoint.setdefault("filterscope", {})
+        about["past"] = {"epoch": self.past.epoch, "store": self.past.store}
+        about["examples"] = pack_examples(self._examples(trainer))
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take up what earlier epochs left."""
+        del trainer, pl_module
+        about = checkpoint.get("filterscope", {})
+        self.past = Past(**about["past"]) if "past" in about else Past()
+
+    def _examples(self, trainer: pl.Trainer) -> Examples:
+        if self.examples is None:
+            data: Any = getattr(trainer, "datamodule", None)
+            if not hasattr(data, "examples"):
+                raise UserError("LogVisuals needs images to look at: give examples=Examples(images=…)")
+            images, labels, names = data.examples(self.num_examples, self.seed)
+            self.examples = Examples(images=images, labels=labels, names=names, class_names=data.class_names)
+        return self.examples
+
+
+def pack_examples(examples: Examples) -> dict[str, Any]:
+    """Return the examples as plain data; images as uint8."""
+    return {
+        "images": (examples.images * 255).round().to(torch.uint8),
+        "labels": examples.labels,
+        "class_names": list(examples.class_names),
+        "names": list(examples.names),
+    }
+
+
+def unpack_examples(packed: Mapping[str, Any]) -> Examples:
+    """Return the examples that `pack_examples` packed."""
+    images: Tensor = packed["images"]
+    return Examples(
+        images=images.float() / 255,
+        labels=packed["labels"],
+        class_names=tuple(packed["class_names"]),
+        names=tuple(packed["names"]),
+    )

@@ -1,0 +1,97 @@
+"""Checkpoints that are whole or not there: `best.ckpt` and `last.ckpt`, written beside their place and renamed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins import CheckpointIO
+from pytorch_lightning.callbacks import Checkpoint
+
+from filterscope.files import replacing, sweep
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Writes a checkpoint to a temporary name in its own folder, syncs it and renames it.
+
+    Lightning's own writes through the system's temporary folder and never syncs, so that a crash can leave half a
+    file under the real name (Lightning #19970).
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write the checkpoint; the old file under the name stays until the new one is complete."""
+        del storage_options
+        with replacing(Path(path), sync=True) as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Read a checkpoint without executing anything in it."""
+        del weights_only
+        content: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        return content
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint."""
+        Path(path).unlink(missing_ok=True)
+
+
+class KeepCheckpoints(Checkpoint):
+    """Writes `last.ckpt` after every epoch and `best.ckpt` whenever the monitored metric is the best so far.
+
+    `last.ckpt` holds everything that a resumed run needs; `best.ckpt` the weights and what looking needs, without the
+    optimizer's state.
+    """
+
+    def __init__(self, folder: Path, *, monitor: str = "val/acc", mode: str = "max") -> None:
+        super().__init__()
+        self.folder = folder
+        self.monitor = monitor
+        self.mode = mode
+        self.best: float | None = None
+        self.best_epoch: int | None = None
+
+    @property
+    def best_path(self) -> Path:
+        """Where the best checkpoint lies."""
+        return self.folder / "best.ckpt"
+
+    @property
+    def last_path(self) -> Path:
+        """Where the last checkpoint lies."""
+        return self.folder / "last.ckpt"
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Sweep up what an interrupted write left."""
+        del pl_module, stage
+        if trainer.is_global_zero and self.folder.is_dir():
+            sweep(self.folder)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the checkpoints of the epoch that has just ended."""
+        del pl_module
+        self.keep(trainer, epoch=trainer.current_epoch + 1)
+
+    def keep(self, trainer: pl.Trainer, *, epoch: int) -> None:
+        """Write `last.ckpt`, and `best.ckpt` where this epoch is the best so far."""
+        score = trainer.callback_metrics.get(self.monitor)
+        better = score is not None and self._improves(float(score))
+        if better:
+            self.best, self.best_epoch = float(score), epoch  # type: ignore[arg-type]
+        if better or self.best is None:
+            trainer.save_checkpoint(self.best_path, weights_only=True)
+        trainer.save_checkpoint(self.last_path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best so far."""
+        return {"best": self.best, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the best so far."""
+        self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
+
+    def _improves(self, score: float) -> bool:
+        if self.best is None:
+            return True
+        return score > self.best if self.mode == "max" else score < self.best

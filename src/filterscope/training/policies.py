@@ -1,0 +1,117 @@
+"""Which parts of a classifier are trained, when, and how fast."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from filterscope.errors import UserError
+from filterscope.models.classifier import Classifier
+from filterscope.models.layers import convolutions
+
+Group = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearProbe:
+    """Train the new Linear only; everything else keeps its values bit for bit.
+
+    `lr` is the head's learning rate with Adam-like optimizers (`optimizer.lr` refers to it).
+    """
+
+    lr: float = 1e-2
+
+    def freeze(self, classifier: Classifier) -> None:
+        """Freeze all but the head for good; needs a head that can be trained and a trunk that is worth probing."""
+        if not isinstance(classifier.head, nn.Linear):
+            raise UserError(f"finetune=linear_probe needs a Linear to train; {classifier.backbone.name} ends in none")
+        if classifier.untrained and not classifier.backbone.allow_random:
+            raise UserError(
+                f"finetune=linear_probe would leave layers untrained that the weights file does not hold "
+                f"({', '.join(classifier.untrained)}); use head=linear, give complete weights, "
+                "or say model.allow_random=true"
+            )
+        # Frozen before DDP wraps the module: DDP reduces only parameters that require grad at that moment.
+        classifier.requires_grad_(False)
+        classifier.head.requires_grad_(True)
+
+    def groups(self, classifier: Classifier, lr: float, weight_decay: float) -> list[Group]:
+        """Return the optimizer's parameter groups."""
+        return _group("head", classifier.head, lr, weight_decay)
+
+    def trains_backbone(self, epoch: int) -> bool:  # noqa: ARG002
+        """Return whether the backbone is trained in the epoch, counted from 0."""
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Full:
+    """Train everything from the first epoch on.
+
+    Args:
+        lr: the head's learning rate with Adam-like optimizers (`optimizer.lr` refers to it).
+        backbone_lr_factor: the backbone's rate as a multiple of the head's; None: 0.1 from pretrained weights,
+            1 from random ones.
+        first_layer_lr_factor: the first convolution's rate as a multiple of the backbone's; None: 1 from pretrained
+            weights, 10 from random ones, because at the common rate its kernels stay the noise they started as.
+        first_layer_weight_decay: the first convolution's; None: the optimizer's own from pretrained weights, 1 from
+            random ones, which lets the starting noise fade.
+    """
+
+    lr: float = 4e-4
+    backbone_lr_factor: float | None = None
+    first_layer_lr_factor: float | None = None
+    first_layer_weight_decay: float | None = None
+
+    def freeze(self, classifier: Classifier) -> None:
+        """Freeze nothing."""
+
+    def groups(self, classifier: Classifier, lr: float, weight_decay: float) -> list[Group]:
+        """Return the optimizer's parameter groups: head, backbone and its first convolution."""
+        pretrained = classifier.backbone.pretrained
+        factor = _default(self.backbone_lr_factor, 0.1 if pretrained else 1.0)
+        first_factor = _default(self.first_layer_lr_factor, 1.0 if pretrained else 10.0)
+        first_decay = _default(self.first_layer_weight_decay, weight_decay if pretrained else 1.0)
+        names = convolutions(classifier.layers)
+        first = classifier.module_of(names[0]) if names else None
+        return [
+            *_group("head", classifier.head, lr, weight_decay),
+            *_group("backbone", classifier.backbone, lr * factor, weight_decay, but=first),
+            *(_group("first_layer", first, lr * factor * first_factor, first_decay) if first else []),
+        ]
+
+    def trains_backbone(self, epoch: int) -> bool:  # noqa: ARG002
+        """Return whether the backbone is trained in the epoch, counted from 0."""
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gradual(Full):
+    """Train the head alone first; the backbone joins in at `release_epoch` (epochs counted from 0)."""
+
+    release_epoch: int = 4
+
+    def trains_backbone(self, epoch: int) -> bool:
+        """Return whether the backbone is trained in the epoch, counted from 0."""
+        # All parameters are in the optimizer and require grad from the start; until the release their gradients are
+        # dropped. Changing requires_grad later lets DDP ranks diverge silently.
+        return epoch >= self.release_epoch
+
+
+Policy = LinearProbe | Full | Gradual
+
+
+def _default(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value
+
+
+def _group(name: str, module: nn.Module, lr: float, weight_decay: float, but: nn.Module | None = None) -> list[Group]:
+    left_out = {id(parameter) for parameter in but.parameters()} if but is not None else set()
+    own = [parameter for parameter in module.parameters() if id(parameter) not in left_out]
+    weights = [parameter for parameter in own if parameter.ndim > 1]
+    others = [parameter for parameter in own if parameter.ndim <= 1]  # biases and norms are not decayed
+    return [
+        {"name": label, "params": params, "lr": lr, "weight_decay": decay}
+        for label, params, decay in ((name, weights, weight_decay), (f"{name}_bias", others, 0.0))
+        if params
+    ]

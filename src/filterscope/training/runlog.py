@@ -1,0 +1,98 @@
+"""One row of metrics an epoch: to `metrics.csv`, to TensorBoard, under the same names and steps."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from filterscope.files import write_file
+
+
+class RunLogger(TensorBoardLogger):
+    """TensorBoard's event file straight in the run folder, and nothing beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(save_dir=folder, name="", version="", default_hp_metric=False)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Flush the event file; the config already lies in the run folder as `.hydra/config.yaml`."""
+        self.experiment.flush()
+
+
+class RunLog(pl.Callback):
+    """Writes a row of metrics per finished epoch, and the loss of single steps.
+
+    The step of a row is the number of finished epochs; 0 is a validation before training. Only `train/loss_step`
+    counts optimizer steps. The rows are part of the checkpoint, so that a resumed run neither repeats nor misses one.
+    """
+
+    def __init__(self, folder: Path, *, every_steps: int = 20) -> None:
+        super().__init__()
+        self.path = folder / "metrics.csv"
+        self.every_steps = every_steps
+        self.rows: dict[int, dict[str, float]] = {}
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the loss of a step now and then."""
+        del pl_module, batch, batch_idx
+        if trainer.global_step % self.every_steps == 0 and trainer.logger:
+            trainer.logger.log_metrics({"train/loss_step": float(outputs["loss"])}, step=trainer.global_step)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write row 0 after the validation before training."""
+        del pl_module
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self.write(trainer, 0)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the row of the epoch that has just ended."""
+        del pl_module
+        self.write(trainer, trainer.current_epoch + 1)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add the test's metrics to the row of the last epoch."""
+        del pl_module
+        self.write(trainer, max(self.rows, default=0))
+
+    def write(self, trainer: pl.Trainer, epoch: int) -> None:
+        """Write what has been measured as the row of an epoch."""
+        measured = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+        self.rows.setdefault(epoch, {}).update(measured)
+        if not trainer.is_global_zero:
+            return
+        write_rows(self.path, self.rows)
+        if trainer.logger:
+            trainer.logger.log_metrics(measured, step=epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rows so far."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the rows so far."""
+        self.rows = state_dict["rows"]
+
+
+def write_rows(path: Path, rows: dict[int, dict[str, float]]) -> None:
+    """Write the rows as CSV, complete or not at all."""
+    columns = ["epoch", *sorted({name for row in rows.values() for name in row}, key=_column_order)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for epoch, row in sorted(rows.items()):
+        writer.writerow({"epoch": epoch, **{name: f"{value:.6g}" for name, value in row.items()}})
+    write_file(path, text.getvalue().encode())
+
+
+def _column_order(name: str) -> tuple[int, str]:
+    splits = ("train", "val", "test")
+    split = name.split("/")[0]
+    return (splits.index(split) if split in splits else len(splits), name)

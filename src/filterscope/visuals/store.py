@@ -1,0 +1,82 @@
+"""Where pictures, tables and numbers go: a TensorBoard event file and a folder."""
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+
+from filterscope.files import write_file
+from filterscope.visuals.draw import encode_png
+from filterscope.visuals.visual import Output, Picture, Table
+
+
+def keep(
+    shown: Mapping[str, Output],
+    *,
+    folder: Path | None = None,
+    writer: Any = None,
+    epoch: int | None = None,
+) -> None:
+    """Send what visuals show to a folder and to a TensorBoard writer; every picture is encoded once.
+
+    Args:
+        shown: by tag.
+        folder: the run folder: pictures go to `pictures/<tag>/epoch_<NNN>.png`, tables to `<tag>/epoch_<NNN>.csv`;
+            without an epoch to `pictures/<tag>.png` and `<tag>.csv`.
+        writer: a `torch.utils.tensorboard.SummaryWriter`, or None.
+        epoch: the number of finished epochs, or None outside training.
+    """
+    for tag, output in shown.items():
+        step = epoch or 0
+        if isinstance(output, Picture):
+            _keep_picture(tag, output, folder=folder, writer=writer, epoch=epoch)
+        elif isinstance(output, Table):
+            if folder is not None:
+                write_file(_place(folder, tag, epoch, "csv"), table_csv(output).encode())
+            if writer is not None:
+                writer.add_text(tag, table_markdown(output), step)
+        elif writer is not None:
+            writer.add_scalar(tag, output, step)
+
+
+def table_csv(table: Table) -> str:
+    """Return the table as CSV with a header."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(table.columns)
+    rows.writerows(table.rows)
+    return text.getvalue()
+
+
+def table_markdown(table: Table, most: int = 60) -> str:
+    """Return the table as Markdown: its description and its first `most` rows."""
+    lines = [table.description, ""] if table.description else []
+    lines += ["| " + " | ".join(table.columns) + " |", "|" + " --- |" * len(table.columns)]
+    lines += ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in table.rows[:most]]
+    if len(table.rows) > most:
+        lines += ["", f"… and {len(table.rows) - most} more rows in the run folder"]
+    return "\n".join(lines)
+
+
+def _cell(cell: str | int | float) -> str:
+    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+
+
+def _place(folder: Path, tag: str, epoch: int | None, suffix: str) -> Path:
+    return folder / f"{tag}.{suffix}" if epoch is None else folder / tag / f"epoch_{epoch:03d}.{suffix}"
+
+
+def _keep_picture(tag: str, picture: Picture, *, folder: Path | None, writer: Any, epoch: int | None) -> None:
+    png = encode_png(picture)
+    if folder is not None:
+        write_file(_place(folder / "pictures", tag, epoch, "png"), png)
+    if writer is None:
+        return
+    height, width = picture.pixels.shape[:2]
+    image = Summary.Image(encoded_image_string=png, height=height, width=width, colorspace=3)
+    about = SummaryMetadata(summary_description=picture.description)
+    summary = Summary(value=[Summary.Value(tag=tag, image=image, metadata=about)])
+    writer.file_writer.add_summary(summary, epoch or 0)

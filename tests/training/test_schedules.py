@@ -1,0 +1,39 @@
+import pytest
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+
+from filterscope.training.schedules import constant, cosine, one_cycle
+
+
+def rates(make, steps: int) -> list[float]:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
+    schedule: LRScheduler = make(optimizer, total_steps=steps)
+    seen = []
+    for _ in range(steps):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step() if len(seen) < steps else None
+    return seen
+
+
+def test_one_cycle_peaks_after_its_warmup_and_ends_near_zero() -> None:
+    seen = rates(one_cycle, 100)
+    assert max(seen) == pytest.approx(1.0)
+    assert 25 <= seen.index(max(seen)) <= 35
+    assert seen[-1] < 1e-3
+
+
+def test_cosine_is_half_way_down_in_the_middle() -> None:
+    seen = rates(cosine, 200)
+    assert seen[9] == pytest.approx(1.0)
+    assert seen[105] == pytest.approx(0.5, abs=0.01)
+    assert seen[-1] < 1e-3
+
+
+def test_constant_stays() -> None:
+    assert set(rates(constant, 10)) == {1.0}
+
+
+@pytest.mark.parametrize("make", [one_cycle, cosine, constant])
+def test_a_single_step_is_enough(make) -> None:
+    assert len(rates(make, 1)) == 1

@@ -1,0 +1,50 @@
+"""Finetune a CNN and see, epoch by epoch, what its filters learn: `python train.py --help`."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from filterscope.edge import check_paths, guarded, leave, plain, run_folder
+
+log = logging.getLogger("filterscope")
+
+
+def train(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
+    """Finetune as the plain config says, write everything to the run folder and return the last metrics."""
+    import pytorch_lightning as pl
+
+    from filterscope import assembly
+
+    pl.seed_everything(cfg["seed"], workers=True, verbose=False)
+    data = assembly.build_data(cfg)
+    classifier = assembly.build_classifier(cfg, data)
+    visuals = assembly.build_visuals(cfg)
+    module = assembly.build_module(cfg, classifier, data)
+    trainer = assembly.build_trainer(cfg, folder, visuals)
+    assembly.log_start(module, data)
+
+    trainer.validate(module, data, verbose=False)  # epoch 0: the network before training
+    if trainer.max_epochs == 0:
+        assembly.look_once(trainer, module)
+    else:
+        trainer.fit(module, data)
+    return assembly.finish(trainer, module, data, cfg, folder)
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(cfg: DictConfig) -> float | None:
+    """Run one job; its result is the monitored metric, for sweepers that look for the best."""
+    with guarded():
+        config = plain(cfg)
+        check_paths(config)
+        metrics = train(config, run_folder())
+        return metrics.get(config["checkpoint"]["monitor"])
+    return None
+
+
+if __name__ == "__main__":
+    main()
+    leave()

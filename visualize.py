@@ -1,0 +1,45 @@
+"""Draw what a trained or published network's filters have learned: `python visualize.py --help`."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from filterscope.edge import check_paths, guarded, leave, plain, run_folder
+
+log = logging.getLogger("filterscope")
+
+
+def visualize(cfg: dict[str, Any], folder: Path) -> list[str]:
+    """Draw the visuals of the plain config into a folder and return their tags."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    from filterscope import assembly, runs
+    from filterscope.visuals.store import keep
+    from filterscope.visuals.visual import render
+
+    subject = runs.subject(cfg)
+    visuals = assembly.drawable(assembly.build_visuals(cfg), subject.examples)
+    with SummaryWriter(str(folder)) as writer:
+        shown = render(visuals, subject.classifier, subject.examples, subject.past)
+        keep(shown, folder=folder, writer=writer)
+    assembly.export(subject.classifier, cfg["export"], folder)
+    log.info("%d pictures in %s", len(shown), folder / "pictures")
+    log.info("%s", assembly.tensorboard_command(folder))
+    return list(shown)
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="visualize")
+def main(cfg: DictConfig) -> None:
+    """Run one job."""
+    with guarded():
+        config = plain(cfg)
+        check_paths(config)
+        visualize(config, run_folder())
+
+
+if __name__ == "__main__":
+    main()
+    leave()
