@@ -138,7 +138,7 @@ def draw_maps(
     if kind == "bars":
         cells, columns = _bar_cells(images, maps, labels), 2
     else:
-        cells, columns = _map_cells(images, maps, channels, labels)
+        cells, columns = _map_cells(images, maps, channels)
     wrapped = len(cells) > columns * len(images)
     pixels = grid(
         cells,
@@ -149,22 +149,23 @@ def draw_maps(
         legend={"bars": None, "signed": signed_legend("−", "+"), "map": unsigned_legend()}[kind],
         column_labels=[] if wrapped or kind == "bars" else ["channel", *(str(channel) for channel in channels)],
     )
-    return Picture(pixels=pixels, description=f"**{layer}**: {of_all} {what}. {_HOW[kind]}")
+    seen = f" Images: {', '.join(labels)}." if any(labels) else ""
+    return Picture(pixels=pixels, description=f"**{layer}**: {of_all} {what}. {_HOW[kind]}{seen}")
 
 
-def _map_cells(images: Tensor, maps: Tensor, channels: Sequence[int], labels: Sequence[str]) -> tuple[list[Cell], int]:
+def _map_cells(images: Tensor, maps: Tensor, channels: Sequence[int]) -> tuple[list[Cell], int]:
     columns = shape(len(channels), most=_MOST_MAPS) + 1
     lines = -(-len(channels) // (columns - 1))
     size = side(columns)
     tile = signed if float(maps.min()) < 0 else unsigned
     cells: list[Cell] = []
-    for image, row, label in zip(images, maps, labels, strict=True):
+    for image, row in zip(images, maps, strict=True):
         drawn = [
             Cell(pixels=tile(m, size), caption=(*([str(c)] if lines > 1 else []), value_range(m)))
             for m, c in zip(row, channels, strict=True)
         ]
         for line in range(lines):
-            first = Cell(pixels=photo(image, size), caption=named(label, width=size)) if line == 0 else _EMPTY
+            first = Cell(pixels=photo(image, size)) if line == 0 else _EMPTY
             part = drawn[line * (columns - 1) : (line + 1) * (columns - 1)]
             cells += [first, *part, *[_EMPTY] * (columns - 1 - len(part))]
     return cells, columns

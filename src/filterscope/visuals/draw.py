@@ -38,7 +38,8 @@ YELLOW: Colour = (240, 228, 66)
 TITLE = 46
 NOTE = 30
 CAPTION = 36
-SMALLEST = 20
+NAME = 26
+SMALLEST = 18
 FRAME = 6
 
 
@@ -99,7 +100,8 @@ def grid(
     widths = [max(row[c].pixels.shape[1] for row in rows if c < len(row)) for c in range(min(columns, len(cells)))]
     free = WIDTH - 2 * MARGIN - label_width - sum(widths)
     gap = min(free // max(len(widths) - 1, 1), 3 * GAP) if len(rows) > 1 or len(widths) > 1 else GAP
-    lefts = [MARGIN + label_width + sum(widths[:c]) + c * gap for c in range(len(widths))]
+    start = MARGIN + label_width + (free // 2 if len(widths) == 1 else 0)
+    lefts = [start + sum(widths[:c]) + c * gap for c in range(len(widths))]
     header = _header(title, aside, notes, legend, thumbnail)
     top = header.shape[0] + (round(1.3 * CAPTION) if column_labels else 0)
     tops, y = [], top
@@ -112,21 +114,28 @@ def grid(
     pen = ImageDraw.Draw(image)
     for label, left, width in zip(column_labels, lefts, widths, strict=False):
         _text(pen, label, (left, top - round(1.25 * CAPTION)), width=width + gap - 4, size=CAPTION, colour=FAINT)
-    size = _caption_size(rows, widths, gap)
+    sizes = _caption_sizes(rows, widths, gap)
     for i, (row, row_top) in enumerate(zip(rows, tops, strict=True)):
         height = max(cell.pixels.shape[0] for cell in row)
         if i < len(row_labels):
             at = (MARGIN, row_top + (height - CAPTION) // 2)
             _text(pen, row_labels[i], at, width=label_width - GAP, size=CAPTION, colour=FAINT, anchor="l")
         for cell, left, width in zip(row, lefts, widths, strict=False):
-            _draw_cell(image, pen, cell, (left, row_top), (width, height), room=width + gap - 4, size=size)
+            _draw_cell(image, pen, cell, (left, row_top), (width, height), room=width + gap - 4, sizes=sizes)
     pen.rectangle((0, 0, WIDTH - 1, canvas.shape[0] - 1), outline=EDGE, width=2)
     return np.asarray(image)
 
 
+@lru_cache
+def font(size: int, bold: bool = True) -> ImageFont.FreeTypeFont:
+    """Return DejaVu Sans, which matplotlib brings along, in a size in pixels."""
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
+
+
 def text_width(text: str, size: int, *, bold: bool = True) -> float:
     """Return how many pixels wide a text is."""
-    return float(_font(size, bold).getlength(text))
+    return float(font(size, bold).getlength(text))
 
 
 def fitting(text: str, *, width: float, size: int, smallest: int = SMALLEST) -> tuple[str, int]:
@@ -171,12 +180,6 @@ def save_png(picture: Picture, path: Path) -> None:
     write_file(path, encode_png(picture))
 
 
-@lru_cache
-def _font(size: int, bold: bool = True) -> ImageFont.FreeTypeFont:
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
-
-
 def _header(title: str, aside: str, notes: Sequence[str], legend: Legend | None, thumbnail: Pixels | None) -> Pixels:
     left = MARGIN + (thumbnail.shape[1] + 2 * GAP if thumbnail is not None else 0)
     bar = _legend_width(legend) + 2 * GAP if legend else 0
@@ -194,7 +197,7 @@ def _header(title: str, aside: str, notes: Sequence[str], legend: Legend | None,
     _text(pen, aside, (WIDTH - MARGIN, MARGIN - 6), width=WIDTH, size=TITLE, colour=FAINT, anchor="r")
     top = MARGIN + TITLE + GAP
     for i, line in enumerate(lines):
-        pen.text((left, top + i * step), line, font=_font(NOTE, bold=False), fill=FAINT)
+        pen.text((left, top + i * step), line, font=font(NOTE, bold=False), fill=FAINT)
     if legend is not None:
         _draw_legend(image, pen, legend, top)
     return np.asarray(image)
@@ -207,8 +210,8 @@ def _legend_width(legend: Legend) -> int:
 def _draw_legend(image: Image.Image, pen: ImageDraw.ImageDraw, legend: Legend, top: int) -> None:
     left = WIDTH - MARGIN - _legend_width(legend)
     bar_left = left + round(text_width(legend.low, NOTE)) + GAP
-    pen.text((left, top), legend.low, font=_font(NOTE), fill=FAINT)
-    pen.text((bar_left + 140 + GAP, top), legend.high, font=_font(NOTE), fill=FAINT)
+    pen.text((left, top), legend.low, font=font(NOTE), fill=FAINT)
+    pen.text((bar_left + 140 + GAP, top), legend.high, font=font(NOTE), fill=FAINT)
     columns = np.linspace(0, len(legend.colours) - 1, 140).round().astype(int)
     bar = np.repeat(legend.colours[columns][None], 26, axis=0)
     image.paste(Image.fromarray(bar), (bar_left, top + 6))
@@ -219,16 +222,14 @@ def _caption_height(row: Sequence[Cell]) -> int:
     return round(lines * 1.15 * CAPTION) + (4 if lines else 0)
 
 
-def _caption_size(rows: Sequence[Sequence[Cell]], widths: Sequence[int], gap: int) -> int:
-    """One size for all numbers, so that those beside each other look alike; only names shrink alone."""
-    sizes = [
-        fitting(line, width=width + gap - 4, size=CAPTION)[1]
-        for row in rows
-        for cell, width in zip(row, widths, strict=False)
-        for line in cell.caption
-        if _is_number(line)
-    ]
-    return min(sizes, default=CAPTION)
+def _caption_sizes(rows: Sequence[Sequence[Cell]], widths: Sequence[int], gap: int) -> tuple[int, int]:
+    """One size for all numbers and one for all names, so that a grid looks calm; very long names shrink alone."""
+    sizes: dict[bool, list[int]] = {True: [CAPTION], False: [CAPTION]}
+    for row in rows:
+        for cell, width in zip(row, widths, strict=False):
+            for line in cell.caption:
+                sizes[_is_number(line)].append(fitting(line, width=width + gap - 4, size=CAPTION)[1])
+    return min(sizes[True]), max(min(sizes[False]), NAME)
 
 
 def _is_number(line: str) -> bool:
@@ -243,7 +244,7 @@ def _draw_cell(
     box: tuple[int, int],
     *,
     room: int,
-    size: int,
+    sizes: tuple[int, int],
 ) -> None:
     height, width = cell.pixels.shape[:2]
     left, top = at[0] + (box[0] - width) // 2, at[1] + (box[1] - height) // 2
@@ -257,14 +258,14 @@ def _draw_cell(
         colour = cell.frame if toned and cell.frame is not None else INK
         y = at[1] + box[1] + 1 + round(i * 1.15 * CAPTION)
         at_line = (at[0] + (box[0] - room) // 2, y)
-        _text(pen, line, at_line, width=room, size=size if _is_number(line) else CAPTION, colour=colour)
+        _text(pen, line, at_line, width=room, size=sizes[not _is_number(line)], colour=colour)
 
 
 def _draw_mark(pen: ImageDraw.ImageDraw, mark: str, corner: tuple[int, int], colour: Colour) -> None:
     size = 56
     left, top = corner[0] - size, corner[1]
     pen.rectangle((left, top, left + size - 1, top + size - 1), fill=colour)
-    pen.text((left + size / 2, top + size / 2), mark, font=_font(50), fill=BACKGROUND, anchor="mm")
+    pen.text((left + size / 2, top + size / 2), mark, font=font(50), fill=BACKGROUND, anchor="mm")
 
 
 def _text(
@@ -280,4 +281,4 @@ def _text(
     text, fitted = fitting(text, width=width, size=size)
     x = at[0] + width / 2 if anchor == "m" else at[0]
     # One baseline per line, whatever size a single label shrank to.
-    pen.text((x, at[1] + 0.95 * size), text, font=_font(fitted), fill=colour, anchor=f"{anchor}s")
+    pen.text((x, at[1] + 0.95 * size), text, font=font(fitted), fill=colour, anchor=f"{anchor}s")

@@ -1,0 +1,128 @@
+"""Which classes are taken for which: a picture and a table of the counts."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from filterscope.visuals.draw import (
+    BACKGROUND,
+    BLUE,
+    FAINT,
+    INK,
+    MARGIN,
+    VERMILION,
+    WIDTH,
+    Cell,
+    Colour,
+    fitting,
+    font,
+    grid,
+    text_width,
+)
+from filterscope.visuals.visual import Picture, Pixels, Table, name_of
+
+_NAMED = 20  # classes; more have no room for their names at the axes
+_EMPTY: Colour = (38, 41, 48)
+_ROOM = WIDTH - 2 * MARGIN
+_HOW = (
+    "Each row is a true class, each column a class that the network says. The diagonal (**blue**) is what it gets "
+    "right, everything else (**orange**) what it mistakes; the brighter, the larger the share of the row's images."
+)
+
+
+def confusion_picture(counts: Tensor, class_names: Sequence[str], *, aside: str = "", mistakes: int = 5) -> Picture:
+    """Draw a confusion matrix, with names and counts for up to twenty classes and the commonest mistakes for more.
+
+    Args:
+        counts: `(classes, classes)`: true class by predicted class.
+        class_names: in the order of the classes; missing ones are numbered.
+        aside: what stands at the right of the title.
+        mistakes: how many of the commonest mistakes are listed where classes have no room for their names.
+    """
+    counts = counts.detach().cpu().long()
+    total, right = int(counts.sum()), int(counts.diagonal().sum())
+    names = [name_of(i, class_names) for i in range(len(counts))]
+    note = f"{right} of {total} right ({right / max(total, 1):.1%}). Rows: true, columns: predicted, brightness: share"
+    lines: tuple[str, ...] = ()
+    if len(counts) > _NAMED:
+        lines = tuple(
+            f"{names[true]} → {names[said]}: {count}×" for count, true, said in commonest_mistakes(counts, mistakes)
+        )
+    cell = Cell(pixels=_named_matrix(counts, names) if len(counts) <= _NAMED else _matrix(counts, _ROOM), caption=lines)
+    pixels = grid([cell], columns=1, title="confusion", aside=aside, notes=[note])
+    listed = "".join(f"\n- {line}" for line in lines)
+    return Picture(pixels=pixels, description=_HOW + (f" Commonest mistakes:\n{listed}" if lines else ""))
+
+
+def accuracy_table(counts: Tensor, class_names: Sequence[str]) -> Table:
+    """Return each class with its images, how many of them are right, and what it is most often taken for.
+
+    Args:
+        counts: `(classes, classes)`: true class by predicted class.
+        class_names: in the order of the classes; missing ones are numbered.
+    """
+    counts = counts.detach().cpu().long()
+    wrong = counts - counts.diagonal().diag()
+    rows = []
+    for i, row in enumerate(counts):
+        images, right = int(row.sum()), int(row[i])
+        other = int(wrong[i].argmax())
+        mistaken = name_of(other, class_names) if int(wrong[i, other]) else ""
+        accuracy = right / images if images else float("nan")
+        rows.append((name_of(i, class_names), images, right, accuracy, mistaken, int(wrong[i, other])))
+    return Table(
+        columns=("class", "images", "right", "accuracy", "most often taken for", "times"),
+        rows=tuple(rows),
+        description="How many images of each class are recognised, and the class it is most often taken for.",
+    )
+
+
+def commonest_mistakes(counts: Tensor, count: int) -> list[tuple[int, int, int]]:
+    """Return up to `count` mistakes as (how often, true class, predicted class), the commonest first."""
+    wrong = counts - counts.diagonal().diag()
+    order = torch.argsort(wrong.flatten(), descending=True, stable=True)[:count].tolist()
+    found = [(int(wrong.flatten()[i]), i // len(counts), i % len(counts)) for i in order]
+    return [mistake for mistake in found if mistake[0] > 0]
+
+
+def _matrix(counts: Tensor, room: int) -> Pixels:
+    """Return the matrix as a tile of at most `room` pixels; a root lets single mistakes be seen."""
+    share = (counts / counts.sum(dim=1, keepdim=True).clamp_min(1)).numpy()[..., None]
+    share = share ** (0.5 if len(counts) <= _NAMED else 0.3)
+    full = np.where(np.eye(len(counts), dtype=bool)[..., None], BLUE, VERMILION)
+    cells = (np.array(_EMPTY) * (1 - share) + full * share).round().astype(np.uint8)
+    step = max(room // len(counts), 1)
+    enlarged: Pixels = cells.repeat(step, axis=0).repeat(step, axis=1)
+    if step >= 6:
+        line = 3 if step >= 30 else 1
+        edges = [np.arange(line) + i * step - line // 2 for i in range(1, len(counts))]
+        for edge in edges:
+            enlarged[edge], enlarged[:, edge] = BACKGROUND, BACKGROUND
+    return enlarged
+
+
+def _named_matrix(counts: Tensor, names: Sequence[str]) -> Pixels:
+    size = 32 if len(names) <= 12 else 26
+    left = min(round(max(text_width(name, size) for name in names)) + 12, 300)
+    tile = _matrix(counts, _ROOM - left)
+    step = tile.shape[0] // len(names)
+    image = Image.new("RGB", (_ROOM, tile.shape[0] + left), BACKGROUND)
+    image.paste(Image.fromarray(tile), (left, 0))
+    pen = ImageDraw.Draw(image)
+    for i, name in enumerate(names):
+        text, fitted = fitting(name, width=left - 12, size=min(size, step))
+        middle = i * step + step / 2
+        pen.text((left - 12, middle), text, font=font(fitted), fill=INK, anchor="rm")
+        upright = Image.new("RGB", (left, step), BACKGROUND)
+        ImageDraw.Draw(upright).text((left - 12, step / 2), text, font=font(fitted), fill=FAINT, anchor="rm")
+        image.paste(upright.rotate(90, expand=True), (left + i * step, tile.shape[0]))
+        for j, count in enumerate(counts[i].tolist()):
+            if count:
+                share = count / max(int(counts[i].sum()), 1)
+                number, fits = fitting(str(count), width=step - 6, size=min(34, step - 4))
+                colour = BACKGROUND if share > 0.15 else INK
+                pen.text((left + j * step + step / 2, middle), number, font=font(fits), fill=colour, anchor="mm")
+    return np.asarray(image)

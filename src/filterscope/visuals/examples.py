@@ -1,0 +1,114 @@
+"""The images themselves, with the names of their classes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from filterscope.errors import UserError
+from filterscope.models.classifier import Classifier
+from filterscope.visuals.draw import Cell, grid, named, shape, side
+from filterscope.visuals.tiles import photo
+from filterscope.visuals.visual import Examples, Past, Picture, epoch_label, name_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Draw examples with the names of their classes: `examples/batch`.
+
+    Attributes:
+        images: how many examples.
+        columns: how many stand side by side.
+        every: draw every so many epochs, 0: before training only.
+    """
+
+    images: int = 20
+    columns: int = 5
+    every: int = 0
+
+    def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> dict[str, Picture]:
+        """Return one picture of the first examples."""
+        del classifier
+        shown = range(min(self.images, len(examples)))
+        captions = [_name(examples, i) for i in shown]
+        note = f"{len(captions)} images of the data with the names of their classes"
+        how = "Images of the data as the network gets them (before it normalises them), with their classes."
+        return {
+            "examples/batch": draw_images(
+                examples.images[: self.images],
+                captions,
+                title="examples",
+                note=note,
+                columns=self.columns,
+                aside=epoch_label(past),
+                description=how,
+            )
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classes:
+    """Draw one example of every class with its name: `examples/classes`.
+
+    Attributes:
+        classes: how many classes at most, None: all.
+        columns: how many stand side by side.
+        every: draw every so many epochs, 0: before training only.
+    """
+
+    classes: int | None = None
+    columns: int = 5
+    every: int = 0
+
+    def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> dict[str, Picture]:
+        """Return one picture with the first example of each class that is among the examples."""
+        if examples.labels is None:
+            raise UserError("examples/classes needs images whose classes are known")
+        first: dict[int, int] = {}
+        for i, label in enumerate(examples.labels.tolist()):
+            first.setdefault(int(label), i)
+        total = max(len(examples.class_names), classifier.num_classes)
+        shown = [first[label] for label in sorted(first)][: self.classes]
+        note = f"one image of each of {len(shown)} classes"
+        if len(shown) < total:
+            note = f"one image of each of {len(shown)} of {total} classes"
+        return {
+            "examples/classes": draw_images(
+                examples.images[shown],
+                [_name(examples, i) for i in shown],
+                title="classes",
+                note=note,
+                columns=self.columns,
+                aside=epoch_label(past),
+                description=f"{note[0].upper()}{note[1:]}, with its name.",
+            )
+        }
+
+
+def draw_images(
+    images: Tensor,
+    captions: Sequence[str],
+    *,
+    title: str,
+    note: str = "",
+    columns: int = 5,
+    aside: str = "",
+    description: str = "",
+) -> Picture:
+    """Draw images `(N, C, H, W)` in [0, 1] with a caption each."""
+    if not len(images):
+        raise UserError(f"{title}: there are no images to draw; give images=[…] or a data set")
+    columns = shape(len(images), most=columns)
+    size = side(columns)
+    cells = [
+        Cell(pixels=photo(image, size), caption=named(caption, width=size))
+        for image, caption in zip(images, captions, strict=True)
+    ]
+    pixels = grid(cells, columns=columns, title=title, aside=aside, notes=[note])
+    return Picture(pixels=pixels, description=description)
+
+
+def _name(examples: Examples, index: int) -> str:
+    if examples.labels is not None:
+        return name_of(int(examples.labels[index]), examples.class_names)
+    return examples.names[index] if index < len(examples.names) else ""
