@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
 import torch
@@ -46,7 +46,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     num_workers: int | None = None
     pin_memory: bool | None = None
     seed: int = 0
-    exclude: Sequence[str] = ()
+    exclude: Sequence[str | int] = ()
     on_corrupt: Literal["error", "skip"] = "error"
     augment: Augmentation | None = None
     resize_ratio: float = 1.0
@@ -83,7 +83,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     def epoch(self) -> int:
         """The epoch that the training images are read for; a trainer at work knows it, else it is what was set."""
         # Lightning makes the first iterator before any hook of the epoch runs, and `current_epoch` lags on resume.
-        return self.trainer.fit_loop.epoch_progress.current.processed if self.trainer else self._epoch
+        return int(cast(Any, self.trainer).fit_loop.epoch_progress.current.processed) if self.trainer else self._epoch
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
@@ -108,7 +108,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         if not self._splits:
             self.prepare_data()
             found = self.find()
-            names, splits = prepare(found, exclude=self.exclude, seed=self.seed)
+            names, splits = prepare(found, exclude=[str(name) for name in self.exclude], seed=self.seed)
             self._splits = {split: self._checked(images) for split, images in splits.items()}
             if self.skipped:
                 log.warning("left out %d damaged files, the first: %s", len(self.skipped), self.skipped[0])
@@ -165,7 +165,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     def _num_workers(self, images: Images) -> int:
         if self.num_workers is not None:
             return self.num_workers
-        return min(len(os.sched_getaffinity(0)), 8) if isinstance(images, Files) else 0
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(cores, 8) if isinstance(images, Files) else 0
 
     def _loader(self, split: str, *, random: bool) -> ImageLoader:
         images = self._images(split)

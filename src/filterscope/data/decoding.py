@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as F
 from filterscope.errors import UserError
 
 # Pillow also opens EPS (through Ghostscript) and dozens of formats that nobody keeps photographs in.
-_KNOWN = "JPEG PNG WEBP GIF BMP TIFF PPM MPO JPEG2000 TGA ICO AVIF"
+_KNOWN = "JPEG PNG WEBP GIF BMP TIFF PPM JPEG2000 TGA ICO AVIF"
 FORMATS = tuple(name for name in _KNOWN.split() if name != "AVIF" or features.check("avif"))
 
 # What Pillow raises on damaged files of these formats.

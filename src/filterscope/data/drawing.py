@@ -27,9 +27,7 @@ class Looks:
         return len(self.shapes)
 
     def __getitem__(self, part: slice) -> "Looks":
-        return Looks(
-            shapes=self.shapes[part], angles=self.angles[part], light=self.light[part], dark=self.dark[part]
-        )
+        return Looks(shapes=self.shapes[part], angles=self.angles[part], light=self.light[part], dark=self.dark[part])
 
 
 SHAPES = ("round", "pointed", "notched")
@@ -59,10 +57,10 @@ def draw_flowers(looks: Looks, *, size: int, generator: torch.Generator) -> Tens
     shade = chance.between(0.88, 1.06)
     paint = _mix(looks.dark[:, :, None, None], looks.light[:, :, None, None], stripes[:, None]) * shade[:, None]
 
-    shadow = torch.exp(-(((px - 0.12) ** 2 + (py - 0.16) ** 2) / 0.75) ** 2)
+    shadow = torch.exp(-((((px - 0.12) ** 2 + (py - 0.16) ** 2) / 0.75) ** 2))
     image = ground * (1 - 0.55 * shadow[:, None])
     half = math.pi / count
-    for start, length, light in ((turn + half, 0.97, 0.74), (turn, 1.0, 1.0)):
+    for start, length, light in ((turn + half, 0.84, 0.68), (turn, 1.0, 1.0)):
         cover, relief = _petals(chance, looks.shapes, px, py, start, count, length)
         image = _mix(image, paint * (light * relief)[:, None], cover[:, None])
     image = _center(chance, image, px, py, size)
@@ -126,7 +124,7 @@ def _petals(
     index = (number.long() % count.long()).flatten(1)
     r = torch.hypot(px, py) / (length * lengths.gather(1, index).view_as(px))
     u, v = r * local.cos(), r * local.sin()
-    wide = (6.0 / count).clamp(max=1.1)  # more petals, slimmer ones
+    wide = 6.0 / count  # more petals, slimmer ones
     inside = torch.stack([_round(u, v / wide), _pointed(u, v / wide), _notched(u, v / wide)])
     inside = inside[shapes, torch.arange(len(shapes))]
     dy, dx = torch.gradient(inside, dim=(1, 2))
@@ -136,17 +134,18 @@ def _petals(
 
 
 def _round(u: Tensor, v: Tensor) -> Tensor:
-    return 1 - ((u - 0.58) / 0.42) ** 2 - (v / 0.36) ** 2
+    return 1 - ((u - 0.58) / 0.42) ** 2 - (v / 0.32) ** 2
 
 
 def _pointed(u: Tensor, v: Tensor) -> Tensor:
     along = ((u - 0.05) / 0.95).clamp(-0.5, 1.5)
-    return 2.6 * (0.30 * torch.sin(math.pi * along.clamp(0, 1) ** 0.85) - v.abs() - (along - along.clamp(0, 1)).abs())
+    return 2.6 * (0.23 * torch.sin(math.pi * along.clamp(0, 1) ** 0.85) - v.abs() - (along - along.clamp(0, 1)).abs())
 
 
 def _notched(u: Tensor, v: Tensor) -> Tensor:
-    whole = 1 - ((u - 0.60) / 0.40) ** 2 - (v / 0.42) ** 2
-    return torch.minimum(whole, 3 * (v.abs() - 0.75 * (u - 0.66)))
+    lobe = 1 - ((u - 0.76) / 0.24) ** 2 - ((v.abs() - 0.17) / 0.19) ** 2
+    stem = 4 * (0.42 * u.clamp(0, 0.80) - v.abs() - 2 * (u - 0.80).clamp_min(0))
+    return torch.maximum(lobe, stem)
 
 
 def _center(chance: _Chance, image: Tensor, px: Tensor, py: Tensor, size: int) -> Tensor:

@@ -1,6 +1,7 @@
 """The embedded set: ten classes of flowers drawn by code, told apart by petals, colour and stripes together."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +40,7 @@ CLASSES = (
     (2, 3, 0),
 )
 
-_CHUNK = 50  # images drawn at once
+_CHUNK = 20  # images drawn at once
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -82,16 +83,25 @@ class EmbeddedDataModule(ImageDataModule):
         )
 
     def _draw(self, title: str, count: int, number: int) -> Pixels:
-        chance = generator(self.seed, number)
-        labels = torch.arange(count)[torch.randperm(count, generator=chance)] % len(CLASSES)
-        looks = looks_of(labels, num_channels=self.num_channels)
+        labels = torch.arange(count)[torch.randperm(count, generator=generator(self.seed, number))] % len(CLASSES)
         pixels = torch.empty(count, self.num_channels, self.image_size, self.image_size, dtype=torch.uint8)
-        for start in range(0, count, _CHUNK):
+
+        def draw(start: int) -> None:
             part = slice(start, start + _CHUNK)
-            drawn = draw_flowers(looks[part], size=self.image_size, generator=chance)
+            looks = looks_of(labels[part], num_channels=self.num_channels)
+            drawn = draw_flowers(looks, size=self.image_size, generator=generator(self.seed, number, start))
             if self.num_channels == 1:
                 drawn = torch.einsum("nchw,c->nhw", drawn, torch.tensor([0.299, 0.587, 0.114]))[:, None]
             pixels[part] = (drawn * 255).round().to(torch.uint8)
+
+        # Many small operations: one thread for each part of the images beats many threads for each operation.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(draw, range(0, count, _CHUNK)))
+        finally:
+            torch.set_num_threads(threads)
         return Pixels(pixels=pixels, labels=labels, title=title)
 
 

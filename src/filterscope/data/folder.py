@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from filterscope.data.datamodule import ImageDataModule
-from filterscope.data.listing import class_folders, named, split_folders
+from filterscope.data.listing import named, split_files, split_folders
 from filterscope.data.sources import Found
 from filterscope.errors import UserError
 
@@ -26,13 +26,9 @@ class FolderDataModule(ImageDataModule):
         splits = split_folders(self.folder)
         if splits and "train" not in splits:
             raise UserError(f"{self.folder} has {', '.join(p.name for p in splits.values())} but no train folder")
-        found = {split: class_folders(place) for split, place in splits.items()} or {
-            "train": class_folders(self.folder)
-        }
-        order = found["train"].folders
-        files = {split: folders.files(order) for split, folders in found.items()}
+        order, files = split_files(splits or {"train": self.folder})
         return Found(
-            place=str(found["train"].place),
+            place=str(splits.get("train", self.folder)),
             class_names=named(order, self.folder),
             train=files["train"],
             val=files.get("val"),

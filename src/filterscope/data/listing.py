@@ -1,8 +1,9 @@
 """Folders of class folders: which images they hold, in an order that is the same on every machine."""
 
 import json
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import torch
 
 from filterscope.data.sources import Files
 from filterscope.errors import UserError
+
+log = logging.getLogger(__name__)
 
 SPLITS = {"train": ("train", "training"), "val": ("valid", "val", "validation"), "test": ("test", "testing")}
 
@@ -51,6 +54,21 @@ def class_folders(place: Path) -> ClassFolders:
     if all(name.isdecimal() for name in names):
         names.sort(key=int)
     return ClassFolders(place=place, folders=tuple(names))
+
+
+def split_files(places: Mapping[str, Path]) -> tuple[tuple[str, ...], dict[str, Files]]:
+    """Return the class folders' names and the images of each split, with labels in the order of `train`'s folders.
+
+    A test folder that holds images but no class folders has no labels: it is left out, and a log line says so.
+    """
+    train = class_folders(places["train"])
+    files = {}
+    for split, place in places.items():
+        if split == "test" and not any(entry.is_dir() for entry in place.iterdir()):
+            log.info("no test split: %s holds no class folders", place)
+            continue
+        files[split] = class_folders(place).files(train.folders)
+    return train.folders, files
 
 
 def list_files(folder: Path) -> list[str]:

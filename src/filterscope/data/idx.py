@@ -1,0 +1,68 @@
+"""The idx files of MNIST and FashionMNIST, as torchvision lays them below a root."""
+
+import logging
+from pathlib import Path
+
+from torchvision.datasets import MNIST
+from torchvision.datasets.mnist import read_image_file, read_label_file
+
+from filterscope.data.downloading import downloading, not_there
+from filterscope.data.sources import Found, Pixels
+from filterscope.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_FILES = {
+    split: [f"{prefix}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")]
+    for split, prefix in (("train", "train"), ("test", "t10k"))
+}
+
+
+def fetch_idx(dataset: type[MNIST], *, root: str, download: bool) -> None:
+    """Download the four files where one of the two for training is missing."""
+    folder = _folder(dataset, root)
+    if _complete(folder, "train"):
+        return
+    name = dataset.__name__
+    if not download:
+        raise not_there(name, root=root, files=f"{name}/raw/{_FILES['train'][0]} …")
+    with downloading(
+        name, url=dataset.mirrors[-1], files=", ".join(file for file, _ in dataset.resources), place=folder
+    ):
+        dataset(root=str(Path(root).expanduser()), download=True)
+
+
+def find_idx(dataset: type[MNIST], *, root: str, class_names: tuple[str, ...], val_fraction: float) -> Found:
+    """Read what is there; without the two test files there is no test split."""
+    folder = _folder(dataset, root)
+    test = None
+    if _complete(folder, "test"):
+        test = _read(folder, "test")
+    else:
+        log.info("no test split: %s has not both of %s", folder, " and ".join(_FILES["test"]))
+    return Found(
+        place=str(folder),
+        class_names=class_names,
+        train=_read(folder, "train"),
+        test=test,
+        held_out={"val": val_fraction, "test": 0.0},
+    )
+
+
+def _folder(dataset: type[MNIST], root: str) -> Path:
+    return Path(root).expanduser() / dataset.__name__ / "raw"
+
+
+def _complete(folder: Path, split: str) -> bool:
+    return all((folder / file).is_file() for file in _FILES[split])
+
+
+def _read(folder: Path, split: str) -> Pixels:
+    images, labels = (folder / file for file in _FILES[split])
+    try:
+        pixels, classes = read_image_file(str(images)), read_label_file(str(labels))
+    except (OSError, ValueError, AssertionError, RuntimeError, IndexError, KeyError, TypeError) as error:
+        raise UserError(f"{images} or {labels.name} is damaged; delete both and fetch them again") from error
+    if len(pixels) != len(classes) or int(classes.max()) > 9:
+        raise UserError(f"{images} has {len(pixels)} images, {labels.name} {len(classes)} labels up to {classes.max()}")
+    return Pixels(pixels=pixels[:, None], labels=classes, title=split)
