@@ -4,7 +4,9 @@ import logging
 import pickle
 import re
 import socket
+import struct
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException
@@ -21,6 +23,23 @@ from filterscope.errors import UserError
 from filterscope.models.layers import last_layer
 
 log = logging.getLogger(__name__)
+
+# What `torch.load` was seen to raise on damaged files: the old format is read by an interpreter without checks.
+UNREADABLE = (
+    pickle.PickleError,
+    BadZipFile,
+    struct.error,
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    MemoryError,
+)
 
 
 def download(url: str, name: str) -> Path:
@@ -61,10 +80,10 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise UserError(f"model.weights: no file at {file}; give imagenet, the path of a state dict, or null")
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, BadZipFile, EOFError, RuntimeError, ValueError, KeyError, OSError) as error:
-        reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
-        raise UserError(f"{file} is not a readable weights file: {reason}") from error
+        with warnings.catch_warnings(action="ignore"):
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except UNREADABLE as error:
+        raise UserError(f"{file} is not a readable weights file: {_reason(error)}") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
@@ -158,6 +177,12 @@ def _refuse_another_network(tensors: Mapping[str, Tensor], own: Mapping[str, Ten
             raise UserError(
                 f"{path} is not for {name}: {key} is {tuple(tensor.shape)} there and {tuple(own[key].shape)} in {name}"
             )
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, pickle.PickleError):
+        return "it is damaged or holds more than tensors"
+    return str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
 
 
 def _describe(content: object) -> str:

@@ -1,0 +1,306 @@
+"""Weights files: read harmlessly, fitted exactly or refused in one line, downloaded with their hash checked."""
+
+import contextlib
+import hashlib
+import logging
+import os
+import pathlib
+import random
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlparse
+
+import pytest
+import torch
+import torchvision
+from torchvision.models import get_model_weights, list_models
+
+from filterscope.errors import UserError
+from filterscope.models import heads
+from filterscope.models.backbone import small_cnn_backbone, torchvision_backbone
+from filterscope.models.small_cnn import SmallCNN
+from filterscope.models.weights import download, read_tensors, weightless
+
+SMALL = "squeezenet1_1"  # 5 MB
+
+
+def saved(content: object, file: pathlib.Path) -> str:
+    torch.save(content, file)
+    return str(file)
+
+
+def published(name: str, **options: object) -> torch.nn.Module:
+    torch.manual_seed(1)
+    return torchvision.models.get_model(name, weights=None, **options)
+
+
+@pytest.fixture(scope="module")
+def alexnet_features(tmp_path_factory: pytest.TempPathFactory) -> str:
+    state = published("alexnet").state_dict()
+    part = {key: tensor for key, tensor in state.items() if key.startswith("features.")}
+    return saved(part, tmp_path_factory.mktemp("weights") / "alexnet_features.pth")
+
+
+def test_a_whole_state_dict_is_loaded_exactly_and_nothing_is_missing(tmp_path):
+    expected = published("mobilenet_v3_small").state_dict()
+    backbone = torchvision_backbone(name="mobilenet_v3_small", weights=saved(expected, tmp_path / "w.pth"))
+    state = backbone.network.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[key], expected[key]) for key in expected)
+    assert all(parameter.requires_grad for parameter in backbone.parameters())
+    assert backbone.pretrained
+    assert backbone.missing == ()
+
+
+@pytest.mark.parametrize("name", ["mnasnet0_5", "regnet_x_400mf"])
+def test_networks_with_buffers_and_versions_load_whole(name, tmp_path):
+    network = published(name).eval()
+    backbone = torchvision_backbone(name=name, weights=saved(network.state_dict(), tmp_path / "w.pth")).eval()
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(backbone.network(images), network(images))
+
+
+def test_googlenet_loads_its_published_file_without_the_auxiliary_classifiers(tmp_path):
+    # Built as torchvision builds the published one: with auxiliary classifiers and its own change of normalisation.
+    network = published("googlenet", init_weights=False, transform_input=True).eval()
+    backbone = torchvision_backbone(name="googlenet", weights=saved(network.state_dict(), tmp_path / "w.pth")).eval()
+    images = torch.rand(1, 3, 96, 96)
+    with torch.no_grad():
+        assert torch.equal(backbone.network(images), network(images))
+
+
+def test_densenet_loads_under_the_names_it_was_published_with(tmp_path):
+    network = published("densenet121")
+    parts = ("norm", "conv")
+    old = {
+        ".".join(f"{p[:-1]}.{p[-1]}" if "denselayer" in key and p[:-1] in parts else p for p in key.split(".")): tensor
+        for key, tensor in network.state_dict().items()
+    }
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    backbone = torchvision_backbone(name="densenet121", weights=saved(old, tmp_path / "w.pth"))
+    state = backbone.network.state_dict()
+    assert all(torch.equal(tensor, state[key]) for key, tensor in network.state_dict().items())
+
+
+def test_a_convolutional_part_is_loaded_and_the_rest_named_in_one_line(alexnet_features, caplog):
+    with caplog.at_level(logging.INFO, "filterscope"):
+        backbone = torchvision_backbone(name="alexnet", weights=alexnet_features)
+    assert caplog.messages == [
+        f"not in {alexnet_features}, random from here on: classifier.1, classifier.4, classifier.6"
+    ]
+    expected = torch.load(alexnet_features, weights_only=True)
+    assert all(torch.equal(tensor, backbone.network.state_dict()[key]) for key, tensor in expected.items())
+    assert len(backbone.missing) == 6
+
+
+def test_heads_that_would_keep_random_layers_refuse(alexnet_features):
+    def backbone(**knobs):
+        return torchvision_backbone(name="alexnet", weights=alexnet_features, **knobs)
+
+    partial_weights = backbone()
+    for head in (heads.append, heads.keep):
+        with pytest.raises(UserError, match=r"not hold \(classifier.1, classifier.4, classifier.6\); use head=linear"):
+            head(partial_weights, num_classes=1000)
+    # The last layer is thrown away, so only the two before it matter.
+    assert heads.replace(partial_weights, num_classes=7).untrained == ("classifier.1", "classifier.4")
+    assert heads.linear(backbone(), num_classes=7).untrained == ()
+    allowed = heads.append(backbone(allow_random=True), num_classes=7)
+    assert allowed.untrained == ("classifier.1", "classifier.4", "classifier.6")
+
+
+def test_random_weights_that_were_asked_for_are_not_missing():
+    with weightless():
+        classifier = heads.append(torchvision_backbone(name="alexnet", weights=None), num_classes=7)
+    assert classifier.untrained == ()
+    assert not classifier.backbone.pretrained
+
+
+def test_a_file_of_another_number_of_classes_says_how_many(tmp_path):
+    file = saved(published("resnet18", num_classes=5).state_dict(), tmp_path / "w.pth")
+    kept = heads.keep(torchvision_backbone(name="resnet18", weights=file), num_classes=5)
+    assert kept.head.out_features == kept.num_classes == 5
+    assert heads.replace(torchvision_backbone(name="resnet18", weights=file), num_classes=7).head.out_features == 7
+    assert heads.append(torchvision_backbone(name="resnet18", weights=file), num_classes=7).head.in_features == 5
+    with pytest.raises(UserError, match="head=keep puts out the 5 classes of resnet18, the data has 7"):
+        heads.keep(torchvision_backbone(name="resnet18", weights=file), num_classes=7)
+
+
+def test_squeezenet_whose_last_layer_is_a_convolution_says_its_classes_too(tmp_path):
+    file = saved(published(SMALL, num_classes=5).state_dict(), tmp_path / "w.pth")
+    assert heads.keep(torchvision_backbone(name=SMALL, weights=file)).num_classes == 5
+
+
+def test_an_exported_state_dict_comes_back_with_head_keep(tmp_path):
+    first = heads.replace(torchvision_backbone(name="resnet18", weights=None), num_classes=4).eval()
+    file = saved(first.export_state_dict(), tmp_path / "w.pth")
+    second = heads.keep(torchvision_backbone(name="resnet18", weights=file), num_classes=4).eval()
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(first(images), second(images))
+
+
+def test_small_cnn_takes_the_classes_of_its_file(tmp_path):
+    file = saved(SmallCNN(num_classes=4).state_dict(), tmp_path / "w.pt")
+    assert heads.keep(small_cnn_backbone(weights=file), num_classes=4).num_classes == 4
+
+
+def test_half_precision_weights_become_single(tmp_path):
+    state = {key: tensor.half() for key, tensor in published(SMALL).state_dict().items()}
+    backbone = torchvision_backbone(name=SMALL, weights=saved(state, tmp_path / "w.pth"))
+    assert {parameter.dtype for parameter in backbone.parameters()} == {torch.float32}
+
+
+class Harmful:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("harm-done",)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ({}, "does not hold a state dict (names and tensors) but nothing"),
+        ([torch.zeros(3)], "but a list"),
+        (torch.zeros(3), "but a Tensor"),
+        ({"epoch": 3, "features.0.weight": torch.zeros(3)}, "but a dict of 2 entries that are not all tensors"),
+        ({"conv1.weight": torch.zeros(64, 3, 7, 7)}, "not for squeezenet1_1: it holds 'conv1.weight'"),
+        ({"features.0.weight": torch.zeros(64, 3, 7, 7)}, "features.0.weight is (64, 3, 7, 7) there and (64, 3, 3, 3)"),
+        ({"classifier.1.weight": torch.zeros(())}, "classifier.1.weight is () there"),
+        ({"features.0.weight": Harmful()}, "is not a readable weights file"),
+    ],
+)
+def test_what_is_no_weights_file_of_this_network_is_refused_in_one_line(content, complaint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        torchvision_backbone(name=SMALL, weights=saved(content, tmp_path / "w.pth"))
+    assert complaint in str(caught.value)
+    assert str(tmp_path / "w.pth") in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "harm-done").exists()
+
+
+@pytest.mark.parametrize("kept", [0, 10, 0.5, 0.99])
+def test_a_truncated_file_is_refused_in_one_line(kept, tmp_path):
+    file = tmp_path / "w.pth"
+    torch.save(published(SMALL).state_dict(), file)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(kept * len(whole)) if isinstance(kept, float) else kept])
+    with pytest.raises(UserError, match="is not a readable weights file: ") as caught:
+        torchvision_backbone(name=SMALL, weights=str(file))
+    assert "\n" not in str(caught.value)
+
+
+def test_any_damage_to_a_file_is_told_as_such(tmp_path):
+    file = tmp_path / "w.pth"
+    chance = random.Random(0)
+    for old_format in (True, False):
+        torch.save({"a.weight": torch.randn(3, 4)}, file, _use_new_zipfile_serialization=not old_format)
+        whole = file.read_bytes()
+        for _ in range(300):
+            damaged = bytearray(whole)
+            for _ in range(chance.choice([1, 8])):
+                damaged[chance.randrange(min(len(whole), 600))] = chance.randrange(256)
+            file.write_bytes(damaged)
+            with contextlib.suppress(UserError):
+                read_tensors(file)
+
+
+def test_text_a_folder_and_nothing_are_refused(tmp_path):
+    (tmp_path / "w.txt").write_text("these are no weights\n")
+    with pytest.raises(UserError, match="is not a readable weights file"):
+        read_tensors(tmp_path / "w.txt")
+    for path in (tmp_path, tmp_path / "nowhere.pth"):
+        with pytest.raises(UserError, match=r"no file at .*; give imagenet, the path of a state dict, or null"):
+            read_tensors(path)
+
+
+def test_small_cnn_has_no_published_weights():
+    with pytest.raises(UserError, match="small_cnn has no published weights; give a path or null"):
+        small_cnn_backbone(weights="imagenet")
+
+
+def test_every_published_file_has_its_hash_in_its_name():
+    for name in list_models(module=torchvision.models):
+        file = pathlib.Path(urlparse(get_model_weights(name).DEFAULT.url).path)
+        assert len(file.stem.rpartition("-")[2]) >= 8, file
+
+
+class Handler(SimpleHTTPRequestHandler):
+    def log_message(self, *_args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    """An empty cache of torch.hub; downloads go straight to the host."""
+    for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return tmp_path / "torch" / "hub" / "checkpoints"
+
+
+@pytest.fixture
+def served(tmp_path: pathlib.Path) -> Iterator[tuple[pathlib.Path, str]]:
+    """A folder, and the address under which a server on this machine gives out its files."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield folder, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_download_is_checked_kept_and_not_repeated(hub, served):
+    folder, address = served
+    torch.save({"weight": torch.arange(3.0)}, folder / "new.pth")
+    content = (folder / "new.pth").read_bytes()
+    name = f"tiny-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    (folder / name).write_bytes(content)
+    file = download(f"{address}/{name}", "tiny")
+    assert file == hub / name
+    assert torch.equal(read_tensors(file)["weight"], torch.arange(3.0))
+    (folder / name).unlink()
+    assert download(f"{address}/{name}", "tiny") == file
+
+
+def test_a_download_with_another_hash_is_thrown_away(hub, served):
+    folder, address = served
+    (folder / "tiny-00000000.pth").write_bytes(b"not what was published")
+    with pytest.raises(UserError, match=r"127.0.0.1:\d+ sent for tiny is damaged .*; try again, or put") as caught:
+        download(f"{address}/tiny-00000000.pth", "tiny")
+    assert str(hub / "tiny-00000000.pth") in str(caught.value)
+    assert list(hub.iterdir()) == []
+
+
+def test_a_file_that_the_host_does_not_have_is_one_line(hub, served):
+    _, address = served
+    with pytest.raises(UserError, match=r"could not get the weights of tiny from 127.0.0.1:\d+ \(File not found\)"):
+        download(f"{address}/tiny-00000000.pth", "tiny")
+    assert list(hub.iterdir()) == []
+
+
+def test_without_a_network_the_host_and_the_place_for_the_file_are_said(hub, monkeypatch):
+    # A proxy at which nobody listens makes every host unreachable.
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    with pytest.raises(UserError) as caught:
+        torchvision_backbone(name="alexnet")
+    message = str(caught.value)
+    url = get_model_weights("alexnet").DEFAULT.url
+    assert message.startswith(f"could not get the weights of alexnet from {urlparse(url).netloc} (")
+    assert f"put {url} at {hub / pathlib.Path(urlparse(url).path).name} by hand" in message
+    assert message.endswith("or give model.weights=<path> or model.weights=null")
+    assert "\n" not in message
+
+
+def test_a_published_file_put_there_by_hand_is_used(hub):
+    network = published(SMALL)
+    hub.mkdir(parents=True)
+    torch.save(network.state_dict(), hub / pathlib.Path(urlparse(get_model_weights(SMALL).DEFAULT.url).path).name)
+    backbone = torchvision_backbone(name=SMALL, weights="imagenet")
+    assert torch.equal(backbone.network.features[0].weight, network.features[0].weight)
+    assert backbone.pretrained
