@@ -65,7 +65,7 @@ def read_image(path: str, *, num_channels: int) -> Tensor:
             plain = image.format == "JPEG" and image.mode in ("RGB", "L")
             return _decode_jpeg(data, num_channels) if plain else _decode(image, num_channels)
     except _DAMAGE as error:
-        raise BadImageError(path, _reason(error)) from error
+        raise BadImageError(path, _reason(error, path)) from error
 
 
 def check_image(path: str) -> None:
@@ -80,10 +80,10 @@ def check_image(path: str) -> None:
             with Image.open(path, formats=FORMATS) as image:
                 if 0 in image.size:
                     raise BadImageError(path, "it has no pixels")
+    except BadImageError:
+        raise
     except _DAMAGE as error:
-        if isinstance(error, BadImageError):
-            raise
-        raise BadImageError(path, _reason(error)) from error
+        raise BadImageError(path, _reason(error, path)) from error
 
 
 def _decode_jpeg(data: bytes, num_channels: int) -> Tensor:
@@ -123,9 +123,10 @@ def _quieten() -> None:
     warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException, path: str) -> str:
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     if isinstance(error, UnidentifiedImageError):
-        return "no image format known here"
-    return (str(error).splitlines() or [""])[0].strip() or type(error).__name__
+        return "no image format known here" if Path(path).stat().st_size else "it is empty"
+    message = (str(error).splitlines() or [""])[0].strip() or type(error).__name__
+    return message.rsplit(".cpp:", 1)[-1].partition(", ")[2] if ".cpp:" in message else message

@@ -49,10 +49,10 @@ def draw_flowers(looks: Looks, *, size: int, generator: torch.Generator) -> Tens
     chance = _Chance(len(looks), generator)
     x, y = _grid(size)
     ground = _background(chance, x, y, size)
-    cx, cy = chance.between(-0.22, 0.22), chance.between(-0.22, 0.22)
-    radius = chance.between(0.62, 0.90)
+    cx, cy = chance.between(-0.15, 0.15), chance.between(-0.15, 0.15)
+    radius = chance.between(0.72, 0.95)
     px, py = (x - cx) / radius, (y - cy) / radius
-    turn, count = chance.between(0.0, 2 * math.pi), chance.whole(5, 8)
+    turn, count = chance.between(0.0, 2 * math.pi), _numbers(chance, looks.shapes)
     stripes = _stripes(chance, looks.angles, x, y, size)
     shade = chance.between(0.88, 1.06)
     paint = _mix(looks.dark[:, :, None, None], looks.light[:, :, None, None], stripes[:, None]) * shade[:, None]
@@ -85,6 +85,12 @@ class _Chance:
             grid = torch.rand(self.count, 1, cells * 2**octave, cells * 2**octave, generator=self.generator) - 0.5
             total += F.interpolate(grid, size=(size, size), mode="bicubic", align_corners=True) * 0.6**octave
         return total[:, 0]
+
+
+def _numbers(chance: _Chance, shapes: Tensor) -> Tensor:
+    """Return how many petals each flower has; broad ones are fewer."""
+    fewest = torch.tensor([5.0, 8.0, 4.0])[shapes]
+    return fewest[:, None, None] + chance.whole(0, 2)
 
 
 def _background(chance: _Chance, x: Tensor, y: Tensor, size: int) -> Tensor:
@@ -161,7 +167,7 @@ def _center(chance: _Chance, image: Tensor, px: Tensor, py: Tensor, size: int) -
 
 def _lit(chance: _Chance, image: Tensor, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
     turn = chance.between(0, 2 * math.pi)
-    light = chance.between(0.88, 1.12) * (1 + chance.between(0.0, 0.18) * (x * turn.cos() + y * turn.sin()))
+    light = chance.between(0.98, 1.22) * (1 + chance.between(0.0, 0.18) * (x * turn.cos() + y * turn.sin()))
     balance = 1 + 0.05 * (torch.rand(chance.count, 3, 1, 1, generator=generator) - 0.5)
     grain = 0.02 * torch.randn(image.shape, generator=generator)
     return (image * light[:, None] * balance + grain).clamp(0, 1)
