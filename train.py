@@ -18,6 +18,7 @@ def train(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
 
     from filterscope import assembly
 
+    assembly.quieten()
     pl.seed_everything(cfg["seed"], workers=True, verbose=False)
     data = assembly.build_data(cfg)
     classifier = assembly.build_classifier(cfg, data)
@@ -37,12 +38,12 @@ def train(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
     """Run one job; its result is the monitored metric, for sweepers that look for the best."""
+    score = None
     with guarded():
         config = plain(cfg)
         check_paths(config)
-        metrics = train(config, run_folder())
-        return metrics.get(config["checkpoint"]["monitor"])
-    return None
+        score = train(config, run_folder()).get(config["checkpoint"]["monitor"])
+    return score
 
 
 if __name__ == "__main__":

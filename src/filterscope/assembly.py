@@ -3,6 +3,7 @@
 import inspect
 import logging
 import typing
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import get_object
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from filterscope.data.datamodule import ImageDataModule
 from filterscope.errors import UserError
@@ -24,7 +25,7 @@ from filterscope.training.callbacks import LogVisuals
 from filterscope.training.checkpoints import AtomicCheckpointIO, KeepCheckpoints
 from filterscope.training.module import FinetuneModule
 from filterscope.training.runlog import RunLog, RunLogger
-confusion_picture = per_class_table = None  # TMP
+from filterscope.visuals.confusion import accuracy_table, confusion_picture
 from filterscope.visuals.store import keep
 from filterscope.visuals.visual import Examples, Output, Visual
 
@@ -94,6 +95,8 @@ def _checked(value: Any, hint: Any, *, where: str) -> Any:
 
 def build_data(cfg: Plain) -> ImageDataModule:
     """Build the datamodule and let it look for its files."""
+    if "_target_" not in cfg["data"]:
+        raise UserError("there is no data to train on; choose a set, such as data=embedded or data=flowers")
     data: ImageDataModule = build(cfg["data"], where="data")
     data.prepare_data()
     data.setup("fit")
@@ -117,11 +120,10 @@ def build_published(cfg: Plain) -> Classifier:
     """
     backbone: Backbone = build(cfg["model"], where="model")
     size = int(cfg["data"]["image_size"])
-    if backbone.missing and not backbone.allow_random:
+    convolutional_only = bool(backbone.missing) and not backbone.allow_random
+    if convolutional_only:
         log.info("the weights hold the convolutional part of %s alone: nothing behind it is looked at", backbone.name)
-        classifier = heads.trunk(backbone)
-    else:
-        classifier = heads.keep(backbone)
+    classifier = heads.trunk(backbone) if convolutional_only else heads.keep(backbone)
     classifier.image_size = size
     classifier.check_image_size(size)
     return classifier
@@ -174,12 +176,20 @@ def build_trainer(cfg: Plain, folder: Path, visuals: dict[str, Visual]) -> pl.Tr
             plugins=[AtomicCheckpointIO()],
             default_root_dir=folder,
             num_sanity_val_steps=0,
+            inference_mode=False,  # metrics that a validation before training resets must stay ordinary tensors
             log_every_n_steps=1,
             use_distributed_sampler=False,
             enable_model_summary=False,
         )
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
+
+
+def quieten() -> None:
+    """Silence what libraries say to their own developers; what a user should know, filterscope says itself."""
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torchmetrics|torch")
 
 
 def precision_for(accelerator: str) -> str:
@@ -258,10 +268,10 @@ def _write_results(
     trainer: pl.Trainer, module: FinetuneModule, cfg: Plain, folder: Path, metrics: dict[str, float]
 ) -> None:
     logger = typing.cast(RunLogger, trainer.logger)
-    for split, counts in () and module.confusion.items():
+    for split, counts in module.confusion.items():
         shown: dict[str, Output] = {
             f"predictions/confusion_{split}": confusion_picture(counts, module.classifier.class_names),
-            f"predictions/per_class_{split}": per_class_table(counts, module.classifier.class_names),
+            f"predictions/per_class_{split}": accuracy_table(counts, module.classifier.class_names),
         }
         keep(shown, folder=folder, writer=logger.experiment, epoch=trainer.current_epoch)
     logger.log_hyperparams(_flat(cfg), metrics)

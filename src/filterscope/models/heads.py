@@ -1,4 +1,4 @@
-"""The four ways to put a head for the data's classes on a published network."""
+"""The ways to put a head on a published network: four for the data's classes, one without any."""
 
 from torch import nn
 
@@ -78,6 +78,13 @@ def keep(backbone: Backbone, *, num_classes: int | None = None) -> Classifier:
     if isinstance(last, nn.Conv2d):
         return Classifier(backbone, nn.Identity(), num_classes=own)
     return _split(backbone, path, last, own)
+
+
+def trunk(backbone: Backbone) -> Classifier:
+    """Keep the convolutional part alone, globally pooled; what it puts out are features, not classes."""
+    probe = linear(backbone, num_classes=1)
+    width = probe.get_parameter("head.weight").shape[1]
+    return Classifier(probe.backbone, nn.Identity(), num_classes=width)
 
 
 def _split(backbone: Backbone, path: str, head: nn.Linear, num_classes: int) -> Classifier:

@@ -63,7 +63,8 @@ class FinetuneModule(pl.LightningModule):
     @property
     def epoch(self) -> int:
         """The epoch that is running, from 0; right on resume too, where `current_epoch` lags behind."""
-        return self.trainer.fit_loop.epoch_progress.current.processed
+        progress: Any = self.trainer.fit_loop.epoch_progress.current
+        return int(progress.processed)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of images in [0, 1]."""
@@ -72,7 +73,7 @@ class FinetuneModule(pl.LightningModule):
         logits: Tensor = self.classifier(images)
         return logits
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """Build optimizer and schedule, the latter advanced after every step."""
         given = getattr(self.optimizer, "keywords", {})
         groups = self.policy.groups(self.classifier, given.get("lr", 1e-3), given.get("weight_decay", 0.0))
