@@ -103,7 +103,8 @@ def variance_entropy(kernels: Tensor) -> float:
 def _prepared(kernels: Tensor) -> Tensor:
     flat = kernels.detach().cpu().double().flatten(2)
     flat = flat - flat.mean(2, keepdim=True)
-    flat = flat / torch.linalg.vector_norm(flat, dim=(1, 2), keepdim=True).clamp_min(1e-300)
+    size: Tensor = torch.linalg.vector_norm(flat, dim=(1, 2), keepdim=True)
+    flat = flat / size.clamp_min(1e-300)
     return flat.float().transpose(0, 1).contiguous()  # (slices, filters, positions), one unit of energy per filter
 
 

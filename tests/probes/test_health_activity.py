@@ -1,0 +1,179 @@
+"""Activity and class information: planted answers, exact nulls, and the same sums however the images arrive."""
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from scipy.stats import f_oneway, kstest
+from torch import Tensor, nn
+
+from filterscope.errors import UserError
+from filterscope.models.backbone import Backbone, small_cnn_backbone
+from filterscope.models.classifier import Classifier
+from filterscope.models.heads import replace
+from filterscope.probes.health.activity import Tally, activity, passed_on, recording
+from filterscope.probes.health.classes import class_information
+
+
+def network() -> Classifier:
+    torch.manual_seed(0)
+    return replace(small_cnn_backbone(), num_classes=10).eval()
+
+
+def images(count: int = 40) -> Tensor:
+    return torch.rand(count, 1, 28, 28, generator=torch.Generator().manual_seed(1))
+
+
+def tallied(outputs: Tensor, labels: Tensor | None = None, classes: int = 10) -> Tally:
+    tally = Tally.empty(filters=outputs.shape[1], classes=classes)
+    tally.add(outputs, labels)
+    return tally
+
+
+def shuffled(responses: Tensor, sizes: list[int], *, times: int) -> Tensor:
+    """Return the p-values of one filter under shuffled labels."""
+    labels = torch.cat([torch.full((size,), k) for k, size in enumerate(sizes)])
+    generator = torch.Generator().manual_seed(2)
+    p = []
+    for _ in range(times):
+        order = torch.randperm(len(labels), generator=generator)
+        p.append(class_information(tallied(responses, labels[order], classes=len(sizes))).p[0])
+    return torch.stack(p)
+
+
+def test_planted_dead_filters_are_found_exactly():
+    classifier = network()
+    with torch.no_grad():
+        classifier.module_of("conv_2").bias.fill_(1)
+        classifier.module_of("conv_2").bias[[3, 11]] = -1e3
+    with recording(classifier, ["conv_1", "conv_2"]) as recorder, torch.no_grad():
+        classifier(images())
+        recorder.add()
+    read = activity(recorder.tallies["conv_2"])
+    assert read.dead.nonzero()[:, 0].tolist() == [3, 11]
+    assert read.apoz[3] == 1
+    assert read.dormancy[3] == 0
+    assert not activity(recorder.tallies["conv_1"]).dead.any()
+
+
+def test_readings_are_those_of_their_definitions():
+    outputs = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    read, rectified = activity(tallied(outputs)), outputs.relu().double()
+    assert torch.allclose(read.apoz, (rectified == 0).double().mean((0, 2, 3)))
+    assert torch.allclose(read.mean, rectified.mean((0, 2, 3)))
+    assert torch.allclose(read.deviation, rectified.mean((2, 3)).std(0, correction=0))
+    assert torch.allclose(read.dormancy, read.mean / read.mean.mean())
+    expected = np.corrcoef(rectified.transpose(0, 1).flatten(1).numpy())
+    assert np.allclose(read.correlation.numpy(), expected, atol=1e-6)
+
+
+def test_scaled_copies_correlate_perfectly_and_constant_filters_with_nothing():
+    outputs = torch.randn(4, 1, 8, 8).abs()
+    constant = torch.full_like(outputs, 0.7)
+    correlation = activity(tallied(torch.cat([outputs, 3 * outputs, constant], 1))).correlation
+    assert correlation[0, 1] == pytest.approx(1, abs=1e-5)
+    assert correlation[2].tolist() == [0, 0, 0]
+
+
+def test_batches_and_processes_add_up_to_the_whole():
+    outputs, labels = torch.randn(12, 5, 6, 6), torch.arange(12) % 3
+    whole, batched, other = (
+        tallied(outputs, labels, 3),
+        tallied(outputs[:5], labels[:5], 3),
+        Tally.empty(filters=5, classes=3),
+    )
+    batched.add(outputs[5:8], labels[5:8])
+    other.add(outputs[8:], labels[8:])
+    batched.merge(other)
+    for name, tensor in vars(whole).items():
+        assert torch.allclose(getattr(batched, name), tensor, rtol=1e-6), name
+
+
+def _reduce(rank: int, path: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{path}/rendezvous", rank=rank, world_size=2)
+    outputs, labels = torch.arange(32.0).view(4, 2, 2, 2).sin(), torch.tensor([0, 1, 1, 0])
+    tally = tallied(outputs[rank::2], labels[rank::2], 2)
+    tally.reduce()
+    if rank == 0:
+        torch.save(vars(tally), f"{path}/tally.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_gather_what_one_does(tmp_path):
+    mp.spawn(_reduce, args=(str(tmp_path),), nprocs=2)
+    outputs, labels = torch.arange(32.0).view(4, 2, 2, 2).sin(), torch.tensor([0, 1, 1, 0])
+    for name, tensor in torch.load(tmp_path / "tally.pt").items():
+        assert torch.allclose(tensor, getattr(tallied(outputs, labels, 2), name)), name
+
+
+def test_recording_leaves_no_hooks_even_after_an_error():
+    classifier = network()
+    with pytest.raises(ZeroDivisionError), recording(classifier, ["conv_1"]):
+        raise ZeroDivisionError
+    assert not any(module._forward_hooks for module in classifier.modules())
+
+
+def test_a_convolution_passes_on_what_its_norm_puts_out():
+    parts = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3))
+    classifier = Classifier(Backbone(parts, name="tiny", mean=[0], std=[1]), nn.Flatten(), num_classes=4)
+    assert passed_on(classifier, "block1_conv1") is parts[1]
+    assert passed_on(classifier, "conv_2") is parts[4]
+
+
+def test_eta_squared_and_selectivity_are_those_of_their_definitions():
+    responses, labels = torch.rand(30, 1, dtype=torch.float64).float(), torch.arange(30) % 3
+    read = class_information(tallied(responses[:, :, None, None], labels, 3))
+    groups = [responses[labels == k, 0].double().numpy() for k in range(3)]
+    f = f_oneway(*groups).statistic
+    assert read.eta_squared[0].item() == pytest.approx(f * 2 / (f * 2 + 27), rel=1e-4)
+    means = sorted(group.mean() for group in groups)
+    others = (means[0] + means[1]) / 2
+    assert read.selectivity[0].item() == pytest.approx((means[2] - others) / (means[2] + others), rel=1e-4)
+
+
+def test_a_filter_of_one_class_alone_has_selectivity_one_and_a_tiny_p():
+    labels = torch.arange(60) % 6
+    outputs = ((labels == 2).float() * (1 + torch.rand(60)))[:, None, None, None]
+    read = class_information(tallied(outputs, labels, 6))
+    assert read.selectivity[0].item() == pytest.approx(1)
+    assert read.p[0] < 1e-6
+
+
+@pytest.mark.parametrize("shape", ["even", "sparse", "heavy"])
+def test_p_is_uniform_under_shuffled_labels(shape):
+    generator = torch.Generator().manual_seed(4)
+    drawn = torch.rand(200, 1, 1, 1, generator=generator)
+    responses = {"even": drawn, "sparse": (drawn - 0.6).relu(), "heavy": drawn**8}[shape]
+    p = shuffled(responses, [70, 50, 40, 25, 15], times=400)
+    assert kstest(p.numpy(), "uniform").pvalue > 0.01
+
+
+def test_the_moments_behind_p_are_the_permutations_own():
+    responses = F.one_hot(torch.tensor([0] * 3 + [1] * 21), 2)[:, :1].float()[:, :, None, None] * torch.rand(
+        24, 1, 1, 1
+    )
+    labels = torch.cat([torch.full((size,), k) for k, size in enumerate([10, 8, 6])])
+    etas = []
+    for _ in range(3000):
+        read = class_information(tallied(responses, labels[torch.randperm(24)], 3))
+        etas.append(read.eta_squared[0])
+    drawn = torch.stack(etas)
+    from filterscope.probes.health.classes import _mean_of_square
+
+    centred = responses.flatten().double() - responses.double().mean()
+    spread = centred.pow(4).sum() / centred.square().sum() ** 2
+    exact = _mean_of_square(spread[None], torch.tensor([10.0, 8.0, 6.0], dtype=torch.float64))[0]
+    assert drawn.mean().item() == pytest.approx(2 / 23, rel=0.05)
+    assert drawn.square().mean().item() == pytest.approx(float(exact), rel=0.08)
+
+
+def test_too_few_images_are_one_clear_line():
+    with pytest.raises(UserError, match="at least two classes and four images more than classes, not 6 labelled"):
+        class_information(tallied(torch.rand(6, 2, 3, 3), torch.arange(6) % 3, 3))
+    with pytest.raises(UserError, match="no images"):
+        activity(Tally.empty(filters=2, classes=2))
+    with pytest.raises(UserError, match="has no kernels"), recording(network(), ["fc1"]):
+        pass
