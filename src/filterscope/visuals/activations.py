@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -48,6 +49,7 @@ class Activations:
     pick: str = "varied"
     images: int = 4
     every: int = 1
+    needs_images: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse a choice that does not exist."""

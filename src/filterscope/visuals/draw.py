@@ -233,7 +233,7 @@ def _caption_sizes(rows: Sequence[Sequence[Cell]], widths: Sequence[int], gap: i
 
 
 def _is_number(line: str) -> bool:
-    return line.lstrip("−")[:1].isdigit()
+    return re.fullmatch(r"[\d.…e%−]+", line) is not None
 
 
 def _draw_cell(

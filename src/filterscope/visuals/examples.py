@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -25,6 +26,7 @@ class Batch:
     images: int = 20
     columns: int = 5
     every: int = 0
+    needs_images: ClassVar[bool] = True
 
     def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> dict[str, Picture]:
         """Return one picture of the first examples."""
@@ -59,6 +61,7 @@ class Classes:
     classes: int | None = None
     columns: int = 5
     every: int = 0
+    needs_images: ClassVar[bool] = True
 
     def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> dict[str, Picture]:
         """Return one picture with the first example of each class that is among the examples."""

@@ -1,6 +1,7 @@
 """Examples with their true and predicted names."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -31,6 +32,7 @@ class Predictions:
     images: int = 8
     columns: int = 4
     every: int = 1
+    needs_images: ClassVar[bool] = True
 
     def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> dict[str, Picture]:
         """Return one picture of what the classifier takes the examples for."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -42,6 +43,7 @@ class Responses:
     channels: list[int] | int | None = 12
     image: int = 0
     every: int = 1
+    needs_images: ClassVar[bool] = True
 
     def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> dict[str, Picture]:
         """Return a picture for every layer that has something new to show."""

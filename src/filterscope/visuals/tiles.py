@@ -23,7 +23,7 @@ def photo(image: Tensor, size: int) -> Pixels:
     """
     values = image.detach().float().cpu().nan_to_num().clamp(0, 1)
     values = values.expand(3, -1, -1) if len(values) == 1 else values[:3]
-    return _to_uint8(_fit(values, size))
+    return _to_uint8(_fit(values, size, smooth=max(values.shape[-2:]) >= 64))
 
 
 def kernel(values: Tensor, size: int) -> Pixels:
@@ -137,14 +137,18 @@ def _mapped(values: Tensor, name: str, size: int) -> Pixels:
     return pixels
 
 
-def _fit(values: Tensor, size: int) -> Tensor:
+def _fit(values: Tensor, size: int, *, smooth: bool = False) -> Tensor:
     height, width = values.shape[-2:]
     longest = max(height, width)
     if longest <= size:
         factor = size // longest
-        if factor * longest >= 0.8 * size:  # whole pixels, all of one size, where that wastes little room
+        if (
+            not smooth and factor * longest >= 0.8 * size
+        ):  # whole pixels, all of one size, where that wastes little room
             return values.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
         new = (max(1, round(height * size / longest)), max(1, round(width * size / longest)))
+        if smooth:
+            return F.interpolate(values[None], new, mode="bicubic")[0]
         return F.interpolate(values[None], new, mode="nearest-exact")[0]
     new = (max(1, round(height * size / longest)), max(1, round(width * size / longest)))
     return F.interpolate(values[None], new, mode="bilinear", antialias=True)[0]

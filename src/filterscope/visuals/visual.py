@@ -77,7 +77,10 @@ class Past:
 
 
 class Visual(Protocol):
-    """A frozen dataclass whose fields are its knobs."""
+    """A frozen dataclass whose fields are its knobs.
+
+    One that cannot do without examples has `needs_images: ClassVar[bool] = True`.
+    """
 
     @property
     def every(self) -> int:

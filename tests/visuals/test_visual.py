@@ -1,0 +1,103 @@
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from filterscope.models.classifier import Classifier
+from filterscope.visuals.visual import Examples, Past, fingerprint, frozen, occasion, render
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epochs:
+    every: int = 1
+
+    def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> dict[str, float]:
+        del classifier, examples
+        return {"epoch": float(past.epoch or 0)}
+
+
+def drawn(every: int, classifier: Classifier, examples: Examples) -> list[int]:
+    visuals = {"epochs": Epochs(every=every)}
+    return [epoch for epoch in range(7) if render(visuals, classifier, examples, Past(epoch=epoch))]
+
+
+@pytest.mark.parametrize(("every", "epochs"), [(1, list(range(7))), (3, [0, 3, 6]), (0, [0])])
+def test_every_says_in_which_epochs_a_visual_draws(
+    every: int, epochs: list[int], classifier: Classifier, examples: Examples
+) -> None:
+    assert drawn(every, classifier, examples) == epochs
+
+
+def test_without_training_a_visual_always_draws(classifier: Classifier, examples: Examples) -> None:
+    assert render({"epochs": Epochs(every=0)}, classifier, examples, Past()) == {"epoch": 0.0}
+
+
+def notes(classifier: Classifier, past: Past, epochs: range) -> list[str | None]:
+    said = []
+    for past.epoch in epochs:
+        said.append(occasion(classifier, "block2_conv1", "filters/block2_conv1", past))
+    return said
+
+
+def test_a_frozen_layer_is_drawn_once_and_says_so(classifier: Classifier) -> None:
+    classifier.backbone.requires_grad_(False)
+    assert notes(classifier, Past(), range(4)) == ["frozen: drawn once", None, None, None]
+
+
+def test_a_layer_that_stands_still_is_drawn_once_more_until_it_changes(classifier: Classifier) -> None:
+    past = Past()
+    assert notes(classifier, past, range(4)) == ["", "unchanged since epoch 0", None, None]
+    with torch.no_grad():
+        classifier.module_of("block1_conv1").weight.add_(0.1)
+    assert notes(classifier, past, range(4, 7)) == ["", "unchanged since epoch 4", None]
+
+
+def test_drawing_an_epoch_again_says_the_same(classifier: Classifier) -> None:
+    past = Past()
+    for past.epoch, said in ((0, ""), (0, ""), (1, "unchanged since epoch 0"), (1, "unchanged since epoch 0")):
+        assert occasion(classifier, "block1_conv1", "t", past) == said
+
+
+def test_without_training_nothing_is_said_and_everything_drawn(classifier: Classifier) -> None:
+    classifier.requires_grad_(False)
+    past = Past()
+    assert [occasion(classifier, "block1_conv1", "t", past) for _ in range(3)] == ["", "", ""]
+    assert past.store == {}
+
+
+def test_what_is_remembered_survives_a_checkpoint(classifier: Classifier, tmp_path) -> None:
+    past = Past()
+    notes(classifier, past, range(3))
+    torch.save(past.store, tmp_path / "past.pt")
+    again = Past(store=torch.load(tmp_path / "past.pt", weights_only=True))
+    assert notes(classifier, again, range(3, 5)) == [None, None]
+
+
+def test_a_fingerprint_covers_what_comes_before_and_nothing_after(classifier: Classifier) -> None:
+    before = {name: fingerprint(classifier, name) for name in ("block1_conv1", "block2_conv1")}
+    alone = fingerprint(classifier, "block2_conv1", alone=True)
+    with torch.no_grad():
+        classifier.module_of("block1_conv1").bias.add_(1)
+        classifier.head.weight.add_(1)
+    assert fingerprint(classifier, "block1_conv1") != before["block1_conv1"]
+    assert fingerprint(classifier, "block2_conv1") != before["block2_conv1"]
+    assert fingerprint(classifier, "block2_conv1", alone=True) == alone
+
+
+def test_a_fingerprint_takes_batch_norm_counters() -> None:
+    from torch import nn
+
+    from filterscope.models.backbone import Backbone
+
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    backbone = Backbone(network, name="bn", mean=[0.0] * 3, std=[1.0] * 3)
+    classifier = Classifier(backbone, nn.Identity(), num_classes=2)
+    name = next(layer.name for layer in classifier.layers.values() if layer.kind == "norm")
+    assert len(fingerprint(classifier, name)) == 64
+
+
+def test_a_layer_is_frozen_only_if_all_before_it_is(classifier: Classifier) -> None:
+    classifier.requires_grad_(False)
+    classifier.module_of("block1_conv1").weight.requires_grad_(True)
+    assert not frozen(classifier, "block2_conv1")
+    assert frozen(classifier, "block2_conv1", alone=True)
