@@ -11,6 +11,7 @@ from filterscope.errors import UserError
 from filterscope.models import heads
 from filterscope.models.backbone import Backbone, small_cnn_backbone, torchvision_backbone
 from filterscope.models.classifier import Classifier
+from filterscope.models.shapes import output_shapes
 from filterscope.models.small_cnn import SmallCNN
 from filterscope.models.weights import weightless
 
@@ -115,6 +116,25 @@ def test_small_cnn_computes_what_the_notebook_writes_down():
         assert torch.equal(classifier(images), F.linear(hidden, own["fc2.weight"], own["fc2.bias"]))
 
 
+@pytest.mark.parametrize(("name", "width"), [("vgg11", 512), ("resnet18", 512), ("squeezenet1_1", 512)])
+def test_a_trunk_puts_out_the_pooled_features_and_has_no_head(name, width):
+    with weightless():
+        classifier = heads.trunk(torchvision_backbone(name=name, weights=None))
+    shapes = output_shapes(classifier, in_channels=3, image_size=64)
+    assert shapes is not None
+    assert shapes[""] == (width,)
+    assert [layer for layer in classifier.layers.values() if layer.kind == "linear"] == []
+    with pytest.raises(UserError, match="export needs"):
+        classifier.export_state_dict()
+
+
+def test_squeezenet_kept_as_published_is_exported_whole():
+    network = published("squeezenet1_1", num_classes=6)
+    backbone = Backbone(network, name="squeezenet1_1", mean=[0.0] * 3, std=[1.0] * 3)
+    state = heads.keep(backbone, num_classes=6).export_state_dict()
+    assert state.keys() == network.state_dict().keys()
+
+
 def test_keep_refuses_data_of_other_classes():
     with pytest.raises(UserError, match="puts out the 10 classes of small_cnn, the data has 7; use head=replace"):
         heads.keep(small_cnn_backbone(), num_classes=7)
@@ -130,7 +150,7 @@ def test_linear_says_where_it_does_not_know_the_features():
             return self.stem(images).mean(dim=(2, 3))
 
     backbone = Backbone(Odd(), name="odd", mean=[0.0] * 3, std=[1.0] * 3)
-    with pytest.raises(UserError, match="does not know where the features of odd end; use head=replace"):
+    with pytest.raises(UserError, match="not known where the features of odd end; use head=replace"):
         heads.linear(backbone, num_classes=7)
 
 

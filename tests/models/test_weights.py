@@ -128,6 +128,12 @@ def test_a_file_of_another_number_of_classes_says_how_many(tmp_path):
         heads.keep(torchvision_backbone(name="resnet18", weights=file), num_classes=7)
 
 
+def test_a_network_of_random_weights_has_the_classes_it_is_told():
+    with weightless():
+        backbone = torchvision_backbone(name="resnet18", weights=None, num_classes=5)
+    assert heads.keep(backbone, num_classes=5).num_classes == 5
+
+
 def test_squeezenet_whose_last_layer_is_a_convolution_says_its_classes_too(tmp_path):
     file = saved(published(SMALL, num_classes=5).state_dict(), tmp_path / "w.pth")
     assert heads.keep(torchvision_backbone(name=SMALL, weights=file)).num_classes == 5
@@ -145,6 +151,12 @@ def test_an_exported_state_dict_comes_back_with_head_keep(tmp_path):
 def test_small_cnn_takes_the_classes_of_its_file(tmp_path):
     file = saved(SmallCNN(num_classes=4).state_dict(), tmp_path / "w.pt")
     assert heads.keep(small_cnn_backbone(weights=file), num_classes=4).num_classes == 4
+
+
+def test_small_cnn_of_another_image_size_is_told_apart(tmp_path):
+    file = saved(SmallCNN(image_size=28).state_dict(), tmp_path / "w.pt")
+    with pytest.raises(UserError, match=r"not for small_cnn for images of 64×64 pixels: fc1.weight is \(50, 500\)"):
+        small_cnn_backbone(weights=file, image_size=64)
 
 
 def test_half_precision_weights_become_single(tmp_path):
@@ -304,3 +316,22 @@ def test_a_published_file_put_there_by_hand_is_used(hub):
     backbone = torchvision_backbone(name=SMALL, weights="imagenet")
     assert torch.equal(backbone.network.features[0].weight, network.features[0].weight)
     assert backbone.pretrained
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["alexnet", "vgg16"])
+def test_the_real_convolutional_weights_are_loaded(name, real, caplog):
+    file = real / "weights" / f"{name}_features.pth"
+    with caplog.at_level(logging.INFO, "filterscope"):
+        backbone = torchvision_backbone(name=name, weights=str(file))
+    assert len(caplog.messages) == 1
+    assert torch.equal(backbone.network.features[0].weight, read_tensors(file)["features.0.weight"])
+    assert heads.linear(backbone, num_classes=7).untrained == ()
+
+
+@pytest.mark.real
+def test_the_notebook_s_own_state_dict_is_loaded_whole(real):
+    classifier = heads.keep(small_cnn_backbone(weights=str(real / "weights" / "fashion_net_ex.pt")), num_classes=10)
+    own = read_tensors(real / "weights" / "fashion_net_ex.pt")
+    assert classifier.backbone.missing == ()
+    assert torch.equal(classifier.head.weight, own["fc2.weight"])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, list_models
 
 from filterscope.errors import UserError
+from filterscope.models.layers import last_layer
 from filterscope.models.small_cnn import SmallCNN
 from filterscope.models.weights import build_with_weights, download
 
@@ -19,7 +20,8 @@ class Backbone(nn.Module):
 
     `missing` names the tensors that a weights file did not hold and that therefore are still random; it is empty for
     random weights that were asked for. `pretrained` says whether any weights were loaded at all, `allow_random`
-    whether heads may keep missing layers, `image_size` at which size the network is at home.
+    whether heads may keep missing layers, `image_size` at which size the network is at home, `num_classes` how many
+    outputs its own last layer has.
     """
 
     mean: Tensor
@@ -43,6 +45,8 @@ class Backbone(nn.Module):
             if getattr(module, "inplace", False) is True:
                 module.inplace = False  # type: ignore[assignment]
         self.network = network
+        _, last = last_layer(network)
+        self.num_classes = last.out_channels if isinstance(last, nn.Conv2d) else last.out_features
         self.name = name
         self.image_size = image_size
         self.pretrained = pretrained
@@ -69,6 +73,7 @@ def torchvision_backbone(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     in_channels: int = 3,
+    num_classes: int = 1000,
     dropout: float | None = None,
     allow_random: bool = False,
 ) -> Backbone:
@@ -76,11 +81,11 @@ def torchvision_backbone(
 
     Args:
         name: as in `torchvision.models.list_models`.
-        weights: `imagenet` (torchvision's own, hash-checked), the path of a state dict, or None for random ones. A
-            file whose last layer has another number of classes than 1000 gives a network with that many.
+        weights: `imagenet` (torchvision's own, hash-checked), the path of a state dict, or None for random ones.
         mean: of the images the weights were trained on, per channel; None: as torchvision's registry says.
         std: likewise.
         in_channels: must be 3.
+        num_classes: what the network itself puts out before `head` has its say; a weights file says its own.
         dropout: replaces the network's own dropout probability.
         allow_random: let heads keep layers that the weights file does not hold.
 
@@ -99,15 +104,15 @@ def torchvision_backbone(
     if name.startswith("vit_"):
         extra = {"image_size": image_size}
     elif name in ("googlenet", "inception_v3"):
-        # The published weights expect another normalisation, which the network itself makes of the usual one.
-        extra = {"aux_logits": False, "init_weights": weights is None, "transform_input": weights is not None}
+        # With `transform_input` it makes of the usual normalisation the one that the published weights expect.
+        extra = {"aux_logits": False, "init_weights": True, "transform_input": True}
 
     def build(num_classes: int) -> nn.Module:
         network: nn.Module = get_model(name, weights=None, num_classes=num_classes, **extra)
         return network
 
     path = download(published.url, name) if weights == "imagenet" else weights
-    network, missing = _with_weights(build, path, name, num_classes=1000)
+    network, missing = _with_weights(build, path, name, num_classes=num_classes)
     if dropout is not None:
         _set_dropout(network, dropout, name)
     return Backbone(
@@ -152,7 +157,8 @@ def small_cnn_backbone(
     def build(num_classes: int) -> nn.Module:
         return SmallCNN(in_channels=in_channels, image_size=image_size, num_classes=num_classes, dropout=dropout)
 
-    network, missing = _with_weights(build, weights, "small_cnn", num_classes=num_classes)
+    fitted = f"small_cnn for images of {image_size}×{image_size} pixels"
+    network, missing = _with_weights(build, weights, fitted, num_classes=num_classes)
     return Backbone(
         network,
         name="small_cnn",

@@ -15,8 +15,9 @@ from filterscope.models.shapes import Shape, output_shapes, sizes_taken
 class Classifier(nn.Module):
     """`head(backbone(images))`: `(N, C, H, W)` in [0, 1] → `(N, num_classes)` logits.
 
-    `head_path` is where the head lies in the published network (`classifier.6` of AlexNet), or None where the network
-    as published has no such place. `class_names` are in the order of the logits and empty where nobody said them.
+    `head_path` is where the head lies in the published network (`classifier.6` of AlexNet, `""` where that is whole
+    without one), or None where the network as published has no such place. `class_names` are in the order of the
+    logits and empty where nobody said them.
     """
 
     def __init__(self, backbone: Backbone, head: nn.Module, *, num_classes: int, head_path: str | None = None) -> None:
@@ -87,9 +88,8 @@ class Classifier(nn.Module):
             UserError: the head has no place in the published network (`append`, `linear`).
         """
         state = self.backbone.network.state_dict()
-        if self.head_path is not None:
-            state.update({f"{self.head_path}.{name}": tensor for name, tensor in self.head.state_dict().items()})
-        elif not isinstance(self.head, nn.Identity):
+        state.update({f"{self.head_path}.{name}": tensor for name, tensor in self.head.state_dict().items()})
+        if self.head_path is None:
             raise UserError(
                 f"{self.backbone.name} as published has no place for this head, so no state dict of it could be loaded "
                 "there; export needs head=replace or head=keep (a checkpoint holds any head)"

@@ -26,7 +26,7 @@ def append(backbone: Backbone, *, num_classes: int) -> Classifier:
         UserError: the logits would come from layers that the weights file does not hold.
     """
     _refuse_untrained(backbone, "append")
-    return Classifier(backbone, nn.Linear(_num_outputs(backbone), num_classes), num_classes=num_classes)
+    return Classifier(backbone, nn.Linear(backbone.num_classes, num_classes), num_classes=num_classes)
 
 
 def linear(backbone: Backbone, *, num_classes: int) -> Classifier:
@@ -37,10 +37,50 @@ def linear(backbone: Backbone, *, num_classes: int) -> Classifier:
     Raises:
         UserError: it is not known where the network's features end.
     """
-    network = backbone.network
-    classifying = [m for name, m in network.named_children() if name in ("classifier", "fc", "head", "heads")]
-    if sum(isinstance(module, nn.Linear) for part in classifying for module in part.modules()) == 1:
+    if _has_one_linear(backbone.network):
         return replace(backbone, num_classes=num_classes)
+    return Classifier(backbone, nn.Linear(_pool_features(backbone), num_classes), num_classes=num_classes)
+
+
+def keep(backbone: Backbone, *, num_classes: int | None = None) -> Classifier:
+    """Keep the network as its weights have it; its number of classes must be the data's.
+
+    Raises:
+        UserError: another number of classes, or layers that the weights file does not hold.
+    """
+    _refuse_untrained(backbone, "keep")
+    own = backbone.num_classes
+    if num_classes not in (None, own):
+        raise UserError(
+            f"head=keep puts out the {own} classes of {backbone.name}, the data has {num_classes}; "
+            "use head=replace, append or linear"
+        )
+    path, last = last_layer(backbone.network)
+    if isinstance(last, nn.Conv2d):
+        return Classifier(backbone, nn.Identity(), num_classes=own, head_path="")
+    return _split(backbone, path, last, own)
+
+
+def trunk(backbone: Backbone) -> Classifier:
+    """Keep the convolutional part alone, globally pooled; what it puts out are features, not classes."""
+    probe = linear(backbone, num_classes=1)
+    width = probe.get_parameter("head.weight").shape[1]
+    return Classifier(probe.backbone, nn.Identity(), num_classes=width)
+
+
+def _split(backbone: Backbone, path: str, head: nn.Linear, num_classes: int) -> Classifier:
+    _set(backbone.network, path, nn.Identity())
+    return Classifier(backbone, head, num_classes=num_classes, head_path=path)
+
+
+def _has_one_linear(network: nn.Module) -> bool:
+    classifying = [part for name, part in network.named_children() if name in ("classifier", "fc", "head", "heads")]
+    return sum(isinstance(module, nn.Linear) for part in classifying for module in part.modules()) == 1
+
+
+def _pool_features(backbone: Backbone) -> int:
+    """Cut the network off behind its convolutional features, pool them, and return how many there are."""
+    network = backbone.network
     if isinstance(network, nn.Sequential):
         names = list(dict(network.named_children()))
         kinds = [type(module) for module in network.children()]
@@ -54,48 +94,16 @@ def linear(backbone: Backbone, *, num_classes: int) -> Classifier:
     elif hasattr(network, "classifier"):  # pools in its classifier: SqueezeNet, MaxViT
         network.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     else:
-        raise UserError(f"head=linear does not know where the features of {backbone.name} end; use head=replace")
+        raise UserError(f"it is not known where the features of {backbone.name} end; use head=replace")
     shapes = output_shapes(network, in_channels=backbone.in_channels, image_size=backbone.image_size)
     if shapes is None:
         raise ValueError(f"{backbone.name} does not take images of its own size, {backbone.image_size}")
-    return Classifier(backbone, nn.Linear(shapes[""][0], num_classes), num_classes=num_classes)
+    return shapes[""][0]
 
 
-def keep(backbone: Backbone, *, num_classes: int | None = None) -> Classifier:
-    """Keep the network as its weights have it; its number of classes must be the data's.
-
-    Raises:
-        UserError: another number of classes, or layers that the weights file does not hold.
-    """
-    _refuse_untrained(backbone, "keep")
-    own = _num_outputs(backbone)
-    if num_classes not in (None, own):
-        raise UserError(
-            f"head=keep puts out the {own} classes of {backbone.name}, the data has {num_classes}; "
-            "use head=replace, append or linear"
-        )
-    path, last = last_layer(backbone.network)
-    if isinstance(last, nn.Conv2d):
-        return Classifier(backbone, nn.Identity(), num_classes=own)
-    return _split(backbone, path, last, own)
-
-
-def trunk(backbone: Backbone) -> Classifier:
-    """Keep the convolutional part alone, globally pooled; what it puts out are features, not classes."""
-    probe = linear(backbone, num_classes=1)
-    width = probe.get_parameter("head.weight").shape[1]
-    return Classifier(probe.backbone, nn.Identity(), num_classes=width)
-
-
-def _split(backbone: Backbone, path: str, head: nn.Linear, num_classes: int) -> Classifier:
+def _set(network: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
-    setattr(backbone.network.get_submodule(parent), name, nn.Identity())
-    return Classifier(backbone, head, num_classes=num_classes, head_path=path)
-
-
-def _num_outputs(backbone: Backbone) -> int:
-    _, last = last_layer(backbone.network)
-    return last.out_channels if isinstance(last, nn.Conv2d) else last.out_features
+    setattr(network.get_submodule(parent), name, module)
 
 
 def _refuse_untrained(backbone: Backbone, head: str) -> None:

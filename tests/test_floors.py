@@ -1,0 +1,128 @@
+"""Imports go down the floors only, and the heavy frameworks stay on theirs."""
+
+import ast
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parent.parent
+SOURCE = REPOSITORY / "src" / "filterscope"
+DATA_SETS = {path.stem for path in (REPOSITORY / "conf/data").glob("*.yaml")} & {
+    path.stem for path in (SOURCE / "data").glob("*.py")
+}
+
+# The longest name that a module's own name begins with counts.
+FLOORS = {
+    "errors": 0,
+    "files": 0,
+    "models.layers": 0,
+    "models.naming": 0,
+    "models.shapes": 0,
+    "data.transforms": 0,
+    "models": 1,
+    "data": 1,
+    **{f"data.{name}": 2 for name in DATA_SETS},
+    "probes": 2,
+    "visuals": 3,
+    "training": 4,
+    "edge": 5,
+    "assembly": 5,
+    "runs": 5,
+    "train": 6,
+    "visualize": 6,
+}
+NEVER = {("data", "models"), ("models", "data"), ("training", "probes")}
+ONLY_IN = {
+    "hydra": {"edge", "assembly", "runs", "train", "visualize"},
+    "omegaconf": {"edge", "assembly", "runs", "train", "visualize"},
+    "pytorch_lightning": {"data", "training", "assembly", "train"},  # the last two seed and build the Trainer
+    "matplotlib": {"visuals"},
+    "PIL": {"visuals", "data"},  # data decodes
+}
+NOWHERE = {"matplotlib.pyplot", "lightning"}
+
+
+def sources() -> dict[str, str]:
+    """Every module of the package and the scripts, by the name below the package."""
+    files = {str(path.relative_to(SOURCE).with_suffix("")).replace("/", "."): path for path in SOURCE.rglob("*.py")}
+    files |= {path.stem: path for path in (REPOSITORY / "train.py", REPOSITORY / "visualize.py") if path.is_file()}
+    return {
+        name.removesuffix(".__init__"): path.read_text(encoding="utf-8")
+        for name, path in files.items()
+        if name != "__init__"  # the package's face re-exports from any floor; nothing below may import it
+    }
+
+
+def imported(code: str, modules: set[str]) -> Iterator[str]:
+    """Yield the modules that a piece of code imports anywhere in it, its own package's ones below `filterscope.`."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner.removeprefix("filterscope.") in modules else str(node.module)
+                if inner in NOWHERE:
+                    yield inner
+
+
+def floor_of(module: str) -> int:
+    parts = module.split(".")
+    return next(FLOORS[name] for i in range(len(parts), 0, -1) if (name := ".".join(parts[:i])) in FLOORS)
+
+
+def violations(code: Mapping[str, str]) -> list[str]:
+    """Say every import that goes up a floor, across to a package that must not be known, or out where it may not."""
+    found = []
+    for module, text in code.items():
+        area = module.split(".")[0]
+        for target in imported(text, set(code)):
+            top = target.split(".")[0]
+            if top in ONLY_IN and area not in ONLY_IN[top]:
+                found.append(f"{module} imports {top}, which only {', '.join(sorted(ONLY_IN[top]))} may")
+            if target in NOWHERE or top in NOWHERE:
+                found.append(f"{module} imports {target}, which nothing may")
+            if top != "filterscope":
+                continue
+            own = target.removeprefix("filterscope").removeprefix(".")
+            other = own.split(".")[0]
+            if not own or floor_of(own) > floor_of(module):
+                found.append(f"{module} (floor {floor_of(module)}) imports {target} above it")
+            elif (area, other) in NEVER or (area != other and floor_of(own) == floor_of(module) in (1, 2, 3, 4)):
+                found.append(f"{module} must not know {target}")
+    return found
+
+
+def test_imports_go_down_only():
+    assert violations(sources()) == []
+
+
+def test_every_module_has_a_floor():
+    assert {name: floor_of(name) for name in sources()}
+    assert {"models.layers", "data.datamodule", "errors"} <= sources().keys()
+
+
+def test_no_drawer_for_everything():
+    drawers = {"utils", "util", "helpers", "helper", "common", "base", "misc"}
+    assert [name for name in sources() if drawers & {part.strip("_") for part in name.split(".")}] == []
+
+
+def test_errors_know_nothing():
+    assert list(imported(sources()["errors"], set(sources()))) == []
+
+
+def test_the_rules_catch_what_they_forbid():
+    planted = {
+        "errors": "",
+        "models": "import pytorch_lightning as pl",
+        "models.layers": "from filterscope.models import heads",
+        "models.heads": "from filterscope.data import datamodule",
+        "data.datamodule": "def late():\n    from filterscope.models.layers import Layer",
+        "data.flowers": "from filterscope.probes import filters",
+        "probes.filters": "import matplotlib",
+        "visuals.draw": "from matplotlib import pyplot",
+        "training.module": "from filterscope.probes.filters import kernels",
+        "runs": "from filterscope import load",
+    }
+    caught = {line.split()[0] for line in violations(planted)}
+    assert caught == planted.keys() - {"errors"}
