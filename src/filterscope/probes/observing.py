@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,11 @@ def observing(model: nn.Module) -> Iterator[None]:
     """Hold the model in evaluation mode and give it back exactly as it was.
 
     Every module gets its own training flag back, the random states of CPU and GPUs are forked, and hooks that were
-    added inside are removed, also after an exception. Inside, Lightning's inference mode is off, so that gradients
-    with respect to images can be taken (with `torch.autograd.grad`, never `.backward()`).
+    added inside are removed, also after an exception. Inside, inference mode is off and gradients are on, whatever the
+    caller set, so that those of images can be taken (with `torch.autograd.grad`, never `.backward()`).
     """
     flags = {module: module.training for module in model.modules()}
-    hooks = {module: tuple(module._forward_hooks) for module in model.modules()}
+    hooks = [(kept, set(kept)) for module in model.modules() for kept in _hooks_of(module)]
     devices = sorted({p.get_device() for p in model.parameters() if p.is_cuda})
     try:
         model.eval()
@@ -27,9 +28,9 @@ def observing(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in flags.items():
             module.training = training
-        for module, before in hooks.items():
-            for key in [key for key in module._forward_hooks if key not in before]:
-                del module._forward_hooks[key]
+        for kept, before in hooks:
+            for key in [key for key in kept if key not in before]:
+                del kept[key]
 
 
 @contextmanager
@@ -62,3 +63,13 @@ def tapping(classifier: Classifier, layers: Sequence[str]) -> Iterator[dict[str,
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of the model's parameters."""
     return next(iter(model.parameters())).device
+
+
+def _hooks_of(module: nn.Module) -> list[dict[int, Any]]:
+    """All dicts in which a module keeps hooks, by the keys of their handles."""
+    return [
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    ]
