@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
+from filterscope.probes.observing import device_of, observing
 
 PLACES = 16  # positions of each map that the correlation between filters looks at
 
@@ -171,6 +172,29 @@ def recording(classifier: Classifier, layers: Sequence[str]) -> Iterator[Recorde
     finally:
         for handle in handles:
             handle.remove()
+
+
+def watch(
+    classifier: Classifier, images: Tensor, labels: Tensor | None = None, *, layers: Sequence[str], batch_size: int = 64
+) -> tuple[dict[str, Tally], dict[str, Tensor]]:
+    """Run images through the network and return the layers' tallies and the responses, `(images, filters)` each.
+
+    Args:
+        classifier: is left as it was.
+        images: `(N, C, H, W)` in [0, 1].
+        labels: `(N,)` where they are known.
+        layers: names of convolutions.
+        batch_size: of the forward passes.
+    """
+    responses: dict[str, list[Tensor]] = {name: [] for name in layers}
+    known = None if labels is None else torch.split(labels, batch_size)
+    with observing(classifier), torch.no_grad(), recording(classifier, layers) as recorder:
+        for i, some in enumerate(torch.split(images, batch_size)):
+            classifier(some.to(device_of(classifier)))
+            for name, output in recorder.outputs.items():
+                responses[name].append(output.float().clamp_min(0).mean((2, 3)).cpu())
+            recorder.add(None if known is None else known[i])
+    return recorder.tallies, {name: torch.cat(parts) for name, parts in responses.items()}
 
 
 def passed_on(classifier: Classifier, layer: str) -> nn.Module:

@@ -36,7 +36,7 @@ def class_information(tally: Tally) -> ClassInformation:
     sizes = tally.class_sizes
     present = sizes > 0
     images, classes = int(sizes.sum()), int(present.sum())
-    if classes < 2 or images < classes + 4:
+    if not enough_images(tally):
         raise UserError(
             f"class information needs images of at least two classes and four images more than classes, "
             f"not {images} labelled images of {classes} classes"
@@ -50,6 +50,12 @@ def class_information(tally: Tally) -> ClassInformation:
     spread = torch.where(varies, fourth / second.square().clamp_min(1e-300), 1 / images)
     p = torch.where(varies, _p(eta_squared, spread, sizes), 1.0)
     return ClassInformation(eta_squared=eta_squared, p=p, selectivity=_selectivity(sums / sizes[:, None]))
+
+
+def enough_images(tally: Tally) -> bool:
+    """Return whether labelled images of two classes and more have been seen, four more than there are classes."""
+    images, classes = int(tally.class_sizes.sum()), int((tally.class_sizes > 0).sum())
+    return classes >= 2 and images >= classes + 4
 
 
 def _central_sums(powers: Tensor, images: int) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
-from filterscope.probes.health.activity import recording
-from filterscope.probes.observing import device_of, observing
+from filterscope.probes.health.activity import watch
 
 
 def phase_scrambled(images: Tensor, *, seed: int = 0) -> Tensor:
@@ -60,18 +59,10 @@ def natural_preference(
     """
     if len(images) == 0:
         raise UserError("no images to scramble: the response to natural structure needs at least one")
-    natural = _mean_responses(classifier, images, layers, batch_size)
-    scrambled = _mean_responses(classifier, phase_scrambled(images, seed=seed), layers, batch_size)
-    return {
-        name: (natural[name] - scrambled[name]) / (natural[name] + scrambled[name]).clamp_min(1e-300) for name in layers
-    }
-
-
-def _mean_responses(
-    classifier: Classifier, images: Tensor, layers: Sequence[str], batch_size: int
-) -> dict[str, Tensor]:
-    with observing(classifier), torch.no_grad(), recording(classifier, layers) as recorder:
-        for some in torch.split(images, batch_size):
-            classifier(some.to(device_of(classifier)))
-            recorder.add()
-    return {name: tally.powers[0] / tally.images for name, tally in recorder.tallies.items()}
+    _, natural = watch(classifier, images, layers=layers, batch_size=batch_size)
+    _, scrambled = watch(classifier, phase_scrambled(images, seed=seed), layers=layers, batch_size=batch_size)
+    preference = {}
+    for name in layers:
+        more, less = natural[name].double().mean(0), scrambled[name].double().mean(0)
+        preference[name] = (more - less) / (more + less).clamp_min(1e-300)
+    return preference
