@@ -7,7 +7,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from filterscope.edge import check_paths, guarded, leave, plain, run_folder
+from filterscope.edge import check_paths, guarded, plain, run_folder, start
 
 log = logging.getLogger("filterscope")
 
@@ -27,11 +27,15 @@ def train(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
     trainer = assembly.build_trainer(cfg, folder, visuals)
     assembly.log_start(module, data)
 
-    trainer.validate(module, data, verbose=False)  # epoch 0: the network before training
-    if trainer.max_epochs == 0:
-        assembly.look_once(trainer, module)
+    last = folder / "checkpoints" / "last.ckpt"
+    if cfg["resume"] and last.is_file():
+        trainer.fit(module, data, ckpt_path=last, weights_only=True)
     else:
-        trainer.fit(module, data)
+        trainer.validate(module, data, verbose=False)  # epoch 0: the network before training
+        if trainer.max_epochs == 0:
+            assembly.look_once(trainer, module)
+        else:
+            trainer.fit(module, data)
     return assembly.finish(trainer, module, data, cfg, folder)
 
 
@@ -47,5 +51,4 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    main()
-    leave()
+    start(main)

@@ -7,7 +7,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from filterscope.edge import check_paths, guarded, leave, plain, run_folder
+from filterscope.edge import check_paths, guarded, plain, run_folder, start
 
 log = logging.getLogger("filterscope")
 
@@ -41,5 +41,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
-    leave()
+    start(main)

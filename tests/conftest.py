@@ -3,8 +3,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import hydra
 import pytest
+
+from filterscope.edge import plain
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -16,6 +20,38 @@ def real() -> Path:
     if not folder:
         pytest.skip("needs real data and weights: FILTERSCOPE_REAL is not set")
     return Path(folder)
+
+
+# The embedded data at a size at which a whole run takes seconds.
+TINY = (
+    "data.image_size=24",
+    "data.num_train=60",
+    "data.num_val=30",
+    "data.num_test=20",
+    "data.batch_size=20",
+    "model=small_cnn",
+    "model.in_channels=3",
+    "trainer.accelerator=cpu",
+    "trainer.precision=32-true",
+    "trainer.max_epochs=2",
+    "trainer.enable_progress_bar=false",
+    "recipe.size=24",
+    "recipe.steps=4",
+)
+
+Composed = dict[str, Any]
+
+
+@pytest.fixture
+def composed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Composed]:
+    """Compose a config as the scripts would: `composed("data=mnist", config="visualize")`."""
+
+    def compose(*overrides: str, config: str = "train") -> Composed:
+        with hydra.initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+            return plain(hydra.compose(config, list(overrides)))
+
+    monkeypatch.delenv("FILTERSCOPE_DATA", raising=False)
+    return compose
 
 
 Script = Callable[..., subprocess.CompletedProcess[str]]

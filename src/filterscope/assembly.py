@@ -12,8 +12,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.utils import get_object
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from filterscope.data.datamodule import ImageDataModule
 from filterscope.errors import UserError
@@ -82,12 +82,10 @@ def check_knobs(target: Callable[..., Any], knobs: Mapping[str, Any], *, where: 
 
 
 def _checked(value: Any, hint: Any, *, where: str) -> Any:
+    if isinstance(hint, type) and isinstance(value, hint) and not isinstance(value, bool):
+        return value
     try:
-        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
-    except TypeError:  # the hint brings a config of its own
-        adapter = TypeAdapter(hint)
-    try:
-        return adapter.validate_python(value)
+        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{where}={value!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
@@ -106,6 +104,8 @@ def build_data(cfg: Plain) -> ImageDataModule:
 def build_classifier(cfg: Plain, data: ImageDataModule) -> Classifier:
     """Build the classifier for the data's classes and image size."""
     backbone: Backbone = build(cfg["model"], where="model")
+    # The weights file has said it; a checkpoint is built again without that file.
+    cfg["model"]["num_classes"] = backbone.num_classes
     classifier: Classifier = build(cfg["head"], where="head")(backbone, num_classes=data.num_classes)
     classifier.class_names = tuple(data.class_names)
     classifier.image_size = data.image_size
@@ -274,8 +274,7 @@ def _write_results(
             f"predictions/per_class_{split}": accuracy_table(counts, module.classifier.class_names),
         }
         keep(shown, folder=folder, writer=logger.experiment, epoch=trainer.current_epoch)
-    logger.log_hyperparams(_flat(cfg), metrics)
-    logger.save()
+    logger.log_outcome(_flat(cfg), metrics)
     export(module.classifier, cfg["export"], folder)
     for name, value in sorted(metrics.items()):
         log.info("%s %.4f", name, value)

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -31,11 +31,43 @@ def guarded() -> Iterator[None]:
         _fail(": ".join(str(part) for part in (error.filename, error.strerror or error) if part))
 
 
+def start(main: Callable[[], Any]) -> None:
+    """Run a script's Hydra main, for a new run or to go on with one, and leave with the exit code that tells."""
+    try:
+        sys.argv[1:] = take_up(sys.argv[1:])
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    main()
+    leave()
+
+
 def leave() -> None:
     """End the script: with exit code 1 if a job of a sweep has failed."""
     if failed:
         log.error("%d of the jobs failed: %s", len(failed), "; ".join(failed))
         sys.exit(1)
+
+
+def take_up(arguments: list[str]) -> list[str]:
+    """Return the arguments that go on in the run folder of `resume=<run>`, or the same ones where there is none.
+
+    The stored config rules and stays as it was; only `trainer.` knobs may be changed.
+    """
+    given = [argument for argument in arguments if argument.startswith("resume=")]
+    if not given or given[-1] == "resume=null":
+        return arguments
+    folder = Path(given[-1].removeprefix("resume=")).expanduser().resolve()
+    others = [argument for argument in arguments if argument not in given]
+    for argument in others:
+        if not argument.startswith("trainer."):
+            raise UserError(
+                f"{argument} cannot be changed on resume; the stored config rules, only trainer.… may differ"
+            )
+    if not (folder / ".hydra" / "config.yaml").is_file():
+        raise UserError(f"resume={folder}: not a run folder (there is no .hydra/config.yaml in it)")
+    stored = ["--config-path", str(folder / ".hydra"), "--config-name", "config"]
+    return [*stored, f"hydra.run.dir={folder}", "hydra.output_subdir=null", f"++resume={folder}", *others]
 
 
 def run_folder() -> Path:

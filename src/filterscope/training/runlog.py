@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_only
+from torch.utils.tensorboard.summary import hparams
 
 from filterscope.files import write_file
 
@@ -23,6 +25,13 @@ class RunLogger(TensorBoardLogger):
     def save(self) -> None:
         """Flush the event file; the config already lies in the run folder as `.hydra/config.yaml`."""
         self.experiment.flush()
+
+    @rank_zero_only
+    def log_outcome(self, params: Mapping[str, str | int | float | bool], metrics: Mapping[str, float]) -> None:
+        """Write the HParams entry; the metrics are those already logged as scalars under the same names."""
+        for summary in hparams(dict(params), dict(metrics)):
+            self.experiment.file_writer.add_summary(summary)
+        self.save()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

@@ -77,6 +77,7 @@ def _keep_picture(tag: str, picture: Picture, *, folder: Path | None, writer: An
         return
     height, width = picture.pixels.shape[:2]
     image = Summary.Image(encoded_image_string=png, height=height, width=width, colorspace=3)
-    about = SummaryMetadata(summary_description=picture.description)
+    plugin = SummaryMetadata.PluginData(plugin_name="images")
+    about = SummaryMetadata(summary_description=picture.description, plugin_data=plugin)
     summary = Summary(value=[Summary.Value(tag=tag, image=image, metadata=about)])
     writer.file_writer.add_summary(summary, epoch or 0)

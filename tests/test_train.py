@@ -1,0 +1,168 @@
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from train import train
+
+from conftest import TINY
+from filterscope.training.module import FinetuneModule
+
+Compose = Callable[..., dict[str, Any]]
+
+
+def weights_of(folder: Path, name: str = "last.ckpt") -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints" / name, weights_only=True)["state_dict"]
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = weights_of(one), weights_of(other)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def events_of(folder: Path) -> EventAccumulator:
+    events = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0, "tensors": 0})
+    events.Reload()
+    return events
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of one whole tiny run that several tests look at."""
+    import hydra
+
+    from conftest import REPOSITORY
+    from filterscope.edge import plain
+
+    folder = tmp_path_factory.mktemp("run")
+    with hydra.initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        cfg = plain(hydra.compose("train", list(TINY)))
+    train(cfg, folder)
+    return folder
+
+
+LAYERS = ("block1_conv1", "block2_conv1")
+TAGS = (
+    *(f"filters/{layer}" for layer in LAYERS),
+    *(f"synthesis/{layer}" for layer in LAYERS),
+    "activations/block1_pool",
+    "activations/block2_pool",
+    "predictions/val",
+)
+
+
+@pytest.mark.parametrize("tag", TAGS)
+def test_every_epoch_leaves_every_picture_in_the_folder_and_in_tensorboard(run: Path, tag: str) -> None:
+    pictures = sorted(path.name for path in (run / "pictures" / tag).iterdir())
+    assert pictures == ["epoch_000.png", "epoch_001.png", "epoch_002.png"]
+    images = events_of(run).Images(tag)
+    assert [image.step for image in images] == [0, 1, 2]
+    assert images[1].encoded_image_string == (run / "pictures" / tag / "epoch_001.png").read_bytes()
+
+
+def test_metrics_have_a_row_per_epoch_under_the_same_names_in_csv_and_tensorboard(run: Path) -> None:
+    rows, events = rows_of(run), events_of(run)
+    assert [row["epoch"] for row in rows] == ["0", "1", "2"]
+    for name in ("val/loss", "val/acc"):
+        assert [scalar.step for scalar in events.Scalars(name)] == [0, 1, 2]
+        for row, scalar in zip(rows, events.Scalars(name), strict=True):
+            assert float(row[name]) == pytest.approx(scalar.value, rel=1e-5)
+    assert [scalar.step for scalar in events.Scalars("train/acc")] == [1, 2]
+    assert rows[0]["train/acc"] == ""
+    assert float(rows[-1]["test/acc"]) >= 0
+
+
+def test_one_start_writes_one_event_file_and_hparams_with_the_final_metric(run: Path) -> None:
+    assert len(list(run.glob("events.out.tfevents.*"))) == 1
+    plugins = events_of(run).PluginTagToContent("hparams")
+    assert any("session_start_info" in tag for tag in plugins)
+    assert "val/acc" in str(plugins["_hparams_/experiment"])
+
+
+def test_best_and_last_checkpoints_are_real_files_that_load_without_executing_anything(run: Path) -> None:
+    for name in ("best.ckpt", "last.ckpt"):
+        path = run / "checkpoints" / name
+        assert not path.is_symlink()
+        about = torch.load(path, weights_only=True)["filterscope"]
+        assert len(about["class_names"]) == 10
+        assert about["image_size"] == 24
+        assert about["config"]["model"]["in_channels"] == 3
+
+
+def test_confusion_counts_every_validation_image(run: Path) -> None:
+    tables = list((run / "predictions" / "per_class_val").glob("*.csv"))
+    assert len(tables) == 1
+    assert (run / "pictures" / "predictions" / "confusion_val").is_dir()
+
+
+def test_looking_leaves_training_bit_identical(run: Path, composed: Compose, tmp_path: Path) -> None:
+    train(composed(*TINY, "visuals=none"), tmp_path)
+    assert_same_weights(run, tmp_path)
+
+
+def test_the_number_of_workers_does_not_change_the_result(run: Path, composed: Compose, tmp_path: Path) -> None:
+    train(composed(*TINY, "visuals=none", "data.num_workers=2"), tmp_path)
+    assert_same_weights(run, tmp_path)
+
+
+@pytest.mark.parametrize("finetune", ["full", "gradual"])
+def test_an_interrupted_run_resumes_to_the_same_bits(
+    finetune: str, composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = (*TINY, f"finetune={finetune}", "trainer.max_epochs=3", "visuals=activations")
+    if finetune == "gradual":
+        overrides = (*overrides, "finetune.release_epoch=2")
+    train(composed(*overrides), tmp_path / "whole")
+
+    step = FinetuneModule.training_step
+
+    def interrupted(self: FinetuneModule, batch: Any, index: int) -> torch.Tensor:
+        if self.trainer.global_step == 4:  # in the middle of the second epoch
+            raise InterruptedError
+        return step(self, batch, index)
+
+    monkeypatch.setattr(FinetuneModule, "training_step", interrupted)
+    with pytest.raises(InterruptedError):
+        train(composed(*overrides), tmp_path / "broken")
+    monkeypatch.setattr(FinetuneModule, "training_step", step)
+    train(composed(*overrides, f"resume={tmp_path / 'broken'}"), tmp_path / "broken")
+
+    assert_same_weights(tmp_path / "whole", tmp_path / "broken")
+    assert rows_of(tmp_path / "whole") == rows_of(tmp_path / "broken")
+
+
+def test_linear_probe_changes_nothing_but_the_head(composed: Compose, tmp_path: Path) -> None:
+    train(composed(*TINY, "finetune=linear_probe", "trainer.max_epochs=0"), tmp_path / "before")
+    train(composed(*TINY, "finetune=linear_probe", "visuals=filters"), tmp_path / "after")
+    before, after = weights_of(tmp_path / "before"), weights_of(tmp_path / "after")
+    changed = {name for name in before if name.startswith("classifier.") and not torch.equal(before[name], after[name])}
+    assert changed == {"classifier.head.weight", "classifier.head.bias"}
+
+
+def test_frozen_filters_are_drawn_once(composed: Compose, tmp_path: Path) -> None:
+    train(composed(*TINY, "finetune=linear_probe", "visuals=filters"), tmp_path)
+    drawn = sorted(path.name for path in (tmp_path / "pictures" / "filters" / "block1_conv1").iterdir())
+    assert drawn == ["epoch_000.png"]
+
+
+def test_zero_epochs_look_and_test_and_keep_a_checkpoint(composed: Compose, tmp_path: Path) -> None:
+    metrics = train(composed(*TINY, "trainer.max_epochs=0", "visuals=filters"), tmp_path)
+    assert metrics.keys() >= {"val/acc", "test/acc"}
+    assert (tmp_path / "pictures" / "filters" / "block1_conv1" / "epoch_000.png").is_file()
+    assert (tmp_path / "checkpoints" / "best.ckpt").is_file()
+
+
+def test_early_stopping_stops(composed: Compose, tmp_path: Path) -> None:
+    cfg = composed(*TINY, "visuals=none", "trainer.max_epochs=30", "optimizer.lr=0", "checkpoint.patience=2")
+    train(cfg, tmp_path)
+    assert len(rows_of(tmp_path)) < 8
