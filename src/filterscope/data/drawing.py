@@ -140,7 +140,7 @@ def _petals(
 
 
 def _round(u: Tensor, v: Tensor) -> Tensor:
-    return 1 - ((u - 0.58) / 0.42) ** 2 - (v / 0.32) ** 2
+    return 1 - ((u - 0.58) / 0.42) ** 2 - (v / 0.34) ** 2
 
 
 def _pointed(u: Tensor, v: Tensor) -> Tensor:
@@ -149,8 +149,8 @@ def _pointed(u: Tensor, v: Tensor) -> Tensor:
 
 
 def _notched(u: Tensor, v: Tensor) -> Tensor:
-    lobe = 1 - ((u - 0.76) / 0.24) ** 2 - ((v.abs() - 0.17) / 0.19) ** 2
-    stem = 4 * (0.42 * u.clamp(0, 0.80) - v.abs() - 2 * (u - 0.80).clamp_min(0))
+    lobe = 1 - ((u - 0.76) / 0.24) ** 2 - ((v.abs() - 0.17) / 0.18) ** 2
+    stem = 4 * (0.42 * u.clamp(0, 0.74) - v.abs() - 2 * (u - 0.74).clamp_min(0))
     return torch.maximum(lobe, stem)
 
 

@@ -1,0 +1,103 @@
+import struct
+
+import numpy as np
+import pytest
+import torch
+from torchvision.datasets import MNIST, FashionMNIST
+
+from filterscope.data.fashion_mnist import FashionMNISTDataModule
+from filterscope.data.mnist import MNISTDataModule
+from filterscope.errors import UserError
+
+SETS = [(MNISTDataModule, MNIST), (FashionMNISTDataModule, FashionMNIST)]
+
+
+def write(root, dataset, splits=("train", "t10k"), count=40):
+    folder = root / dataset.__name__ / "raw"
+    folder.mkdir(parents=True)
+    for split in splits:
+        labels = np.arange(count, dtype=np.uint8) % 10
+        images = np.broadcast_to(labels[:, None, None] * 20, (count, 28, 28)).astype(np.uint8)
+        (folder / f"{split}-images-idx3-ubyte").write_bytes(
+            struct.pack(">iiii", 2051, count, 28, 28) + images.tobytes()
+        )
+        (folder / f"{split}-labels-idx1-ubyte").write_bytes(struct.pack(">ii", 2049, count) + labels.tobytes())
+    return folder
+
+
+def refused(data, match):
+    with pytest.raises(UserError, match=match) as caught:
+        data.setup()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("module", "dataset"), SETS)
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_images_keep_their_labels_through_the_split(tmp_path, module, dataset, num_channels):
+    write(tmp_path, dataset)
+    data = module(root=str(tmp_path), download=False, num_channels=num_channels)
+    data.setup()
+    assert data.num_classes == 10
+    for loader, count in ((data.train_dataloader(), 30), (data.val_dataloader(), 10), (data.test_dataloader(), 40)):
+        images, labels = next(iter(loader))
+        assert images.shape == (count, num_channels, 28, 28)
+        assert torch.equal((images.amax((1, 2, 3)) * 255 / 20).round().long(), labels)
+
+
+def test_clothes_have_their_names(tmp_path):
+    write(tmp_path, FashionMNIST)
+    data = FashionMNISTDataModule(root=str(tmp_path), download=False)
+    data.setup()
+    assert data.class_names == tuple(FashionMNIST.classes)
+
+
+def test_images_can_be_enlarged_for_a_large_network(tmp_path):
+    write(tmp_path, MNIST)
+    data = MNISTDataModule(root=str(tmp_path), download=False, image_size=64, num_channels=3)
+    assert data.examples(2)[0].shape == (2, 3, 64, 64)
+
+
+@pytest.mark.parametrize(("module", "dataset"), SETS)
+def test_without_test_files_there_is_no_test_split(tmp_path, module, dataset):
+    write(tmp_path, dataset, splits=("train",))
+    data = module(root=str(tmp_path), download=False)
+    data.setup()
+    assert not data.has_test
+
+
+@pytest.mark.parametrize(("module", "dataset"), SETS)
+def test_nothing_below_root_says_what_was_looked_for(tmp_path, module, dataset):
+    refused(module(root=str(tmp_path), download=False), match=f"{dataset.__name__}/raw/train-images-idx3-ubyte")
+
+
+@pytest.mark.parametrize(("module", "dataset"), SETS)
+def test_without_a_network_the_host_the_files_and_the_place_are_named(tmp_path, module, dataset, monkeypatch):
+    monkeypatch.setattr(dataset, "mirrors", ["http://127.0.0.1:9/"])
+    refused(
+        module(root=str(tmp_path)),
+        match=rf"{dataset.__name__} from 127\.0\.0\.1:9 .*train-images-idx3-ubyte\.gz.*{dataset.__name__}/raw by hand",
+    )
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "other labels"])
+def test_damaged_files_are_named(tmp_path, damage):
+    folder = write(tmp_path, MNIST)
+    images, labels = folder / "train-images-idx3-ubyte", folder / "train-labels-idx1-ubyte"
+    if damage == "truncated":
+        images.write_bytes(images.read_bytes()[:1000])
+    elif damage == "empty":
+        labels.write_bytes(b"")
+    else:
+        labels.write_bytes(struct.pack(">ii", 2049, 3) + bytes(3))
+    refused(MNISTDataModule(root=str(tmp_path), download=False), match="train-images-idx3-ubyte")
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(("module", "dataset"), SETS)
+def test_the_real_files_are_read_as_torchvision_reads_them(real, module, dataset):
+    data = module(root=str(real), download=False, batch_size=500)
+    data.setup()
+    images, labels = next(iter(data.test_dataloader()))
+    theirs = dataset(root=str(real), train=False)
+    assert torch.equal((images * 255).round().to(torch.uint8)[:, 0], theirs.data[:500])
+    assert torch.equal(labels, theirs.targets[:500])
