@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, list_models
 
 from filterscope.errors import UserError
+from filterscope.models.downloading import download
 from filterscope.models.layers import last_layer
 from filterscope.models.small_cnn import SmallCNN
-from filterscope.models.weights import build_with_weights, download
+from filterscope.models.weights import build_with_weights
 
 
 class Backbone(nn.Module):

@@ -1,22 +1,17 @@
-"""Weights files: downloaded with their hash checked, read harmlessly, and every difference said."""
+"""Weights files: read harmlessly, fitted to a network, and every difference said."""
 
 import logging
 import pickle
 import re
-import socket
 import struct
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from http.client import HTTPException
 from pathlib import Path
-from urllib.parse import urlparse
 from zipfile import BadZipFile
 
 import torch
 from torch import Tensor, nn
-from torch.hub import download_url_to_file, get_dir
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from filterscope.errors import UserError
@@ -40,34 +35,6 @@ UNREADABLE = (
     ArithmeticError,
     MemoryError,
 )
-
-
-def download(url: str, name: str) -> Path:
-    """Return where the weights of the network `name` lie on this disk; fetch them from `url` the first time.
-
-    The file's name ends in the beginning of its SHA-256, which the download must have.
-
-    Raises:
-        UserError: the host cannot be reached, or what it sent is damaged.
-    """
-    host, file_name = urlparse(url).netloc, Path(urlparse(url).path).name
-    file = Path(get_dir()) / "checkpoints" / file_name
-    if file.is_file():
-        return file
-    found = re.search(r"-([0-9a-f]{8,})\.", file_name)
-    otherwise = f"put {url} at {file} by hand, or give model.weights=<path> or model.weights=null"
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with _patience(seconds=30):
-            download_url_to_file(url, str(file), found and found[1], progress=sys.stderr.isatty())
-    except (OSError, HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        raise UserError(f"could not get the weights of {name} from {host} ({reason}); {otherwise}") from error
-    except RuntimeError as error:
-        if "hash" not in str(error):
-            raise
-        raise UserError(f"what {host} sent for {name} is damaged ({error}); try again, or {otherwise}") from error
-    return file
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -147,17 +114,6 @@ def shortened(names: Iterator[str] | list[str] | tuple[str, ...], limit: int = 1
     return ", ".join(layers[:limit]) + rest
 
 
-@contextmanager
-def _patience(*, seconds: float) -> Iterator[None]:
-    # torch.hub sets no timeout, and a firewall that swallows packets would hold a start for minutes.
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
 def _renamed(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     for key, tensor in tensors.items():
         # DenseNet was published with norm.1 for norm1; the auxiliary classifiers of the Inceptions are left out.
@@ -169,9 +125,7 @@ def _renamed(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Iterat
 def _refuse_another_network(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path, name: str) -> None:
     unknown = [key for key in tensors if key not in own]
     if unknown:
-        raise UserError(
-            f"{path} is not for {name}: it holds {unknown[0]!r}, which {name} does not have (but {next(iter(own))!r})"
-        )
+        raise UserError(f"{path} is not for {name}: it holds {unknown[0]!r}, which {name} does not have")
     for key, tensor in tensors.items():
         if tensor.shape != own[key].shape:
             raise UserError(
