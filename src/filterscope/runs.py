@@ -1,11 +1,9 @@
 """From a run folder or a checkpoint file to objects; a checkpoint needs nothing beside itself."""
 
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import torch
 
@@ -14,6 +12,7 @@ from filterscope.data.decoding import read_image
 from filterscope.data.transforms import fixed_view, to_float
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
+from filterscope.models.weights import UNREADABLE
 from filterscope.training.callbacks import unpack_examples
 from filterscope.visuals.visual import Examples, Past
 
@@ -71,7 +70,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, BadZipFile, EOFError, RuntimeError, ValueError, KeyError, TypeError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path} is not a readable checkpoint: {_first_line(error)}") from error
     about = content.get("filterscope") if isinstance(content, dict) else None
     if not isinstance(about, dict) or not {"config", "class_names", "image_size"} <= about.keys():

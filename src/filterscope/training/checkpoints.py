@@ -8,7 +8,7 @@ import torch
 from lightning_fabric.plugins import CheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 
-from filterscope.files import replacing, sweep
+from filterscope.files import PARTIAL, replacing, sweep
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -62,6 +62,10 @@ class KeepCheckpoints(Checkpoint):
         """Where the last checkpoint lies."""
         return self.folder / "last.ckpt"
 
+    @property
+    def _next_path(self) -> Path:
+        return self.folder / f".next.ckpt{PARTIAL}"
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Sweep up what an interrupted write left."""
         del pl_module, stage
@@ -76,12 +80,15 @@ class KeepCheckpoints(Checkpoint):
     def keep(self, trainer: pl.Trainer, *, epoch: int) -> None:
         """Write `last.ckpt`, and `best.ckpt` where this epoch is the best so far."""
         score = trainer.callback_metrics.get(self.monitor)
-        better = score is not None and self._improves(float(score))
-        if better:
-            self.best, self.best_epoch = float(score), epoch  # type: ignore[arg-type]
-        if better or self.best is None:
-            trainer.save_checkpoint(self.best_path, weights_only=True)
-        trainer.save_checkpoint(self.last_path)
+        better = self.best is None or (score is not None and self._improves(float(score)))
+        if better and score is not None:
+            self.best, self.best_epoch = float(score), epoch
+        # Under a third name until best.ckpt is made from it: last.ckpt must never know of a best that is not there.
+        trainer.save_checkpoint(self._next_path)
+        if trainer.is_global_zero:
+            if better:
+                write_for_looking(self._next_path, self.best_path)
+            self._next_path.replace(self.last_path)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best so far."""
@@ -95,3 +102,11 @@ class KeepCheckpoints(Checkpoint):
         if self.best is None:
             return True
         return score > self.best if self.mode == "max" else score < self.best
+
+
+def write_for_looking(whole: Path, path: Path) -> None:
+    """Write the part of a checkpoint that looking needs: weights, config and past, without the optimizer's state."""
+    content = torch.load(whole, map_location="cpu", weights_only=True, mmap=True)
+    kept = {key: value for key, value in content.items() if key not in ("optimizer_states", "callbacks", "loops")}
+    with replacing(path, sync=True) as file:
+        torch.save(kept, file)

@@ -122,7 +122,7 @@ class FinetuneModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint self-contained."""
-        checkpoint["filterscope"] = dict(self.about)
+        checkpoint.setdefault("filterscope", {}).update(self.about)
 
     def _evaluate(self, split: str, batch: tuple[Tensor, Tensor]) -> None:
         images, labels = batch
