@@ -36,14 +36,15 @@ def test_the_shared_pattern_is_the_first_singular_vector_as_numpy_finds_it() -> 
     patterns, shares = shared_patterns(weights)
     assert patterns.shape == (6, 3, 5)
     for weight, pattern, share in zip(weights, patterns, shares, strict=True):
-        left, values, right = np.linalg.svd(weight.flatten(1).double().numpy(), full_matrices=False)
+        matrix = weight.flatten(1).double().numpy()
+        left, values, right = np.linalg.svd(matrix - matrix.mean(1, keepdims=True), full_matrices=False)
         expected = right[0] * np.sign(left[:, 0].sum())
         np.testing.assert_allclose(pattern.flatten().numpy(), expected, atol=1e-5)
         assert share == pytest.approx(values[0] ** 2 / (values**2).sum(), rel=1e-5)
 
 
 def test_one_pattern_on_all_inputs_is_found_with_its_sign_and_is_all_of_the_kernel() -> None:
-    pattern = torch.tensor([[1.0, 2.0], [-3.0, 0.5]])
+    pattern = torch.tensor([[1.0, 2.0], [-3.5, 0.5]])
     weights = torch.tensor([0.5, 2.0, 0.1]).view(1, 3, 1, 1) * pattern
     found, share = shared_patterns(torch.cat([weights, -weights]))
     torch.testing.assert_close(found[0], pattern / pattern.norm())
@@ -51,10 +52,17 @@ def test_one_pattern_on_all_inputs_is_found_with_its_sign_and_is_all_of_the_kern
     torch.testing.assert_close(share, torch.ones(2))
 
 
-def test_a_kernel_without_weights_has_no_pattern() -> None:
-    patterns, shares = shared_patterns(torch.zeros(2, 4, 3, 3))
-    assert not patterns.any()
-    assert not shares.any()
+def test_a_constant_kernel_has_no_pattern() -> None:
+    for value in (0.0, 0.1):
+        patterns, shares = shared_patterns(torch.full((2, 4, 3, 3), value))
+        assert not patterns.any()
+        assert not shares.any()
+
+
+def test_a_mean_weight_does_not_hide_the_shape() -> None:
+    shape = torch.tensor([[1.0, 0.0, -1.0]] * 3)
+    (found,), _ = shared_patterns(0.1 * shape.expand(1, 5, 3, 3) - 7.0)
+    torch.testing.assert_close(found, shape / shape.norm())
 
 
 def test_the_strongest_inputs_are_those_planted() -> None:

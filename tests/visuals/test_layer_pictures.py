@@ -51,7 +51,7 @@ def test_every_picture_is_rgb_and_says_in_markdown_what_one_sees(
 def test_unknown_layers_and_channels_are_told_with_what_exists(
     visual: type, classifier: Classifier, examples: Examples
 ) -> None:
-    with pytest.raises(UserError, match="unknown layer 'block9_conv1'.*this network has block1_conv1"):
+    with pytest.raises(UserError, match=r"unknown layer 'block9_conv1'.*this network has block1_conv1"):
         visual(layers=["block9_conv1"])(classifier, examples, Past())
     with pytest.raises(UserError, match="channel 12 of block2_conv1 does not exist; it has 0 to 11"):
         visual(layers=["block2_conv1"], channels=[12])(classifier, examples, Past())

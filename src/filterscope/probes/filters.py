@@ -23,24 +23,28 @@ def kernels(classifier: Classifier, layer: str) -> Tensor:
 
 
 def shared_patterns(weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the spatial pattern that the inputs of each kernel share most, and how much of the kernel it is.
+    """Return the spatial pattern that the inputs of each kernel share most, and how much of its shape it is.
 
-    The pattern is the first right singular vector of the kernel as a matrix (inputs × positions), with the sign that
-    it has when all inputs are equally active; the share is the first squared singular value over the sum of all.
+    Each input's mean weight is taken off, since in deep layers it hides all shape. The pattern is the first right
+    singular vector of what is left, as a matrix (inputs × positions), with the sign that it has when all inputs are
+    equally active; the share is the first squared singular value over the sum of all.
 
     Args:
         weights: `(n, inputs, kh, kw)`.
 
     Returns:
-        Patterns `(n, kh, kw)` of length one (all zero for a kernel without weights) and shares `(n,)` in [0, 1].
+        Patterns `(n, kh, kw)` of length one (all zero for a kernel without shape) and shares `(n,)` in [0, 1].
     """
     matrices = weights.flatten(2).double()
+    matrices = matrices - matrices.mean(dim=2, keepdim=True)
     values, vectors = torch.linalg.eigh(matrices.mT @ matrices)
     first = vectors[..., -1]
     sign = torch.where((matrices @ first[..., None]).sum((1, 2)) < 0, -1.0, 1.0)
     total = values.clamp_min(0).sum(-1)
-    share = values[:, -1].clamp_min(0) / total.clamp_min(torch.finfo(total.dtype).tiny)
-    patterns = first * (sign * (total > 0))[:, None]
+    # Rounding leaves a constant kernel a shape of its own.
+    shaped = total > 1e-12 * weights.double().square().sum((1, 2, 3))
+    share = torch.where(shaped, values[:, -1].clamp_min(0) / total.clamp_min(torch.finfo(total.dtype).tiny), 0.0)
+    patterns = first * (sign * shaped)[:, None]
     return patterns.reshape(len(weights), *weights.shape[2:]).float(), share.float()
 
 

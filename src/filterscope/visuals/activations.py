@@ -12,7 +12,7 @@ from filterscope.models.classifier import Classifier
 from filterscope.models.layers import block_ends
 from filterscope.probes.activations import activations
 from filterscope.visuals.draw import BACKGROUND, GAP, MARGIN, WIDTH, Cell, grid, named, shape, side
-from filterscope.visuals.tiles import bars, photo, signed, signed_legend, unsigned, unsigned_legend, value_range
+from filterscope.visuals.tiles import bars, photo, short, signed, signed_legend, unsigned, unsigned_legend, value_range
 from filterscope.visuals.visual import Examples, Past, Picture, epoch_label, name_of, occasion
 
 PICKS = ("varied", "first")
@@ -24,8 +24,8 @@ _HOW = {
     "strongly. Every map is scaled by itself, from its own minimum to its own maximum, which stand below it: compare "
     "the places inside a map, and the numbers between maps. A map that is dark all over is constant.",
     "signed": "Each row is one image, shown at its left; each column is one channel: red where the value is positive, "
-    "blue where it is negative, white where it is zero. Every map is scaled by itself, symmetrically around zero; its "
-    "smallest and largest value stand below it.",
+    "blue where it is negative, white where it is zero. Every map is scaled by itself, symmetrically around zero; the "
+    "value of its fullest colour stands below it.",
     "bars": "Each row is one image with one bar per feature: red up for positive values, blue down for negative "
     "ones, around the pale zero line. Every row is scaled by itself; its smallest and largest value stand below it.",
 }
@@ -135,7 +135,11 @@ def draw_maps(
     of_all = f"{len(channels)} of {total}" if len(channels) < total else f"all {total}"
     what = "features" if kind == "bars" else "channels"
     note = f"{of_all} {what}{' ' + picked if picked and len(channels) < total else ''}; "
-    note += "each row scaled by itself" if kind == "bars" else "each map scaled by itself, min…max below it"
+    note += {
+        "bars": "each row scaled by itself, min…max below it",
+        "signed": "each map scaled by itself, ± its full colour below it",
+        "map": "each map scaled by itself, min…max below it",
+    }[kind]
     labels = [names[i] if i < len(names) else "" for i in range(len(images))]
     if kind == "bars":
         cells, columns = _bar_cells(images, maps, labels), 2
@@ -159,13 +163,15 @@ def _map_cells(images: Tensor, maps: Tensor, channels: Sequence[int]) -> tuple[l
     columns = shape(len(channels), most=_MOST_MAPS) + 1
     lines = -(-len(channels) // (columns - 1))
     size = side(columns)
-    tile = signed if float(maps.min()) < 0 else unsigned
+    negative = float(maps.min()) < 0
+    tile = signed if negative else unsigned
     cells: list[Cell] = []
     for image, row in zip(images, maps, strict=True):
-        drawn = [
-            Cell(pixels=tile(m, size), caption=(*([str(c)] if lines > 1 else []), value_range(m)))
-            for m, c in zip(row, channels, strict=True)
-        ]
+        drawn = []
+        for values, channel in zip(row, channels, strict=True):
+            scale = f"±{short(float(values.abs().max()))}" if negative else value_range(values)
+            caption = (str(channel), scale) if lines > 1 else (scale,)
+            drawn.append(Cell(pixels=tile(values, size), caption=caption))
         for line in range(lines):
             first = Cell(pixels=photo(image, size)) if line == 0 else _EMPTY
             part = drawn[line * (columns - 1) : (line + 1) * (columns - 1)]

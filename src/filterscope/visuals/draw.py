@@ -151,9 +151,11 @@ def named(text: str, *, width: float, size: int = CAPTION, most: int = 2) -> tup
     """Break a name into at most `most` caption lines where it would have to shrink much to fit into one."""
     if text_width(text, size) <= 1.15 * width:
         return (text,)
-    lines = wrap(text.replace("-", "-\u200b").replace("/", "/\u200b"), width=1.15 * width, size=size, bold=True)
+    # A zero-width space lets a line end after a slash, and after a hyphen that does not follow a single letter.
+    lines = wrap(re.sub(r"(/|\w\w-)", "\\1\u200b", text), width=1.15 * width, size=size, bold=True)
     if len(lines) > most:
-        lines[most - 1 :] = [" ".join(lines[most - 1 :])]
+        rest = "".join(line if line.endswith("\u200b") else f"{line} " for line in lines[most - 1 :])
+        lines[most - 1 :] = [rest.rstrip()]
     return tuple(line.replace("\u200b", "") for line in lines)
 
 
@@ -233,7 +235,7 @@ def _caption_sizes(rows: Sequence[Sequence[Cell]], widths: Sequence[int], gap: i
 
 
 def _is_number(line: str) -> bool:
-    return re.fullmatch(r"[\d.…e%−]+", line) is not None
+    return re.fullmatch(r"[\d.…e%±−]+", line) is not None
 
 
 def _draw_cell(

@@ -20,7 +20,7 @@ _HOW = {
     "grey": "Mid-grey is a weight of zero, white positive, black negative; each filter is scaled by its own largest "
     "weight. Smooth light and dark areas look for edges, a chequered jumble for nothing in particular.",
     "shared": "Such a kernel is a stack of one slice for each input channel. Large: the spatial pattern that the "
-    "slices share most (first singular vector). Small, at the right: the "
+    "slices share most (first singular vector, each slice's mean taken off). Small, at the right: the "
     "slices of the three inputs with the largest weights, the strongest on top. Red is positive, blue negative, white "
     "zero; pattern and slices are each scaled by their own largest weight.",
     "points": "A 1×1 kernel has no shape, only one weight per input channel: these are laid out row by row in a "
@@ -68,8 +68,7 @@ def draw_filters(
     note = {
         "colour": f"{of_all}, {height}×{width} in colour; grey = 0, each scaled by its largest weight",
         "grey": f"{of_all}, {height}×{width}; grey = 0, white +, black −, each scaled by its largest weight",
-        "shared": f"{of_all}, {height}×{width}. Large: what its {inputs} inputs share most. "
-        "Small: the 3 strongest inputs",
+        "shared": f"{of_all}, {height}×{width}. Large: the shape its {inputs} inputs share. Small: the 3 strongest",
         "points": f"{of_all}, 1×1: its weights of {inputs} inputs, row by row",
     }[kind]
     pixels = grid(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from filterscope.errors import UserError
@@ -20,7 +21,8 @@ _HOW = (
     "Each filter stands with two answers to the image in the corner. **pixels**: the kernel laid on the pixels "
     "themselves (correlation with mirrored borders, as `cv2.filter2D`; no stride, no bias){how}. **network**: what the "
     "filter truly puts out in the network, before the ReLU, with normalisation, all inputs, stride, padding and bias. "
-    "Red is positive, blue negative, white zero; each map is scaled by its own largest value."
+    "Red is positive, blue negative, white zero; each map is scaled by itself, full colour being what only one place "
+    "in a hundred exceeds."
 )
 _PATTERN = (
     ". This layer's kernels see feature maps, not pixels, so the pattern that their inputs share most (the large one) "
@@ -76,8 +78,8 @@ def draw_responses(
     for channel, tile, raw, true in zip(channels, tiles, on_pixels, in_network, strict=True):
         cells += [
             Cell(pixels=tile, caption=(str(channel),)),
-            Cell(pixels=signed(raw, size)),
-            Cell(pixels=signed(true, size)),
+            Cell(pixels=signed(raw, size, largest=_strong(raw))),
+            Cell(pixels=signed(true, size, largest=_strong(true))),
         ]
     count = (
         f"{len(channels)} of {len(weights)} filters" if len(channels) < len(weights) else f"all {len(weights)} filters"
@@ -94,3 +96,9 @@ def draw_responses(
         column_labels=["filter", "pixels", "network"] * abreast,
     )
     return Picture(pixels=pixels, description=f"**{layer}**: {count}. " + _HOW.format(how="" if own else _PATTERN))
+
+
+def _strong(values: Tensor) -> float | None:
+    """What one place in a hundred exceeds, so that thin edges are not paled by their single brightest point."""
+    strong = float(torch.quantile(values.abs().flatten(), 0.99))
+    return strong if strong > 0 else None
