@@ -29,15 +29,15 @@ def ascend(
     recipe = parameterisation.recipe
     parameters = start.detach().clone().contiguous().requires_grad_()
     warps = draw_warps(recipe, generators).to(start.device) if recipe.transforms else None
+    own = objective.own.to(start.device) if objective.own is not None and network.computes_own else None
     climb = _adam(recipe) if recipe.ascent == "adam" else _normalized(recipe)
     curve = torch.empty(recipe.steps, len(start), device=start.device)
     for step in range(recipe.steps):
         with torch.enable_grad():
             images = parameterisation.images(parameters)
             seen = images if warps is None else warp(images, warps[step])
-            with autocast(recipe, start.device):
-                outputs = network(seen)
             slope = recipe.leak if step < recipe.leak_steps else 0.0
+            outputs = network(seen, own, slope)
             scores = objective(outputs, slope)
             penalised = scores.sum() - _penalty(recipe, images)
         (gradient,) = torch.autograd.grad(penalised, parameters)
@@ -50,30 +50,29 @@ def ascend(
     return parameters.detach(), curve
 
 
-def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
-    """Return the autocast that the recipe's precision means on a device."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=in_bf16(recipe, device))
-
-
 def in_bf16(recipe: Recipe, device: torch.device) -> bool:
     """Return whether the network runs in bf16: as said, or where the processor computes in it."""
     if recipe.precision != "auto":
         return recipe.precision == "bf16"
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    capable = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return bool(capable)
 
 
 def _adam(recipe: Recipe) -> Callable[[Tensor, Tensor], None]:
     optimizer: torch.optim.Adam | None = None
+    pictures: list[Tensor] = []
 
     def climb(parameters: Tensor, gradient: Tensor) -> None:
         nonlocal optimizer
         if optimizer is None:
-            optimizer = torch.optim.Adam([parameters], lr=recipe.learning_rate, maximize=True, fused=True)
-        parameters.grad = gradient
+            # One tensor for each picture: elements at the ends of vectors and threads' shares round differently.
+            pictures.extend(parameters.detach().unbind())
+            optimizer = torch.optim.Adam(pictures, lr=recipe.learning_rate, maximize=True, fused=True)
+        for picture, own in zip(pictures, gradient.unbind(), strict=True):
+            picture.grad = own
         optimizer.step()
-        parameters.grad = None
 
     return climb
 

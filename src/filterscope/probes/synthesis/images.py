@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -47,11 +48,12 @@ class Parameterisation:
         """Return the images that parameters stand for, differentiably."""
         values = parameters
         if self.fourier:
-            spectrum = torch.view_as_complex(parameters * self._scale(parameters.device))
+            spectrum = torch.view_as_complex(parameters * _scale(self.recipe.size, parameters.device))
             values = torch.fft.irfft2(spectrum, s=(self.recipe.size,) * 2, norm="ortho")
         if self._mixes:
-            values = torch.einsum("rc,nchw->nrhw", _COLOUR.to(values.device), values)
-        return torch.sigmoid(values) if self.recipe.bounded else values
+            values = _mixed(_COLOUR, values)
+        # Each picture by itself: elements at the ends of vectors and threads' shares round differently.
+        return torch.stack([torch.sigmoid(one) for one in values]) if self.recipe.bounded else values
 
     def parameters(self, images: Tensor) -> Tensor:
         """Return the parameters that stand for images `(N, channels, size, size)` in [0, 1]."""
@@ -59,21 +61,27 @@ class Parameterisation:
         if self.recipe.bounded:
             values = torch.logit(values, eps=1e-3)
         if self._mixes:
-            values = torch.einsum("rc,nchw->nrhw", torch.linalg.inv(_COLOUR).to(values.device), values)
+            values = _mixed(torch.linalg.inv(_COLOUR), values)
         if self.fourier:
-            values = torch.view_as_real(torch.fft.rfft2(values, norm="ortho")) / self._scale(values.device)
+            values = torch.view_as_real(torch.fft.rfft2(values, norm="ortho")) / _scale(self.recipe.size, values.device)
         return values
 
     @property
     def _mixes(self) -> bool:
         return self.recipe.decorrelate and self.channels == 3
 
-    def _scale(self, device: torch.device) -> Tensor:
-        size = self.recipe.size
-        rows = torch.fft.fftfreq(size, device=device)[:, None]
-        columns = torch.fft.rfftfreq(size, device=device)[None, :]
-        frequency = torch.sqrt(rows.square() + columns.square())
-        return (1.0 / (4.0 * frequency.clamp_min(1.0 / size)))[..., None]
+
+def _mixed(matrix: Tensor, values: Tensor) -> Tensor:
+    return (matrix.to(values.device) @ values.flatten(2)).view_as(values)
+
+
+@lru_cache(maxsize=8)
+def _scale(size: int, device: torch.device) -> Tensor:
+    """Return the spectrum of natural images, 1/f, divided by four: lucid's way not to start saturated."""
+    rows = torch.fft.fftfreq(size, device=device)[:, None]
+    columns = torch.fft.rfftfreq(size, device=device)[None, :]
+    frequency = torch.sqrt(rows.square() + columns.square())
+    return (1.0 / (4.0 * frequency.clamp_min(1.0 / size)))[..., None]
 
 
 def shown(images: Tensor) -> Tensor:

@@ -20,8 +20,6 @@ def mean_response(output: Tensor, slope: float = 0.0) -> Tensor:
     """
     if output.dim() == 2:
         return output.float()
-    if output.dim() == 3:  # tokens of a transformer: (N, tokens, K)
-        output = output.transpose(1, 2)
     rectified = F.leaky_relu(output, slope) if slope else F.relu(output)
     return rectified.flatten(2).float().mean(dim=2)
 
@@ -33,6 +31,11 @@ class Objective(ABC):
     @abstractmethod
     def layers(self) -> tuple[str, ...]:
         """The layers that are looked at."""
+
+    @property
+    def own(self) -> Tensor | None:
+        """The channels `(N,)`, where each picture needs no other than its own."""
+        return None
 
     @abstractmethod
     def __call__(self, outputs: Mapping[str, Tensor], slope: float = 0.0) -> Tensor:
@@ -72,6 +75,13 @@ class Sum(Objective):
         """The layers of all terms."""
         return tuple(dict.fromkeys(layer for _, term in self.terms for layer in term.layers))
 
+    @property
+    def own(self) -> Tensor | None:
+        """The channels `(N,)`, where all terms need the same ones and no other."""
+        first, *others = [term.own for _, term in self.terms]
+        same = first is not None and all(other is not None and torch.equal(first, other) for other in others)
+        return first if same else None
+
     def __call__(self, outputs: Mapping[str, Tensor], slope: float = 0.0) -> Tensor:
         """Return the weighted sum of the terms' scores."""
         return torch.stack([weight * term(outputs, slope) for weight, term in self.terms]).sum(dim=0)
@@ -87,40 +97,47 @@ class _Layered(Objective):
         """The one layer that is looked at."""
         return (self.layer,)
 
-    def own(self, values: Tensor) -> Tensor:
-        """Return each picture's own channel of `(N, K, …)`."""
-        if values.shape[1] == 1 and self.layer:
+    def mine(self, values: Tensor) -> Tensor:
+        """Return each picture's own channel of `(N, K, …)`, or of `(N, 1, …)` where it was computed alone."""
+        if values.shape[1] == 1:
             return values[:, 0]
         index = torch.tensor(self.channels, device=values.device)
         return values[torch.arange(len(index), device=values.device), index]
 
 
-class Channel(_Layered):
+class _Own(_Layered):
+    @property
+    def own(self) -> Tensor:
+        """The channels `(N,)`: no picture needs any other than its own."""
+        return torch.tensor(self.channels)
+
+
+class Channel(_Own):
     """The spatial mean of the channel's rectified map (for a Linear: the unit's value)."""
 
     def __call__(self, outputs: Mapping[str, Tensor], slope: float = 0.0) -> Tensor:
         """Return each picture's own mean."""
-        return self.own(mean_response(_only(outputs[self.layer], self.channels), slope))
+        return mean_response(self.mine(outputs[self.layer]).unsqueeze(1), slope)[:, 0]
 
 
-class Logit(_Layered):
+class Logit(_Own):
     """The unit's value as it is, of a map its mean: the plain logit of a class."""
 
     def __call__(self, outputs: Mapping[str, Tensor], slope: float = 0.0) -> Tensor:  # noqa: ARG002
         """Return each picture's own value."""
-        own = self.own(outputs[self.layer]).float()
+        own = self.mine(outputs[self.layer]).float()
         return own.flatten(1).mean(dim=1) if own.dim() > 1 else own
 
 
 @dataclass(frozen=True, kw_only=True)
-class Neuron(_Layered):
+class Neuron(_Own):
     """One position of the channel's map: `(row, column)`, the middle where nothing is said."""
 
     position: tuple[int, int] | None = None
 
     def __call__(self, outputs: Mapping[str, Tensor], slope: float = 0.0) -> Tensor:
         """Return each picture's own neuron, rectified."""
-        own = self.own(outputs[self.layer]).float()
+        own = self.mine(outputs[self.layer]).float()
         if own.dim() == 3:
             row, column = self.position or (own.shape[1] // 2, own.shape[2] // 2)
             own = own[:, row, column]
@@ -154,22 +171,28 @@ class Direction(Objective):
 
 @dataclass(frozen=True, kw_only=True)
 class Specific(_Layered):
-    """The channel's mean against that of all other channels of its layer, each in units of its own spread.
+    """The channel's mean held above that of all other channels of its layer, each in units of its own spread.
 
-    Every channel's rectified mean is z-scored by its mean and standard deviation on real images, `(K,)` each; the score
-    is the own z-score minus the log-sum-exp of all others.
+    Every channel's rectified mean is z-scored by its mean and standard deviation on real images, `(K,)` each. The score
+    is the own z-score, less `weight` times what the log-sum-exp of all others exceeds `margin` of it by: rivals cost
+    nothing as long as they stay behind. In the leaky steps only the own channel counts.
     """
 
     mean: Tensor
     std: Tensor
+    margin: float = 0.8
+    weight: float = 1.0
 
     def __call__(self, outputs: Mapping[str, Tensor], slope: float = 0.0) -> Tensor:
-        """Return each picture's own z-score less the soft maximum of the others'."""
+        """Return each picture's own z-score less what its rivals come too near."""
         values = mean_response(outputs[self.layer], slope)
         z = (values - self.mean.to(values)) / self.std.to(values)
         index = torch.tensor(self.channels, device=z.device)[:, None]
-        others = torch.logsumexp(z.scatter(1, index, -torch.inf), dim=1)
-        return self.own(z) - others if z.shape[1] > 1 else z[:, 0]
+        own = self.mine(z)
+        if z.shape[1] == 1:
+            return own
+        rivals = torch.logsumexp(z.scatter(1, index, -torch.inf), dim=1)
+        return own if slope else own - self.weight * F.relu(rivals - self.margin * own)
 
 
 class Diversity(_Layered):
@@ -182,10 +205,3 @@ class Diversity(_Layered):
         index = torch.tensor(self.channels, device=grams.device)
         others = (index[:, None] == index[None, :]).fill_diagonal_(False).float()
         return -(others * (grams @ grams.T)).sum(dim=1) / others.sum(dim=1).clamp_min(1.0)
-
-
-def _only(output: Tensor, channels: Sequence[int]) -> Tensor:
-    if output.dim() == 3 or output.shape[1] == 1:
-        return output
-    index = torch.tensor(channels, device=output.device)
-    return output[torch.arange(len(index), device=output.device), index].unsqueeze(1)

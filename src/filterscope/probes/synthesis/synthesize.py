@@ -11,7 +11,7 @@ from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
 from filterscope.probes.observing import device_of, observing
-from filterscope.probes.synthesis.ascent import ascend
+from filterscope.probes.synthesis.ascent import ascend, in_bf16
 from filterscope.probes.synthesis.images import Parameterisation, shown
 from filterscope.probes.synthesis.objectives import (
     Channel,
@@ -91,15 +91,18 @@ def synthesize(
         layer = find_layer(classifier.layers, layer).name
         named = _objective(classifier, layer, recipe, statistics) if objective is None else objective
         layers = tuple(dict.fromkeys((layer, *named(list(channels)[:1] or [0]).layers)))
-        network = Truncated(classifier, layers, size=recipe.size, normalize=recipe.normalize)
-        _check(channels, network, layer, start)
+        exact = Truncated(classifier, [layer], size=recipe.size, normalize=recipe.normalize)
+        bf16 = in_bf16(recipe, device_of(classifier))
+        network = Truncated(classifier, layers, size=recipe.size, normalize=recipe.normalize, bf16=bf16)
+        parameterisation = Parameterisation(recipe=recipe, channels=classifier.in_channels)
+        _check(channels, network, layer, parameterisation, start)
         count = micro_batch or micro_batch_size(network.reach.elements, recipe, len(channels))
         known = statistics.layers.get(layer) if statistics is not None else None
         chunks = [range(i, min(i + count, len(channels))) for i in range(0, len(channels), count)]
         parts = []
         for done, chunk in enumerate(chunks):
             told = _tell(progress, done * recipe.steps, len(chunks) * recipe.steps)
-            parts.append(_chunk(network, layer, channels, chunk, count, recipe, seed, start, named, known, told))
+            parts.append(_chunk(network, exact, layer, channels, chunk, count, recipe, seed, start, named, known, told))
         return _joined(parts)
 
 
@@ -138,15 +141,22 @@ def share(pictures: int, rank: int, ranks: int) -> range:
     return range(rank, pictures, ranks)
 
 
-def _check(channels: Sequence[int], network: Truncated, layer: str, start: Tensor | None) -> None:
+def _check(
+    channels: Sequence[int],
+    network: Truncated,
+    layer: str,
+    parameterisation: Parameterisation,
+    start: Tensor | None,
+) -> None:
     count = network.reach.shapes[layer][0]
     wrong = [channel for channel in channels if not 0 <= channel < count]
     if wrong:
         raise UserError(f"channel {wrong[0]} of {layer} does not exist; it has 0 to {count - 1}")
     if not channels:
         raise UserError(f"no channels of {layer} to synthesize; it has 0 to {count - 1}")
-    if start is not None and len(start) != len(channels):
-        raise UserError(f"a start of {len(start)} pictures for {len(channels)} channels")
+    shape = (len(channels), *parameterisation.shape)
+    if start is not None and tuple(start.shape) != shape:
+        raise UserError(f"a start of shape {tuple(start.shape)} does not fit; this recipe's has {shape}")
 
 
 def _tell(progress: Callable[[int, int], None] | None, before: int, total: int) -> Callable[[int], None]:
@@ -189,6 +199,7 @@ def _generator(layer: str, channel: int, face: int, seed: int) -> torch.Generato
 
 def _chunk(
     network: Truncated,
+    exact: Truncated,
     layer: str,
     channels: Sequence[int],
     chunk: range,
@@ -208,10 +219,10 @@ def _chunk(
     parameterisation = Parameterisation(recipe=recipe, channels=network.network.in_channels)
     begun = parameterisation.draw(generators) if start is None else start[places]
     begun = begun.to(device)
-    before = _responses(network, layer, parameterisation.images(begun))
+    before = _responses(exact, layer, parameterisation.images(begun))
     parameters, curve = ascend(network, make(own), parameterisation, begun, generators, stepped=told)
     images = parameterisation.images(parameters)
-    responses = _responses(network, layer, images)
+    responses = _responses(exact, layer, images)
     index = torch.arange(count), torch.tensor(own)
     keep = slice(0, len(chunk))
     return Synthesis(

@@ -24,5 +24,9 @@ def draw_warps(recipe: Recipe, generators: Sequence[torch.Generator]) -> Tensor:
 
 def warp(images: Tensor, affine: Tensor) -> Tensor:
     """Resample images by affine maps `(N, 2, 3)`; what lies outside is the image mirrored at its edge."""
-    grid = F.affine_grid(affine, list(images.shape), align_corners=False)
+    side = images.shape[-1]
+    centres = (2 * torch.arange(side, device=images.device) + 1) / side - 1
+    columns = affine[:, None, None, :, 0] * centres[:, None]
+    rows = affine[:, None, None, :, 1] * centres[:, None, None] + affine[:, None, None, :, 2]
+    grid = columns + rows
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)

@@ -1,16 +1,21 @@
 """The network up to a layer, as a twin of its own: frozen, without hooks, and stopped where nothing more is needed."""
 
+import contextlib
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions
+from filterscope.probes.synthesis.shortcuts import SpaceToDepthConv, computes_own, folds, own_channel
 
 _HOOKS = (
     "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
@@ -40,11 +45,16 @@ def twin(classifier: Classifier) -> Classifier:
 
 @dataclass(frozen=True, kw_only=True)
 class Reach:
-    """What lies before the layers: outputs per picture `(K, …)`, and how much the activations of one picture take."""
+    """What one picture makes on the way to the layers.
+
+    `shapes` are the layers' outputs `(K, …)`, `calls` how often each of them runs, `elements` the numbers in all
+    activations together, `modules` what runs on the way.
+    """
 
     shapes: dict[str, tuple[int, ...]]
     calls: dict[str, int]
     elements: int
+    modules: tuple[nn.Module, ...]
 
 
 class Truncated:
@@ -55,86 +65,130 @@ class Truncated:
         layers: names as `Classifier.layers` knows them.
         size: of the images.
         normalize: whether the backbone normalises them.
+        bf16: run convolutions and Linears in bfloat16.
 
     Raises:
         UserError: unknown layer; a layer without channels; a size with which the layers are not reached.
     """
 
-    def __init__(self, classifier: Classifier, layers: Sequence[str], *, size: int, normalize: bool = True) -> None:
-        self.modules = {name: classifier.module_of(name) for name in layers}
+    def __init__(
+        self,
+        classifier: Classifier,
+        layers: Sequence[str],
+        *,
+        size: int,
+        normalize: bool = True,
+        bf16: bool = False,
+    ) -> None:
         self.network = twin(classifier)
+        self.bf16 = bf16
+        self.device = next(self.network.parameters()).device
+        self.targets = {name: self.network.module_of(name) for name in layers}
         if not normalize:
             self.network.backbone.mean = torch.zeros_like(self.network.backbone.mean)
             self.network.backbone.std = torch.ones_like(self.network.backbone.std)
-        self.modules = {name: self.network.module_of(name) for name in layers}
-        self.reach = self._look(size)
-        self.network.to(memory_format=torch.channels_last)
+        self.reach = _look(self.network, self.targets, size)
+        self._quicken()
 
-    def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Return what the layers put out."""
+    def __call__(self, images: Tensor, own: Tensor | None = None, slope: float = 0.0) -> dict[str, Tensor]:
+        """Return what the layers put out.
+
+        With `own`, `(N,)`, and where `computes_own`, only channel `own[i]` of picture `i` is computed: `(N, 1, …)`.
+        `slope` is what a ReLU among the layers lets through of negative values.
+        """
         outputs: dict[str, Tensor] = {}
         left = dict(self.reach.calls)
-        handles = [module.register_forward_hook(self._keep(name, outputs, left)) for name, module in self._named()]
-        try:
-            self.network(images.contiguous(memory_format=torch.channels_last))
-        except _Reached:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
-        return outputs
 
-    def _named(self) -> list[tuple[str, nn.Module]]:
-        return list(self.modules.items())
-
-    def _keep(
-        self, name: str, outputs: dict[str, Tensor], left: dict[str, int]
-    ) -> Callable[[nn.Module, object, Tensor], None]:
-        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        def keep(name: str, output: Tensor) -> None:
             outputs[name] = output
             left[name] -= 1
             if not any(left.values()):
                 raise _Reached
 
-        return hook
+        with contextlib.ExitStack() as stack:
+            for name, module in self.targets.items():
+                stack.callback(self._tap(name, module, keep, own, slope).remove)
+            stack.enter_context(contextlib.suppress(_Reached))
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+                self.network(images)
+        return outputs
 
-    def _look(self, size: int) -> Reach:
-        calls = dict.fromkeys(self.modules, 0)
-        shapes: dict[str, tuple[int, ...]] = {}
-        elements = 0
-        seen = 0
-        handles = []
+    @property
+    def computes_own(self) -> bool:
+        """Whether a single channel of each picture can be computed alone."""
+        return len(self.targets) == 1 and all(
+            computes_own(module) and self.reach.calls[name] == 1 for name, module in self.targets.items()
+        )
 
-        def count(module: nn.Module, _inputs: object, output: object) -> None:
-            nonlocal elements, seen
-            if isinstance(output, Tensor) and not any(True for _ in module.children()):
-                elements += output.numel()
-            for name, wanted in self.modules.items():
-                if module is wanted and isinstance(output, Tensor):
-                    calls[name] += 1
-                    shapes[name] = tuple(output.shape[1:])
-                    seen = elements
+    def _tap(
+        self, name: str, module: nn.Module, keep: Callable[[str, Tensor], None], own: Tensor | None, slope: float
+    ) -> RemovableHandle:
+        def before(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            keep(name, own_channel(module, inputs[0].to(torch.bfloat16) if self.bf16 else inputs[0], cast(Tensor, own)))
 
-        for module in self.network.modules():
-            handles.append(module.register_forward_hook(count))
-        device = next(self.network.parameters()).device
-        try:
-            with torch.no_grad():
-                self.network(torch.rand(1, self.network.in_channels, size, size, device=device))
-        except (RuntimeError, ValueError) as error:
-            if not all(calls.values()):
-                missed = next(name for name, n in calls.items() if not n)
-                raise UserError(
-                    f"pictures of {size}×{size} pixels do not reach {missed} of {self.network.backbone.name} "
-                    f"({str(error).splitlines()[0]}); choose another recipe.size"
-                ) from error
-        finally:
-            for handle in handles:
-                handle.remove()
-        for name in self.modules:
-            if len(shapes.get(name, ())) not in (1, 3):
-                raise UserError(
-                    f"layer {name!r} has no channels to synthesize; "
-                    f"choose one of {', '.join(convolutions(self.network.layers))}"
-                )
-        return Reach(shapes=shapes, calls=calls, elements=max(seen, 1))
+        def after(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            leaky = bool(slope) and isinstance(module, nn.ReLU)
+            keep(name, F.leaky_relu(inputs[0], slope) if leaky else output)
+
+        if own is not None and self.computes_own:
+            return module.register_forward_pre_hook(before)
+        return module.register_forward_hook(after)
+
+    def _quicken(self) -> None:
+        for module in self.reach.modules:
+            if not isinstance(module, nn.Conv2d | nn.Linear):
+                continue
+            if isinstance(module, nn.Conv2d):
+                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+            quick = SpaceToDepthConv(module) if isinstance(module, nn.Conv2d) and folds(module) else module
+            if self.bf16:  # autocast would cast frozen weights anew at every step
+                quick.to(torch.bfloat16)
+            if quick is not module:
+                self._replace(module, quick)
+
+    def _replace(self, old: nn.Module, new: nn.Module) -> None:
+        for parent in list(self.network.modules()):
+            for name, child in parent.named_children():
+                if child is old:
+                    setattr(parent, name, new)
+        self.targets = {name: new if module is old else module for name, module in self.targets.items()}
+
+
+def _look(network: Classifier, targets: dict[str, nn.Module], size: int) -> Reach:
+    calls = dict.fromkeys(targets, 0)
+    shapes: dict[str, tuple[int, ...]] = {}
+    ran: dict[nn.Module, int] = {}
+    elements = until = 0
+
+    def count(module: nn.Module, _inputs: object, output: object) -> None:
+        nonlocal elements, until
+        if isinstance(output, Tensor):
+            ran[module] = elements
+            elements += output.numel() if next(module.children(), None) is None else 0
+            for name in (name for name, target in targets.items() if target is module):
+                calls[name] += 1
+                shapes[name] = tuple(output.shape[1:])
+                until = elements
+
+    handles = [module.register_forward_hook(count) for module in network.modules()]
+    image = torch.rand(1, network.in_channels, size, size, device=next(network.parameters()).device)
+    try:
+        with torch.no_grad():
+            network(image)
+    except (RuntimeError, ValueError) as error:
+        missed = next((name for name, n in calls.items() if not n), None)
+        if missed is not None:
+            raise UserError(
+                f"pictures of {size}×{size} pixels do not reach {missed} of {network.backbone.name} "
+                f"({str(error).splitlines()[0]}); choose another recipe.size"
+            ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name in targets:
+        if len(shapes.get(name, ())) not in (1, 3):
+            raise UserError(
+                f"layer {name!r} has no channels to synthesize; choose one of {', '.join(convolutions(network.layers))}"
+            )
+    used = tuple(module for module, before in ran.items() if before < until)
+    return Reach(shapes=shapes, calls=calls, elements=max(until, 1), modules=used)
