@@ -51,7 +51,7 @@ class Health:
     Attributes:
         layers: names of convolutions; None: all.
         idle: a filter is idle that puts out at most this share of the layer's mean (τ of Sokar et al. 2023).
-        level: of the false-discovery rate, for structure and for class information.
+        level: of the false-discovery rate of structure.
         alike: from which cosine or correlation on a filter is a duplicate of another.
         draws: of the null of structure.
         batch_size: of the examples.
@@ -61,7 +61,7 @@ class Health:
     needs_images: ClassVar[bool] = True
 
     layers: Sequence[str] | None = None
-    idle: float = 0.1
+    idle: float = 0.2
     level: float = 0.05
     alike: float = 0.95
     draws: int = 499
@@ -105,9 +105,7 @@ class Health:
         acts = activity(tally)
         told = class_information(tally) if enough_images(tally) else None
         copies = duplicates(now, acts.correlation, alike=self.alike)
-        judged = verdicts(
-            structure=form, activity=acts, classes=told, duplicates=copies, idle=self.idle, level=self.level
-        )
+        judged = verdicts(structure=form, activity=acts, classes=told, duplicates=copies, idle=self.idle)
         store["verdicts"] = [each.verdict for each in judged]
         return Findings(
             structure=form,

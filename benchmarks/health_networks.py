@@ -1,0 +1,90 @@
+"""The networks that benchmarks/health.py judges, trained on real images with plain torch."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.datasets import FashionMNIST, Flowers102
+from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
+
+from filterscope.models.backbone import Backbone, torchvision_backbone
+from filterscope.models.classifier import Classifier
+from filterscope.models.heads import linear
+
+Images = tuple[Tensor, Tensor]
+
+
+def flowers(real: Path, split: str, size: int) -> Images:
+    """Return the images of a split at `size` × `size` pixels, and their labels."""
+    images, labels = zip(*Flowers102(real, split=split), strict=True)
+    pixels = [center_crop(resize(pil_to_tensor(image), [size + size // 8]), [size, size]) for image in images]
+    return torch.stack(pixels).float() / 255, torch.tensor(labels)
+
+
+def fashion(real: Path, *, train: bool, count: int) -> Images:
+    """Return the first `count` images and labels of FashionMNIST."""
+    data = FashionMNIST(real, train=train)
+    return data.data[:count, None].float() / 255, data.targets[:count]
+
+
+def alexnet(real: Path, num_classes: int) -> Classifier:
+    """Return published AlexNet with one Linear on its pooled convolutional features."""
+    weights = str(real / "weights" / "alexnet_features.pth")
+    return linear(torchvision_backbone(name="alexnet", weights=weights), num_classes=num_classes)
+
+
+def wide(widths: tuple[int, int, int] = (64, 96, 128)) -> Classifier:
+    """Return three convolutions (7×7, 5×5, 3×3) of far more filters than FashionMNIST needs, randomly initialised."""
+    first, second, third = widths
+    parts = [nn.Conv2d(1, first, 7, padding=3), nn.ReLU(), nn.MaxPool2d(2)]
+    parts += [nn.Conv2d(first, second, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
+    parts += [nn.Conv2d(second, third, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    network = nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return Classifier(Backbone(network, name="wide", mean=[0.286], std=[0.353]), nn.Linear(third, 10), num_classes=10)
+
+
+def finetune(classifier: Classifier, data: Images, *, epochs: int) -> None:
+    """Train all of a pretrained network, its head at a far larger rate."""
+    groups = [{"params": classifier.backbone.parameters(), "lr": 5e-5}, {"params": classifier.head.parameters()}]
+    optimizer = torch.optim.AdamW(groups, lr=3e-3, weight_decay=1e-4)
+    train(classifier, data, optimizer, epochs=epochs, batch_size=32, flip=True)
+
+
+def from_scratch(
+    classifier: Classifier, data: Images, *, epochs: int, each: Callable[[int], None] = lambda _: None
+) -> None:
+    """Train all of a network from random weights."""
+    optimizer = torch.optim.SGD(classifier.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+    steps = epochs * (len(data[0]) // 64)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.05, total_steps=steps)
+    train(classifier, data, optimizer, epochs=epochs, batch_size=64, schedule=schedule, each=each)
+
+
+def train(
+    classifier: Classifier,
+    data: Images,
+    optimizer: torch.optim.Optimizer,
+    *,
+    epochs: int,
+    batch_size: int,
+    flip: bool = False,
+    schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
+    each: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Train in bf16 autocast and call `each` with the number of finished epochs."""
+    images, labels = data
+    for epoch in range(epochs):
+        classifier.train()
+        for batch in torch.randperm(len(images)).split(batch_size)[: len(images) // batch_size]:
+            shown = images[batch].flip(3) if flip and torch.rand(()) < 0.5 else images[batch]
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = classifier(shown)
+            optimizer.zero_grad()
+            F.cross_entropy(logits.float(), labels[batch]).backward()
+            optimizer.step()
+            if schedule is not None:
+                schedule.step()
+        classifier.eval()
+        each(epoch + 1)
