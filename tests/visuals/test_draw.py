@@ -14,16 +14,12 @@ from filterscope.visuals.draw import (
     WIDTH,
     Cell,
     encode_png,
-    fitting,
-    font,
     grid,
-    named,
     save_png,
     shape,
     side,
-    text_width,
-    wrap,
 )
+from filterscope.visuals.lettering import fitting, font, named, text_width, wrap
 from filterscope.visuals.visual import Picture
 
 SHOWN = 350 / WIDTH  # how TensorBoard shrinks a picture
@@ -56,7 +52,7 @@ def test_labels_survive_downscaling() -> None:
 
 
 def test_the_height_of_capitals_is_nine_pixels_where_tensorboard_shrinks_the_picture() -> None:
-    from filterscope.visuals.draw import CAPTION, TITLE
+    from filterscope.visuals.lettering import CAPTION, TITLE
 
     for size in (CAPTION, TITLE):
         _, top, _, bottom = font(size).getbbox("H")
@@ -85,6 +81,18 @@ def test_rows_are_filled_evenly(count: int, columns: int) -> None:
 def test_a_frame_has_the_colour_asked_for() -> None:
     pixels = grid([Cell(pixels=black(), frame=VERMILION)], columns=1, title="x")
     assert (pixels == VERMILION).all(axis=2).sum() > 4 * 90
+
+
+def test_rows_and_columns_have_their_labels_in_room_kept_for_them() -> None:
+    cells = [Cell(pixels=black(80))] * 4
+    bare = grid(cells, columns=2, title="x", label_width=200)
+    labelled = grid(
+        cells, columns=2, title="x", label_width=200, row_labels=["conv1", "conv2"], column_labels=["a", "b"]
+    )
+    beside = slice(24, 215)
+    assert (bare[120:, beside] == BACKGROUND).all()
+    assert (labelled[120:, beside] == FAINT).all(axis=2).sum() > 100
+    assert len(labelled) > len(bare)
 
 
 def test_a_long_text_shrinks_then_ends_in_an_ellipsis() -> None:

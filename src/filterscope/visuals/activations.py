@@ -11,7 +11,8 @@ from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import block_ends
 from filterscope.probes.activations import activations
-from filterscope.visuals.draw import BACKGROUND, GAP, MARGIN, WIDTH, Cell, grid, named, shape, side
+from filterscope.visuals.draw import BACKGROUND, GAP, MARGIN, WIDTH, Cell, grid, shape, side
+from filterscope.visuals.lettering import named
 from filterscope.visuals.tiles import bars, photo, short, signed, signed_legend, unsigned, unsigned_legend, value_range
 from filterscope.visuals.visual import Examples, Past, Picture, epoch_label, name_of, occasion
 

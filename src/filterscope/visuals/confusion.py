@@ -7,21 +7,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from filterscope.visuals.draw import (
-    BACKGROUND,
-    BLUE,
-    FAINT,
-    INK,
-    MARGIN,
-    VERMILION,
-    WIDTH,
-    Cell,
-    Colour,
-    fitting,
-    font,
-    grid,
-    text_width,
-)
+from filterscope.visuals.draw import BACKGROUND, BLUE, FAINT, INK, MARGIN, VERMILION, WIDTH, Cell, Colour, grid
+from filterscope.visuals.lettering import fitting, font, text_width
 from filterscope.visuals.visual import Picture, Pixels, Table, name_of
 
 _NAMED = 20  # classes; more have no room for their names at the axes

@@ -1,21 +1,16 @@
-"""The one way a picture is put together: tiles in a grid, their captions, and a header that says what one sees.
-
-TensorBoard shows a picture of 1000 pixels 350 wide and picks nearest pixels when it shrinks: strokes of letters must
-be three pixels wide to survive, so labels are large and bold.
-"""
+"""The one way a picture is put together: tiles in a grid, their captions, and a header that says what one sees."""
 
 import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from filterscope.files import write_file
+from filterscope.visuals.lettering import CAPTION, NAME, NOTE, TITLE, fitting, font, text_width, wrap
 from filterscope.visuals.visual import Picture, Pixels
 
 Colour = tuple[int, int, int]
@@ -27,7 +22,8 @@ BACKGROUND: Colour = (24, 26, 31)
 EDGE: Colour = (94, 101, 115)
 INK: Colour = (245, 245, 242)
 FAINT: Colour = (188, 194, 205)
-# From the palette of Okabe and Ito, which stays apart under the common kinds of colour blindness.
+# The palette of Okabe and Ito, which stays apart under the common kinds of colour blindness; vermilion is lighter here,
+# so that text in it can be read on the background.
 BLUE: Colour = (86, 180, 233)
 ORANGE: Colour = (230, 159, 0)
 GREEN: Colour = (0, 158, 115)
@@ -35,11 +31,6 @@ VERMILION: Colour = (236, 112, 20)
 PURPLE: Colour = (204, 121, 167)
 YELLOW: Colour = (240, 228, 66)
 
-TITLE = 46
-NOTE = 30
-CAPTION = 36
-NAME = 26
-SMALLEST = 18
 FRAME = 6
 
 
@@ -121,53 +112,9 @@ def grid(
             at = (MARGIN, row_top + (height - CAPTION) // 2)
             _text(pen, row_labels[i], at, width=label_width - GAP, size=CAPTION, colour=FAINT, anchor="l")
         for cell, left, width in zip(row, lefts, widths, strict=False):
-            _draw_cell(image, pen, cell, (left, row_top), (width, height), room=width + gap - 4, sizes=sizes)
+            _draw_cell(image, pen, cell, (left, row_top), (width, height), room=width + gap - 8, sizes=sizes)
     pen.rectangle((0, 0, WIDTH - 1, canvas.shape[0] - 1), outline=EDGE, width=2)
     return np.asarray(image)
-
-
-@lru_cache
-def font(size: int, bold: bool = True) -> ImageFont.FreeTypeFont:
-    """Return DejaVu Sans, which matplotlib brings along, in a size in pixels."""
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
-
-
-def text_width(text: str, size: int, *, bold: bool = True) -> float:
-    """Return how many pixels wide a text is."""
-    return float(font(size, bold).getlength(text))
-
-
-def fitting(text: str, *, width: float, size: int, smallest: int = SMALLEST) -> tuple[str, int]:
-    """Return the text and the largest size, not above `size`, at which it fits; the last resort is an ellipsis."""
-    while size > smallest and text_width(text, size) > width:
-        size -= 1
-    while len(text) > 2 and text_width(text, size) > width:
-        text = text[:-2].rstrip() + "…"
-    return text, size
-
-
-def named(text: str, *, width: float, size: int = CAPTION, most: int = 2) -> tuple[str, ...]:
-    """Break a name into at most `most` caption lines where it would have to shrink much to fit into one."""
-    if text_width(text, size) <= 1.15 * width:
-        return (text,)
-    # A zero-width space lets a line end after a slash, and after a hyphen that does not follow a single letter.
-    lines = wrap(re.sub(r"(/|\w\w-)", "\\1\u200b", text), width=1.15 * width, size=size, bold=True)
-    if len(lines) > most:
-        rest = "".join(line if line.endswith("\u200b") else f"{line} " for line in lines[most - 1 :])
-        lines[most - 1 :] = [rest.rstrip()]
-    return tuple(line.replace("\u200b", "") for line in lines)
-
-
-def wrap(text: str, *, width: float, size: int, bold: bool = False) -> list[str]:
-    """Break a text into lines that are no wider than `width` pixels, at blanks and zero-width spaces."""
-    lines: list[str] = []
-    for word in re.findall(r"\s*[^\s\u200b]+\u200b?", text):
-        if lines and text_width((lines[-1] + word).replace("\u200b", ""), size, bold=bold) <= width:
-            lines[-1] += word
-        else:
-            lines.append(word.lstrip())
-    return lines
 
 
 def encode_png(picture: Picture) -> bytes:
@@ -230,7 +177,7 @@ def _caption_sizes(rows: Sequence[Sequence[Cell]], widths: Sequence[int], gap: i
     for row in rows:
         for cell, width in zip(row, widths, strict=False):
             for line in cell.caption:
-                sizes[_is_number(line)].append(fitting(line, width=width + gap - 4, size=CAPTION)[1])
+                sizes[_is_number(line)].append(fitting(line, width=width + gap - 8, size=CAPTION)[1])
     return min(sizes[True]), max(min(sizes[False]), NAME)
 
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
-from filterscope.visuals.draw import Cell, grid, named, shape, side
+from filterscope.visuals.draw import Cell, grid, shape, side
+from filterscope.visuals.lettering import named
 from filterscope.visuals.tiles import photo
 from filterscope.visuals.visual import Examples, Past, Picture, epoch_label, name_of
 
