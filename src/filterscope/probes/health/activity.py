@@ -14,6 +14,7 @@ from filterscope.models.layers import find_layer
 from filterscope.probes.observing import device_of, observing
 
 PLACES = 16  # positions of each map that the correlation between filters looks at
+CACHED = 1 << 18  # values that fit the cache of a processor; fresh memory for whole batches takes ten times as long
 
 
 @dataclass
@@ -59,10 +60,9 @@ class Tally:
     def add(self, outputs: Tensor, labels: Tensor | None = None) -> None:
         """Take in a batch of outputs `(N, filters, h, w)` with the images' labels `(N,)` where they are known."""
         maps = outputs.detach().float().flatten(2)
-        self.peak = torch.maximum(self.peak, maps.amax((0, 2)).double().cpu())
-        self.positive += (maps > 0).sum((0, 2)).double().cpu()
-        maps = maps.clamp_min(0)
-        responses = maps.mean(2).double().cpu()
+        self.peak = torch.maximum(self.peak, maps.amax(2).amax(0).double().cpu())
+        responses, positive = _rectified(maps)
+        self.positive += positive.sum(0)
         self.images += len(maps)
         self.values += len(maps) * maps.shape[2]
         self.powers += torch.stack([responses.pow(power).sum(0) for power in (1, 2, 3, 4)])
@@ -71,7 +71,7 @@ class Tally:
             self.class_sizes += torch.bincount(known, minlength=len(self.class_sizes)).double()
             self.class_sums.index_add_(0, known, responses)
         at = torch.linspace(0, maps.shape[2] - 1, min(PLACES, maps.shape[2]), device=maps.device).round().long()
-        seen = maps[:, :, at].transpose(1, 2).flatten(0, 1)
+        seen = maps[:, :, at].clamp_min(0).transpose(1, 2).flatten(0, 1)
         self.places += len(seen)
         self.sums += seen.sum(0).double().cpu()
         self.products += (seen.T @ seen).double().cpu()
@@ -192,7 +192,7 @@ def watch(
         for i, some in enumerate(torch.split(images, batch_size)):
             classifier(some.to(device_of(classifier)))
             for name, output in recorder.outputs.items():
-                responses[name].append(output.float().clamp_min(0).mean((2, 3)).cpu())
+                responses[name].append(_rectified(output.float().flatten(2))[0].float())
             recorder.add(None if known is None else known[i])
     return recorder.tallies, {name: torch.cat(parts) for name, parts in responses.items()}
 
@@ -211,6 +211,17 @@ def reduce_all(tallies: Mapping[str, Tally]) -> None:
     """Sum all tallies over the processes of a distributed run."""
     for tally in tallies.values():
         tally.reduce()
+
+
+def _rectified(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean and the number of the positive values of each map, `(N, filters)` float64 on the CPU."""
+    step = max(1, CACHED // maps[0].numel()) if maps.device.type == "cpu" else len(maps)
+    means, counts = [], []
+    for some in torch.split(maps, step):
+        rectified = some.relu()
+        means.append(rectified.mean(2))
+        counts.append(rectified.sign_().sum(2))
+    return torch.cat(means).double().cpu(), torch.cat(counts).double().cpu()
 
 
 def _correlation(tally: Tally) -> Tensor:
