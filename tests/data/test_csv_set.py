@@ -84,6 +84,13 @@ def test_without_labels_one_can_look_but_not_train(table):
         data.setup("fit")
 
 
+def test_damaged_files_are_skipped_where_one_only_looks(table):
+    (table / "pictures" / "7.png").write_bytes(b"")
+    data = module(table, label_column="species", on_corrupt="skip")
+    data.setup("predict")
+    assert len(data.examples(99)[0]) == 11
+
+
 def test_missing_things_are_named(table):
     refused(table, match="no CSV at", csv="none.csv")
     refused(table, match="no column 'image'; its columns are filename, label, part", image_column="image")

@@ -149,6 +149,12 @@ def test_skipping_every_image_of_a_class_is_an_error(one_folder):
     refused(one_folder, match=r"'cat' has no training images.*data\.exclude=\[cat\]", on_corrupt="skip")
 
 
+def test_skipping_every_image_of_a_split_is_an_error(split_folder):
+    for file in (split_folder / "valid").rglob("*.png"):
+        file.write_bytes(b"")
+    refused(split_folder, match="no val images that can be read", on_corrupt="skip")
+
+
 def test_missing_and_empty_places_say_so(tmp_path):
     refused(tmp_path / "none", match="data.root=.*none: there is no such folder")
     refused(tmp_path, match="holds no class folders")

@@ -32,11 +32,11 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     Whoever trains sets `epoch` before each epoch; what is random follows from (seed, epoch, index) alone, whatever the
     number of workers. `setup` fills `class_names`, `has_test` and `skipped`, the damaged files that were left out.
 
-    `root` is the folder below which the data lies. `num_workers` None means one for each core, at most 8, and none
-    where the images lie in memory; `pin_memory` None means where there is a GPU. `exclude` names classes to leave out.
-    `on_corrupt="error"` stops at a damaged file; `"skip"` decodes all files before training and leaves such ones out.
-    `augment` None trains on the fixed view, which makes the shorter side `image_size × resize_ratio` pixels long and
-    cuts out the middle.
+    `root` is the folder below which the data lies. `num_workers` None means one for each core, at most 8, shared by
+    the processes of a machine, and none where the images lie in memory; `pin_memory` None means where there is a GPU.
+    `exclude` names classes to leave out. `on_corrupt="error"` stops at a damaged file; `"skip"` decodes all files
+    before training and leaves such ones out. `augment` None trains on the fixed view, which makes the shorter side
+    `image_size × resize_ratio` pixels long and cuts out the middle.
     """
 
     root: str = "data"
@@ -112,7 +112,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             self._splits = {split: self._checked(images) for split, images in splits.items()}
             if self.skipped:
                 log.warning("left out %d damaged files, the first: %s", len(self.skipped), self.skipped[0])
-                check_trainable(self._splits["train"], names, place=found.place)
+                check_trainable(self._splits, names, place=found.place)
             self.class_names, self._unlabelled = names, found.unlabelled
         if self._unlabelled and stage != "predict":
             raise UserError(self._unlabelled)
@@ -165,8 +165,11 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     def _num_workers(self, images: Images) -> int:
         if self.num_workers is not None:
             return self.num_workers
+        if not isinstance(images, Files):
+            return 0
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(cores, 8) if isinstance(images, Files) else 0
+        processes = self.trainer.num_devices if self.trainer else 1
+        return min(max(cores // processes, 1), 8)
 
     def _loader(self, split: str, *, random: bool) -> ImageLoader:
         images = self._images(split)

@@ -1,6 +1,6 @@
 """From what a set consists of to its splits: classes left out, parts cut off, every class with images to train on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -27,7 +27,7 @@ def prepare(found: Found, *, exclude: Sequence[str], seed: int) -> tuple[tuple[s
         for split, images in (("train", found.train), ("val", found.val), ("test", found.test))
         if images is not None
     }
-    check_trainable(splits["train"], names, place=found.place)
+    check_trainable({"train": splits["train"]}, names, place=found.place)
     missing = [split for split in ("val", "test") if split not in splits]
     fractions = [found.held_out[split] for split in missing]
     whole = splits["train"]
@@ -40,14 +40,19 @@ def prepare(found: Found, *, exclude: Sequence[str], seed: int) -> tuple[tuple[s
     return names, splits
 
 
-def check_trainable(train: Images, names: Sequence[str], *, place: str) -> None:
-    """Raise a `UserError` where a class has no training image."""
-    counts = torch.bincount(train.labels, minlength=len(names))
-    empty = [name for name, count in zip(names, counts.tolist(), strict=True) if not count]
-    if empty:
+def check_trainable(splits: Mapping[str, Images], names: Sequence[str], *, place: str) -> None:
+    """Raise a `UserError` where a class has no training image, or a split no image at all."""
+    emptied = [split for split, images in splits.items() if not len(images)]
+    if emptied:
+        raise UserError(f"{place} has no {emptied[0]} images that can be read")
+    if not names:
+        return
+    counts = torch.bincount(splits["train"].labels, minlength=len(names))
+    without = [name for name, count in zip(names, counts.tolist(), strict=True) if not count]
+    if without:
         raise UserError(
-            f"class {empty[0]!r} has no training images in {place}; "
-            f"add some, or leave it out with data.exclude=[{empty[0]}]"
+            f"class {without[0]!r} has no training images in {place}; "
+            f"add some, or leave it out with data.exclude=[{without[0]}]"
         )
 
 
