@@ -20,23 +20,26 @@ def ascend(
     start: Tensor,
     generators: Sequence[torch.Generator],
     *,
+    warm: bool = False,
     stepped: Callable[[int], None] = lambda _step: None,
 ) -> tuple[Tensor, Tensor]:
     """Return the parameters `(N, …)` after the recipe's steps and the objective at every step, `(steps, N)`.
 
-    `stepped` is told after every step how many are done.
+    A warm start has no leaky steps, a cold one no more than a third of all; `stepped` is told after every step how many
+    are done.
     """
     recipe = parameterisation.recipe
     parameters = start.detach().clone().contiguous().requires_grad_()
     warps = draw_warps(recipe, generators).to(start.device) if recipe.transforms else None
     own = objective.own.to(start.device) if objective.own is not None and network.computes_own else None
+    leaky = 0 if warm else min(recipe.leak_steps, recipe.steps // 3)
     climb = _adam(recipe) if recipe.ascent == "adam" else _normalized(recipe)
     curve = torch.empty(recipe.steps, len(start), device=start.device)
     for step in range(recipe.steps):
         with torch.enable_grad():
             images = parameterisation.images(parameters)
             seen = images if warps is None else warp(images, warps[step])
-            slope = recipe.leak if step < recipe.leak_steps else 0.0
+            slope = recipe.leak if step < leaky else 0.0
             outputs = network(seen, own, slope)
             scores = objective(outputs, slope)
             penalised = scores.sum() - _penalty(recipe, images)
@@ -56,8 +59,8 @@ def in_bf16(recipe: Recipe, device: torch.device) -> bool:
         return recipe.precision == "bf16"
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capable = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    return bool(capable)
+    capable: bool = torch.cpu._is_avx512_bf16_supported()
+    return device.type == "cpu" and capable
 
 
 def _adam(recipe: Recipe) -> Callable[[Tensor, Tensor], None]:

@@ -19,9 +19,9 @@ def mean_response(output: Tensor, slope: float = 0.0) -> Tensor:
     the mean colour of the image.
     """
     if output.dim() == 2:
-        return output.float()
+        return _full(output)
     rectified = F.leaky_relu(output, slope) if slope else F.relu(output)
-    return rectified.flatten(2).float().mean(dim=2)
+    return _full(rectified.flatten(2)).mean(dim=2)
 
 
 class Objective(ABC):
@@ -104,6 +104,13 @@ class _Layered(Objective):
         index = torch.tensor(self.channels, device=values.device)
         return values[torch.arange(len(index), device=values.device), index]
 
+    def revival(self, maps: Tensor, leak: float) -> Tensor | float:
+        """Return `leak` times the largest value of each own map `(N, h, w)` that is nowhere positive, else 0.
+
+        A rectified mean has no gradient there; this draws the place up that lacks least.
+        """
+        return leak * _full(maps.flatten(1).amax(dim=1)).clamp_max(0.0) if leak and maps.dim() == 3 else 0.0
+
 
 class _Own(_Layered):
     @property
@@ -112,12 +119,16 @@ class _Own(_Layered):
         return torch.tensor(self.channels)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Channel(_Own):
-    """The spatial mean of the channel's rectified map (for a Linear: the unit's value)."""
+    """The spatial mean of the channel's rectified map (for a Linear: the unit's value); `leak` revives a dead map."""
+
+    leak: float = 0.0
 
     def __call__(self, outputs: Mapping[str, Tensor], slope: float = 0.0) -> Tensor:
         """Return each picture's own mean."""
-        return mean_response(self.mine(outputs[self.layer]).unsqueeze(1), slope)[:, 0]
+        maps = self.mine(outputs[self.layer])
+        return mean_response(maps.unsqueeze(1), slope)[:, 0] + self.revival(maps, self.leak)
 
 
 class Logit(_Own):
@@ -125,7 +136,7 @@ class Logit(_Own):
 
     def __call__(self, outputs: Mapping[str, Tensor], slope: float = 0.0) -> Tensor:  # noqa: ARG002
         """Return each picture's own value."""
-        own = self.mine(outputs[self.layer]).float()
+        own = _full(self.mine(outputs[self.layer]))
         return own.flatten(1).mean(dim=1) if own.dim() > 1 else own
 
 
@@ -137,7 +148,7 @@ class Neuron(_Own):
 
     def __call__(self, outputs: Mapping[str, Tensor], slope: float = 0.0) -> Tensor:
         """Return each picture's own neuron, rectified."""
-        own = self.mine(outputs[self.layer]).float()
+        own = _full(self.mine(outputs[self.layer]))
         if own.dim() == 3:
             row, column = self.position or (own.shape[1] // 2, own.shape[2] // 2)
             own = own[:, row, column]
@@ -162,7 +173,7 @@ class Direction(Objective):
 
     def __call__(self, outputs: Mapping[str, Tensor], slope: float = 0.0) -> Tensor:
         """Return each picture's mean along its direction, rectified position by position."""
-        output = outputs[self.layer].float()
+        output = _full(outputs[self.layer])
         along = F.normalize(self.directions.to(output).expand(len(output), -1), dim=1)
         if output.dim() == 2:
             return (output * along).sum(dim=1)
@@ -175,24 +186,26 @@ class Specific(_Layered):
 
     Every channel's rectified mean is z-scored by its mean and standard deviation on real images, `(K,)` each. The score
     is the own z-score, less `weight` times what the log-sum-exp of all others exceeds `margin` of it by: rivals cost
-    nothing as long as they stay behind. In the leaky steps only the own channel counts.
+    nothing as long as they stay behind. In the leaky steps only the own channel counts; `leak` revives a dead map.
     """
 
     mean: Tensor
     std: Tensor
     margin: float = 0.8
     weight: float = 1.0
+    leak: float = 0.0
 
     def __call__(self, outputs: Mapping[str, Tensor], slope: float = 0.0) -> Tensor:
         """Return each picture's own z-score less what its rivals come too near."""
         values = mean_response(outputs[self.layer], slope)
         z = (values - self.mean.to(values)) / self.std.to(values)
         index = torch.tensor(self.channels, device=z.device)[:, None]
-        own = self.mine(z)
-        if z.shape[1] == 1:
+        spread = self.mine(self.std.to(z).expand_as(z))
+        own = self.mine(z) + self.revival(self.mine(outputs[self.layer]), self.leak) / spread
+        if z.shape[1] == 1 or slope:
             return own
         rivals = torch.logsumexp(z.scatter(1, index, -torch.inf), dim=1)
-        return own if slope else own - self.weight * F.relu(rivals - self.margin * own)
+        return own - self.weight * F.relu(rivals - self.margin * own)
 
 
 class Diversity(_Layered):
@@ -200,8 +213,12 @@ class Diversity(_Layered):
 
     def __call__(self, outputs: Mapping[str, Tensor], slope: float = 0.0) -> Tensor:
         """Return for each picture minus its mean likeness to the others of its channel, 0 where it is the only one."""
-        maps = F.leaky_relu(outputs[self.layer].float(), slope).flatten(2)
+        maps = F.leaky_relu(_full(outputs[self.layer]), slope).flatten(2)
         grams = F.normalize(torch.einsum("ncp,ndp->ncd", maps, maps).flatten(1), dim=1)
         index = torch.tensor(self.channels, device=grams.device)
         others = (index[:, None] == index[None, :]).fill_diagonal_(False).float()
         return -(others * (grams @ grams.T)).sum(dim=1) / others.sum(dim=1).clamp_min(1.0)
+
+
+def _full(values: Tensor) -> Tensor:
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values

@@ -26,7 +26,7 @@ from filterscope.probes.synthesis.objectives import (
 )
 from filterscope.probes.synthesis.recipe import Recipe
 from filterscope.probes.synthesis.truncate import Truncated
-from filterscope.probes.synthesis.trust import ActivationStatistics, LayerStatistics, measure_statistics, ranks
+from filterscope.probes.synthesis.trust import ActivationStatistics, LayerStatistics, ranks
 
 _LARGEST_MICRO_BATCH = 16
 
@@ -89,15 +89,15 @@ def synthesize(
     """
     with observing(classifier), torch.no_grad():
         layer = find_layer(classifier.layers, layer).name
-        named = _objective(classifier, layer, recipe, statistics) if objective is None else objective
-        layers = tuple(dict.fromkeys((layer, *named(list(channels)[:1] or [0]).layers)))
         exact = Truncated(classifier, [layer], size=recipe.size, normalize=recipe.normalize)
+        known = statistics.layers.get(layer) if statistics is not None else None
+        named = _maker(recipe, layer, known, exact) if objective is None else objective
+        layers = tuple(dict.fromkeys((layer, *named(list(channels)[:1] or [0]).layers)))
         bf16 = in_bf16(recipe, device_of(classifier))
         network = Truncated(classifier, layers, size=recipe.size, normalize=recipe.normalize, bf16=bf16)
         parameterisation = Parameterisation(recipe=recipe, channels=classifier.in_channels)
         _check(channels, network, layer, parameterisation, start)
         count = micro_batch or micro_batch_size(network.reach.elements, recipe, len(channels))
-        known = statistics.layers.get(layer) if statistics is not None else None
         chunks = [range(i, min(i + count, len(channels))) for i in range(0, len(channels), count)]
         parts = []
         for done, chunk in enumerate(chunks):
@@ -163,33 +163,35 @@ def _tell(progress: Callable[[int, int], None] | None, before: int, total: int) 
     return (lambda step: progress(before + step, total)) if progress is not None else (lambda _step: None)
 
 
-def _objective(classifier: Classifier, layer: str, recipe: Recipe, statistics: ActivationStatistics | None) -> Maker:
-    known = statistics.layers.get(layer) if statistics is not None else None
+def _maker(recipe: Recipe, layer: str, known: LayerStatistics | None, exact: Truncated) -> Maker:
     if "specific" in recipe.weights and known is None:
-        known = measure_statistics(classifier, _noise(classifier, recipe), [layer]).of(layer)
+        noise = _natural_noise(exact.network.in_channels, recipe.size).to(exact.device)
+        known = LayerStatistics.of_responses(
+            torch.cat([_responses(exact, layer, part) for part in torch.split(noise, 8)])
+        )
 
     def make(channels: Sequence[int]) -> Objective:
-        terms = [(w, _term(name, layer, tuple(channels), known)) for name, w in recipe.weights.items()]
+        terms = [
+            (weight, _term(name, layer, tuple(channels), recipe, known)) for name, weight in recipe.weights.items()
+        ]
         return terms[0][1] if len(terms) == 1 and terms[0][0] == 1.0 else Sum(terms=tuple(terms))
 
     return make
 
 
-def _term(name: str, layer: str, channels: tuple[int, ...], known: LayerStatistics | None) -> Objective:
+def _term(name: str, layer: str, channels: tuple[int, ...], recipe: Recipe, known: LayerStatistics | None) -> Objective:
     if name == "specific" and known is not None:
-        return Specific(layer=layer, channels=channels, mean=known.mean, std=known.spread)
-    kinds: dict[str, type[Channel | Neuron | Logit | Diversity]] = {
-        "channel": Channel, "neuron": Neuron, "logit": Logit, "diversity": Diversity,
-    }  # fmt: skip
+        return Specific(layer=layer, channels=channels, mean=known.mean, std=known.spread, leak=recipe.leak)
+    if name == "channel":
+        return Channel(layer=layer, channels=channels, leak=recipe.leak)
+    kinds: dict[str, type[Neuron | Logit | Diversity]] = {"neuron": Neuron, "logit": Logit, "diversity": Diversity}
     return kinds[name](layer=layer, channels=channels)
 
 
-def _noise(classifier: Classifier, recipe: Recipe) -> Tensor:
-    """Return images in [0, 1] whose spectrum falls with frequency as that of natural images does."""
-    drawn = Recipe(size=recipe.size, objective="channel")
-    generators = [torch.Generator().manual_seed(i) for i in range(64)]
-    parameterisation = Parameterisation(recipe=drawn, channels=classifier.in_channels)
-    return parameterisation.images(60 * parameterisation.draw(generators))
+def _natural_noise(channels: int, size: int) -> Tensor:
+    """Return 64 images in [0, 1] whose spectrum falls with frequency as that of natural images does."""
+    parameterisation = Parameterisation(recipe=Recipe(size=size), channels=channels)
+    return parameterisation.images(60 * parameterisation.draw([torch.Generator().manual_seed(i) for i in range(64)]))
 
 
 def _generator(layer: str, channel: int, face: int, seed: int) -> torch.Generator:
@@ -220,7 +222,9 @@ def _chunk(
     begun = parameterisation.draw(generators) if start is None else start[places]
     begun = begun.to(device)
     before = _responses(exact, layer, parameterisation.images(begun))
-    parameters, curve = ascend(network, make(own), parameterisation, begun, generators, stepped=told)
+    parameters, curve = ascend(
+        network, make(own), parameterisation, begun, generators, warm=start is not None, stepped=told
+    )
     images = parameterisation.images(parameters)
     responses = _responses(exact, layer, images)
     index = torch.arange(count), torch.tensor(own)

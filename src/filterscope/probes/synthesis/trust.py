@@ -29,6 +29,17 @@ class LayerStatistics:
     quantiles: Tensor
     count: int
 
+    @classmethod
+    def of_responses(cls, responses: Tensor) -> "LayerStatistics":
+        """Return the statistics of the responses `(images, K)`."""
+        return cls(
+            largest=responses.max(dim=0).values,
+            mean=responses.mean(dim=0),
+            std=responses.std(dim=0, correction=0),
+            quantiles=torch.quantile(responses, LEVELS, dim=0),
+            count=len(responses),
+        )
+
     @property
     def spread(self) -> Tensor:
         """The standard deviation, held above a tenth of the layer's median one, so that a dead channel divides."""
@@ -94,7 +105,9 @@ def measure_statistics(
                     seen[name].append(mean_response(outputs[name]).cpu())
     if not all(seen.values()):
         raise UserError("statistics of real images need at least one image")
-    return ActivationStatistics(layers={name: _summary(torch.cat(parts)) for name, parts in seen.items()})
+    return ActivationStatistics(
+        layers={name: LayerStatistics.of_responses(torch.cat(parts)) for name, parts in seen.items()}
+    )
 
 
 def ranks(responses: Tensor, channels: Sequence[int], statistics: LayerStatistics | None = None) -> Tensor:
@@ -105,13 +118,3 @@ def ranks(responses: Tensor, channels: Sequence[int], statistics: LayerStatistic
     scores = responses if statistics is None else statistics.scores(responses)
     own = scores[torch.arange(len(scores)), torch.tensor(list(channels))]
     return (scores > own[:, None]).sum(dim=1)
-
-
-def _summary(responses: Tensor) -> LayerStatistics:
-    return LayerStatistics(
-        largest=responses.max(dim=0).values,
-        mean=responses.mean(dim=0),
-        std=responses.std(dim=0, correction=0),
-        quantiles=torch.quantile(responses, LEVELS, dim=0),
-        count=len(responses),
-    )
