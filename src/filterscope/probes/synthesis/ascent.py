@@ -58,7 +58,7 @@ def in_bf16(recipe: Recipe, device: torch.device) -> bool:
     if recipe.precision != "auto":
         return recipe.precision == "bf16"
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capable: bool = torch.cpu._is_avx512_bf16_supported()
     return device.type == "cpu" and capable
 
