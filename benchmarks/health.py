@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from health_networks import Images, alexnet, fashion, finetune, flowers, from_scratch, wide
-from report import Report, arguments, real_data, seconds
+from report import Report, arguments, ratio, real_data, seconds
 from scipy.stats import kstest, rankdata
 from torch import Tensor, nn
 
@@ -20,7 +20,7 @@ from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions
 from filterscope.models.weights import read_tensors
 from filterscope.probes.health.ablation import ablated, accuracy
-from filterscope.probes.health.activity import Tally, activity, watch
+from filterscope.probes.health.activity import Tally, activity, recording, watch
 from filterscope.probes.health.classes import class_information
 from filterscope.probes.health.similarity import drift, duplicates, linear_cka
 from filterscope.probes.health.spectrum import natural_preference, random_twin
@@ -157,6 +157,25 @@ def natural(report: Report, quick: bool, real: Path) -> None:
         report.add(f"{layer}: AUROC of natural preference, pretrained against random", area, at_least=0.8, **medians)
 
 
+def watching(report: Report, quick: bool, real: Path) -> None:
+    """What it costs to gather the activity in a forward pass that runs anyway."""
+    classifier, images = alexnet(real, 102).eval(), torch.rand(64, 3, 224, 224)
+    labels = torch.arange(64)
+
+    def plain() -> None:
+        with torch.no_grad():
+            classifier(images)
+
+    def watched() -> None:
+        with torch.no_grad(), recording(classifier, convolutions(classifier.layers)) as recorder:
+            classifier(images)
+            recorder.add(labels)
+
+    plain()
+    times, _, _ = ratio(watched, plain, repetitions=5 if quick else 15)
+    report.add("alexnet, 224 px: a watched forward pass in units of a plain one", times, at_most=1.05)
+
+
 def decisive(report: Report, quick: bool, real: Path) -> None:
     """What silencing filters costs: those judged not useful, random ones, useful ones."""
     size, draws = 128, 6 if quick else 20
@@ -195,8 +214,9 @@ def silence(report: Report, name: str, classifier: Classifier, seen: Images, hel
     """Judge on `seen`, silence on `held`, layer by layer and in all layers at once."""
     whole = accuracy(classifier, *held)
     report.add(f"{name}: accuracy", whole)
-    sets: dict[str, list[dict[str, Tensor]]] = {"idle": [{}], "random": [{} for _ in range(draws)]}
-    sets["idle"], sets["useful"] = [{} for _ in range(draws)], [{} for _ in range(draws)]
+    sets: dict[str, list[dict[str, Tensor]]] = {
+        kind: [{} for _ in range(draws)] for kind in ("unused", "random", "useful")
+    }
     for layer, said in judge(classifier, seen).items():
         kinds = [each.verdict for each in said]
         counts = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
@@ -206,7 +226,7 @@ def silence(report: Report, name: str, classifier: Classifier, seen: Images, hel
         report.add(f"{name} {layer}: noise, idle and dead filters", len(rest), **counts)
         if size == 0:
             continue
-        pools = {"idle": rest, "random": torch.arange(len(kinds)), "useful": useful}
+        pools = {"unused": rest, "random": torch.arange(len(kinds)), "useful": useful}
         for kind, pool in pools.items():
             for drawn in sets[kind]:
                 drawn[layer] = pool[torch.randperm(len(pool))[:size]]
@@ -235,11 +255,11 @@ def compare(
     mean = {kind: float(costs.mean()) for kind, costs in lost.items()}
     error = {kind: float(costs.std() / len(costs) ** 0.5) if len(costs) > 1 else 0.0 for kind, costs in lost.items()}
     more = {f"{kind} {figure}": each[kind] for kind in lost for figure, each in (("cost", mean), ("error", error))}
-    report.add(f"{what}: cost of idle less of random", mean["idle"] - mean["random"], at_most=0, **more)
-    joint = math.hypot(error["useful"], error["idle"])
+    report.add(f"{what}: cost of unused less of random", mean["unused"] - mean["random"], at_most=0, **more)
+    joint = math.hypot(error["useful"], error["unused"])
     report.add(
-        f"{what}: cost of useful less of idle, in standard errors",
-        (mean["useful"] - mean["idle"]) / max(joint, 1e-9),
+        f"{what}: cost of useful less of unused, in standard errors",
+        (mean["useful"] - mean["unused"]) / max(joint, 1e-9),
         at_least=2,
     )
     print("   ", {kind: f"{mean[kind]:.4f} ± {error[kind]:.4f}" for kind in mean}, flush=True)
@@ -295,7 +315,7 @@ def main(parts: Sequence[str]) -> int:
     return 0 if report.show(options.json) else 1
 
 
-PARTS = {"separation": separation, "planted": planted, "natural": natural, "decisive": decisive}
+PARTS = {"separation": separation, "planted": planted, "natural": natural, "watching": watching, "decisive": decisive}
 
 if __name__ == "__main__":
     raise SystemExit(main(["calibration", *PARTS]))

@@ -12,6 +12,7 @@ from filterscope.models.classifier import Classifier
 from filterscope.models.heads import replace
 from filterscope.probes.health.activity import Tally
 from filterscope.visuals.health import COLUMNS, Health
+from filterscope.visuals.health_causes import HealthCauses
 from filterscope.visuals.visual import Examples, Past, Table
 
 
@@ -103,3 +104,21 @@ def test_wrong_input_is_one_clear_line():
     flat = Classifier(Backbone(parts, name="flat", mean=[0], std=[1]), nn.Linear(2, 2), num_classes=2)
     with pytest.raises(UserError, match="this network has none"):
         Health()(flat, Examples(images=torch.rand(2, 1, 3, 3)), Past())
+
+
+def test_silencing_compares_sets_of_one_size():
+    classifier = network()
+    with torch.no_grad():
+        classifier.module_of("conv_1").bias.fill_(1)
+        classifier.module_of("conv_1").bias[[2, 5]] = -1e3
+    table = HealthCauses(draws=3, layers=["conv_1"])(classifier, examples(), Past())["health/causes"]
+    assert isinstance(table, Table)
+    ((layer, filters, silenced, unused, *_rest),) = table.rows
+    assert (layer, filters, silenced) == ("block1_conv1", 10, 2)
+    assert unused == 0  # dead filters
+    assert len(table.rows[0]) == len(table.columns)
+
+
+def test_causes_without_labels_are_one_clear_line():
+    with pytest.raises(UserError, match="health_causes needs images with labels"):
+        HealthCauses()(network(), Examples(images=torch.rand(4, 1, 28, 28)), Past())

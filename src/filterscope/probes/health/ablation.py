@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -65,3 +66,51 @@ def cost(
         with ablated(classifier, layer, filters):
             lost.append(whole - accuracy(classifier, images, labels, batch_size=batch_size))
     return torch.tensor(lost, dtype=torch.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Silencing:
+    """The accuracy lost by silencing `size` filters of a layer: ones not in use, random ones, useful ones.
+
+    Each is the mean over sets drawn from its pool, `errors` their standard errors in the same order, 0 where the pool
+    has no more than `size` filters and so only one set.
+    """
+
+    size: int
+    unused: float
+    random: float
+    useful: float
+    errors: tuple[float, float, float]
+
+
+def silencing(
+    classifier: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    layer: str,
+    verdicts: Sequence[str],
+    draws: int = 20,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> Silencing | None:
+    """Compare what it costs to silence the filters called noise, idle or dead with random and with useful ones.
+
+    All sets are of one size, that of the smaller pool; None where a pool is empty.
+    """
+    said, generator = list(verdicts), torch.Generator().manual_seed(seed)
+    pools = [
+        torch.tensor([i for i, each in enumerate(said) if each in kinds])
+        for kinds in (("noise", "idle", "dead"), set(said), ("useful",))
+    ]
+    size = min(len(pool) for pool in pools)
+    if size == 0:
+        return None
+    lost = []
+    for pool in pools:
+        times = draws if len(pool) > size else 1
+        sets = [pool[torch.randperm(len(pool), generator=generator)[:size]] for _ in range(times)]
+        lost.append(cost(classifier, images, labels, layer=layer, sets=sets, batch_size=batch_size))
+    unused, random, useful = (float(costs.mean()) for costs in lost)
+    first, second, third = (float(costs.std() / len(costs) ** 0.5) if len(costs) > 1 else 0.0 for costs in lost)
+    return Silencing(size=size, unused=unused, random=random, useful=useful, errors=(first, second, third))
