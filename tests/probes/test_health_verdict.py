@@ -172,17 +172,18 @@ def test_noise_and_copies_planted_in_real_alexnet_layers_are_found():
     path = Path(str(REAL)) / "weights" / "alexnet_features.pth"
     classifier = linear(torchvision_backbone(name="alexnet", weights=str(path)), num_classes=3)
     for layer in ("block1_conv1", "block2_conv1"):
-        kernels = classifier.module_of(layer).weight.detach().clone()
-        sizes = kernels.flatten(1).norm(dim=1)
-        planted = torch.arange(0, len(kernels), 4)
-        made = noise(len(planted), *kernels.shape[1:])
-        kernels[planted] = made * (sizes[planted] / made.flatten(1).norm(dim=1))[:, None, None, None]
-        found = structure(kernels, together=layer == "block1_conv1").structured
-        assert found[planted].float().mean() <= 0.1
-        rest = torch.ones(len(kernels), dtype=torch.bool)
-        rest[planted] = False
-        assert found[rest].float().mean() >= 0.99
-        copies = torch.tensor([1, 9, 17])
-        kernels[copies] = torch.tensor([1.0, 0.5, 0.25])[:, None, None, None] * kernels[copies + 1]
+        original, kept = classifier.module_of(layer).weight.detach(), []
+        planted = torch.arange(len(original)) % 4 == 0
+        for seed in range(4):
+            kernels = original.clone()
+            made = noise(*kernels[planted].shape, seed=seed)
+            sizes = kernels[planted].flatten(1).norm(dim=1) / made.flatten(1).norm(dim=1)
+            kernels[planted] = made * sizes[:, None, None, None]
+            found = structure(kernels, together=layer == "block1_conv1", draws=199).structured
+            kept.append(found[planted])
+            assert found[~planted].float().mean() >= 0.99
+        assert torch.cat(kept).float().mean() <= 0.1
+        kernels[[1, 9, 17]] = torch.tensor([0.8, 0.5, 0.25])[:, None, None, None] * kernels[[2, 10, 18]]
         of = duplicates(kernels).of
-        assert of.ge(0).nonzero()[:, 0].tolist() in ([2, 9, 17], [1, 9, 17])
+        assert of.ge(0).nonzero()[:, 0].tolist() == [1, 9, 17]
+        assert of[[1, 9, 17]].tolist() == [2, 10, 18]
