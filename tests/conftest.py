@@ -5,6 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+# Tests run side by side on tiny tensors: more threads than cores make them many times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import hydra
 import pytest
 

@@ -182,7 +182,8 @@ def build_trainer(cfg: Plain, folder: Path, visuals: dict[str, Visual]) -> pl.Tr
             enable_model_summary=False,
         )
     except (MisconfigurationException, ValueError, TypeError) as error:
-        raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
+        chosen = ", ".join(f"trainer.{key}={settings[key]}" for key in ("accelerator", "devices", "precision"))
+        raise UserError(f"{chosen}: {str(error).splitlines()[0]}") from error
 
 
 def quieten() -> None:
@@ -261,7 +262,8 @@ def drawable(visuals: dict[str, Visual], examples: Examples) -> dict[str, Visual
 
 def tensorboard_command(folder: Path) -> str:
     """Return the command that shows every picture of a run, not a sample of ten."""
-    return f"tensorboard --logdir {folder} --samples_per_plugin images=100000"
+    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    return f"tensorboard --logdir {shown} --samples_per_plugin images=100000"
 
 
 def _write_results(

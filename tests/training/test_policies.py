@@ -31,7 +31,7 @@ def test_linear_probe_gives_only_the_head_to_the_optimizer() -> None:
 
 def test_linear_probe_refuses_layers_that_the_weights_file_does_not_hold(tmp_path) -> None:
     torch.save({"conv1.weight": torch.zeros(10, 1, 3, 3)}, tmp_path / "part.pt")
-    with pytest.raises(UserError, match="conv2.*head=linear"):
+    with pytest.raises(UserError, match=r"conv2.*head=linear"):
         LinearProbe().freeze(classifier(str(tmp_path / "part.pt")))
 
 

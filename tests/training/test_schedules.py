@@ -23,6 +23,17 @@ def test_one_cycle_peaks_after_its_warmup_and_ends_near_zero() -> None:
     assert seen[-1] < 1e-3
 
 
+def test_one_cycle_follows_torchs_own() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
+    torchs = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=50, pct_start=0.3)
+    expected = []
+    for _ in range(50):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        torchs.step() if len(expected) < 50 else None
+    assert rates(one_cycle, 50) == pytest.approx(expected, abs=1e-5)
+
+
 def test_cosine_is_half_way_down_in_the_middle() -> None:
     seen = rates(cosine, 200)
     assert seen[9] == pytest.approx(1.0)

@@ -8,6 +8,7 @@ import torch
 from lightning_fabric.plugins import CheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 
+from filterscope.errors import UserError
 from filterscope.files import PARTIAL, replacing, sweep
 
 
@@ -80,8 +81,11 @@ class KeepCheckpoints(Checkpoint):
     def keep(self, trainer: pl.Trainer, *, epoch: int) -> None:
         """Write `last.ckpt`, and `best.ckpt` where this epoch is the best so far."""
         score = trainer.callback_metrics.get(self.monitor)
-        better = self.best is None or (score is not None and self._improves(float(score)))
-        if better and score is not None:
+        if score is None:
+            measured = ", ".join(sorted(trainer.callback_metrics))
+            raise UserError(f"checkpoint.monitor={self.monitor!r} is not measured; measured are {measured}")
+        better = self._improves(float(score))
+        if better:
             self.best, self.best_epoch = float(score), epoch
         # Under a third name until best.ckpt is made from it: last.ckpt must never know of a best that is not there.
         trainer.save_checkpoint(self._next_path)
@@ -89,6 +93,7 @@ class KeepCheckpoints(Checkpoint):
             if better:
                 write_for_looking(self._next_path, self.best_path)
             self._next_path.replace(self.last_path)
+        trainer.strategy.barrier("checkpoints")  # other ranks read best.ckpt for the test
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best so far."""
