@@ -47,7 +47,7 @@ def main(cfg: DictConfig) -> float | None:
         config = plain(cfg)
         check_paths(config)
         score = train(config, run_folder()).get(config["checkpoint"]["monitor"])
-    return score
+    return score  # noqa: RET504 (mypy takes a return inside the block for certain)
 
 
 if __name__ == "__main__":

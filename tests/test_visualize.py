@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
 from PIL import Image
-
-import filterscope
-from filterscope.errors import UserError
-from filterscope.runs import find_checkpoint, open_run
 from train import train
 from visualize import visualize
+
+import filterscope
+from conftest import TINY
+from filterscope.errors import UserError
+from filterscope.runs import find_checkpoint, open_run
 
 Compose = Callable[..., dict[str, Any]]
 SMALL = ("recipe.size=24", "recipe.steps=4")
@@ -23,8 +23,8 @@ SMALL = ("recipe.size=24", "recipe.steps=4")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run on image files that are deleted afterwards."""
     import hydra
-    from conftest import REPOSITORY
 
+    from conftest import REPOSITORY
     from filterscope.edge import plain
 
     data = tmp_path_factory.mktemp("data")

@@ -29,7 +29,7 @@ class RunLogger(TensorBoardLogger):
     @rank_zero_only
     def log_outcome(self, params: Mapping[str, str | int | float | bool], metrics: Mapping[str, float]) -> None:
         """Write the HParams entry; the metrics are those already logged as scalars under the same names."""
-        for summary in hparams(dict(params), dict(metrics)):
+        for summary in hparams(dict(params), dict(metrics)):  # type: ignore[no-untyped-call]
             self.experiment.file_writer.add_summary(summary)
         self.save()
 
