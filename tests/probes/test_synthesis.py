@@ -117,6 +117,7 @@ def test_a_warm_start_goes_on_where_the_last_picture_ended(grey):
     warm = synthesize(grey, "block2_conv1", [2, 5], recipe=quick(steps=2), start=first.parameters)
     assert (first.activation > 0).all()
     assert torch.allclose(warm.activation, first.activation, rtol=0.25)
+    assert warm.rose.all()
 
 
 @pytest.mark.parametrize("image", ["fourier", "pixels"])

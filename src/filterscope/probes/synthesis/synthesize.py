@@ -41,7 +41,7 @@ class Synthesis:
         curve: `(steps, N)`, the objective under the transforms.
         activation: `(N,)`, the rectified mean of the own channel's map at the end, without transforms.
         rank: `(N,)`, how many channels of the layer the picture excites more than its own; 0 is best.
-        rose: `(N,)`, whether the activation ended above the one at the start.
+        rose: `(N,)`, whether the activation ended above that of the noise from which a cold ascent starts.
         responses: `(N, K)`, the rectified means of all channels of the layer.
     """
 
@@ -219,9 +219,9 @@ def _chunk(
     generators = [_generator(layer, c, face, seed) for c, face in zip(own, faces, strict=True)]
     device = device_of(network.network)
     parameterisation = Parameterisation(recipe=recipe, channels=network.network.in_channels)
-    begun = parameterisation.draw(generators) if start is None else start[places]
-    begun = begun.to(device)
-    before = _responses(exact, layer, parameterisation.images(begun))
+    noise = parameterisation.draw(generators).to(device)
+    begun = noise if start is None else start[places].to(device)
+    before = _responses(exact, layer, parameterisation.images(noise))
     parameters, curve = ascend(
         network, make(own), parameterisation, begun, generators, warm=start is not None, stepped=told
     )

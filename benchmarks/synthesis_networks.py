@@ -1,0 +1,98 @@
+"""The networks, layers and rivals that the two synthesis benchmarks share."""
+
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from report import real_data
+from torch import Tensor, nn
+from torchvision.models import get_model
+
+from filterscope.models import heads
+from filterscope.models.backbone import torchvision_backbone
+from filterscope.models.classifier import Classifier
+from filterscope.models.layers import find_layer
+
+CONVOLUTIONS = {
+    "alexnet": ("block1_conv1", "block2_conv1", "block3_conv1", "block3_conv2", "block3_conv3"),
+    "vgg16": ("block1_conv1", "block2_conv1", "block3_conv1", "block4_conv1", "block5_conv1"),
+}
+
+
+def weights_of(name: str) -> str:
+    """Return the path of the real weights of a network's convolutional part."""
+    folder = real_data()
+    file = None if folder is None else folder / "weights" / f"{name}_features.pth"
+    if file is None or not file.exists():
+        raise SystemExit(f"this benchmark needs {name}_features.pth: set FILTERSCOPE_REAL to the folder of real data")
+    return str(file)
+
+
+def classifier(name: str) -> Classifier:
+    """Return a network with real weights under a linear head."""
+    return heads.linear(torchvision_backbone(name=name, weights=weights_of(name)), num_classes=10).eval()
+
+
+def published(name: str) -> nn.Module:
+    """Return torchvision's own module with the same weights, as a user of another tool would hold it."""
+    network = get_model(name, weights=None)
+    network.load_state_dict(torch.load(weights_of(name), weights_only=True), strict=False)
+    return network.eval()
+
+
+def channels_of(network: Classifier, layer: str, count: int) -> list[int]:
+    """Return so many channels, evenly spaced over the layer."""
+    total = find_layer(network.layers, layer).num_channels or 1
+    return [i * total // count for i in range(count)]
+
+
+def lucent() -> SimpleNamespace:
+    """Return torch-lucent's modules; it needs kornia before 0.5."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from lucent.optvis import param, render, transform
+    except ImportError as error:
+        raise SystemExit(f"torch-lucent is missing ({error}): pip install torch-lucent==0.1.8 kornia==0.4.1") from error
+    return SimpleNamespace(param=param, render=render, transform=transform)
+
+
+def lucent_picture(
+    tool: SimpleNamespace,
+    network: nn.Module,
+    path: str,
+    channel: int,
+    *,
+    steps: int,
+    size: int,
+    fourier: bool = True,
+    transforms: bool = True,
+    upsample: bool = True,
+) -> Tensor:
+    """Return lucent's picture of a channel, `(1, 3, size, size)`.
+
+    Args:
+        tool: `lucent()`.
+        network: torchvision's own module.
+        path: of the layer, such as `features.3`.
+        channel: index.
+        steps: of ascent.
+        size: of the picture, pixels.
+        fourier: or pixels.
+        transforms: its standard ones, or none.
+        upsample: to 224 pixels before the network, as is its default.
+    """
+    torch.manual_seed(channel)
+    np.random.seed(channel)  # noqa: NPY002 lucent draws from it
+    images = tool.render.render_vis(
+        network,
+        f"{path.replace('.', '_')}:{channel}",
+        param_f=lambda: tool.param.image(size, fft=fourier),
+        transforms=None if transforms else [],
+        thresholds=(steps,),
+        fixed_image_size=None if upsample else size,
+        progress=False,
+        show_image=False,
+    )
+    return torch.from_numpy(np.asarray(images[0])).permute(0, 3, 1, 2)
