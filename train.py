@@ -22,7 +22,7 @@ def train(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
     pl.seed_everything(cfg["seed"], workers=True, verbose=False)
     data = assembly.build_data(cfg)
     classifier = assembly.build_classifier(cfg, data)
-    visuals = assembly.build_visuals(cfg)
+    visuals = assembly.answerable(assembly.build_visuals(cfg), classifier)
     module = assembly.build_module(cfg, classifier, data)
     trainer = assembly.build_trainer(cfg, folder, visuals)
     assembly.log_start(module, data)

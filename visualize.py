@@ -21,7 +21,8 @@ def visualize(cfg: dict[str, Any], folder: Path) -> list[str]:
     from filterscope.visuals.visual import render
 
     subject = runs.subject(cfg)
-    visuals = assembly.drawable(assembly.build_visuals(cfg), subject.examples)
+    visuals = assembly.answerable(assembly.build_visuals(cfg), subject.classifier)
+    visuals = assembly.drawable(visuals, subject.examples)
     with SummaryWriter(str(folder)) as writer:
         shown = render(visuals, subject.classifier, subject.examples, subject.past)
         keep(shown, folder=folder, writer=writer)

@@ -124,6 +124,7 @@ def build_published(cfg: Plain) -> Classifier:
     if convolutional_only:
         log.info("the weights hold the convolutional part of %s alone: nothing behind it is looked at", backbone.name)
     classifier = heads.trunk(backbone) if convolutional_only else heads.keep(backbone)
+    classifier.class_names = backbone.categories if len(backbone.categories) == classifier.num_classes else ()
     classifier.image_size = size
     classifier.check_image_size(size)
     return classifier
@@ -246,6 +247,18 @@ def export(classifier: Classifier, kind: str | None, folder: Path) -> None:
     with replacing(path) as file:
         torch.save(classifier.export_state_dict(), file)
     log.info("exported %s", path)
+
+
+def answerable(visuals: dict[str, Visual], classifier: Classifier) -> dict[str, Visual]:
+    """Return the visuals that this network can be asked for; a log line each says why the others are left out."""
+    kept = {}
+    for name, visual in visuals.items():
+        reason = visual.lacks(classifier) if hasattr(visual, "lacks") else ""
+        if reason:
+            log.warning("not drawn: visuals.%s, because %s", name, reason)
+        else:
+            kept[name] = visual
+    return kept
 
 
 def drawable(visuals: dict[str, Visual], examples: Examples) -> dict[str, Visual]:

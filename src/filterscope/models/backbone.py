@@ -22,7 +22,7 @@ class Backbone(nn.Module):
     `missing` names the tensors that a weights file did not hold and that therefore are still random; it is empty for
     random weights that were asked for. `pretrained` says whether any weights were loaded at all, `allow_random`
     whether heads may keep missing layers, `image_size` at which size the network is at home, `num_classes` how many
-    outputs its own last layer has.
+    outputs its own last layer has, `categories` what these stand for where the weights were published with names.
     """
 
     mean: Tensor
@@ -39,6 +39,7 @@ class Backbone(nn.Module):
         pretrained: bool = False,
         missing: Sequence[str] = (),
         allow_random: bool = False,
+        categories: Sequence[str] = (),
     ) -> None:
         super().__init__()
         for module in network.modules():
@@ -53,6 +54,7 @@ class Backbone(nn.Module):
         self.pretrained = pretrained
         self.missing = tuple(missing)
         self.allow_random = allow_random
+        self.categories = tuple(categories) if len(categories) == self.num_classes else ()
         self.register_buffer("mean", torch.tensor(list(mean)).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(list(std)).view(1, -1, 1, 1))
 
@@ -125,6 +127,7 @@ def torchvision_backbone(
         pretrained=weights is not None,
         missing=missing,
         allow_random=allow_random,
+        categories=published.meta["categories"],
     )
 
 

@@ -10,17 +10,27 @@ from filterscope.models.backbone import Backbone
 from filterscope.models.layers import Layer, find_layer
 from filterscope.models.naming import name_layers
 from filterscope.models.shapes import Shape, output_shapes, sizes_taken
+from filterscope.models.weights import shortened
 
 
 class Classifier(nn.Module):
     """`head(backbone(images))`: `(N, C, H, W)` in [0, 1] → `(N, num_classes)` logits.
 
     `head_path` is where the head lies in the published network (`classifier.6` of AlexNet, `""` where that is whole
-    without one), or None where the network as published has no such place. `class_names` are in the order of the
-    logits and empty where nobody said them.
+    without one), or None where the network as published has no such place. `published` makes the published logits of
+    what the backbone puts out; None where no layer does. `class_names` are in the order of the logits and empty where
+    nobody said them.
     """
 
-    def __init__(self, backbone: Backbone, head: nn.Module, *, num_classes: int, head_path: str | None = None) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: nn.Module,
+        *,
+        num_classes: int,
+        head_path: str | None = None,
+        published: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
@@ -28,6 +38,8 @@ class Classifier(nn.Module):
         self.head_path = head_path
         self.class_names: tuple[str, ...] = ()
         self.image_size: int | None = None
+        # In a tuple, so that a layer that was exchanged is neither trained nor stored.
+        self._published = (published,)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of images in [0, 1]."""
@@ -54,6 +66,25 @@ class Classifier(nn.Module):
                 aliases=tuple(alias for alias in aliases if alias),
             )
         return layers
+
+    @property
+    def published(self) -> nn.Module | None:
+        """What makes the published logits of the backbone's output, as long as that was not trained on."""
+        return self._published[0]
+
+    @property
+    def unpublished(self) -> str:
+        """Why it cannot be said what the published network takes an image for; empty where it can."""
+        name, missing = self.backbone.name, self.backbone.missing
+        if not self.backbone.pretrained:
+            return f"{name} does not have its published weights"
+        if missing:
+            return f"the weights file does not hold {shortened(missing)} of {name}"
+        if self.published is None:
+            return f"this head leaves the fully connected layers of {name} out"
+        if not self.backbone.categories:
+            return f"the {self.backbone.num_classes} classes of these weights of {name} were not published with names"
+        return ""
 
     @property
     def untrained(self) -> tuple[str, ...]:

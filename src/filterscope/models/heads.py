@@ -16,7 +16,7 @@ def replace(backbone: Backbone, *, num_classes: int) -> Classifier:
     if isinstance(last, nn.Conv2d):
         return linear(backbone, num_classes=num_classes)
     head = nn.Linear(last.in_features, num_classes, bias=last.bias is not None)
-    return _split(backbone, path, head, num_classes)
+    return _split(backbone, path, head, num_classes, published=last)
 
 
 def append(backbone: Backbone, *, num_classes: int) -> Classifier:
@@ -26,7 +26,8 @@ def append(backbone: Backbone, *, num_classes: int) -> Classifier:
         UserError: the logits would come from layers that the weights file does not hold.
     """
     _refuse_untrained(backbone, "append")
-    return Classifier(backbone, nn.Linear(backbone.num_classes, num_classes), num_classes=num_classes)
+    head = nn.Linear(backbone.num_classes, num_classes)
+    return Classifier(backbone, head, num_classes=num_classes, published=nn.Identity())
 
 
 def linear(backbone: Backbone, *, num_classes: int) -> Classifier:
@@ -57,8 +58,8 @@ def keep(backbone: Backbone, *, num_classes: int | None = None) -> Classifier:
         )
     path, last = last_layer(backbone.network)
     if isinstance(last, nn.Conv2d):
-        return Classifier(backbone, nn.Identity(), num_classes=own, head_path="")
-    return _split(backbone, path, last, own)
+        return Classifier(backbone, nn.Identity(), num_classes=own, head_path="", published=nn.Identity())
+    return _split(backbone, path, last, own, published=last)
 
 
 def trunk(backbone: Backbone) -> Classifier:
@@ -68,9 +69,9 @@ def trunk(backbone: Backbone) -> Classifier:
     return Classifier(probe.backbone, nn.Identity(), num_classes=width)
 
 
-def _split(backbone: Backbone, path: str, head: nn.Linear, num_classes: int) -> Classifier:
+def _split(backbone: Backbone, path: str, head: nn.Linear, num_classes: int, *, published: nn.Linear) -> Classifier:
     _set(backbone.network, path, nn.Identity())
-    return Classifier(backbone, head, num_classes=num_classes, head_path=path)
+    return Classifier(backbone, head, num_classes=num_classes, head_path=path, published=published)
 
 
 def _has_one_linear(network: nn.Module) -> bool:

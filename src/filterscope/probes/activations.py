@@ -1,10 +1,12 @@
 """What images cause: feature maps at named layers, and probabilities of classes."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.probes.observing import device_of, observing, tapping
 
@@ -29,4 +31,21 @@ def probabilities(classifier: Classifier, images: Tensor) -> Tensor:
     """Return the class probabilities `(N, classes)` of images in [0, 1], float32 on the CPU."""
     with observing(classifier), torch.no_grad():
         logits: Tensor = classifier(images.to(device_of(classifier)))
+        return logits.float().softmax(dim=1).cpu()
+
+
+def published_probabilities(classifier: Classifier, images: Tensor) -> Tensor:
+    """Return the probabilities `(N, categories)` that the published network gives images in [0, 1], on the CPU.
+
+    Of use only before training, while the backbone is what was published.
+
+    Raises:
+        UserError: its weights are not at hand (`Classifier.unpublished`).
+    """
+    if classifier.unpublished or classifier.published is None:
+        raise UserError(f"what the published network says is not known: {classifier.unpublished}")
+    device = device_of(classifier)
+    last = copy.deepcopy(classifier.published).to(device)
+    with observing(classifier), torch.no_grad():
+        logits: Tensor = last(classifier.backbone(images.to(device)))
         return logits.float().softmax(dim=1).cpu()

@@ -11,7 +11,7 @@ from filterscope.models.classifier import Classifier
 from filterscope.visuals.draw import Cell, grid, shape, side
 from filterscope.visuals.lettering import named
 from filterscope.visuals.tiles import photo
-from filterscope.visuals.visual import Examples, Past, Picture, epoch_label, name_of
+from filterscope.visuals.visual import Examples, Past, Picture, epoch_label, example_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Batch:
         """Return one picture of the first examples."""
         del classifier
         shown = range(min(self.images, len(examples)))
-        captions = [_name(examples, i) for i in shown]
+        captions = [example_name(examples, i) for i in shown]
         note = f"{len(captions)} images of the data with the names of their classes"
         how = "Images of the data as the network gets them (before it normalises them), with their classes."
         return {
@@ -79,7 +79,7 @@ class Classes:
         return {
             "examples/classes": draw_images(
                 examples.images[shown],
-                [_name(examples, i) for i in shown],
+                [example_name(examples, i) for i in shown],
                 title="classes",
                 note=note,
                 columns=self.columns,
@@ -110,9 +110,3 @@ def draw_images(
     ]
     pixels = grid(cells, columns=columns, title=title, aside=aside, notes=[note])
     return Picture(pixels=pixels, description=description)
-
-
-def _name(examples: Examples, index: int) -> str:
-    if examples.labels is not None:
-        return name_of(int(examples.labels[index]), examples.class_names)
-    return examples.names[index] if index < len(examples.names) else ""

@@ -1,5 +1,6 @@
 """Examples with their true and predicted names."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -7,17 +8,22 @@ from torch import Tensor
 
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
-from filterscope.probes.activations import probabilities
-from filterscope.visuals.draw import BLUE, VERMILION, Cell, grid, shape, side
+from filterscope.probes.activations import probabilities, published_probabilities
+from filterscope.visuals.draw import BLUE, VERMILION, YELLOW, Cell, grid, shape, side
 from filterscope.visuals.lettering import named
 from filterscope.visuals.tiles import photo
-from filterscope.visuals.visual import Examples, Past, Picture, epoch_label, name_of
+from filterscope.visuals.visual import Examples, Past, Picture, epoch_label, example_name, name_of
 
 _HOW = (
     "Each image with its true name and below it what the network takes it for, with the probability that it gives: "
     "**blue, ✓** where it is right, **orange, ✗** and the other name where it is wrong."
 )
 _HOW_UNKNOWN = "Each image with what the network takes it for and the probability that it gives."
+_HOW_PUBLISHED = (
+    "Each image with its true name and below it which of the categories that it was published with the network takes "
+    "it for, before any training here, with the probability that it gives. Most of these categories are no classes of "
+    "the data, so there is no right and wrong."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +52,67 @@ class Predictions:
             images, probabilities(classifier, images), labels, names, columns=self.columns, aside=epoch_label(past)
         )
         return {"predictions/val": picture}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """Draw what the published network takes examples for, before it is finetuned: `predictions/imagenet`.
+
+    Attributes:
+        images: how many examples.
+        columns: how many stand side by side at most.
+        every: 0: before training only; afterwards the network is no longer what was published.
+    """
+
+    images: int = 8
+    columns: int = 4
+    every: int = 0
+    needs_images: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Refuse to be drawn when the network is another one."""
+        if self.every:
+            raise UserError(f"visuals.imagenet.every={self.every}: only 0, before training, has a meaning")
+
+    def lacks(self, classifier: Classifier) -> str:
+        """Return why this network cannot be asked, empty where it can."""
+        return classifier.unpublished
+
+    def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> dict[str, Picture]:
+        """Return one picture of what the published network takes the examples for."""
+        images = examples.images[: self.images]
+        picture = draw_published(
+            images,
+            published_probabilities(classifier, images),
+            [example_name(examples, i) for i in range(len(images))],
+            classifier.backbone.categories,
+            columns=self.columns,
+            aside=epoch_label(past),
+        )
+        return {"predictions/imagenet": picture}
+
+
+def draw_published(
+    images: Tensor,
+    chances: Tensor,
+    names: Sequence[str],
+    categories: Sequence[str],
+    *,
+    columns: int = 4,
+    aside: str = "",
+) -> Picture:
+    """Draw images `(N, C, H, W)` under their own names with the likeliest published category of each."""
+    columns = shape(len(images), most=columns)
+    size = side(columns)
+    best, guesses = chances.max(dim=1)
+    cells = []
+    for image, name, guess, chance in zip(images, names, guesses.tolist(), best.tolist(), strict=True):
+        said = named(f"{categories[guess]} {chance:.0%}", width=size)
+        caption = (*named(name, width=size), *said)
+        cells.append(Cell(pixels=photo(image, size), caption=caption, toned=len(said), frame=YELLOW))
+    note = "as published, before finetuning; below the true name the likeliest category"
+    pixels = grid(cells, columns=columns, title="published network", aside=aside, notes=[note])
+    return Picture(pixels=pixels, description=_HOW_PUBLISHED)
 
 
 def draw_predictions(

@@ -79,7 +79,8 @@ class Past:
 class Visual(Protocol):
     """A frozen dataclass whose fields are its knobs.
 
-    One that cannot do without examples has `needs_images: ClassVar[bool] = True`.
+    One that cannot do without examples has `needs_images: ClassVar[bool] = True`; one that not every network can be
+    asked has `lacks(classifier)`, which says why it cannot be drawn of this one, or nothing.
     """
 
     @property
@@ -111,6 +112,13 @@ def is_due(visual: Visual, past: Past) -> bool:
 def name_of(label: int, class_names: Sequence[str]) -> str:
     """Return a class's name, or its number where nobody named it."""
     return class_names[label] if label < len(class_names) else f"class {label}"
+
+
+def example_name(examples: Examples, index: int) -> str:
+    """Return the name of an example's class, or what the image is called where nobody knows its class."""
+    if examples.labels is not None:
+        return name_of(int(examples.labels[index]), examples.class_names)
+    return examples.names[index] if index < len(examples.names) else ""
 
 
 def epoch_label(past: Past) -> str:
