@@ -64,7 +64,7 @@ class Health:
     idle: float = 0.2
     level: float = 0.05
     alike: float = 0.95
-    draws: int = 499
+    draws: int = 299
     batch_size: int = 64
     every: int = 1
 

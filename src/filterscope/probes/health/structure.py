@@ -41,7 +41,7 @@ class Structure:
 
 
 def structure(
-    kernels: Tensor, *, together: bool = False, draws: int = 499, level: float = 0.05, seed: int = 0
+    kernels: Tensor, *, together: bool = False, draws: int = 299, level: float = 0.05, seed: int = 0
 ) -> Structure:
     """Test every filter of a layer for structure.
 
@@ -68,12 +68,16 @@ def structure(
     generator = torch.Generator().manual_seed(seed)
     observed = _concentration(slices, frequencies.T[None])[:, 0]
     null = _null(slices, frequencies, draws=draws, together=together, generator=generator)
-    p = _p(observed, null)
-    first = (p <= 1 / (draws + 1)).nonzero()[:, 0]
-    if 0 < len(first) * level / filters < 1 / (draws + 1):
-        more = math.ceil(filters / (level * len(first)))
-        again = _null(slices[:, first], frequencies, draws=more, together=together, generator=generator)
-        p[first] = _p(observed[first], torch.cat([null[first], again], dim=1))
+    hits, drawn = _hits(observed, null), torch.full((filters,), draws)
+    left, total = (hits == 0).nonzero()[:, 0], draws
+    # Filters that no draw reached are drawn again until their p can be small enough for as few as they are.
+    while 0 < len(left) * level / filters < 1 / (total + 1):
+        more = math.ceil(filters / (level * len(left)))
+        again = _null(slices[:, left], frequencies, draws=more, together=together, generator=generator)
+        total += more
+        hits[left], drawn[left] = _hits(observed[left], again), total
+        left = left[hits[left] == 0]
+    p = (1 + hits) / (1 + drawn)
     return Structure(
         concentration=observed,
         z=(observed - null.mean(1)) / null.std(1).clamp_min(1e-6),
@@ -145,7 +149,7 @@ def _null(slices: Tensor, waves: Tensor, *, draws: int, together: bool, generato
     return torch.cat(drawn, dim=1)
 
 
-def _p(observed: Tensor, null: Tensor) -> Tensor:
+def _hits(observed: Tensor, null: Tensor) -> Tensor:
+    """Return how many draws reach the observed concentration."""
     # Rounding must not tell apart arrangements that are mirror images of each other.
-    reached = null >= observed[:, None] * (1 - 1e-5)
-    return (1 + reached.sum(1)) / (1 + null.shape[1])
+    return (null >= observed[:, None] * (1 - 1e-5)).sum(1)
