@@ -54,13 +54,14 @@ def draw_flowers(looks: Looks, *, size: int, generator: torch.Generator) -> Tens
     px, py = (x - cx) / radius, (y - cy) / radius
     turn, count = chance.between(0.0, 2 * math.pi), _numbers(chance, looks.shapes)
     stripes = _stripes(chance, looks.angles, x, y, size)
-    shade = chance.between(0.88, 1.06)
+    shade = chance.between(0.90, 1.06)
     paint = _mix(looks.dark[:, :, None, None], looks.light[:, :, None, None], stripes[:, None]) * shade[:, None]
 
     shadow = torch.exp(-((((px - 0.12) ** 2 + (py - 0.16) ** 2) / 0.75) ** 2))
     image = ground * (1 - 0.55 * shadow[:, None])
     half = math.pi / count
-    for start, length, light in ((turn + half, 0.84, 0.68), (turn, 1.0, 1.0)):
+    behind = torch.tensor([0.90, 0.55, 0.70])[looks.shapes, None, None]
+    for start, length, light in ((turn + half, behind, 0.68), (turn, torch.ones(1), 1.0)):
         cover, relief = _petals(chance, looks.shapes, px, py, start, count, length)
         image = _mix(image, paint * (light * relief)[:, None], cover[:, None])
     image = _center(chance, image, px, py, size)
@@ -89,7 +90,7 @@ class _Chance:
 
 def _numbers(chance: _Chance, shapes: Tensor) -> Tensor:
     """Return how many petals each flower has; broad ones are fewer."""
-    fewest = torch.tensor([5.0, 8.0, 4.0])[shapes]
+    fewest = torch.tensor([5.0, 7.0, 4.0])[shapes]
     return fewest[:, None, None] + chance.whole(0, 2)
 
 
@@ -112,14 +113,14 @@ def _background(chance: _Chance, x: Tensor, y: Tensor, size: int) -> Tensor:
 def _stripes(chance: _Chance, angles: Tensor, x: Tensor, y: Tensor, size: int) -> Tensor:
     # Not finer than four pixels, or small images could not show them.
     length = torch.clamp(chance.between(0.125, 0.165), min=8.0 / size)
-    angle = angles[:, None, None] + chance.between(-0.12, 0.12)
+    angle = angles[:, None, None] + chance.between(-0.10, 0.10)
     along = x * angle.cos() + y * angle.sin()
-    phase = 2 * math.pi * (along / length + chance.between(0, 1)) + 1.2 * chance.noise(2, size, 1)
-    return torch.sigmoid(chance.between(2.0, 4.0) * phase.sin()) * chance.between(0.8, 1.0)
+    phase = 2 * math.pi * (along / length + chance.between(0, 1)) + 0.8 * chance.noise(2, size, 1)
+    return torch.sigmoid(chance.between(3.0, 6.0) * phase.sin()) * chance.between(0.9, 1.0)
 
 
 def _petals(
-    chance: _Chance, shapes: Tensor, px: Tensor, py: Tensor, turn: Tensor, count: Tensor, length: float
+    chance: _Chance, shapes: Tensor, px: Tensor, py: Tensor, turn: Tensor, count: Tensor, length: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return how much of each pixel the petals cover, and how much light they reflect."""
     spacing = 2 * math.pi / count
@@ -140,12 +141,12 @@ def _petals(
 
 
 def _round(u: Tensor, v: Tensor) -> Tensor:
-    return 1 - ((u - 0.58) / 0.42) ** 2 - (v / 0.34) ** 2
+    return 1 - ((u - 0.58) / 0.42) ** 2 - (v / 0.36) ** 2
 
 
 def _pointed(u: Tensor, v: Tensor) -> Tensor:
     along = ((u - 0.05) / 0.95).clamp(-0.5, 1.5)
-    return 2.6 * (0.23 * torch.sin(math.pi * along.clamp(0, 1) ** 0.85) - v.abs() - (along - along.clamp(0, 1)).abs())
+    return 2.6 * (0.19 * torch.sin(math.pi * along.clamp(0, 1) ** 0.85) - v.abs() - (along - along.clamp(0, 1)).abs())
 
 
 def _notched(u: Tensor, v: Tensor) -> Tensor:

@@ -16,9 +16,9 @@ from filterscope.errors import UserError
 STRIPES = ("level", "rising", "upright", "falling")
 # Two colours of a stripe for each; seen in one channel, hues would look alike, so lightness takes their place.
 COLORS: dict[str, tuple[Color, Color]] = {
-    "violet": ((0.30, 0.14, 0.62), (0.78, 0.66, 0.97)),
-    "yellow": ((0.80, 0.42, 0.03), (0.99, 0.88, 0.32)),
-    "red": ((0.62, 0.05, 0.12), (0.97, 0.55, 0.52)),
+    "violet": ((0.25, 0.10, 0.58), (0.82, 0.72, 0.99)),
+    "yellow": ((0.76, 0.34, 0.02), (1.00, 0.90, 0.38)),
+    "red": ((0.58, 0.03, 0.10), (0.98, 0.62, 0.58)),
 }
 GREYS: dict[str, tuple[Color, Color]] = {
     "dark": ((0.04, 0.04, 0.04), (0.30, 0.30, 0.30)),
