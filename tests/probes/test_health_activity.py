@@ -13,8 +13,10 @@ from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone, small_cnn_backbone
 from filterscope.models.classifier import Classifier
 from filterscope.models.heads import replace
-from filterscope.probes.health.activity import Tally, activity, passed_on, recording
+from filterscope.probes.health.activity import activity
 from filterscope.probes.health.classes import class_information
+from filterscope.probes.health.tally import Tally
+from filterscope.probes.health.watching import passed_on, recording
 
 
 def network() -> Classifier:

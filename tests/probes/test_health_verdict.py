@@ -12,12 +12,13 @@ from filterscope.models.backbone import Backbone, torchvision_backbone
 from filterscope.models.classifier import Classifier
 from filterscope.models.heads import linear
 from filterscope.probes.health.ablation import ablated, accuracy, cost
-from filterscope.probes.health.activity import activity, watch
+from filterscope.probes.health.activity import activity
 from filterscope.probes.health.classes import class_information
 from filterscope.probes.health.similarity import drift, duplicates, linear_cka
 from filterscope.probes.health.spectrum import natural_preference, phase_scrambled, random_twin
 from filterscope.probes.health.structure import structure
 from filterscope.probes.health.verdict import Verdict, verdicts
+from filterscope.probes.health.watching import watch
 
 REAL = os.environ.get("FILTERSCOPE_REAL")
 needs_real = pytest.mark.skipif(REAL is None, reason="FILTERSCOPE_REAL is not set")

@@ -10,7 +10,7 @@ from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone, small_cnn_backbone
 from filterscope.models.classifier import Classifier
 from filterscope.models.heads import replace
-from filterscope.probes.health.activity import Tally
+from filterscope.probes.health.tally import Tally
 from filterscope.visuals.health import COLUMNS, Health
 from filterscope.visuals.health_causes import HealthCauses
 from filterscope.visuals.visual import Examples, Past, Table

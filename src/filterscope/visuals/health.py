@@ -12,11 +12,13 @@ from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions, find_layer
 from filterscope.probes.filters import kernels
-from filterscope.probes.health.activity import Activity, Tally, activity, watch
+from filterscope.probes.health.activity import Activity, activity
 from filterscope.probes.health.classes import ClassInformation, class_information, enough_images
 from filterscope.probes.health.similarity import Drift, Duplicates, drift, duplicates, linear_cka
 from filterscope.probes.health.structure import Structure, structure, variance_entropy
+from filterscope.probes.health.tally import Tally
 from filterscope.probes.health.verdict import VERDICTS, Verdict, verdicts
+from filterscope.probes.health.watching import watch
 from filterscope.visuals.visual import Examples, Output, Past, Table, fingerprint, frozen
 
 log = logging.getLogger(__name__)

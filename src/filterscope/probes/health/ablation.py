@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
-from filterscope.probes.health.activity import passed_on
+from filterscope.probes.health.watching import passed_on
 from filterscope.probes.observing import device_of, observing
 
 

@@ -7,7 +7,7 @@ from scipy.stats import beta
 from torch import Tensor
 
 from filterscope.errors import UserError
-from filterscope.probes.health.activity import Tally
+from filterscope.probes.health.tally import Tally
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
-from filterscope.probes.health.activity import watch
+from filterscope.probes.health.watching import watch
 
 
 def phase_scrambled(images: Tensor, *, seed: int = 0) -> Tensor:

@@ -1,0 +1,93 @@
+"""Gathering the tallies of convolutions, in a forward pass that runs anyway or in one of its own."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from filterscope.errors import UserError
+from filterscope.models.classifier import Classifier
+from filterscope.models.layers import find_layer
+from filterscope.probes.health.tally import Tally, rectified
+from filterscope.probes.observing import device_of, observing
+
+
+@dataclass
+class Recorder:
+    """Gathers the tallies of several layers; give it each batch's labels after the batch's forward pass."""
+
+    tallies: dict[str, Tally]
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, labels: Tensor | None = None) -> None:
+        """Take in what the last forward pass put out."""
+        for name, output in self.outputs.items():
+            self.tallies[name].add(output, labels)
+        self.outputs.clear()
+
+
+@contextmanager
+def recording(classifier: Classifier, layers: Sequence[str]) -> Iterator[Recorder]:
+    """Watch convolutions while somebody else runs the network: call the recorder's `add(labels)` after each batch."""
+    tallies: dict[str, Tally] = {}
+    handles = []
+    recorder = Recorder(tallies=tallies)
+
+    def keep(name: str) -> None:
+        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+            recorder.outputs[name] = output.detach()
+
+        handles.append(passed_on(classifier, name).register_forward_hook(hook))
+
+    try:
+        for name in layers:
+            filters = find_layer(classifier.layers, name).num_channels
+            if not isinstance(classifier.module_of(name), nn.Conv2d) or filters is None:
+                raise UserError(f"layer {name!r} has no kernels, so its filters' activity cannot be gathered")
+            tallies[name] = Tally.empty(filters=filters, classes=classifier.num_classes)
+            keep(name)
+        yield recorder
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def watch(
+    classifier: Classifier, images: Tensor, labels: Tensor | None = None, *, layers: Sequence[str], batch_size: int = 64
+) -> tuple[dict[str, Tally], dict[str, Tensor]]:
+    """Run images through the network and return the layers' tallies and the responses, `(images, filters)` each.
+
+    Args:
+        classifier: is left as it was.
+        images: `(N, C, H, W)` in [0, 1].
+        labels: `(N,)` where they are known.
+        layers: names of convolutions.
+        batch_size: of the forward passes.
+    """
+    responses: dict[str, list[Tensor]] = {name: [] for name in layers}
+    known = None if labels is None else torch.split(labels, batch_size)
+    with observing(classifier), torch.no_grad(), recording(classifier, layers) as recorder:
+        for i, some in enumerate(torch.split(images, batch_size)):
+            classifier(some.to(device_of(classifier)))
+            for name, output in recorder.outputs.items():
+                responses[name].append(rectified(output.float().flatten(2))[0].float())
+            recorder.add(None if known is None else known[i])
+    return recorder.tallies, {name: torch.cat(parts) for name, parts in responses.items()}
+
+
+def passed_on(classifier: Classifier, layer: str) -> nn.Module:
+    """Return the module whose rectified output is what a convolution passes on: itself or the norm right after it."""
+    layers = list(classifier.layers.values())
+    at = layers.index(find_layer(classifier.layers, layer))
+    after = classifier.get_submodule(layers[at + 1].path) if at + 1 < len(layers) else None
+    if isinstance(after, nn.BatchNorm2d) and after.num_features == layers[at].num_channels:
+        return after
+    return classifier.get_submodule(layers[at].path)
+
+
+def reduce_all(tallies: Mapping[str, Tally]) -> None:
+    """Sum all tallies over the processes of a distributed run."""
+    for tally in tallies.values():
+        tally.reduce()
