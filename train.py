@@ -23,6 +23,7 @@ def train(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
     data = assembly.build_data(cfg)
     classifier = assembly.build_classifier(cfg, data)
     visuals = assembly.answerable(assembly.build_visuals(cfg), classifier)
+    assembly.check_export(classifier, cfg["export"])
     module = assembly.build_module(cfg, classifier, data)
     trainer = assembly.build_trainer(cfg, folder, visuals)
     assembly.log_start(module, data)

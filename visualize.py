@@ -23,6 +23,7 @@ def visualize(cfg: dict[str, Any], folder: Path) -> list[str]:
     subject = runs.subject(cfg)
     visuals = assembly.answerable(assembly.build_visuals(cfg), subject.classifier)
     visuals = assembly.drawable(visuals, subject.examples)
+    assembly.check_export(subject.classifier, cfg["export"])
     with SummaryWriter(str(folder)) as writer:
         shown = render(visuals, subject.classifier, subject.examples, subject.past)
         keep(shown, folder=folder, writer=writer)

@@ -237,15 +237,23 @@ def finish(
     return metrics
 
 
+def check_export(classifier: Classifier, kind: str | None) -> None:
+    """Raise a `UserError` where weights cannot be written in that form, before anything is trained or drawn."""
+    if kind not in (None, "state_dict", "tensors"):
+        raise UserError(f"export={kind!r} is not possible; export=state_dict, tensors or null")
+    if kind is not None:
+        classifier.check_exportable()
+
+
 def export(classifier: Classifier, kind: str | None, folder: Path) -> None:
     """Write the weights in a form that others load; None: nothing."""
     if kind is None:
         return
-    if kind != "state_dict":
-        raise UserError(f"export={kind!r} is not possible; export=state_dict or null")
-    path = folder / f"{classifier.backbone.name}.pt"
+    check_export(classifier, kind)
+    content = classifier.export_tensors() if kind == "tensors" else classifier.export_state_dict()
+    path = folder / f"{classifier.backbone.name}{'_tensors' if kind == 'tensors' else ''}.pt"
     with replacing(path) as file:
-        torch.save(classifier.export_state_dict(), file)
+        torch.save(content, file)
     log.info("exported %s", path)
 
 

@@ -167,7 +167,8 @@ class Harmful:
     ("content", "complaint"),
     [
         ({}, "does not hold a state dict (names and tensors) but nothing"),
-        ([torch.zeros(3)], "but a list"),
+        ([torch.zeros(3)], "lists 1 weight tensors, squeezenet1_1 has 26 convolutions"),
+        ([torch.zeros(3), 3], "but a list"),
         (torch.zeros(3), "but a Tensor"),
         ({"epoch": 3, "features.0.weight": torch.zeros(3)}, "but a dict of 2 entries that are not all tensors"),
         ({"conv1.weight": torch.zeros(64, 3, 7, 7)}, "not for squeezenet1_1: it holds 'conv1.weight'"),

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone
 from filterscope.models.layers import Layer, find_layer
+from filterscope.models.listed import weighted
 from filterscope.models.naming import name_layers
 from filterscope.models.shapes import Shape, output_shapes, sizes_taken
 from filterscope.models.weights import shortened
@@ -110,6 +111,14 @@ class Classifier(nn.Module):
             possible = f"it takes {smallest}" if smallest == largest else f"it takes {smallest} to {largest}"
         raise UserError(f"images of {size}×{size} pixels cannot pass through {self.backbone.name}; {possible}")
 
+    def check_exportable(self) -> None:
+        """Raise a `UserError` where the head has no place in the published network (`append`, `linear`)."""
+        if self.head_path is None:
+            raise UserError(
+                f"{self.backbone.name} as published has no place for this head, so no state dict of it could be loaded "
+                "there; export needs head=replace or head=keep (a checkpoint holds any head)"
+            )
+
     def export_state_dict(self) -> dict[str, Tensor]:
         """Return the state dict that torchvision's own network of this name loads, built with `num_classes` outputs.
 
@@ -118,16 +127,22 @@ class Classifier(nn.Module):
         Raises:
             UserError: the head has no place in the published network (`append`, `linear`).
         """
+        self.check_exportable()
         state = self.backbone.network.state_dict()
         state.update({f"{self.head_path}.{name}": tensor for name, tensor in self.head.state_dict().items()})
-        if self.head_path is None:
-            raise UserError(
-                f"{self.backbone.name} as published has no place for this head, so no state dict of it could be loaded "
-                "there; export needs head=replace or head=keep (a checkpoint holds any head)"
-            )
         for name, tensor in state.items():
             state[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         return state
+
+    def export_tensors(self) -> list[Tensor]:
+        """Return the weights of all convolutions and Linears in the network's order, without biases.
+
+        Raises:
+            UserError: as `export_state_dict`.
+        """
+        state = self.export_state_dict()
+        layers = {*weighted(self.backbone.network), self.head_path}
+        return [state[f"{path}.weight"] for path, _ in self.backbone.network.named_modules() if path and path in layers]
 
     def _shapes(self) -> dict[str, Shape]:
         sizes = (self.image_size or self.backbone.image_size, self.backbone.image_size, *range(1, 513))

@@ -16,6 +16,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from filterscope.errors import UserError
 from filterscope.models.layers import last_layer
+from filterscope.models.listed import named_tensors, zero_biases
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,14 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     Raises:
         UserError: the file is missing, damaged, or holds anything but named tensors.
     """
+    content = _read(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} does not hold a state dict (names and tensors) but {_describe(content)}")
+    return content
+
+
+def _read(path: str | Path) -> dict[str, Tensor] | list[Tensor]:
+    """Return the named or listed tensors of a weights file."""
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(f"model.weights: no file at {file}; give imagenet, the path of a state dict, or null")
@@ -53,6 +62,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise UserError(f"{file} is not a readable weights file: {_reason(error)}") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
+    if isinstance(content, list) and content and all(isinstance(v, Tensor) for v in content):
+        return content
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise UserError(f"{file} does not hold a state dict (names and tensors) but {_describe(content)}")
     return {str(name): tensor for name, tensor in content.items()}
@@ -61,21 +72,26 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 def build_with_weights(
     build: Callable[[int], nn.Module], *, path: Path, name: str, num_classes: int
 ) -> tuple[nn.Module, tuple[str, ...]]:
-    """Build a network around a state-dict file; return it with the names of the tensors the file did not hold.
+    """Build a network around a weights file; return it with the names of the tensors the file did not hold.
 
-    A file may hold the whole network or a part of it (the convolutional one, say); what is missing is named in one
-    log line. It decides how many classes the network's last layer has; `num_classes` counts where it does not say.
+    A state dict may hold the whole network or a part of it (the convolutional one, say); what is missing is named in
+    one log line. A list of tensors holds the weights of all convolutions and Linears (`filterscope.models.listed`).
+    The file decides how many classes the network's last layer has; `num_classes` counts where it does not say.
 
     Raises:
         UserError: the file is for another network: a name that this one does not have, or another shape.
     """
-    tensors = read_tensors(path)
+    content = _read(path)
     with weightless():
-        last, _ = last_layer(build(num_classes))
+        network = build(num_classes)
+        last, _ = last_layer(network)
+        tensors = content if isinstance(content, dict) else named_tensors(content, network, path=path, name=name)
         rows = tensors[f"{last}.weight"].shape if f"{last}.weight" in tensors else ()
         num_classes = rows[0] if rows else num_classes
         network = build(num_classes)
     own = network.state_dict()
+    if isinstance(content, list):
+        tensors |= zero_biases(network, own)
     tensors = dict(_renamed(tensors, own))
     _refuse_another_network(tensors, own, path, name)
     missing = [key for key in own if key not in tensors]

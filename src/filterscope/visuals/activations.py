@@ -41,14 +41,16 @@ class Activations:
         channels: how many channels, a list of indices, or None for all.
         pick: which ones, where `channels` says how many: `varied` (whose positive values vary most over the
             examples when they are drawn for the first time) or `first`.
-        images: how many examples.
+        grid: `(rows, columns)` of channels for each image, instead of as many as `channels` says in a row.
+        images: the first so many examples, or a list of their numbers.
         every: draw every so many epochs, 0: before training only.
     """
 
     layers: Sequence[str] | None = None
     channels: list[int] | int | None = 7
     pick: str = "varied"
-    images: int = 4
+    grid: Sequence[int] | None = None
+    images: list[int] | int = 4
     every: int = 1
     needs_images: ClassVar[bool] = True
 
@@ -56,6 +58,8 @@ class Activations:
         """Refuse a choice that does not exist."""
         if self.pick not in PICKS:
             raise UserError(f"visuals.activations.pick={self.pick!r}; possible are {', '.join(PICKS)}")
+        if self.grid is not None and (len(self.grid) != 2 or min(self.grid) < 1):
+            raise UserError(f"visuals.activations.grid={list(self.grid)}; wants two numbers, rows and columns")
 
     def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> dict[str, Picture]:
         """Return a picture of the maps of every layer that has something new to show."""
@@ -64,7 +68,9 @@ class Activations:
         layers = list(self.layers if self.layers is not None else block_ends(classifier.layers))
         still = {layer: occasion(classifier, layer, f"activations/{layer}", past) for layer in layers}
         due = [layer for layer in layers if still[layer] is not None]
-        images = examples.images[: self.images]
+        places = self._places(examples)
+        images = examples.images[places]
+        names = _names(examples)
         maps = activations(classifier, images, due) if due else {}
         pictures = {}
         for layer in due:
@@ -76,27 +82,42 @@ class Activations:
                 chosen,
                 layer=layer,
                 total=maps[layer].shape[1],
-                picked="that vary most" if self.pick == "varied" and isinstance(self.channels, int) else "",
-                names=_names(examples),
+                picked="that vary most" if self.pick == "varied" and isinstance(self._count, int) else "",
+                names=[names[i] for i in places] if names else (),
+                abreast=self.grid[1] if self.grid else None,
                 aside=epoch_label(past),
                 still=still[layer] or "",
             )
         return pictures
 
+    @property
+    def _count(self) -> list[int] | int | None:
+        if self.grid is None or isinstance(self.channels, list):
+            return self.channels
+        return self.grid[0] * self.grid[1]
+
+    def _places(self, examples: Examples) -> list[int]:
+        if isinstance(self.images, int):
+            return list(range(min(self.images, len(examples))))
+        wrong = [i for i in self.images if not 0 <= i < len(examples)]
+        if wrong:
+            raise UserError(f"visuals.activations.images={self.images}: there are {len(examples)} examples")
+        return self.images
+
     def _channels(self, maps: Tensor, layer: str, kept: dict[str, list[int]]) -> list[int]:
-        total = maps.shape[1]
-        if (maps.ndim == 2 and isinstance(self.channels, int)) or self.channels is None:
+        total, count = maps.shape[1], self._count
+        if (maps.ndim == 2 and isinstance(count, int)) or count is None:
             return list(range(total))
-        if not isinstance(self.channels, int):
-            wrong = [channel for channel in self.channels if not 0 <= channel < total]
+        if not isinstance(count, int):
+            wrong = [channel for channel in count if not 0 <= channel < total]
             if wrong:
                 raise UserError(f"channel {wrong[0]} of {layer} does not exist; it has 0 to {total - 1}")
-            return self.channels
+            return count[: self.grid[0] * self.grid[1]] if self.grid else count
         if self.pick == "first":
-            return list(range(min(self.channels, total)))
+            return list(range(min(count, total)))
         # Which channels vary most changes while they learn; a grid that is to be followed keeps its columns.
-        if len(kept.get(layer, ())) != min(self.channels, total):
-            kept[layer] = sorted(most_varied(maps, self.channels).tolist())
+        if len(kept.get(layer, ())) != min(count, total):
+            kept[layer] = sorted(most_varied(maps, count).tolist())
         return kept[layer]
 
 
@@ -122,13 +143,15 @@ def draw_maps(
     total: int,
     names: Sequence[str] = (),
     picked: str = "",
+    abreast: int | None = None,
     aside: str = "",
     still: str = "",
 ) -> Picture:
     """Draw images `(N, C, H, W)` in [0, 1] beside the maps `(N, channels, h, w)` that they cause.
 
     The outputs `(N, features)` of a Linear are drawn as bars. `total` is how many channels the layer has, `picked`
-    says which of them are shown.
+    says which of them are shown, `abreast` how many stand side by side. A single image with several rows of maps stands
+    in the header.
     """
     if maps.ndim not in (2, 4):
         raise UserError(f"{layer} puts out {maps.ndim - 1} dimensions an image; only maps and features can be drawn")
@@ -143,10 +166,13 @@ def draw_maps(
     }[kind]
     labels = [names[i] if i < len(names) else "" for i in range(len(images))]
     if kind == "bars":
-        cells, columns = _bar_cells(images, maps, labels), 2
+        cells, columns, wrapped, alone = _bar_cells(images, maps, labels), 2, True, False
     else:
-        cells, columns = _map_cells(images, maps, channels)
-    wrapped = len(cells) > columns * len(images)
+        columns = min(abreast or shape(len(channels), most=_MOST_MAPS), len(channels))
+        wrapped = len(channels) > columns
+        alone = wrapped and len(images) == 1
+        cells = _map_cells(images, maps, channels, columns, beside=not alone)
+        columns += not alone
     pixels = grid(
         cells,
         columns=columns,
@@ -154,16 +180,16 @@ def draw_maps(
         aside=aside,
         notes=[note, still],
         legend={"bars": None, "signed": signed_legend("−", "+"), "map": unsigned_legend()}[kind],
-        column_labels=[] if wrapped or kind == "bars" else ["channel", *(str(channel) for channel in channels)],
+        thumbnail=photo(images[0], 150) if alone else None,
+        column_labels=[] if wrapped else ["channel", *(str(channel) for channel in channels)],
     )
     seen = f" Images: {', '.join(labels)}." if any(labels) else ""
     return Picture(pixels=pixels, description=f"**{layer}**: {of_all} {what}. {_HOW[kind]}{seen}")
 
 
-def _map_cells(images: Tensor, maps: Tensor, channels: Sequence[int]) -> tuple[list[Cell], int]:
-    columns = shape(len(channels), most=_MOST_MAPS) + 1
-    lines = -(-len(channels) // (columns - 1))
-    size = side(columns)
+def _map_cells(images: Tensor, maps: Tensor, channels: Sequence[int], columns: int, *, beside: bool) -> list[Cell]:
+    """Draw each image's maps in lines of `columns`, with the image itself `beside` the first line."""
+    size = side(columns + beside)
     negative = float(maps.min()) < 0
     tile = signed if negative else unsigned
     cells: list[Cell] = []
@@ -171,13 +197,14 @@ def _map_cells(images: Tensor, maps: Tensor, channels: Sequence[int]) -> tuple[l
         drawn = []
         for values, channel in zip(row, channels, strict=True):
             scale = f"±{short(float(values.abs().max()))}" if negative else value_range(values)
-            caption = (str(channel), scale) if lines > 1 else (scale,)
+            caption = (str(channel), scale) if len(channels) > columns else (scale,)
             drawn.append(Cell(pixels=tile(values, size), caption=caption))
-        for line in range(lines):
-            first = Cell(pixels=photo(image, size)) if line == 0 else _EMPTY
-            part = drawn[line * (columns - 1) : (line + 1) * (columns - 1)]
-            cells += [first, *part, *[_EMPTY] * (columns - 1 - len(part))]
-    return cells, columns
+        for start in range(0, len(drawn), columns):
+            if beside:
+                cells.append(_EMPTY if start else Cell(pixels=photo(image, size)))
+            part = drawn[start : start + columns]
+            cells += [*part, *[_EMPTY] * (columns - len(part))]
+    return cells
 
 
 def _bar_cells(images: Tensor, values: Tensor, labels: Sequence[str]) -> list[Cell]:

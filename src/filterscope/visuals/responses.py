@@ -17,13 +17,17 @@ from filterscope.visuals.filters import filter_tiles
 from filterscope.visuals.tiles import photo, signed, signed_legend
 from filterscope.visuals.visual import Examples, Past, Picture, epoch_label, occasion
 
+ANSWERS = ("pixels", "network")
 _HOW = (
-    "Each filter stands with two answers to the image in the corner. **pixels**: the kernel laid on the pixels "
-    "themselves (correlation with mirrored borders, as `cv2.filter2D`; no stride, no bias){how}. **network**: what the "
-    "filter truly puts out in the network, before the ReLU, with normalisation, all inputs, stride, padding and bias. "
-    "Red is positive, blue negative, white zero; each map is scaled by itself, full colour being what only one place "
-    "in a hundred exceeds."
+    "Each filter stands with its answer to the image in the corner. {answers} Red is positive, blue negative, white "
+    "zero; each map is scaled by itself, full colour being what only one place in a hundred exceeds."
 )
+_HOW_ANSWERED = {
+    "pixels": "**pixels**: the kernel laid on the pixels themselves (correlation with mirrored borders, as "
+    "`cv2.filter2D`; no stride, no bias){how}.",
+    "network": "**network**: what the filter truly puts out in the network, before the ReLU, with normalisation, all "
+    "inputs, stride, padding and bias.",
+}
 _PATTERN = (
     ". This layer's kernels see feature maps, not pixels, so the pattern that their inputs share most (the large one) "
     "is laid on the image in grey: that shows its shape at work and is not what the network computes"
@@ -37,15 +41,22 @@ class Responses:
     Attributes:
         layers: names of convolutions; None: the first one.
         channels: the first so many filters, a list of indices, or None for all.
+        answers: `pixels` (the kernel laid on the pixels), `network` (what it truly puts out there), or both.
         image: which example.
         every: draw every so many epochs, 0: before training only.
     """
 
     layers: Sequence[str] | None = None
     channels: list[int] | int | None = 12
+    answers: Sequence[str] = ANSWERS
     image: int = 0
     every: int = 1
     needs_images: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Refuse a choice that does not exist."""
+        if not self.answers or not set(self.answers) <= set(ANSWERS):
+            raise UserError(f"visuals.responses.answers={list(self.answers)}; possible are {', '.join(ANSWERS)}")
 
     def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> dict[str, Picture]:
         """Return a picture for every layer that has something new to show."""
@@ -59,43 +70,53 @@ class Responses:
             chosen = channels_of(classifier.layers, layer, self.channels)
             still = occasion(classifier, layer, tag, past)
             if still is not None:
-                pictures[tag] = draw_responses(classifier, image, layer, chosen, aside=epoch_label(past), still=still)
+                pictures[tag] = draw_responses(
+                    classifier, image, layer, chosen, answers=self.answers, aside=epoch_label(past), still=still
+                )
         return pictures
 
 
 def draw_responses(
-    classifier: Classifier, image: Tensor, layer: str, channels: list[int], *, aside: str = "", still: str = ""
+    classifier: Classifier,
+    image: Tensor,
+    layer: str,
+    channels: list[int],
+    *,
+    answers: Sequence[str] = ANSWERS,
+    aside: str = "",
+    still: str = "",
 ) -> Picture:
-    """Draw kernel, response to the pixels and response in the network of some filters to an image `(C, H, W)`."""
+    """Draw the kernels of some filters beside their answers to an image `(C, H, W)`."""
     weights = kernels(classifier, layer)
     own = pixel_kernels(classifier, layer, channels)[1]
-    abreast = min(2, len(channels))
-    size = side(3 * abreast)
+    abreast = min(2 if len(answers) > 1 else 4, len(channels))
+    size = side((1 + len(answers)) * abreast)
     tiles, _ = filter_tiles(weights[channels], size)
-    on_pixels = raw_responses(classifier, image, layer, channels)
-    in_network = true_responses(classifier, image, layer, channels)
+    made = {"pixels": raw_responses, "network": true_responses}
+    maps = [made[answer](classifier, image, layer, channels) for answer in answers]
     cells = []
-    for channel, tile, raw, true in zip(channels, tiles, on_pixels, in_network, strict=True):
-        cells += [
-            Cell(pixels=tile, caption=(str(channel),)),
-            Cell(pixels=signed(raw, size, largest=_strong(raw))),
-            Cell(pixels=signed(true, size, largest=_strong(true))),
-        ]
+    for channel, tile, *answered in zip(channels, tiles, *maps, strict=True):
+        cells.append(Cell(pixels=tile, caption=(str(channel),)))
+        cells += [Cell(pixels=signed(values, size, largest=_strong(values))) for values in answered]
     count = (
         f"{len(channels)} of {len(weights)} filters" if len(channels) < len(weights) else f"all {len(weights)} filters"
     )
-    seen = "its kernel" if own else "its main pattern"
+    seen = {
+        "pixels": f"{'its kernel' if own else 'its main pattern'} on the pixels (as filter2D)",
+        "network": "its answer in the network",
+    }
     pixels = grid(
         cells,
-        columns=3 * abreast,
+        columns=(1 + len(answers)) * abreast,
         title=layer,
         aside=aside,
-        notes=[f"{count}; {seen} on the pixels (as filter2D), and its answer in the network", still],
+        notes=[f"{count}; {', and '.join(seen[answer] for answer in answers)}", still],
         legend=signed_legend(),
         thumbnail=photo(image, 150),
-        column_labels=["filter", "pixels", "network"] * abreast,
+        column_labels=["filter", *answers] * abreast,
     )
-    return Picture(pixels=pixels, description=f"**{layer}**: {count}. " + _HOW.format(how="" if own else _PATTERN))
+    explained = " ".join(_HOW_ANSWERED[answer] for answer in answers).format(how="" if own else _PATTERN)
+    return Picture(pixels=pixels, description=f"**{layer}**: {count}. " + _HOW.format(answers=explained))
 
 
 def _strong(values: Tensor) -> float | None:
