@@ -58,8 +58,8 @@ def calibration(report: Report, quick: bool) -> None:
         # A quick run's filters and layers are too few to hold one shape, or layers, against the bounds.
         report.add(name, rate, at_most=None if quick else 0.06, filters=made * shape[0])
         layers, below, filters = layers + made, below + below_here, filters + made * shape[0]
-    report.add("random, all shapes: p < .05, above", below / filters, at_least=0.04, filters=filters)
-    report.add("random, all shapes: p < .05, below", below / filters, at_most=0.06, filters=filters)
+    report.add("random, all shapes: p ≤ .05, above", below / filters, at_least=0.04, filters=filters)
+    report.add("random, all shapes: p ≤ .05, below", below / filters, at_most=0.06, filters=filters)
     report.add("random layers with anything flagged", flagged / layers, at_most=None if quick else 0.05, layers=layers)
 
 
@@ -231,7 +231,7 @@ def story(report: Report, classifier: Classifier, epoch: int = 0) -> None:
     """The share of structured filters after an epoch."""
     for layer in convolutions(classifier.layers):
         p = structure(classifier.module_of(layer).weight.detach()).p
-        what = f"FashionMNIST {layer}, epoch {epoch}: p ≤ .05"
+        what = f"FashionMNIST {layer}, epoch {epoch}: p < .05"
         report.add(what, float((p < 0.05).float().mean()), at_most=0.15 if epoch == 0 else None)
 
 
