@@ -131,8 +131,9 @@ def build_published(cfg: Plain) -> Classifier:
 
 
 def build_visuals(cfg: Plain) -> dict[str, Visual]:
-    """Build the visuals, by name."""
-    return {name: build(node, where=f"visuals.{name}") for name, node in (cfg.get("visuals") or {}).items()}
+    """Build the visuals, by name; knobs that an experiment sets of one that was not chosen are no visual."""
+    nodes = {name: node for name, node in (cfg.get("visuals") or {}).items() if node and "_target_" in node}
+    return {name: build(node, where=f"visuals.{name}") for name, node in nodes.items()}
 
 
 def build_module(cfg: Plain, classifier: Classifier, data: ImageDataModule) -> FinetuneModule:

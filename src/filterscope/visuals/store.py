@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 
 from filterscope.files import write_file
 from filterscope.visuals.draw import encode_png
-from filterscope.visuals.visual import Output, Picture, Table
+from filterscope.visuals.visual import Arrays, Output, Picture, Table
 
 
 def keep(
@@ -25,7 +26,7 @@ def keep(
     Args:
         shown: by tag.
         folder: the run folder: pictures go to `pictures/<tag>/epoch_<NNN>.png`, tables to `<tag>/epoch_<NNN>.csv`;
-            without an epoch to `pictures/<tag>.png` and `<tag>.csv`.
+            without an epoch to `pictures/<tag>.png` and `<tag>.csv`. Arrays lie where a table would, as `.npz`.
         writer: a `torch.utils.tensorboard.SummaryWriter`, or None.
         epoch: the number of finished epochs, or None outside training.
     """
@@ -38,6 +39,9 @@ def keep(
                 write_file(_place(folder, tag, epoch, "csv"), table_csv(output).encode())
             if writer is not None:
                 writer.add_text(tag, table_markdown(output), step)
+        elif isinstance(output, Arrays):
+            if folder is not None:
+                write_file(_place(folder, tag, epoch, "npz"), arrays_npz(output))
         elif writer is not None:
             writer.add_scalar(tag, output, step)
 
@@ -49,6 +53,13 @@ def table_csv(table: Table) -> str:
     rows.writerow(table.columns)
     rows.writerows(table.rows)
     return text.getvalue()
+
+
+def arrays_npz(arrays: Arrays) -> bytes:
+    """Return the arrays as an uncompressed `.npz` file."""
+    file = io.BytesIO()
+    np.savez(file, **{name: tensor.detach().cpu().numpy() for name, tensor in arrays.arrays.items()})  # type: ignore[arg-type]
+    return file.getvalue()
 
 
 def table_markdown(table: Table, most: int = 60) -> str:

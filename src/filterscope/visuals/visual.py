@@ -32,7 +32,14 @@ class Table:
     description: str = ""
 
 
-Output = Picture | Table | float
+@dataclass(frozen=True, kw_only=True)
+class Arrays:
+    """Named tensors to keep as numbers."""
+
+    arrays: Mapping[str, Tensor]
+
+
+Output = Picture | Table | Arrays | float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +96,7 @@ class Visual(Protocol):
         ...
 
     def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> Mapping[str, Output]:
-        """Return `{tag: picture, number or table}`; leave the classifier as it was."""
+        """Return `{tag: picture, number, table or arrays}`; leave the classifier as it was."""
         ...
 
 
