@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -52,8 +53,7 @@ class Parameterisation:
             values = torch.fft.irfft2(spectrum, s=(self.recipe.size,) * 2, norm="ortho")
         if self._mixes:
             values = _mixed(_COLOUR, values)
-        # Each picture by itself: elements at the ends of vectors and threads' shares round differently.
-        return torch.stack([torch.sigmoid(one) for one in values]) if self.recipe.bounded else values
+        return cast(Tensor, _Sigmoid.apply(values)) if self.recipe.bounded else values
 
     def parameters(self, images: Tensor) -> Tensor:
         """Return the parameters that stand for images `(N, channels, size, size)` in [0, 1]."""
@@ -69,6 +69,26 @@ class Parameterisation:
     @property
     def _mixes(self) -> bool:
         return self.recipe.decorrelate and self.channels == 3
+
+
+class _Sigmoid(torch.autograd.Function):
+    """The sigmoid, each picture by itself: elements at the ends of vectors and threads' shares round differently."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        """Return the values between 0 and 1."""
+        images = torch.empty_like(values, memory_format=torch.contiguous_format)
+        for value, image in zip(values, images, strict=True):
+            torch.sigmoid(value, out=image)
+        ctx.save_for_backward(images)
+        return images
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """Return the gradient of the values."""
+        (images,) = ctx.saved_tensors
+        slope: Tensor = (1 - images).mul_(images)
+        return slope.mul_(gradients[0])
 
 
 def _mixed(matrix: Tensor, values: Tensor) -> Tensor:

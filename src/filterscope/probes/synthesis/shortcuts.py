@@ -1,6 +1,6 @@
 """Cheaper ways to the same numbers: a strided convolution as a dense one, and one output channel for each picture."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -81,18 +81,35 @@ def own_channel(module: nn.Module, inputs: Tensor, channels: Tensor) -> Tensor:
     else:
         padding = cast("tuple[int, int]", cast(nn.Conv2d, module).padding)
     weight = cast(Tensor, module.weight)[channels].to(inputs.dtype)
-    rows, columns = weight.shape[2:]
     n, c, h, w = inputs.shape
     pixels = _aligned(inputs.permute(0, 2, 3, 1).reshape(n, h * w, c), 2)
-    # F.fold adds at i + d what a convolution reads there, hence the flip.
-    taps = _aligned(_aligned(weight.flip(2, 3).flatten(2), 2), 1)
-    added = F.fold(
-        torch.bmm(pixels, taps)[..., : rows * columns].transpose(1, 2),
-        (h + 2 * padding[0] - rows + 1, w + 2 * padding[1] - columns + 1),
-        (rows, columns),
-        padding=(rows - 1 - padding[0], columns - 1 - padding[1]),
-    )
-    return added + _bias(cast("Tensor | None", module.bias), channels, added)
+    own = cast(Tensor, _Taps.apply(pixels, _aligned(weight.flatten(2), 1), (h, w), weight.shape[2:], padding))
+    return own + _bias(cast("Tensor | None", module.bias), channels, own)
+
+
+class _Taps(torch.autograd.Function):
+    """Pixels `(N, h·w, C)` and kernels `(N, C, kh·kw)` → maps `(N, 1, …)`; only pixels get a gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, pixels: Tensor, taps: Tensor, size: tuple[int, int], kernel: tuple[int, int], padding: tuple[int, int]
+    ) -> Tensor:
+        """Return the sums over channels at every place of the kernel, shifted and added."""
+        # F.fold adds at i + d what a convolution reads there, hence the flip.
+        flipped = _aligned(taps.flip(2), 2)
+        ctx.save_for_backward(flipped)
+        ctx.kernel, ctx.places = kernel, kernel[0] * kernel[1]
+        ctx.padding = (kernel[0] - 1 - padding[0], kernel[1] - 1 - padding[1])
+        output = (size[0] - kernel[0] + 1 + 2 * padding[0], size[1] - kernel[1] + 1 + 2 * padding[1])
+        sums = torch.bmm(flipped.transpose(1, 2), pixels.transpose(1, 2))
+        return F.fold(sums[:, : ctx.places], output, kernel, padding=ctx.padding)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        """Return the gradient of the pixels."""
+        (flipped,) = ctx.saved_tensors
+        places = _aligned(F.unfold(gradients[0], ctx.kernel, padding=ctx.padding), 1)
+        return torch.bmm(places.transpose(1, 2), flipped.transpose(1, 2)), None, None, None, None
 
 
 def _bias(bias: Tensor | None, channels: Tensor, like: Tensor) -> Tensor | float:
@@ -103,7 +120,7 @@ def _bias(bias: Tensor | None, channels: Tensor, like: Tensor) -> Tensor | float
 
 def _aligned(matrices: Tensor, dim: int) -> Tensor:
     # A matrix product's bits depend on where its rows begin in a cache line, so every picture's must begin alike.
-    lacking = -matrices.shape[dim] % 32
+    lacking = -matrices.shape[dim] % (64 // matrices.element_size())
     return F.pad(matrices, (0, 0) * (2 - dim) + (0, lacking)) if lacking else matrices
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
-from filterscope.probes.observing import device_of, observing
+from filterscope.probes.observing import observing
 from filterscope.probes.synthesis.ascent import ascend, in_bf16
 from filterscope.probes.synthesis.images import Parameterisation, shown
 from filterscope.probes.synthesis.objectives import (
@@ -25,10 +25,11 @@ from filterscope.probes.synthesis.objectives import (
     mean_response,
 )
 from filterscope.probes.synthesis.recipe import Recipe
-from filterscope.probes.synthesis.truncate import Truncated
+from filterscope.probes.synthesis.truncate import Reach, Truncated
 from filterscope.probes.synthesis.trust import ActivationStatistics, LayerStatistics, ranks
 
-_LARGEST_MICRO_BATCH = 16
+_MOST_TOGETHER = 16
+_CACHED = 10 * 2**20  # bytes of one activation of the whole micro-batch; beyond, convolutions wait for memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +94,13 @@ def synthesize(
         known = statistics.layers.get(layer) if statistics is not None else None
         named = _maker(recipe, layer, known, exact) if objective is None else objective
         layers = tuple(dict.fromkeys((layer, *named(list(channels)[:1] or [0]).layers)))
-        bf16 = in_bf16(recipe, device_of(classifier))
-        network = Truncated(classifier, layers, size=recipe.size, normalize=recipe.normalize, bf16=bf16)
+        bf16 = in_bf16(recipe, exact.device)
+        network = exact
+        if bf16 or layers != (layer,):
+            network = Truncated(classifier, layers, size=recipe.size, normalize=recipe.normalize, bf16=bf16)
         parameterisation = Parameterisation(recipe=recipe, channels=classifier.in_channels)
         _check(channels, network, layer, parameterisation, start)
-        count = micro_batch or micro_batch_size(network.reach.elements, recipe, len(channels))
+        count = micro_batch or micro_batch_size(network.reach, recipe, network.device, len(channels))
         chunks = [range(i, min(i + count, len(channels))) for i in range(0, len(channels), count)]
         parts = []
         for done, chunk in enumerate(chunks):
@@ -115,25 +118,28 @@ def start_from(images: Tensor, recipe: Recipe) -> Tensor:
     return Parameterisation(recipe=recipe, channels=images.shape[1]).parameters(images)
 
 
-def micro_batch_size(elements: int, recipe: Recipe, pictures: int) -> int:
-    """Return how many pictures ascend together within the recipe's memory.
+def micro_batch_size(reach: Reach, recipe: Recipe, device: torch.device, pictures: int) -> int:
+    """Return how many pictures ascend together: what the recipe's memory holds, on a CPU what its cache holds.
 
     Args:
-        elements: activations of one picture up to the layer.
-        recipe: whose `memory` holds.
-        pictures: how many there are in all; the batch is no larger than needed for them.
+        reach: what one picture makes on the way to the layer.
+        recipe: whose `memory` and precision count.
+        device: where the network lies.
+        pictures: how many there are in all; the batch is no larger.
 
     Raises:
         UserError: there is no memory for a single one.
     """
-    needed = 8 * elements  # every activation and its gradient, fp32
+    width = 2 if in_bf16(recipe, device) else 4
+    needed = 2 * width * reach.elements  # every activation and its gradient
     fits = int(recipe.memory * 2**30 / needed)
     if fits < 1:
         raise UserError(
             f"one picture needs {needed / 2**30:.2g} GiB for activations, recipe.memory is {recipe.memory:g}; "
             "choose a smaller recipe.size or more memory"
         )
-    return min(fits, _LARGEST_MICRO_BATCH, max(pictures, 1))
+    useful = _MOST_TOGETHER if device.type != "cpu" else max(1, _CACHED // (width * reach.largest))
+    return max(1, min(fits, useful, _MOST_TOGETHER, pictures))
 
 
 def share(pictures: int, rank: int, ranks: int) -> range:
@@ -217,10 +223,9 @@ def _chunk(
     own = [channels[place] for place in places]
     faces = [channels[:place].count(channels[place]) for place in places]
     generators = [_generator(layer, c, face, seed) for c, face in zip(own, faces, strict=True)]
-    device = device_of(network.network)
     parameterisation = Parameterisation(recipe=recipe, channels=network.network.in_channels)
-    noise = parameterisation.draw(generators).to(device)
-    begun = noise if start is None else start[places].to(device)
+    noise = parameterisation.draw(generators).to(exact.device)
+    begun = noise if start is None else start[places].to(exact.device)
     before = _responses(exact, layer, parameterisation.images(noise))
     parameters, curve = ascend(
         network, make(own), parameterisation, begun, generators, warm=start is not None, stepped=told

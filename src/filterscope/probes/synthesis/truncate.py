@@ -10,6 +10,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
 from filterscope.errors import UserError
@@ -48,12 +49,13 @@ class Reach:
     """What one picture makes on the way to the layers.
 
     `shapes` are the layers' outputs `(K, …)`, `calls` how often each of them runs, `elements` the numbers in all
-    activations together, `modules` what runs on the way.
+    activations together, `largest` those in the largest one, `modules` what runs on the way.
     """
 
     shapes: dict[str, tuple[int, ...]]
     calls: dict[str, int]
     elements: int
+    largest: int
     modules: tuple[nn.Module, ...]
 
 
@@ -157,25 +159,25 @@ class Truncated:
 def _look(network: Classifier, targets: dict[str, nn.Module], size: int) -> Reach:
     calls = dict.fromkeys(targets, 0)
     shapes: dict[str, tuple[int, ...]] = {}
-    ran: dict[nn.Module, int] = {}
-    elements = until = 0
+    ran: list[tuple[nn.Module, int]] = []
+    until = 0
 
     def count(module: nn.Module, _inputs: object, output: object) -> None:
-        nonlocal elements, until
+        nonlocal until
         if isinstance(output, Tensor):
-            ran[module] = elements
-            elements += output.numel() if next(module.children(), None) is None else 0
+            ran.append((module, output.numel() if next(module.children(), None) is None else 0))
             for name in (name for name, target in targets.items() if target is module):
                 calls[name] += 1
                 shapes[name] = tuple(output.shape[1:])
-                until = elements
+                until = len(ran)
 
     handles = [module.register_forward_hook(count) for module in network.modules()]
-    image = torch.rand(1, network.in_channels, size, size, device=next(network.parameters()).device)
+    stand_ins = {name: t.to("meta") for name, t in (*network.named_parameters(), *network.named_buffers())}
+    image = torch.empty(1, network.in_channels, size, size, device="meta")
     try:
         with torch.no_grad():
-            network(image)
-    except (RuntimeError, ValueError) as error:
+            functional_call(network, stand_ins, (image,))
+    except (RuntimeError, ValueError, AssertionError) as error:
         missed = next((name for name, n in calls.items() if not n), None)
         if missed is not None:
             raise UserError(
@@ -190,5 +192,11 @@ def _look(network: Classifier, targets: dict[str, nn.Module], size: int) -> Reac
             raise UserError(
                 f"layer {name!r} has no channels to synthesize; choose one of {', '.join(convolutions(network.layers))}"
             )
-    used = tuple(module for module, before in ran.items() if before < until)
-    return Reach(shapes=shapes, calls=calls, elements=max(until, 1), modules=used)
+    before = ran[:until]
+    return Reach(
+        shapes=shapes,
+        calls=calls,
+        elements=sum(elements for _, elements in before),
+        largest=max(elements for _, elements in before),
+        modules=tuple(dict.fromkeys(module for module, _ in before)),
+    )
