@@ -27,6 +27,7 @@ from filterscope.training.module import FinetuneModule
 from filterscope.training.runlog import RunLog, RunLogger
 from filterscope.visuals.confusion import accuracy_table, confusion_picture
 from filterscope.visuals.store import keep
+from filterscope.visuals.terminal import table_text
 from filterscope.visuals.visual import Examples, Output, Visual
 
 log = logging.getLogger(__name__)
@@ -54,14 +55,21 @@ def build(node: Plain, *, where: str, allowed: frozenset[str] | None = None, **e
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{where}._target_={name!r} cannot be imported: {error}") from error
     knobs = {
-        key: build(value, where=f"{where}.{key}", allowed=allowed)
-        if isinstance(value, dict) and "_target_" in value
-        else value
+        key: _built(value, where=f"{where}.{key}", allowed=allowed)
         for key, value in node.items()
         if key not in ("_target_", "_partial_")
     }
     arguments = check_knobs(target, knobs, where=where) | extra
     return partial(target, **arguments) if node.get("_partial_") else target(**arguments)
+
+
+def _built(value: Any, *, where: str, allowed: frozenset[str] | None) -> Any:
+    """Return what a knob says, with nodes that have a `_target_` built, also those in a plain dict of them."""
+    if not isinstance(value, dict):
+        return value
+    if "_target_" in value:
+        return build(value, where=where, allowed=allowed)
+    return {key: _built(each, where=f"{where}.{key}", allowed=allowed) for key, each in value.items()}
 
 
 def check_knobs(target: Callable[..., Any], knobs: Mapping[str, Any], *, where: str) -> Plain:
@@ -91,13 +99,13 @@ def _checked(value: Any, hint: Any, *, where: str) -> Any:
         raise UserError(f"{where}={value!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
 
 
-def build_data(cfg: Plain) -> ImageDataModule:
-    """Build the datamodule and let it look for its files."""
+def build_data(cfg: Plain, stage: str = "fit") -> ImageDataModule:
+    """Build the datamodule and let it look for its files; the stage `predict` needs no labels."""
     if "_target_" not in cfg["data"]:
         raise UserError("there is no data to train on; choose a set, such as data=embedded or data=flowers")
     data: ImageDataModule = build(cfg["data"], where="data")
     data.prepare_data()
-    data.setup("fit")
+    data.setup(stage)
     return data
 
 
@@ -161,9 +169,10 @@ def build_trainer(cfg: Plain, folder: Path, visuals: dict[str, Visual]) -> pl.Tr
     if settings["precision"] == "auto":
         settings["precision"] = precision_for(settings["accelerator"])
     watch = cfg["checkpoint"]
+    rows = RunLog(folder)
     callbacks: list[pl.Callback] = [
-        RunLog(folder),
-        LogVisuals(visuals, folder=folder, num_examples=cfg["num_examples"], seed=cfg["seed"]),
+        rows,
+        LogVisuals(visuals, folder=folder, log=rows, num_examples=cfg["num_examples"], seed=cfg["seed"]),
         KeepCheckpoints(folder / "checkpoints", monitor=watch["monitor"], mode=watch["mode"]),
     ]
     if watch["patience"] is not None:
@@ -298,19 +307,31 @@ def _write_results(
             f"predictions/per_class_{split}": accuracy_table(counts, module.classifier.class_names),
         }
         keep(shown, folder=folder, writer=logger.experiment, epoch=trainer.current_epoch)
-    logger.log_outcome(_flat(cfg), metrics)
+    # A visual's numbers for single layers stand in its tables and in metrics.csv.
+    whole = {name: value for name, value in metrics.items() if name.count("/") == 1 or name.endswith("/all")}
+    logger.log_outcome(_choices(cfg), whole)
     export(module.classifier, cfg["export"], folder)
-    for name, value in sorted(metrics.items()):
+    looks = next(callback for callback in trainer.callbacks if isinstance(callback, LogVisuals))  # type: ignore[attr-defined]
+    for tag, table in looks.summaries.items():
+        log.info("%s", table_text(table, f"{tag}, epoch {looks.past.epoch}"))
+    for name, value in sorted(whole.items()):
         log.info("%s %.4f", name, value)
     log.info("%s", tensorboard_command(folder))
 
 
-def _flat(cfg: Plain, prefix: str = "") -> dict[str, str | int | float | bool]:
-    flat: dict[str, str | int | float | bool] = {}
-    for key, value in cfg.items():
-        if isinstance(value, dict):
-            if key not in ("visuals", "recipe"):
-                flat |= _flat(value, f"{prefix}{key}.")
-        elif not key.startswith("_"):
-            flat[f"{prefix}{key}"] = value if isinstance(value, (int, float, bool)) else str(value)
-    return flat
+def _choices(cfg: Plain) -> dict[str, str | int | float | bool]:
+    """Return what one compares runs by: the option chosen from each group and the knobs that decide the outcome."""
+    named = ("data", "head", "finetune", "optimizer", "schedule")
+    groups = {group: str(cfg[group]["_target_"]).rpartition(".")[2] for group in named}
+    knobs = {
+        "model.name": cfg["model"].get("name", "small_cnn"),
+        "model.weights": cfg["model"]["weights"],
+        "data.image_size": cfg["data"]["image_size"],
+        "data.batch_size": cfg["data"]["batch_size"],
+        **{f"optimizer.{key}": value for key, value in cfg["optimizer"].items() if not key.startswith("_")},
+        **{f"finetune.{key}": value for key, value in cfg["finetune"].items() if not key.startswith("_")},
+        **{f"trainer.{key}": cfg["trainer"][key] for key in ("max_epochs", "devices", "num_nodes")},
+        "label_smoothing": cfg["label_smoothing"],
+        "seed": cfg["seed"],
+    }
+    return groups | {key: v if isinstance(v, (int, float, bool)) else str(v) for key, v in knobs.items()}
