@@ -18,7 +18,8 @@ def visualize(cfg: dict[str, Any], folder: Path) -> list[str]:
 
     from filterscope import assembly, runs
     from filterscope.visuals.store import keep
-    from filterscope.visuals.visual import render
+    from filterscope.visuals.terminal import table_text
+    from filterscope.visuals.visual import Picture, Table, render
 
     subject = runs.subject(cfg)
     visuals = assembly.answerable(assembly.build_visuals(cfg), subject.classifier)
@@ -28,7 +29,10 @@ def visualize(cfg: dict[str, Any], folder: Path) -> list[str]:
         shown = render(visuals, subject.classifier, subject.examples, subject.past)
         keep(shown, folder=folder, writer=writer)
     assembly.export(subject.classifier, cfg["export"], folder)
-    log.info("%d pictures in %s", len(shown), folder / "pictures")
+    for tag, output in shown.items():
+        if isinstance(output, Table) and output.terminal:
+            log.info("%s", table_text(output, tag))
+    log.info("%d pictures in %s", sum(isinstance(each, Picture) for each in shown.values()), folder / "pictures")
     log.info("%s", assembly.tensorboard_command(folder))
     return list(shown)
 

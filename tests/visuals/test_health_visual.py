@@ -11,8 +11,9 @@ from filterscope.models.backbone import Backbone, small_cnn_backbone
 from filterscope.models.classifier import Classifier
 from filterscope.models.heads import replace
 from filterscope.probes.health.tally import Tally
-from filterscope.visuals.health import COLUMNS, Health
+from filterscope.visuals.health import Health
 from filterscope.visuals.health_causes import HealthCauses
+from filterscope.visuals.health_findings import COLUMNS
 from filterscope.visuals.visual import Examples, Past, Table
 
 
@@ -72,10 +73,10 @@ def test_what_a_validation_pass_gathered_is_used_instead_of_the_examples():
     classifier, past = network(), Past()
     tally = Tally.empty(filters=10, classes=10)
     tally.add(torch.full((7, 10, 4, 4), -1.0))
-    past.store["activity"] = {"block1_conv1": tally}
+    past.gathered["activity"] = {"block1_conv1": tally}
     shown = Health()(classifier, examples(), past)
     assert shown["health/dead/block1_conv1"] == 1
-    assert "activity" not in past.store
+    assert not past.gathered
 
 
 def test_what_is_remembered_can_be_read_harmlessly(tmp_path):

@@ -1,28 +1,34 @@
 """The callback that shows after every epoch what the network has learned."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from filterscope.errors import UserError
+from filterscope.training.runlog import RunLog
 from filterscope.visuals.store import keep
-from filterscope.visuals.visual import Examples, Past, Visual, render
+from filterscope.visuals.visual import Examples, Past, Table, Visual, render
+from filterscope.visuals.watching import watching
 
 
 class LogVisuals(pl.Callback):
     """Draws the visuals before training and after every epoch, on rank 0, and leaves no trace in the training.
 
-    The pictures go to the TensorBoard logger and to `folder`. What visuals remember from epoch to epoch, and the
-    examples, are part of the checkpoint.
+    The pictures go to the TensorBoard logger and to `folder`, the numbers also to `trainer.callback_metrics` on every
+    rank, where checkpoints and early stopping can watch them. Validation is watched on every rank. What visuals
+    remember from epoch to epoch, and the examples, are part of the checkpoint.
 
     Args:
         visuals: by name; drawn in this order.
         folder: the run folder, or None for TensorBoard alone.
+        log: gets the numbers for the row of their epoch.
         examples: the images to look at; None: `num_examples` validation images of the datamodule.
         num_examples: how many validation images to take.
         seed: which ones.
@@ -33,6 +39,7 @@ class LogVisuals(pl.Callback):
         visuals: Mapping[str, Visual],
         *,
         folder: Path | None = None,
+        log: RunLog | None = None,
         examples: Examples | None = None,
         num_examples: int = 16,
         seed: int = 0,
@@ -40,15 +47,21 @@ class LogVisuals(pl.Callback):
         super().__init__()
         self.visuals = visuals
         self.folder = folder
+        self.log_row = log
         self.examples = examples
         self.num_examples = num_examples
         self.seed = seed
         self.past = Past()
+        self.summaries: dict[str, Table] = {}
+        self._watching = ExitStack()
+        self._take: Callable[[Tensor | None], None] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw epoch 0, the network before training."""
         if trainer.current_epoch == 0 and trainer.global_step == 0:
             self.draw(trainer, pl_module, epoch=0)
+        else:
+            self._publish(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the epoch that has just ended."""
@@ -56,13 +69,63 @@ class LogVisuals(pl.Callback):
 
     def draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, epoch: int) -> None:
         """Draw everything as it is after `epoch` finished epochs."""
-        if not self.visuals or not trainer.is_global_zero:
+        if not self.visuals:
             return
         self.past.epoch = epoch
+        numbers: dict[str, float] = {}
+        if trainer.is_global_zero:
+            classifier: Any = pl_module.classifier
+            shown = render(self.visuals, classifier, self._examples(trainer), self.past)
+            logger = next((each for each in trainer.loggers if isinstance(each, TensorBoardLogger)), None)
+            keep(shown, folder=self.folder, writer=logger.experiment if logger else None, epoch=epoch)
+            numbers = {tag: output for tag, output in shown.items() if isinstance(output, float)}
+            self.summaries |= {tag: each for tag, each in shown.items() if isinstance(each, Table) and each.terminal}
+        self.past.gathered.clear()
+        numbers = trainer.strategy.broadcast(numbers)
+        self.past.store.setdefault("numbers", {}).update(numbers)
+        self._publish(trainer)
+        if self.log_row is not None:
+            self.log_row.add(trainer, numbers, epoch=epoch)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Watch the validation before training, or that of an epoch."""
+        before = trainer.state.fn == TrainerFn.VALIDATING
+        if not self.visuals or trainer.sanity_checking or (before and trainer.global_step > 0):
+            return
+        self.past.epoch = 0 if before else trainer.current_epoch + 1
         classifier: Any = pl_module.classifier
-        shown = render(self.visuals, classifier, self._examples(trainer), self.past)
-        logger = next((each for each in trainer.loggers if isinstance(each, TensorBoardLogger)), None)
-        keep(shown, folder=self.folder, writer=logger.experiment if logger else None, epoch=epoch)
+        self._take = self._watching.enter_context(watching(self.visuals, classifier, self.past))
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Hand on the labels of a batch."""
+        del trainer, pl_module, outputs, batch_idx, dataloader_idx
+        if self._take is not None:
+            self._take(batch[1])
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Watch no longer."""
+        del trainer, pl_module
+        self._take = None
+        self._watching.close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Watch no longer, and ask no other process for what it saw."""
+        del trainer, pl_module
+        self._take = None
+        self._watching.__exit__(type(exception), exception, exception.__traceback__)
+
+    def _publish(self, trainer: pl.Trainer) -> None:
+        """Put the newest numbers, which may be older than this epoch, where other callbacks look for metrics."""
+        known = self.past.store.get("numbers", {})
+        trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in known.items()})
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -10,6 +10,7 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from filterscope.errors import UserError
 from filterscope.files import PARTIAL, replacing, sweep
+from filterscope.training.runlog import SPLITS
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -73,6 +74,12 @@ class KeepCheckpoints(Checkpoint):
         if trainer.is_global_zero and self.folder.is_dir():
             sweep(self.folder)
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse a metric that no visual has measured, before an epoch is spent."""
+        del pl_module
+        if self.monitor.split("/")[0] not in SPLITS:
+            self._score(trainer)
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the checkpoints of the epoch that has just ended."""
         del pl_module
@@ -80,13 +87,10 @@ class KeepCheckpoints(Checkpoint):
 
     def keep(self, trainer: pl.Trainer, *, epoch: int) -> None:
         """Write `last.ckpt`, and `best.ckpt` where this epoch is the best so far."""
-        score = trainer.callback_metrics.get(self.monitor)
-        if score is None:
-            measured = ", ".join(sorted(trainer.callback_metrics))
-            raise UserError(f"checkpoint.monitor={self.monitor!r} is not measured; measured are {measured}")
-        better = self._improves(float(score))
+        score = self._score(trainer)
+        better = self._improves(score)
         if better:
-            self.best, self.best_epoch = float(score), epoch
+            self.best, self.best_epoch = score, epoch
         # Under a third name until best.ckpt is made from it: last.ckpt must never know of a best that is not there.
         trainer.save_checkpoint(self._next_path)
         if trainer.is_global_zero:
@@ -102,6 +106,14 @@ class KeepCheckpoints(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best so far."""
         self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
+
+    def _score(self, trainer: pl.Trainer) -> float:
+        score = trainer.callback_metrics.get(self.monitor)
+        if score is None:
+            alike = [name for name in trainer.callback_metrics if name.split("/")[0] == self.monitor.split("/")[0]]
+            measured = ", ".join(sorted(alike or trainer.callback_metrics)) or "nothing yet"
+            raise UserError(f"checkpoint.monitor={self.monitor!r} is not measured; measured are {measured}")
+        return float(score)
 
     def _improves(self, score: float) -> bool:
         if self.best is None:

@@ -14,6 +14,8 @@ from torch.utils.tensorboard.summary import hparams
 
 from filterscope.files import write_file
 
+SPLITS = ("train", "val", "test")
+
 
 class RunLogger(TensorBoardLogger):
     """TensorBoard's event file straight in the run folder, and nothing beside it."""
@@ -78,14 +80,19 @@ class RunLog(pl.Callback):
         self.write(trainer, max(self.rows, default=0))
 
     def write(self, trainer: pl.Trainer, epoch: int) -> None:
-        """Write what has been measured as the row of an epoch."""
-        measured = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
-        self.rows.setdefault(epoch, {}).update(measured)
-        if not trainer.is_global_zero:
-            return
-        write_rows(self.path, self.rows)
-        if trainer.logger:
+        """Write what training, validation and test have measured as the row of an epoch."""
+        measured = {
+            name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if _split(name) in SPLITS
+        }
+        self.add(trainer, measured, epoch=epoch)
+        if trainer.is_global_zero and trainer.logger:
             trainer.logger.log_metrics(measured, step=epoch)
+
+    def add(self, trainer: pl.Trainer, numbers: Mapping[str, float], *, epoch: int) -> None:
+        """Add numbers to the row of an epoch in `metrics.csv`."""
+        self.rows.setdefault(epoch, {}).update(numbers)
+        if numbers and trainer.is_global_zero:
+            write_rows(self.path, self.rows)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows so far."""
@@ -108,6 +115,9 @@ def write_rows(path: Path, rows: dict[int, dict[str, float]]) -> None:
 
 
 def _column_order(name: str) -> tuple[int, str]:
-    splits = ("train", "val", "test")
-    split = name.split("/")[0]
-    return (splits.index(split) if split in splits else len(splits), name)
+    split = _split(name)
+    return (SPLITS.index(split) if split in SPLITS else len(SPLITS), name)
+
+
+def _split(name: str) -> str:
+    return name.split("/")[0]

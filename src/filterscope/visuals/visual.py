@@ -25,11 +25,15 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows to show and to keep as CSV; every row has one cell per column."""
+    """Rows to show and to keep as CSV; every row has one cell per column.
+
+    One that sums a run up is shown in the `terminal` too, when all is done.
+    """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str | int | float, ...], ...]
     description: str = ""
+    terminal: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +69,12 @@ class Past:
 
     `epoch` is the number of finished epochs (0: before training), or None when there is no training (`visualize.py`).
     `store` belongs to the visuals: each keeps its own entry under its tag (warm starts, strips, drift's origin).
+    `gathered` is what they saw of the last validation pass; it lasts until they draw and is in no checkpoint.
     """
 
     epoch: int | None = None
     store: dict[str, Any] = field(default_factory=dict)
+    gathered: dict[str, Any] = field(default_factory=dict)
 
     def seen(self, tag: str, state: str) -> int | None:
         """Say since which epoch the thing behind a tag has looked like `state`; None when it is new or changed."""
@@ -86,8 +92,10 @@ class Past:
 class Visual(Protocol):
     """A frozen dataclass whose fields are its knobs.
 
-    One that cannot do without examples has `needs_images: ClassVar[bool] = True`; one that not every network can be
-    asked has `lacks(classifier)`, which says why it cannot be drawn of this one, or nothing.
+    One that cannot do without examples has `needs_images: ClassVar[bool] = True`; one whose findings the others show
+    has `leads: ClassVar[bool] = True`; one that not every network can be asked has `lacks(classifier)`, which says why
+    it cannot be drawn of this one, or nothing. One that sees more in a validation pass than in the examples has
+    `watching(classifier, past)`, a context manager as in `visuals.watching`.
     """
 
     @property
@@ -101,9 +109,9 @@ class Visual(Protocol):
 
 
 def render(visuals: Mapping[str, Visual], classifier: Classifier, examples: Examples, past: Past) -> dict[str, Output]:
-    """Let every visual whose turn it is look, in order, and return all that they show by tag."""
+    """Let every visual whose turn it is look, those that lead first, and return all that they show by tag."""
     shown: dict[str, Output] = {}
-    for visual in visuals.values():
+    for visual in sorted(visuals.values(), key=lambda visual: not getattr(visual, "leads", False)):
         if is_due(visual, past):
             shown |= visual(classifier, examples, past)
     return shown
