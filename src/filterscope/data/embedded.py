@@ -108,9 +108,7 @@ class EmbeddedDataModule(ImageDataModule):
 def class_names(num_channels: int) -> tuple[str, ...]:
     """Return what the classes are called; with one channel, lightness takes the hue's place."""
     colors = tuple(COLORS if num_channels == 3 else GREYS)
-    return tuple(
-        f"{SHAPES[shape]} petals, {colors[color]}, {STRIPES[stripes]} stripes" for shape, stripes, color in CLASSES
-    )
+    return tuple(f"{SHAPES[shape]}, {colors[color]}, {STRIPES[stripes]}" for shape, stripes, color in CLASSES)
 
 
 def looks_of(labels: Tensor, *, num_channels: int) -> Looks:
