@@ -114,9 +114,14 @@ def subject(cfg: dict[str, Any]) -> Subject:
     if cfg["images"]:
         examples = _files(cfg["images"], classifier)
     elif examples is None and "_target_" in cfg["data"]:
-        data = build_data(cfg)
+        data = build_data(cfg, "predict")
         images, labels, names = data.examples(cfg["num_examples"], cfg["seed"])
-        examples = Examples(images=images, labels=labels, names=names, class_names=tuple(data.class_names))
+        examples = Examples(
+            images=images,
+            labels=labels if data.class_names else None,
+            names=tuple(Path(name).name for name in names),
+            class_names=tuple(data.class_names),
+        )
     nothing = torch.empty(0, classifier.in_channels, classifier.image_size or 0, classifier.image_size or 0)
     return Subject(
         classifier=classifier, examples=examples or Examples(images=nothing), past=run.past if run else Past()

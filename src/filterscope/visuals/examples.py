@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
+from filterscope.probes.responses import grey
 from filterscope.visuals.draw import Cell, grid, shape, side
 from filterscope.visuals.lettering import named
 from filterscope.visuals.tiles import photo
@@ -21,11 +23,13 @@ class Batch:
     Attributes:
         images: how many examples.
         columns: how many stand side by side.
+        grey: draw them without colour.
         every: draw every so many epochs, 0: before training only.
     """
 
     images: int = 20
     columns: int = 5
+    grey: bool = False
     every: int = 0
     needs_images: ClassVar[bool] = True
 
@@ -34,11 +38,16 @@ class Batch:
         del classifier
         shown = range(min(self.images, len(examples)))
         captions = [example_name(examples, i) for i in shown]
-        note = f"{len(captions)} images of the data with the names of their classes"
+        images = examples.images[: self.images]
+        if self.grey:
+            images = torch.stack([grey(image) for image in images]) if len(images) else images
+        of_whom = "its class" if len(captions) == 1 else "their classes"
+        note = f"{len(captions)} image{'s' * (len(captions) != 1)} of the data"
+        note += f" with the name{'s' * (len(captions) != 1)} of {of_whom}" if examples.labels is not None else ""
         how = "Images of the data as the network gets them (before it normalises them), with their classes."
         return {
             "examples/batch": draw_images(
-                examples.images[: self.images],
+                images,
                 captions,
                 title="examples",
                 note=note,
