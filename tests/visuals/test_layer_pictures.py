@@ -13,6 +13,7 @@ from filterscope.visuals.activations import Activations, draw_maps, most_varied
 from filterscope.visuals.filters import Filters, draw_filters, filter_tiles
 from filterscope.visuals.responses import Responses
 from filterscope.visuals.synthesis import Synthesis, trust_lines
+from filterscope.visuals.verdicts import Picked
 from filterscope.visuals.visual import Examples, Past, Visual
 
 RECIPE = Recipe(size=32, steps=6, objective="channel", precision="fp32")
@@ -89,7 +90,7 @@ def test_kernels_are_drawn_in_colour_grey_shared_or_as_points() -> None:
 
 def test_kernels_without_weights_are_drawn() -> None:
     for inputs in (1, 3, 16):
-        assert draw_filters(torch.zeros(2, inputs, 3, 3), [0, 1], layer="x", total=2).pixels.std() > 0
+        assert draw_filters(torch.zeros(2, inputs, 3, 3), Picked(channels=[0, 1]), layer="x", total=2).pixels.std() > 0
 
 
 def test_a_kernel_that_is_one_pattern_on_all_inputs_shows_this_pattern() -> None:
@@ -125,7 +126,7 @@ def test_the_columns_chosen_first_are_kept(classifier: Classifier, examples: Exa
 def test_a_planted_map_above_one_is_brightest_where_it_is_largest() -> None:
     maps = torch.zeros(1, 1, 8, 8)
     maps[0, 0, 3, 4] = 300.0
-    picture = draw_maps(torch.zeros(1, 3, 16, 16), maps, [0], layer="x", total=1)
+    picture = draw_maps(torch.zeros(1, 3, 16, 16), maps, Picked(channels=[0]), layer="x", total=1)
     yellow = (picture.pixels == [253, 231, 37]).all(axis=2)  # the end of viridis
     body = yellow[200:]
     rows, columns = np.nonzero(body)
@@ -140,7 +141,7 @@ def test_features_of_a_linear_are_drawn_as_bars(classifier: Classifier, examples
 
 def test_outputs_that_are_neither_maps_nor_features_are_refused() -> None:
     with pytest.raises(UserError, match="only maps and features can be drawn"):
-        draw_maps(torch.zeros(1, 3, 8, 8), torch.zeros(1, 5, 7), [0], layer="encoder", total=5)
+        draw_maps(torch.zeros(1, 3, 8, 8), torch.zeros(1, 5, 7), Picked(channels=[0]), layer="encoder", total=5)
 
 
 def test_modules_without_known_channels_are_drawn() -> None:

@@ -14,6 +14,7 @@ from filterscope.probes.activations import activations
 from filterscope.visuals.draw import BACKGROUND, GAP, MARGIN, WIDTH, Cell, grid, shape, side
 from filterscope.visuals.lettering import named
 from filterscope.visuals.tiles import bars, photo, short, signed, signed_legend, unsigned, unsigned_legend, value_range
+from filterscope.visuals.verdicts import Picked, check_order, judged_layer, pick
 from filterscope.visuals.visual import Examples, Past, Picture, epoch_label, name_of, occasion
 
 PICKS = ("varied", "first")
@@ -41,6 +42,7 @@ class Activations:
         channels: how many channels, a list of indices, or None for all.
         pick: which ones, where `channels` says how many: `varied` (whose positive values vary most over the
             examples when they are drawn for the first time) or `first`.
+        order: `number`, or `verdict`: a fair sample from useful to dead, framed; needs the health visual.
         grid: `(rows, columns)` of channels for each image, instead of as many as `channels` says in a row.
         images: the first so many examples, or a list of their numbers.
         every: draw every so many epochs, 0: before training only.
@@ -49,6 +51,7 @@ class Activations:
     layers: Sequence[str] | None = None
     channels: list[int] | int | None = 7
     pick: str = "varied"
+    order: str = "number"
     grid: Sequence[int] | None = None
     images: list[int] | int = 4
     every: int = 1
@@ -56,6 +59,7 @@ class Activations:
 
     def __post_init__(self) -> None:
         """Refuse a choice that does not exist."""
+        check_order(self.order, where="visuals.activations.order")
         if self.pick not in PICKS:
             raise UserError(f"visuals.activations.pick={self.pick!r}; possible are {', '.join(PICKS)}")
         if self.grid is not None and (len(self.grid) != 2 or min(self.grid) < 1):
@@ -66,7 +70,11 @@ class Activations:
         if not len(examples):
             raise UserError("activations need images to look at: give images=[…] or a data set")
         layers = list(self.layers if self.layers is not None else block_ends(classifier.layers))
-        still = {layer: occasion(classifier, layer, f"activations/{layer}", past) for layer in layers}
+        judged = {layer: self._by_verdict(classifier, layer, past) for layer in layers}
+        still = {
+            layer: occasion(classifier, layer, f"activations/{layer}", past, extra=judged[layer].state)
+            for layer in layers
+        }
         due = [layer for layer in layers if still[layer] is not None]
         places = self._places(examples)
         images = examples.images[places]
@@ -75,20 +83,29 @@ class Activations:
         pictures = {}
         for layer in due:
             tag = f"activations/{layer}"
-            chosen = self._channels(maps[layer], layer, past.store.setdefault("channels", {}))
+            chosen = judged[layer]
+            if not chosen.verdicts:
+                kept = past.store.setdefault("channels", {})
+                chosen = Picked(channels=self._channels(maps[layer], layer, kept))
+            varied = self.pick == "varied" and isinstance(self._count, int) and not chosen.verdicts
             pictures[tag] = draw_maps(
                 images,
-                maps[layer][:, chosen],
+                maps[layer][:, chosen.channels],
                 chosen,
                 layer=layer,
                 total=maps[layer].shape[1],
-                picked="that vary most" if self.pick == "varied" and isinstance(self._count, int) else "",
+                why="that vary most" if varied else "",
                 names=[names[i] for i in places] if names else (),
                 abreast=self.grid[1] if self.grid else None,
                 aside=epoch_label(past),
                 still=still[layer] or "",
             )
         return pictures
+
+    def _by_verdict(self, classifier: Classifier, layer: str, past: Past) -> Picked:
+        if self.order == "number" or judged_layer(classifier, layer) is None:
+            return Picked(channels=[])
+        return pick(classifier, layer, self._count, past, order=self.order)
 
     @property
     def _count(self) -> list[int] | int | None:
@@ -137,28 +154,29 @@ def most_varied(maps: Tensor, count: int) -> Tensor:
 def draw_maps(
     images: Tensor,
     maps: Tensor,
-    channels: Sequence[int],
+    picked: Picked,
     *,
     layer: str,
     total: int,
     names: Sequence[str] = (),
-    picked: str = "",
+    why: str = "",
     abreast: int | None = None,
     aside: str = "",
     still: str = "",
 ) -> Picture:
     """Draw images `(N, C, H, W)` in [0, 1] beside the maps `(N, channels, h, w)` that they cause.
 
-    The outputs `(N, features)` of a Linear are drawn as bars. `total` is how many channels the layer has, `picked`
-    says which of them are shown, `abreast` how many stand side by side. A single image with several rows of maps stands
+    The outputs `(N, features)` of a Linear are drawn as bars. `total` is how many channels the layer has, `why` says
+    which of them are `picked`, `abreast` how many stand side by side. A single image with several rows of maps stands
     in the header.
     """
     if maps.ndim not in (2, 4):
         raise UserError(f"{layer} puts out {maps.ndim - 1} dimensions an image; only maps and features can be drawn")
+    channels = picked.channels
     kind = "bars" if maps.ndim == 2 else "signed" if float(maps.min()) < 0 else "map"
     of_all = f"{len(channels)} of {total}" if len(channels) < total else f"all {total}"
     what = "features" if kind == "bars" else "channels"
-    note = f"{of_all} {what}{' ' + picked if picked and len(channels) < total else ''}; "
+    note = f"{of_all} {what}{' ' + why if why and len(channels) < total else ''}; "
     note += {
         "bars": "each row scaled by itself, min…max below it",
         "signed": "each map scaled by itself, ± its full colour below it",
@@ -171,7 +189,7 @@ def draw_maps(
         columns = min(abreast or shape(len(channels), most=_MOST_MAPS), len(channels))
         wrapped = len(channels) > columns
         alone = wrapped and len(images) == 1
-        cells = _map_cells(images, maps, channels, columns, beside=not alone)
+        cells = _map_cells(images, maps, picked, columns, beside=not alone)
         columns += not alone
     pixels = grid(
         cells,
@@ -180,6 +198,7 @@ def draw_maps(
         aside=aside,
         notes=[note, still],
         legend={"bars": None, "signed": signed_legend("−", "+"), "map": unsigned_legend()}[kind],
+        key=picked.key,
         thumbnail=photo(images[0], 150) if alone else None,
         column_labels=[] if wrapped else ["channel", *(str(channel) for channel in channels)],
     )
@@ -187,7 +206,7 @@ def draw_maps(
     return Picture(pixels=pixels, description=f"**{layer}**: {of_all} {what}. {_HOW[kind]}{seen}")
 
 
-def _map_cells(images: Tensor, maps: Tensor, channels: Sequence[int], columns: int, *, beside: bool) -> list[Cell]:
+def _map_cells(images: Tensor, maps: Tensor, picked: Picked, columns: int, *, beside: bool) -> list[Cell]:
     """Draw each image's maps in lines of `columns`, with the image itself `beside` the first line."""
     size = side(columns + beside)
     negative = float(maps.min()) < 0
@@ -195,10 +214,10 @@ def _map_cells(images: Tensor, maps: Tensor, channels: Sequence[int], columns: i
     cells: list[Cell] = []
     for image, row in zip(images, maps, strict=True):
         drawn = []
-        for values, channel in zip(row, channels, strict=True):
+        for i, (values, channel) in enumerate(zip(row, picked.channels, strict=True)):
             scale = f"±{short(float(values.abs().max()))}" if negative else value_range(values)
-            caption = (str(channel), scale) if len(channels) > columns else (scale,)
-            drawn.append(Cell(pixels=tile(values, size), caption=caption))
+            caption = (str(channel), scale) if len(picked.channels) > columns else (scale,)
+            drawn.append(Cell(pixels=tile(values, size), caption=caption, frame=picked.frame(i)))
         for start in range(0, len(drawn), columns):
             if beside:
                 cells.append(_EMPTY if start else Cell(pixels=photo(image, size)))

@@ -77,6 +77,7 @@ def grid(
     aside: str = "",
     notes: Sequence[str] = (),
     legend: Legend | None = None,
+    key: Sequence[tuple[str, Colour]] = (),
     thumbnail: Pixels | None = None,
     row_labels: Sequence[str] = (),
     column_labels: Sequence[str] = (),
@@ -85,7 +86,8 @@ def grid(
     """Draw tiles row by row below a header, uint8 `(H, 1000, 3)`.
 
     Tiles keep their size; a column is as wide as its widest tile. `aside` stands at the right of the title (the
-    epoch), `notes` below it, `thumbnail` at the left of both. `label_width` is kept free for `row_labels`.
+    epoch), `notes` below it, then the `key` of the frames, `thumbnail` at the left of all. `label_width` is kept
+    free for `row_labels`.
     """
     rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
     widths = [max(row[c].pixels.shape[1] for row in rows if c < len(row)) for c in range(min(columns, len(cells)))]
@@ -93,7 +95,7 @@ def grid(
     gap = min(free // max(len(widths) - 1, 1), 3 * GAP) if len(rows) > 1 or len(widths) > 1 else GAP
     start = MARGIN + label_width + (free // 2 if len(widths) == 1 else 0)
     lefts = [start + sum(widths[:c]) + c * gap for c in range(len(widths))]
-    header = _header(title, aside, notes, legend, thumbnail)
+    header = _header(title, aside, notes, legend, thumbnail, key)
     top = header.shape[0] + (round(1.3 * CAPTION) if column_labels else 0)
     tops, y = [], top
     for row in rows:
@@ -129,12 +131,20 @@ def save_png(picture: Picture, path: Path) -> None:
     write_file(path, encode_png(picture))
 
 
-def _header(title: str, aside: str, notes: Sequence[str], legend: Legend | None, thumbnail: Pixels | None) -> Pixels:
+def _header(
+    title: str,
+    aside: str,
+    notes: Sequence[str],
+    legend: Legend | None,
+    thumbnail: Pixels | None,
+    key: Sequence[tuple[str, Colour]],
+) -> Pixels:
     left = MARGIN + (thumbnail.shape[1] + 2 * GAP if thumbnail is not None else 0)
     bar = _legend_width(legend) + 2 * GAP if legend else 0
     lines = [line for note in notes for line in wrap(note, width=WIDTH - MARGIN - left - bar, size=NOTE)]
     step = round(1.3 * NOTE)
-    height = MARGIN + TITLE + GAP + max(len(lines) * step, step if legend else 0) + GAP + 6
+    written = max(len(lines) * step, step if legend else 0)
+    height = MARGIN + TITLE + GAP + written + (step + GAP if key else 0) + GAP + 6
     if thumbnail is not None:
         height = max(height, MARGIN + thumbnail.shape[0] + 2 * GAP)
     image = Image.new("RGB", (WIDTH, height), BACKGROUND)
@@ -149,7 +159,16 @@ def _header(title: str, aside: str, notes: Sequence[str], legend: Legend | None,
         pen.text((left, top + i * step), line, font=font(NOTE, bold=False), fill=FAINT)
     if legend is not None:
         _draw_legend(image, pen, legend, top)
+    _draw_key(pen, key, (left, top + written + GAP))
     return np.asarray(image)
+
+
+def _draw_key(pen: ImageDraw.ImageDraw, key: Sequence[tuple[str, Colour]], at: tuple[int, int]) -> None:
+    left, top = at
+    for text, colour in key:
+        pen.rectangle((left, top + 4, left + NOTE - 4, top + NOTE), fill=colour)
+        pen.text((left + NOTE + 4, top), text, font=font(NOTE), fill=colour)
+        left += NOTE + 4 + round(text_width(text, NOTE)) + 3 * GAP
 
 
 def _legend_width(legend: Legend) -> int:

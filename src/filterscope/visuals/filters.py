@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from filterscope.models.classifier import Classifier
-from filterscope.models.layers import channels_of, convolutions
+from filterscope.models.layers import convolutions
 from filterscope.probes.filters import kernels, shared_patterns, strongest_inputs
 from filterscope.visuals.draw import Cell, grid, shape, side
 from filterscope.visuals.tiles import kernel, side_by_side, signed, signed_legend
+from filterscope.visuals.verdicts import Picked, check_order, pick
 from filterscope.visuals.visual import Examples, Past, Picture, Pixels, epoch_label, occasion
 
 _HOW = {
@@ -35,12 +36,18 @@ class Filters:
     Attributes:
         layers: names of convolutions; None: all.
         channels: the first so many filters, a list of indices, or None for all.
+        order: `number`, or `verdict`: a fair sample from useful to dead, framed; needs the health visual.
         every: draw every so many epochs, 0: before training only.
     """
 
     layers: Sequence[str] | None = None
     channels: list[int] | int | None = 64
+    order: str = "number"
     every: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse an order that does not exist."""
+        check_order(self.order, where="visuals.filters.order")
 
     def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> dict[str, Picture]:
         """Return a picture of the kernels of every layer that has something new to show."""
@@ -48,17 +55,22 @@ class Filters:
         pictures = {}
         for layer in self.layers if self.layers is not None else convolutions(classifier.layers):
             weights = kernels(classifier, layer)
-            chosen = channels_of(classifier.layers, layer, self.channels)
-            still = occasion(classifier, layer, f"filters/{layer}", past, alone=True)
+            picked = pick(classifier, layer, self.channels, past, order=self.order)
+            still = occasion(classifier, layer, f"filters/{layer}", past, alone=True, extra=picked.state)
             if still is not None:
                 pictures[f"filters/{layer}"] = draw_filters(
-                    weights[chosen], chosen, layer=layer, total=len(weights), aside=epoch_label(past), still=still
+                    weights[picked.channels],
+                    picked,
+                    layer=layer,
+                    total=len(weights),
+                    aside=epoch_label(past),
+                    still=still,
                 )
         return pictures
 
 
 def draw_filters(
-    weights: Tensor, channels: Sequence[int], *, layer: str, total: int, aside: str = "", still: str = ""
+    weights: Tensor, picked: Picked, *, layer: str, total: int, aside: str = "", still: str = ""
 ) -> Picture:
     """Draw kernels `(n, inputs, kh, kw)` under their channel numbers; `total` is how many the layer has."""
     inputs, height, width = weights.shape[1:]
@@ -72,12 +84,16 @@ def draw_filters(
         "points": f"{of_all}, 1×1: its weights of {inputs} inputs, row by row",
     }[kind]
     pixels = grid(
-        [Cell(pixels=tile, caption=(str(channel),)) for tile, channel in zip(tiles, channels, strict=True)],
+        [
+            Cell(pixels=tile, caption=(str(channel), *picked.word(i)), frame=picked.frame(i))
+            for i, (tile, channel) in enumerate(zip(tiles, picked.channels, strict=True))
+        ],
         columns=columns,
         title=layer,
         aside=aside,
         notes=[note, still],
         legend=signed_legend() if kind in ("shared", "points") else None,
+        key=picked.key,
     )
     about = f"**{layer}**: {of_all}, {height}×{width} over {inputs} input channel{'s' * (inputs > 1)}. {_HOW[kind]}"
     return Picture(pixels=pixels, description=about)

@@ -42,7 +42,7 @@ class Health:
     """
 
     needs_images: ClassVar[bool] = True
-    leads: ClassVar[bool] = True
+    turn: ClassVar[int] = -1
 
     layers: Sequence[str] | None = None
     idle: float = 0.2
@@ -79,6 +79,10 @@ class Health:
                 warn_of_deaths(layer, store[layer], epoch=past.epoch)
             warn_of_standstill(classifier, said, epoch=past.epoch)
         return {**numbers(said), "health": by_filter(said), "health/layers": by_layer(said)}
+
+    def lacks(self, classifier: Classifier) -> str:
+        """Say why this network cannot be judged, or nothing."""
+        return "" if convolutions(classifier.layers) else "the network has no convolutions"
 
     @contextmanager
     def watching(self, classifier: Classifier, past: Past) -> Iterator[Callable[[Tensor | None], None]]:

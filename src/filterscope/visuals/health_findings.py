@@ -106,9 +106,7 @@ def _notes(said: Told) -> list[str]:
         now = sum(len(about["verdicts"]) * about["numbers"]["structured"] for about in tested) / filters
         notes.append(f"With structure: {start:.0%} of the filters at epoch 0, {now:.0%} now.")
         if start >= 0.5:
-            notes.append(
-                "It was learned before this training (on ImageNet, say); what this one changed is the drift."
-            )
+            notes.append("It was learned before this training (on ImageNet, say); what this one changed is the drift.")
     return notes
 
 

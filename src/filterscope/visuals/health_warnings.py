@@ -31,7 +31,8 @@ def warn_of_deaths(layer: str, store: dict[str, Any], *, epoch: int) -> None:
     if died <= 0:
         store["fewest_dead"] = {"dead": dead, "epoch": epoch}
     elif died >= max(1, filters // 10) and died != store.get("died"):
-        log.warning("%s: %d of %d filters have died since epoch %d", layer, died, filters, fewest["epoch"])
+        have = "has" if died == 1 else "have"
+        log.warning("%s: %d of %d filters %s died since epoch %d", layer, died, filters, have, fewest["epoch"])
     store["died"] = died
 
 

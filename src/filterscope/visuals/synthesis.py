@@ -5,8 +5,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from filterscope.models.classifier import Classifier
-from filterscope.models.layers import channels_of, convolutions, find_layer
+from filterscope.models.layers import convolutions, find_layer
 from filterscope.probes.synthesis import (
     ActivationStatistics,
     LayerStatistics,
@@ -17,13 +19,16 @@ from filterscope.probes.synthesis import (
 from filterscope.probes.synthesis import Synthesis as Made
 from filterscope.visuals.draw import VERMILION, Cell, grid, shape, side
 from filterscope.visuals.tiles import photo
+from filterscope.visuals.verdicts import Picked, check_order, pick
 from filterscope.visuals.visual import Examples, Past, Picture, epoch_label, fingerprint, frozen, occasion
+
+KEPT = 88  # pixels of the side of the tiles that strips show of earlier epochs
 
 _HOW = (
     "Each picture was made by gradient ascent from noise so that it excites one channel as much as it can. The line "
     "below its number says how far to trust it. **12×**: it excites the channel twelve times as much as the best real "
     "image does (∞×: no real image excites it at all). **rank 1**: it excites its own channel more than any other of "
-    "the layer. *beats 54%*: of the real images, where it does not beat them all. *never rose*, framed: the ascent "
+    "the layer. *beats 54%*: of the real images, where it does not beat them all. *never rose*: the ascent "
     "found nothing, the picture means nothing. {compared}"
 )
 
@@ -38,6 +43,8 @@ class Synthesis:
         recipe: how pictures are made.
         layers: names of layers; None: every convolution.
         channels: the first so many, a list of indices, or None for all.
+        order: `number`, or `verdict`: a fair sample from useful to dead, the same over a training, framed; needs the
+            health visual.
         steps: of ascent in each epoch of a training; None: as many as the recipe says. A frozen layer, which is drawn
             once, and a network that is not trained get what the recipe says.
         seed: of the noise that pictures start from.
@@ -47,20 +54,31 @@ class Synthesis:
     recipe: Recipe = field(default_factory=Recipe)
     layers: Sequence[str] | None = None
     channels: list[int] | int | None = 8
+    order: str = "number"
     steps: int | None = 40
     seed: int = 0
     every: int = 1
 
+    def __post_init__(self) -> None:
+        """Refuse an order that does not exist."""
+        check_order(self.order, where="visuals.synthesis.order")
+
     def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> dict[str, Picture]:
         """Return a picture of the syntheses of every layer that has something new to show."""
         layers = list(self.layers if self.layers is not None else convolutions(classifier.layers))
-        chosen = {layer: channels_of(classifier.layers, layer, self.channels) for layer in layers}
-        still = {layer: occasion(classifier, layer, f"synthesis/{layer}", past) for layer in layers}
+        chosen = {
+            layer: pick(classifier, layer, self.channels, past, order=self.order, keep=f"synthesis/{layer}")
+            for layer in layers
+        }
+        still = {
+            layer: occasion(classifier, layer, f"synthesis/{layer}", past, extra=chosen[layer].state)
+            for layer in layers
+        }
         due = [layer for layer in layers if still[layer] is not None]
         known = real_statistics(classifier, due, examples, past)
         pictures = {}
         for layer in due:
-            made = self._make(classifier, layer, chosen[layer], known, past)
+            made = self._make(classifier, layer, chosen[layer].channels, known, past)
             pictures[f"synthesis/{layer}"] = draw_synthesis(
                 made,
                 chosen[layer],
@@ -80,7 +98,9 @@ class Synthesis:
             recipe = dataclasses.replace(recipe, steps=self.steps)
         left = past.store.setdefault("synthesis", {})
         start = left.get(layer, {}).get("parameters") if past.epoch is not None else None
-        if start is not None and left[layer]["channels"] != channels:
+        if start is not None and set(left[layer]["channels"]) == set(channels):
+            start = start[[left[layer]["channels"].index(channel) for channel in channels]]
+        else:
             start = None
         made = synthesize(
             classifier,
@@ -91,7 +111,8 @@ class Synthesis:
             start=start,
             statistics=known if layer in known.layers else None,
         )
-        left[layer] = {"channels": channels, "parameters": made.parameters}
+        small = torch.stack([torch.from_numpy(photo(image, KEPT)) for image in made.images])
+        left[layer] = {"channels": channels, "parameters": made.parameters, "tiles": small}
         return made
 
 
@@ -121,7 +142,7 @@ def real_statistics(
 
 def draw_synthesis(
     made: Made,
-    channels: Sequence[int],
+    picked: Picked,
     *,
     layer: str,
     total: int | None = None,
@@ -130,17 +151,20 @@ def draw_synthesis(
     still: str = "",
 ) -> Picture:
     """Draw synthesized pictures under their channel's number and how far to trust them."""
+    channels = picked.channels
     columns = shape(len(channels), most=4)
     size = side(columns)
     lines = trust_lines(made, channels, statistics)
     cells = [
         Cell(
             pixels=photo(image, size),
-            caption=(str(channel), *trust),
-            toned=len(trust),
-            frame=None if rose else VERMILION,
+            caption=(str(channel), *trust, *picked.word(i)),
+            toned=1 if picked.verdicts else len(trust),
+            frame=picked.frame(i) or (None if rose else VERMILION),
         )
-        for image, channel, trust, rose in zip(made.images, channels, lines, made.rose.tolist(), strict=True)
+        for i, (image, channel, trust, rose) in enumerate(
+            zip(made.images, channels, lines, made.rose.tolist(), strict=True)
+        )
     ]
     count = (
         f"{len(channels)} of {total} channels" if total and len(channels) < total else f"all {len(channels)} channels"
@@ -152,7 +176,7 @@ def draw_synthesis(
     note += (
         f"; × = times the best of {statistics.count} real images" if statistics else "; not compared with real images"
     )
-    pixels = grid(cells, columns=columns, title=layer, aside=aside, notes=[note, still])
+    pixels = grid(cells, columns=columns, title=layer, aside=aside, notes=[note, still], key=picked.key)
     return Picture(pixels=pixels, description=f"**{layer}**: {count}. {_HOW.format(compared=compared)}")
 
 

@@ -92,10 +92,10 @@ class Past:
 class Visual(Protocol):
     """A frozen dataclass whose fields are its knobs.
 
-    One that cannot do without examples has `needs_images: ClassVar[bool] = True`; one whose findings the others show
-    has `leads: ClassVar[bool] = True`; one that not every network can be asked has `lacks(classifier)`, which says why
-    it cannot be drawn of this one, or nothing. One that sees more in a validation pass than in the examples has
-    `watching(classifier, past)`, a context manager as in `visuals.watching`.
+    What some have besides: `needs_images: ClassVar[bool] = True` where it cannot do without examples; a
+    `turn: ClassVar[int]` below or above 0 where it looks before the others, who show its findings, or after them;
+    `lacks(classifier)`, which says why it cannot be drawn of this network, or nothing; `watching(classifier, past)`, a
+    context manager as in `visuals.watching`, where it sees more in a validation pass than in the examples.
     """
 
     @property
@@ -109,9 +109,9 @@ class Visual(Protocol):
 
 
 def render(visuals: Mapping[str, Visual], classifier: Classifier, examples: Examples, past: Past) -> dict[str, Output]:
-    """Let every visual whose turn it is look, those that lead first, and return all that they show by tag."""
+    """Let every visual whose turn it is look, those of lower `turn` first, and return what they show by tag."""
     shown: dict[str, Output] = {}
-    for visual in sorted(visuals.values(), key=lambda visual: not getattr(visual, "leads", False)):
+    for visual in sorted(visuals.values(), key=lambda visual: getattr(visual, "turn", 0)):
         if is_due(visual, past):
             shown |= visual(classifier, examples, past)
     return shown
