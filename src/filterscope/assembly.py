@@ -24,6 +24,7 @@ from filterscope.models.classifier import Classifier
 from filterscope.training.callbacks import LogVisuals
 from filterscope.training.checkpoints import AtomicCheckpointIO, KeepCheckpoints
 from filterscope.training.module import FinetuneModule
+from filterscope.training.progress import Progress
 from filterscope.training.runlog import RunLog, RunLogger
 from filterscope.visuals.confusion import accuracy_table, confusion_picture
 from filterscope.visuals.store import keep
@@ -178,7 +179,7 @@ def build_trainer(cfg: Plain, folder: Path, visuals: dict[str, Visual]) -> pl.Tr
     if watch["patience"] is not None:
         callbacks.append(pl.callbacks.EarlyStopping(watch["monitor"], mode=watch["mode"], patience=watch["patience"]))
     if settings.get("enable_progress_bar", True):
-        callbacks.append(pl.callbacks.RichProgressBar(leave=True))
+        callbacks.append(Progress())
     try:
         return pl.Trainer(
             **settings,

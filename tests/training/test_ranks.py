@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+
 from conftest import REPOSITORY, TINY
 
 Compose = Callable[..., dict[str, Any]]
