@@ -7,7 +7,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from filterscope.edge import check_paths, guarded, plain, run_folder, start
+from filterscope.edge import check_paths, guarded, plain, remember, run_folder, start
 
 log = logging.getLogger("filterscope")
 
@@ -47,7 +47,10 @@ def main(cfg: DictConfig) -> float | None:
     with guarded():
         config = plain(cfg)
         check_paths(config)
-        score = train(config, run_folder()).get(config["checkpoint"]["monitor"])
+        monitor = config["checkpoint"]["monitor"]
+        metrics = train(config, run_folder())
+        remember(metrics, monitor)
+        score = metrics.get(monitor)
     return score  # noqa: RET504 (mypy takes a return inside the block for certain)
 
 

@@ -27,6 +27,7 @@ FLOORS = {
     "edge": 5,
     "assembly": 5,
     "runs": 5,
+    "sweeps": 5,
     "train": 6,
     "visualize": 6,
 }

@@ -1,6 +1,8 @@
 """Where the scripts meet the user: a mistake ends in one line, whatever floor found it. Imports nothing heavy."""
 
 import logging
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,8 +18,15 @@ from filterscope.errors import UserError
 
 log = logging.getLogger("filterscope")
 
+RANK_VARIABLES = frozenset(
+    ["LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"]
+)
+"""What a launcher tells a process about its place among others."""
+
 failed: list[str] = []
 """What went wrong in the jobs of a sweep so far; a failed job does not end the others."""
+finished: list[dict[str, Any]] = []
+"""What the finished jobs of a sweep have measured, for the table at its end."""
 
 
 @contextmanager
@@ -42,8 +51,21 @@ def start(main: Callable[[], Any]) -> None:
     leave()
 
 
+def remember(metrics: Mapping[str, float], monitor: str) -> None:
+    """Remember what a job of a sweep has measured."""
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN:
+        chosen = tuple(hydra.overrides.task)
+        job = {"folder": run_folder(), "choices": chosen, "metrics": dict(metrics), "monitor": monitor}
+        finished.append({"job": job, "sweep": Path(hydra.sweep.dir)})
+
+
 def leave() -> None:
-    """End the script: with exit code 1 if a job of a sweep has failed."""
+    """End the script: a sweep with the table of its runs, and with exit code 1 if one of its jobs has failed."""
+    if finished:
+        from filterscope.sweeps import Job, compare
+
+        log.info("%s", compare([Job(**each["job"]) for each in finished], finished[0]["sweep"]))
     if failed:
         log.error("%d of the jobs failed: %s", len(failed), "; ".join(failed))
         sys.exit(1)
@@ -68,6 +90,26 @@ def take_up(arguments: list[str]) -> list[str]:
         raise UserError(f"resume={folder}: not a run folder (there is no .hydra/config.yaml in it)")
     stored = ["--config-path", str(folder / ".hydra"), "--config-name", "config"]
     return [*stored, f"hydra.run.dir={folder}", "hydra.output_subdir=null", f"++resume={folder}", *others]
+
+
+def run_apart(cfg: Mapping[str, Any]) -> bool:
+    """Run a sweep's job that takes several devices in a process of its own, and say whether that was done.
+
+    Inside the sweep's process the job's ranks would start the whole sweep again, and what they leave in the
+    environment would reach the jobs behind (Lightning #11300, #18175).
+    """
+    trainer = cfg["trainer"]
+    several = trainer["devices"] not in (1, "1") or trainer["num_nodes"] > 1 or trainer["strategy"] != "auto"
+    if HydraConfig.get().mode != RunMode.MULTIRUN or not several:
+        return False
+    job = run_folder()
+    stored = ["--config-path", str(job / ".hydra"), "--config-name", "config"]
+    command = [sys.executable, sys.argv[0], *stored, f"hydra.run.dir={job}", "hydra.output_subdir=null"]
+    environment = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
+    code = subprocess.run(command, env=environment, check=False).returncode
+    if code:
+        raise UserError(f"job {HydraConfig.get().job.num} in {job} ended with exit code {code}")
+    return True
 
 
 def run_folder() -> Path:

@@ -13,7 +13,7 @@ def table_text(table: Table, title: str = "", *, width: int | None = None) -> st
     """Return a table as lines of text, numbers at the right; None: as wide as the terminal, or 120 columns."""
     drawn = Drawn(title=title, box=SIMPLE_HEAD, title_justify="left")
     for i, column in enumerate(table.columns):
-        numeric = all(isinstance(row[i], (int, float)) for row in table.rows)
+        numeric = all(isinstance(row[i], (int, float)) or row[i] == "" for row in table.rows)
         drawn.add_column(column, justify="right" if numeric else "left")
     for row in table.rows:
         drawn.add_row(*(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row))
