@@ -13,8 +13,9 @@ from filterscope.models.heads import replace
 from filterscope.probes.health.tally import Tally
 from filterscope.visuals.health import Health
 from filterscope.visuals.health_causes import HealthCauses
-from filterscope.visuals.health_findings import COLUMNS
+from filterscope.visuals.health_findings import COLUMNS, by_layer
 from filterscope.visuals.visual import Examples, Past, Table
+from filterscope.visuals.watching import watching
 
 
 def network() -> Classifier:
@@ -77,6 +78,84 @@ def test_what_a_validation_pass_gathered_is_used_instead_of_the_examples():
     shown = Health()(classifier, examples(), past)
     assert shown["health/dead/block1_conv1"] == 1
     assert not past.gathered
+
+
+def test_the_validation_pass_is_watched_whoever_runs_it_and_nothing_is_left_behind():
+    classifier, past, seen = network().eval(), Past(epoch=0), examples(30)
+    with torch.no_grad(), watching({"health": Health()}, classifier, past) as take:
+        for images, labels in zip(seen.images.split(8), seen.labels.split(8), strict=True):
+            classifier(images)
+            take(labels)
+    assert not any(module._forward_hooks for module in classifier.modules())
+    watched = Health()(classifier, examples(5), past)
+    alone = Health()(classifier, seen, Past(epoch=0))
+    same = [tag for tag in alone if tag not in ("health", "health/layers") and not tag.startswith("health/cka")]
+    assert {tag: watched[tag] for tag in same} == {tag: pytest.approx(alone[tag], abs=1e-6) for tag in same}
+    assert past.store["health"]["block1_conv1"]["images"] == 30
+
+
+def test_a_validation_that_fails_leaves_neither_hooks_nor_tallies():
+    classifier, past = network(), Past(epoch=0)
+    with pytest.raises(InterruptedError), watching({"health": Health()}, classifier, past):
+        raise InterruptedError
+    assert not any(module._forward_hooks for module in classifier.modules())
+    assert not past.gathered
+
+
+def test_a_frozen_layer_is_run_and_judged_once():
+    classifier, past = network().eval(), Past(epoch=0)
+    classifier.backbone.requires_grad_(False)
+    with torch.no_grad(), watching({"health": Health()}, classifier, past) as take:
+        classifier(examples().images)
+        take(examples().labels)
+    first = Health()(classifier, examples(5), past)
+    past.epoch = 1
+    runs = []
+    classifier.register_forward_hook(lambda *_: runs.append(1))
+    with watching({"health": Health()}, classifier, past):
+        assert not any(module._forward_hooks for module in classifier.backbone.modules())
+    later = Health()(classifier, examples(5), past)
+    assert runs == []
+    assert later["health"].rows == first["health"].rows
+    assert later["health/cka/block1_conv1"] == 1
+
+
+def test_outside_training_what_training_saw_of_the_same_weights_still_counts():
+    classifier, past = network(), Past(epoch=2)
+    said = Health()(classifier, examples(30), past)["health"]
+    again = Past(store=past.store)
+    assert Health()(classifier, examples(3), again)["health"].rows == said.rows
+    with torch.no_grad():
+        classifier.module_of("conv_1").weight.add_(0.1)
+    Health()(classifier, examples(3), again)
+    assert again.store["health"]["block1_conv1"]["images"] == 3
+
+
+def test_a_layer_that_stands_still_while_others_move_is_told_once(caplog):
+    torch.manual_seed(0)
+    layers = [part for _ in range(4) for part in (nn.Conv2d(3, 3, 3, padding=1), nn.ReLU())]
+    backbone = Backbone(nn.Sequential(*layers, nn.Flatten()), name="deep", mean=[0] * 3, std=[1] * 3)
+    classifier, past = Classifier(backbone, nn.Linear(48, 2), num_classes=2), Past()
+    seen = Examples(images=torch.rand(8, 3, 4, 4), labels=torch.arange(8) % 2)
+    with caplog.at_level(logging.WARNING):
+        for past.epoch in range(4):
+            Health()(classifier, seen, past)
+            with torch.no_grad():
+                for name in ("conv_1", "conv_2", "conv_4"):
+                    classifier.module_of(name).weight.mul_(1.1)
+    still = [message for message in caplog.messages if "stopped learning" in message]
+    assert still == [
+        "block1_conv3 has stopped learning: in epoch 1 its weights changed by 0 %, the median layer's by 10 %"
+    ]
+
+
+def test_structure_older_than_the_training_is_not_its_merit():
+    def said(start: float) -> dict[str, dict[str, object]]:
+        about = {"verdicts": ["useful"], "images": 9, "best": "0", "worst": "", "testable": True}
+        return {"conv": about | {"numbers": {"drift": 0.1, "structured": 0.9}, "structured_at_start": start}}
+
+    assert "learned before this training" in by_layer(said(0.9)).description
+    assert by_layer(said(0.05)).description.endswith("With structure: 5% of the filters at epoch 0, 90% now.")
 
 
 def test_what_is_remembered_can_be_read_harmlessly(tmp_path):

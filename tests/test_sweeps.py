@@ -1,0 +1,33 @@
+"""The table at the end of a sweep."""
+
+from pathlib import Path
+
+from filterscope.sweeps import Job, compare, runs_table
+
+
+def job(name: str, *choices: str, **measured: float) -> Job:
+    metrics = {name.replace("__", "/"): value for name, value in measured.items()}
+    return Job(folder=Path("sweep") / name, choices=("seed=1", *choices), metrics=metrics, monitor="val/acc")
+
+
+JOBS = (
+    job("0_full", "finetune=full", val__acc=0.5, health__useful__all=0.75, health__drift__conv1=0.1),
+    job("1_probe", "finetune=linear_probe", val__acc=0.25, health__useful__all=1.0),
+)
+
+
+def test_runs_stand_side_by_side_with_accuracy_and_health_and_only_what_differs() -> None:
+    table = runs_table(JOBS)
+    assert table.columns == ("chosen", "val/acc", "useful", "run")
+    assert table.rows == (("finetune=full", 0.5, 0.75, "0_full"), ("finetune=linear_probe", 0.25, 1.0, "1_probe"))
+
+
+def test_a_run_without_verdicts_leaves_its_cells_empty() -> None:
+    table = runs_table([*JOBS, job("2_blind", "visuals=none", val__acc=0.1)])
+    assert table.rows[-1] == ("visuals=none", 0.1, "", "2_blind")
+
+
+def test_the_table_is_kept_in_the_folder_of_the_sweep(tmp_path: Path) -> None:
+    text = compare(JOBS, tmp_path)
+    assert "finetune=linear_probe" in text
+    assert (tmp_path / "runs.csv").read_text().splitlines()[0] == "chosen,val/acc,useful,run"
