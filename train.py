@@ -7,7 +7,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from filterscope.edge import check_paths, guarded, plain, remember, run_folder, start
+from filterscope.edge import check_paths, guarded, plain, remember, run_apart, run_folder, start
 
 log = logging.getLogger("filterscope")
 
@@ -48,7 +48,9 @@ def main(cfg: DictConfig) -> float | None:
         config = plain(cfg)
         check_paths(config)
         monitor = config["checkpoint"]["monitor"]
-        metrics = train(config, run_folder())
+        metrics = run_apart(config)
+        if metrics is None:
+            metrics = train(config, run_folder())
         remember(metrics, monitor)
         score = metrics.get(monitor)
     return score  # noqa: RET504 (mypy takes a return inside the block for certain)

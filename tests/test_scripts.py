@@ -58,6 +58,19 @@ def test_two_processes_share_one_run_folder_and_one_event_file(script: Script, t
     assert len((run / "metrics.csv").read_text().splitlines()) == 3
 
 
+def test_a_sweep_with_two_processes_per_job_runs_each_job_once_in_its_own_folder(
+    script: Script, tmp_path: Path
+) -> None:
+    two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true")
+    tiny = [override for override in TINY if not override.startswith("trainer.")]
+    once = ("trainer.max_epochs=1", "trainer.enable_progress_bar=false", "seed=1,2")
+    done = script("train.py", "-m", *tiny, *two, *LOOK, *once)
+    assert done.returncode == 0, said(done)
+    assert len(list(tmp_path.glob("outputs/*"))) == 1
+    assert len(list(tmp_path.glob("outputs/*_sweep/*/metrics.csv"))) == 2
+    assert len(list(tmp_path.glob("outputs/*_sweep/*/events.out.tfevents.*"))) == 2
+
+
 def test_resume_goes_on_in_the_same_folder(script: Script, tmp_path: Path) -> None:
     assert script("train.py", *TINY, *LOOK, "trainer.max_epochs=1").returncode == 0
     (run,) = (tmp_path / "outputs").iterdir()
@@ -85,5 +98,5 @@ def test_a_missing_file_is_said_before_anything_heavy_is_imported(script: Script
 
 
 def test_only_the_trainer_may_change_on_resume(script: Script) -> None:
-    assert_refused(script("train.py", "resume=nowhere", "seed=3"), "seed=3 cannot change on resume")
+    assert_refused(script("train.py", "resume=nowhere", "seed=3"), "seed=3 cannot be changed on resume")
     assert_refused(script("train.py", "resume=nowhere"), "not a run folder")

@@ -1,5 +1,6 @@
 """Where the scripts meet the user: a mistake ends in one line, whatever floor found it. Imports nothing heavy."""
 
+import csv
 import logging
 import os
 import subprocess
@@ -92,8 +93,10 @@ def take_up(arguments: list[str]) -> list[str]:
     return [*stored, f"hydra.run.dir={folder}", "hydra.output_subdir=null", f"++resume={folder}", *others]
 
 
-def run_apart(cfg: Mapping[str, Any]) -> bool:
-    """Run a sweep's job that takes several devices in a process of its own, and say whether that was done.
+def run_apart(cfg: Mapping[str, Any]) -> dict[str, float] | None:
+    """Run a sweep's job that takes several devices in a process of its own and return the last row of its metrics.
+
+    None: the job is no such one, and nothing was run.
 
     Inside the sweep's process the job's ranks would start the whole sweep again, and what they leave in the
     environment would reach the jobs behind (Lightning #11300, #18175).
@@ -101,7 +104,7 @@ def run_apart(cfg: Mapping[str, Any]) -> bool:
     trainer = cfg["trainer"]
     several = trainer["devices"] not in (1, "1") or trainer["num_nodes"] > 1 or trainer["strategy"] != "auto"
     if HydraConfig.get().mode != RunMode.MULTIRUN or not several:
-        return False
+        return None
     job = run_folder()
     stored = ["--config-path", str(job / ".hydra"), "--config-name", "config"]
     command = [sys.executable, sys.argv[0], *stored, f"hydra.run.dir={job}", "hydra.output_subdir=null"]
@@ -109,7 +112,9 @@ def run_apart(cfg: Mapping[str, Any]) -> bool:
     code = subprocess.run(command, env=environment, check=False).returncode
     if code:
         raise UserError(f"job {HydraConfig.get().job.num} in {job} ended with exit code {code}")
-    return True
+    with (job / "metrics.csv").open(encoding="utf-8") as file:
+        *_, last = csv.DictReader(file)
+    return {name: float(value) for name, value in last.items() if value and name != "epoch"}
 
 
 def run_folder() -> Path:
