@@ -21,8 +21,8 @@ from filterscope.probes.synthesis import Recipe, synthesize
 PIXELS = Recipe(objective="channel", image="pixels", jitter=0, scale=0, rotate=0, leak=0, leak_steps=0, memory=4)
 FOURIER = Recipe(objective="channel", memory=4)
 NOTEBOOK = Recipe(
-    objective="channel", image="pixels", learning_rate=0.1, ascent="normalized", start="uniform", bounded=False,
-    decorrelate=False, normalize=False, jitter=0, scale=0, rotate=0, leak=0, leak_steps=0, memory=4,
+    objective="channel", image="pixels", learning_rate=0.1, anneal=0, ascent="normalized", start="uniform",
+    bounded=False, decorrelate=False, normalize=False, jitter=0, scale=0, rotate=0, leak=0, leak_steps=0, memory=4,
 )  # fmt: skip
 
 # network, layer, recipe, size, pictures in a batch, times faster than lucent in fp32 and in bf16

@@ -131,8 +131,8 @@ def test_a_given_image_is_what_the_ascent_starts_from(grey, image):
 def test_the_notebooks_recipe_is_its_own_arithmetic(colour):
     """Uniform start, raw pixels, mean of the rectified map, `g · rsqrt(max(Σg², 1e-12))`, step 0.1."""
     recipe = Recipe(
-        objective="channel", image="pixels", size=32, steps=10, learning_rate=0.1, ascent="normalized", start="uniform",
-        bounded=False, decorrelate=False, normalize=False, jitter=0, scale=0, rotate=0, leak=0, leak_steps=0,
+        objective="channel", image="pixels", size=32, steps=10, learning_rate=0.1, anneal=0, ascent="normalized",
+        start="uniform", bounded=False, decorrelate=False, normalize=False, jitter=0, scale=0, rotate=0, leak=0, leak_steps=0,
         precision="fp32",
     )  # fmt: skip
     start = torch.rand(1, 3, 32, 32)

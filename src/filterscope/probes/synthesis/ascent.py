@@ -33,7 +33,7 @@ def ascend(
     warps = draw_warps(recipe, generators).to(start.device) if recipe.transforms else None
     own = objective.own.to(start.device) if objective.own is not None and network.computes_own else None
     leaky = 0 if warm else min(recipe.leak_steps, recipe.steps // 3)
-    climb = _adam(recipe) if recipe.ascent == "adam" else _normalized(recipe)
+    climb = _adam() if recipe.ascent == "adam" else _normalized()
     curve = torch.empty(recipe.steps, len(start), device=start.device)
     for step in range(recipe.steps):
         with torch.enable_grad():
@@ -46,7 +46,7 @@ def ascend(
         (gradient,) = torch.autograd.grad(penalised, parameters)
         curve[step] = scores.detach()
         with torch.no_grad():
-            climb(parameters, gradient)
+            climb(parameters, gradient, rate_at(step, recipe))
             if recipe.blur and recipe.image == "pixels" and (step + 1) % recipe.blur_every == 0:
                 parameters.copy_(_blurred(parameters, recipe.blur))
         stepped(step + 1)
@@ -63,16 +63,23 @@ def in_bf16(recipe: Recipe, device: torch.device) -> bool:
     return device.type == "cpu" and capable
 
 
-def _adam(recipe: Recipe) -> Callable[[Tensor, Tensor], None]:
+def rate_at(step: int, recipe: Recipe) -> float:
+    """Return the learning rate of a step: constant, then falling along a straight line."""
+    left = (recipe.steps - step) / (recipe.anneal * recipe.steps) if recipe.anneal else 1.0
+    return recipe.learning_rate * min(1.0, left)
+
+
+def _adam() -> Callable[[Tensor, Tensor, float], None]:
     optimizer: torch.optim.Adam | None = None
     pictures: list[Tensor] = []
 
-    def climb(parameters: Tensor, gradient: Tensor) -> None:
+    def climb(parameters: Tensor, gradient: Tensor, rate: float) -> None:
         nonlocal optimizer
         if optimizer is None:
             # One tensor for each picture: elements at the ends of vectors and threads' shares round differently.
             pictures.extend(parameters.detach().unbind())
-            optimizer = torch.optim.Adam(pictures, lr=recipe.learning_rate, maximize=True, fused=True)
+            optimizer = torch.optim.Adam(pictures, maximize=True, fused=True)
+        optimizer.param_groups[0]["lr"] = rate
         for picture, own in zip(pictures, gradient.unbind(), strict=True):
             picture.grad = own
         optimizer.step()
@@ -80,10 +87,10 @@ def _adam(recipe: Recipe) -> Callable[[Tensor, Tensor], None]:
     return climb
 
 
-def _normalized(recipe: Recipe) -> Callable[[Tensor, Tensor], None]:
-    def climb(parameters: Tensor, gradient: Tensor) -> None:
+def _normalized() -> Callable[[Tensor, Tensor, float], None]:
+    def climb(parameters: Tensor, gradient: Tensor, rate: float) -> None:
         length = gradient.flatten(1).square().sum(dim=1).clamp_min(1e-12).rsqrt()
-        parameters.add_(gradient * length.view(-1, *[1] * (gradient.dim() - 1)), alpha=recipe.learning_rate)
+        parameters.add_(gradient * length.view(-1, *[1] * (gradient.dim() - 1)), alpha=rate)
 
     return climb
 

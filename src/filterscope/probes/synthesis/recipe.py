@@ -14,7 +14,7 @@ _CHOICES = {
     "precision": ("auto", "fp32", "bf16"),
 }
 _AT_LEAST = {
-    "size": 1, "steps": 1, "learning_rate": 0.0, "jitter": 0.0, "scale": 0.0, "rotate": 0.0, "leak": 0.0,
+    "size": 1, "steps": 1, "learning_rate": 0.0, "anneal": 0.0, "jitter": 0.0, "scale": 0.0, "rotate": 0.0, "leak": 0.0,
     "leak_steps": 0, "total_variation": 0.0, "l2": 0.0, "blur": 0.0, "blur_every": 1, "memory": 0.0,
 }  # fmt: skip
 
@@ -30,6 +30,7 @@ class Recipe:
         size: of the picture, in pixels.
         steps: of ascent.
         learning_rate: step of Adam, or the length of a step of normalized ascent.
+        anneal: over which share of the steps, at the end, the learning rate falls to nought, 0 to 1.
         ascent: `adam`, or `normalized`: the gradient of each picture scaled to length one.
         start: `noise` (normal, sd 0.01, in the parameters) or `uniform` pixels in [0, 1).
         bounded: keep pixels in [0, 1] with a sigmoid; otherwise nothing bounds them.
@@ -53,6 +54,7 @@ class Recipe:
     size: int = 128
     steps: int = 256
     learning_rate: float = 0.05
+    anneal: float = 0.5
     ascent: str = "adam"
     start: str = "noise"
     bounded: bool = True
