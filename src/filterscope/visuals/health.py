@@ -70,7 +70,7 @@ class Health:
         for layer in due:
             about = store.setdefault(layer, {})
             found = self._judge(classifier, layer, gathered.get(layer, seen[layer]), responses[layer], about)
-            about |= told(found) | {"judged": self._state(classifier, layer), "watched": layer in gathered}
+            about |= told(found) | {"judged": self._state(classifier, layer)}
             if past.epoch is not None:
                 about.setdefault("structured_at_start", about["numbers"]["structured"])
         said = {layer: store[layer] for layer in layers}
@@ -87,12 +87,8 @@ class Health:
     @contextmanager
     def watching(self, classifier: Classifier, past: Past) -> Iterator[Callable[[Tensor | None], None]]:
         """Watch a validation pass; at its end the tallies lie in `past.gathered`."""
-        store = past.store.get("health", {})
-        due = [
-            layer
-            for layer in self._names(classifier)
-            if not (store.get(layer, {}).get("watched") and self._known(classifier, layer, past))
-        ]
+        # All ranks must come to the same list, and what has been judged is known to the first alone.
+        due = [layer for layer in self._names(classifier) if not (past.epoch and frozen(classifier, layer))]
         with recording(classifier, due) as recorder:
             yield recorder.add
         reduce_all(recorder.tallies)
