@@ -8,8 +8,12 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from train import train
 
-from conftest import TINY
+from filterscope.assembly import build_data
+from filterscope.errors import UserError
+from filterscope.probes.activations import activations
+from filterscope.runs import open_run
 from filterscope.training.module import FinetuneModule
+from tiny import TINY
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -41,8 +45,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of one whole tiny run that several tests look at."""
     import hydra
 
-    from conftest import REPOSITORY
     from filterscope.edge import plain
+    from tiny import REPOSITORY
 
     folder = tmp_path_factory.mktemp("run")
     with hydra.initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
@@ -55,6 +59,7 @@ LAYERS = ("block1_conv1", "block2_conv1")
 TAGS = (
     *(f"filters/{layer}" for layer in LAYERS),
     *(f"synthesis/{layer}" for layer in LAYERS),
+    *(f"strips/{layer}" for layer in LAYERS),
     "activations/block1_pool",
     "activations/block2_pool",
     "predictions/val",
@@ -73,7 +78,7 @@ def test_every_epoch_leaves_every_picture_in_the_folder_and_in_tensorboard(run: 
 def test_metrics_have_a_row_per_epoch_under_the_same_names_in_csv_and_tensorboard(run: Path) -> None:
     rows, events = rows_of(run), events_of(run)
     assert [row["epoch"] for row in rows] == ["0", "1", "2"]
-    for name in ("val/loss", "val/acc"):
+    for name in ("val/loss", "val/acc", "health/useful/all", "health/apoz/block2_conv1"):
         assert [scalar.step for scalar in events.Scalars(name)] == [0, 1, 2]
         for row, scalar in zip(rows, events.Scalars(name), strict=True):
             assert float(row[name]) == pytest.approx(scalar.value, rel=1e-5)
@@ -119,7 +124,7 @@ def test_the_number_of_workers_does_not_change_the_result(run: Path, composed: C
 def test_an_interrupted_run_resumes_to_the_same_bits(
     finetune: str, composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overrides = (*TINY, f"finetune={finetune}", "trainer.max_epochs=3", "visuals=activations")
+    overrides = (*TINY, f"finetune={finetune}", "trainer.max_epochs=3", "visuals=[activations,health,strips]")
     if finetune == "gradual":
         overrides = (*overrides, "finetune.release_epoch=2")
     train(composed(*overrides), tmp_path / "whole")
@@ -139,6 +144,9 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
 
     assert_same_weights(tmp_path / "whole", tmp_path / "broken")
     assert rows_of(tmp_path / "whole") == rows_of(tmp_path / "broken")
+    for table in ("health", "health/layers"):
+        files = [tmp_path / run / table / "epoch_003.csv" for run in ("whole", "broken")]
+        assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_linear_probe_changes_nothing_but_the_head(composed: Compose, tmp_path: Path) -> None:
@@ -160,6 +168,34 @@ def test_zero_epochs_look_and_test_and_keep_a_checkpoint(composed: Compose, tmp_
     assert metrics.keys() >= {"val/acc", "test/acc"}
     assert (tmp_path / "pictures" / "filters" / "block1_conv1" / "epoch_000.png").is_file()
     assert (tmp_path / "checkpoints" / "best.ckpt").is_file()
+
+
+def test_filters_are_judged_by_the_whole_validation_pass(run: Path, composed: Compose) -> None:
+    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["filterscope"]["past"]
+    assert saved.keys() == {"epoch", "store"}
+    images = torch.cat([images for images, _ in build_data(composed(*TINY)).val_dataloader()])
+    classifier = open_run(run / "checkpoints" / "last.ckpt").classifier
+    outputs = activations(classifier, images, ["block1_conv1"])["block1_conv1"]
+    positive = (outputs > 0).float().mean(dim=(0, 2, 3))
+    known = saved["store"]["health"]["block1_conv1"]
+    assert known["images"] == len(images) == 30
+    assert known["numbers"]["apoz"] == pytest.approx(1 - float(positive.mean()), abs=1e-4)
+
+
+def test_a_number_of_health_decides_what_is_best_and_when_to_stop(composed: Compose, tmp_path: Path) -> None:
+    watch = ("checkpoint.monitor=health/drift/block1_conv1", "checkpoint.mode=min", "checkpoint.patience=2")
+    metrics = train(composed(*TINY, "visuals=health", "trainer.max_epochs=9", "schedule=constant", *watch), tmp_path)
+    drifts = [float(row["health/drift/block1_conv1"]) for row in rows_of(tmp_path)]
+    assert drifts == sorted(drifts)
+    assert len(drifts) == 4  # before training, the best one, and two that are no better
+    assert metrics["health/drift/block1_conv1"] == pytest.approx(drifts[1], rel=1e-5)
+
+
+def test_a_number_that_nothing_measures_is_refused_before_an_epoch_is_spent(composed: Compose, tmp_path: Path) -> None:
+    cfg = composed(*TINY, "visuals=health", "checkpoint.monitor=health/usefull/all")
+    with pytest.raises(UserError, match="not measured; measured are health/apoz/block1_conv1"):
+        train(cfg, tmp_path)
+    assert [row["epoch"] for row in rows_of(tmp_path)] == ["0"]
 
 
 def test_early_stopping_stops(composed: Compose, tmp_path: Path) -> None:
