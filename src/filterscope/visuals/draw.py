@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from filterscope.files import write_file
-from filterscope.visuals.lettering import CAPTION, NAME, NOTE, TITLE, fitting, font, text_width, wrap
+from filterscope.visuals.lettering import CAPTION, NAME, NOTE, SMALLEST, TITLE, fitting, font, text_width, wrap
 from filterscope.visuals.visual import Picture, Pixels
 
 Colour = tuple[int, int, int]
@@ -165,10 +165,15 @@ def _header(
 
 def _draw_key(pen: ImageDraw.ImageDraw, key: Sequence[tuple[str, Colour]], at: tuple[int, int]) -> None:
     left, top = at
+    words, size = [text for text, _ in key], NOTE
+    while (
+        size > SMALLEST and sum(text_width(word, size) + size + 4 + 2 * GAP for word in words) > WIDTH - MARGIN - left
+    ):
+        size -= 1
     for text, colour in key:
-        pen.rectangle((left, top + 4, left + NOTE - 4, top + NOTE), fill=colour)
-        pen.text((left + NOTE + 4, top), text, font=font(NOTE), fill=colour)
-        left += NOTE + 4 + round(text_width(text, NOTE)) + 3 * GAP
+        pen.rectangle((left, top + 4, left + size - 4, top + size), fill=colour)
+        pen.text((left + size + 4, top), text, font=font(size), fill=colour)
+        left += size + 4 + round(text_width(text, size)) + 2 * GAP
 
 
 def _legend_width(legend: Legend) -> int:
