@@ -98,7 +98,8 @@ def build_with_weights(
     if missing:
         network = build(num_classes)  # with random tensors where the file has none
     state = network.state_dict()
-    state.update({key: tensor.to(own[key].dtype) for key, tensor in tensors.items()})
+    # Contiguous: a fused optimizer crashes on an expanded tensor, whose elements share their memory.
+    state.update({key: tensor.to(own[key].dtype).contiguous() for key, tensor in tensors.items()})
     network.load_state_dict(state, assign=not missing)
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing:
