@@ -12,8 +12,7 @@ import hydra
 import pytest
 
 from filterscope.edge import plain
-
-REPOSITORY = Path(__file__).parent.parent
+from tiny import REPOSITORY
 
 
 @pytest.fixture(scope="session")
@@ -24,23 +23,6 @@ def real() -> Path:
         pytest.skip("needs real data and weights: FILTERSCOPE_REAL is not set")
     return Path(folder)
 
-
-# The embedded data at a size at which a whole run takes seconds.
-TINY = (
-    "data.image_size=24",
-    "data.num_train=60",
-    "data.num_val=30",
-    "data.num_test=20",
-    "data.batch_size=20",
-    "model=small_cnn",
-    "model.in_channels=3",
-    "trainer.accelerator=cpu",
-    "trainer.precision=32-true",
-    "trainer.max_epochs=2",
-    "trainer.enable_progress_bar=false",
-    "recipe.size=24",
-    "recipe.steps=4",
-)
 
 Composed = dict[str, Any]
 

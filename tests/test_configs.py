@@ -9,8 +9,8 @@ import pytest
 import torch
 from hydra.utils import get_object
 
-from conftest import REPOSITORY
 from filterscope import assembly
+from tiny import REPOSITORY
 
 Compose = Callable[..., dict[str, Any]]
 CONF = REPOSITORY / "conf"

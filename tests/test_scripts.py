@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from conftest import TINY
+from tiny import TINY
 
 Script = Callable[..., subprocess.CompletedProcess[str]]
 LOOK = ("visuals=filters",)

@@ -11,9 +11,9 @@ from train import train
 from visualize import visualize
 
 import filterscope
-from conftest import TINY
 from filterscope.errors import UserError
 from filterscope.runs import find_checkpoint, open_run
+from tiny import TINY
 
 Compose = Callable[..., dict[str, Any]]
 SMALL = ("recipe.size=24", "recipe.steps=4")
@@ -24,8 +24,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run on image files that are deleted afterwards."""
     import hydra
 
-    from conftest import REPOSITORY
     from filterscope.edge import plain
+    from tiny import REPOSITORY
 
     data = tmp_path_factory.mktemp("data")
     generator = np.random.default_rng(0)
@@ -50,6 +50,8 @@ def test_a_moved_checkpoint_is_drawn_when_the_data_is_gone(run: Path, composed: 
     tags = visualize(composed(f"ckpt={moved}", *SMALL, config="visualize"), tmp_path / "out")
     assert {"filters/block1_conv1", "synthesis/block2_conv1", "activations/block1_pool", "predictions/val"} <= set(tags)
     for tag in tags:
+        if tag.startswith("health"):
+            continue  # numbers and tables
         assert (tmp_path / "out" / "pictures" / f"{tag}.png").is_file()
 
 

@@ -9,9 +9,9 @@ import torch
 from train import train
 from visualize import visualize
 
-from conftest import TINY
 from filterscope.edge import check_paths
 from filterscope.errors import UserError
+from tiny import TINY
 
 Compose = Callable[..., dict[str, Any]]
 
