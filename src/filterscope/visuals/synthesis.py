@@ -55,7 +55,7 @@ class Synthesis:
     layers: Sequence[str] | None = None
     channels: list[int] | int | None = 8
     order: str = "number"
-    steps: int | None = 40
+    steps: int | None = 24
     seed: int = 0
     every: int = 1
 
