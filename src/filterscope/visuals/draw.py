@@ -32,6 +32,7 @@ PURPLE: Colour = (204, 121, 167)
 YELLOW: Colour = (240, 228, 66)
 
 FRAME = 6
+OUTSIDE = 4  # pixels of a frame that lie around its tile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +224,9 @@ def _draw_cell(
     left, top = at[0] + (box[0] - width) // 2, at[1] + (box[1] - height) // 2
     image.paste(Image.fromarray(np.ascontiguousarray(cell.pixels)), (left, top))
     if cell.frame is not None:
-        pen.rectangle((left, top, left + width - 1, top + height - 1), outline=cell.frame, width=FRAME)
+        # Mostly around the tile: a small kernel's outer weights are to be seen too.
+        edges = (left - OUTSIDE, top - OUTSIDE, left + width - 1 + OUTSIDE, top + height - 1 + OUTSIDE)
+        pen.rectangle(edges, outline=cell.frame, width=FRAME)
     if cell.mark:
         _draw_mark(pen, cell.mark, (left + width, top), cell.frame or INK)
     for i, line in enumerate(cell.caption):
