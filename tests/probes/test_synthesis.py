@@ -68,6 +68,58 @@ def test_a_negative_weight_descends(grey):
     assert (-down.curve[-1] < up.curve[-1]).all()
 
 
+def test_a_place_in_a_padded_micro_batch_does_not_change_a_bit(colour):
+    recipe = quick(objective="specific")
+    together = synthesize(colour, "block2_conv1", [0, 1, 2, 3, 4, 5, 6], recipe=recipe, micro_batch=3)
+    for order in ([5, 2, 0], [2], [6, 4, 3, 2]):
+        other = synthesize(colour, "block2_conv1", order, recipe=recipe, micro_batch=3)
+        assert torch.equal(other.images, together.images[order])
+        assert torch.equal(other.curve, together.curve[:, order])
+
+
+def test_shares_of_ranks_put_together_equal_one_rank_alone(grey):
+    channels = list(range(5))
+    alone = synthesize(grey, "block2_conv1", channels, recipe=quick(), micro_batch=2)
+    for rank in range(2):
+        own = list(share(len(channels), rank, 2))
+        part = synthesize(grey, "block2_conv1", [channels[i] for i in own], recipe=quick(), micro_batch=2)
+        assert torch.equal(part.images, alone.images[own])
+
+
+def test_another_micro_batch_size_changes_the_activation_by_less_than_two_percent(colour):
+    one = synthesize(colour, "block2_conv1", [0, 1, 2, 3], recipe=quick(), micro_batch=1)
+    four = synthesize(colour, "block2_conv1", [0, 1, 2, 3], recipe=quick(), micro_batch=4)
+    assert torch.allclose(one.activation, four.activation, rtol=0.02)
+
+
+def test_a_seed_decides_every_draw(grey):
+    first, again = (synthesize(grey, "block1_conv1", [0], recipe=quick(), seed=1) for _ in range(2))
+    other = synthesize(grey, "block1_conv1", [0], recipe=quick(), seed=2)
+    assert torch.equal(first.images, again.images)
+    assert not torch.equal(first.images, other.images)
+
+
+def test_faces_of_one_channel_start_from_different_noise_and_diversity_parts_them(grey):
+    channels = [1, 1, 1]
+    plain = synthesize(grey, "block2_conv1", channels, recipe=quick(steps=30))
+    diverse = synthesize(
+        grey, "block2_conv1", channels, recipe=quick(steps=30, objective={"channel": 1.0, "diversity": 1.0})
+    )
+    assert not torch.equal(plain.images[0], plain.images[1])
+    likeness = Diversity(layer="block2_conv1", channels=(1, 1, 1))
+    outputs = [activations(grey, m.images, ["block2_conv1"]) for m in (plain, diverse)]
+    assert likeness(outputs[1]).sum() > likeness(outputs[0]).sum()
+
+
+def test_a_warm_start_goes_on_where_the_last_picture_ended(grey):
+    recipe = quick(steps=40)
+    first = synthesize(grey, "block2_conv1", [2, 5], recipe=recipe)
+    warm = synthesize(grey, "block2_conv1", [2, 5], recipe=quick(steps=2), start=first.parameters)
+    assert (first.activation > 0).all()
+    assert torch.allclose(warm.activation, first.activation, rtol=0.25)
+    assert warm.rose.all()
+
+
 @pytest.mark.parametrize("image", ["fourier", "pixels"])
 def test_a_given_image_is_what_the_ascent_starts_from(grey, image):
     given = torch.rand(2, 1, 32, 32) * 0.9 + 0.05

@@ -1,5 +1,6 @@
 """Feature visualisation by activation maximisation: pictures that excite a channel, and how far to trust them."""
 
+from filterscope.probes.synthesis.crops import Crops, receptive_field, top_crops
 from filterscope.probes.synthesis.objectives import (
     Channel,
     Direction,
@@ -17,6 +18,7 @@ from filterscope.probes.synthesis.trust import ActivationStatistics, LayerStatis
 __all__ = [
     "ActivationStatistics",
     "Channel",
+    "Crops",
     "Direction",
     "Diversity",
     "LayerStatistics",
@@ -29,7 +31,9 @@ __all__ = [
     "Synthesis",
     "measure_statistics",
     "ranks",
+    "receptive_field",
     "share",
     "start_from",
     "synthesize",
+    "top_crops",
 ]
