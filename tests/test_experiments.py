@@ -358,16 +358,19 @@ def test_layer_taps_saves_and_draws_what_the_named_layers_put_out(
         np.testing.assert_allclose(saved[f"conv_{number}"], found[number - 1], rtol=1e-4, atol=1e-5)
         assert (folder / "pictures" / "activations" / f"conv_{number}.png").is_file()
     with Image.open(folder / "pictures" / "examples" / "batch.png") as picture:
-        pixels = np.asarray(picture.convert("RGB"))[200:380, 420:580].astype(int)
-    assert np.ptp(pixels, axis=2).max() == 0  # grey
-    assert pixels.std() > 20  # and not empty
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    assert np.ptp(pixels, axis=2).max() < 25  # coloured noise in grey, on a ground that is nearly so
+    assert (pixels.min(axis=2) > 100).sum() > 5000  # and not empty
 
 
 def test_the_same_seed_draws_the_same_random_image_and_another_another(
     digits: Path, composed: Compose, tmp_path: Path
 ) -> None:
     first, again, other = (
-        taps(composed, digits, tmp_path / name, "visuals=batch", f"seed={seed}") / "pictures" / "examples" / "batch.png"
+        taps(composed, digits, tmp_path / name, "model=alexnet", "data.image_size=64", "visuals=batch", f"seed={seed}")
+        / "pictures"
+        / "examples"
+        / "batch.png"
         for name, seed in (("a", 128), ("b", 128), ("c", 5))
     )
     assert first.read_bytes() == again.read_bytes() != other.read_bytes()
@@ -421,22 +424,20 @@ def test_the_notebook_recipe_of_the_experiment_is_the_notebooks(composed: Compos
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("objective", "tolerance"), [("logit", 1e-6), ("channel", 0.2)])
-def test_an_affine_objective_gains_the_same_at_every_step_and_a_rectified_one_nearly_so(
-    objective: str, tolerance: float, composed: Compose
-) -> None:
+def gains(weights: str | None, objective: str, composed: Compose) -> torch.Tensor:
+    """Return what the notebook's ascent of a first-layer filter gains at each of 60 steps."""
     torch.manual_seed(0)
-    classifier = heads.linear(torchvision_backbone(name="vgg16", weights=None), num_classes=2)
+    classifier = heads.linear(torchvision_backbone(name="vgg16", weights=weights), num_classes=2)
     recipe = composed("experiment=vgg16_synthesis")["visuals"]["comparison"]["recipes"]["notebook"]
     knobs = {name: value for name, value in recipe.items() if name != "_target_"}
-    made = synthesize(
-        classifier.double() if objective == "logit" else classifier,
-        "block1_conv1",
-        [63],
-        recipe=Recipe(**{**knobs, "objective": objective, "steps": 60}),
-    )
-    gains = made.curve[:, 0].double().diff()
-    assert float((gains - gains.mean()).abs().max() / gains.mean()) < tolerance
+    changed = Recipe(**{**knobs, "objective": objective, "steps": 60})
+    return synthesize(classifier, "block1_conv1", [20], recipe=changed).curve[:, 0].double().diff()
+
+
+def test_the_mean_before_the_relu_gains_the_same_at_every_step_and_the_notebooks_nearly_so(composed: Compose) -> None:
+    affine, rectified = gains(None, "logit", composed), gains(None, "channel", composed)
+    assert float(affine.max() - affine.min()) < 1e-6 < float(affine.mean()) / 100
+    assert float(rectified.max() - rectified.min()) < 0.2 * float(rectified.mean())
 
 
 @pytest.mark.real
@@ -451,11 +452,8 @@ def test_the_notebooks_own_network_is_right_as_often_as_it_was_there(
 
 
 @pytest.mark.real
-def test_the_real_first_layer_gains_the_same_at_every_step(real: Path, composed: Compose) -> None:
-    backbone = torchvision_backbone(name="vgg16", weights=str(real / "weights" / "vgg16_features.pth"))
-    recipe = composed("experiment=vgg16_synthesis")["visuals"]["comparison"]["recipes"]["notebook"]
-    knobs = {name: value for name, value in recipe.items() if name != "_target_"}
-    classifier = heads.linear(backbone, num_classes=2)
-    made = synthesize(classifier, "block1_conv1", [20], recipe=Recipe(**{**knobs, "steps": 100}))
-    gains = made.curve[:, 0].diff()
-    assert float((gains.max() - gains.min()) / gains.mean()) < 0.2
+def test_the_real_first_layer_gains_so_too(real: Path, composed: Compose) -> None:
+    weights = str(real / "weights" / "vgg16_features.pth")
+    affine, rectified = gains(weights, "logit", composed), gains(weights, "channel", composed)
+    assert float(affine.max() - affine.min()) < 1e-6 < float(affine.mean()) / 100
+    assert float(rectified.max() - rectified.min()) < 0.2 * float(rectified.mean())
