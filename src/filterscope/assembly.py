@@ -11,6 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from hydra.utils import get_object
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -245,7 +246,15 @@ def finish(
         metrics |= {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("test/")}
     if trainer.is_global_zero:
         _write_results(trainer, module, cfg, folder, metrics)
+    part(trainer)
     return metrics
+
+
+def part(trainer: pl.Trainer) -> None:
+    """Let the processes of a distributed run leave together: one that ends with its group still open can abort."""
+    if dist.is_available() and dist.is_initialized():
+        trainer.strategy.barrier()
+        dist.destroy_process_group()
 
 
 def check_export(classifier: Classifier, kind: str | None) -> None:
