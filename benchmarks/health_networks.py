@@ -23,6 +23,12 @@ def flowers(real: Path, split: str, size: int) -> Images:
     return torch.stack(pixels).float() / 255, torch.tensor(labels)
 
 
+def partition(images: Images, *sizes: int, seed: int) -> list[Images]:
+    """Return parts of the given sizes without overlap, drawn at random."""
+    order = torch.randperm(len(images[0]), generator=torch.Generator().manual_seed(seed))
+    return [(images[0][part], images[1][part]) for part in order[: sum(sizes)].split(sizes)]
+
+
 def fashion(real: Path, *, train: bool, count: int) -> Images:
     """Return the first `count` images and labels of FashionMNIST."""
     data = FashionMNIST(real, train=train)
