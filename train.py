@@ -16,17 +16,17 @@ def train(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
     """Finetune as the plain config says, write everything to the run folder and return the last metrics."""
     import pytorch_lightning as pl
 
-    from filterscope import assembly
+    from filterscope import assembly, finishing, launching
 
-    assembly.quieten()
+    launching.quieten()
     pl.seed_everything(cfg["seed"], workers=True, verbose=False)
     data = assembly.build_data(cfg)
     classifier = assembly.build_classifier(cfg, data)
     visuals = assembly.answerable(assembly.build_visuals(cfg), classifier)
-    assembly.check_export(classifier, cfg["export"])
+    finishing.check_export(classifier, cfg["export"])
     module = assembly.build_module(cfg, classifier, data)
-    trainer = assembly.build_trainer(cfg, folder, visuals)
-    assembly.log_start(module, data)
+    trainer = launching.build_trainer(cfg, folder, visuals)
+    launching.log_start(module, data)
 
     last = folder / "checkpoints" / "last.ckpt"
     if cfg["resume"] and last.is_file():
@@ -34,10 +34,10 @@ def train(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
     else:
         trainer.validate(module, data, verbose=False)  # epoch 0: the network before training
         if trainer.max_epochs == 0:
-            assembly.look_once(trainer, module)
+            launching.look_once(trainer, module)
         else:
             trainer.fit(module, data)
-    return assembly.finish(trainer, module, data, cfg, folder)
+    return finishing.finish(trainer, module, data, cfg, folder)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

@@ -16,7 +16,7 @@ def visualize(cfg: dict[str, Any], folder: Path) -> list[str]:
     """Draw the visuals of the plain config into a folder and return their tags."""
     from torch.utils.tensorboard import SummaryWriter
 
-    from filterscope import assembly, runs
+    from filterscope import assembly, finishing, runs
     from filterscope.visuals.store import keep
     from filterscope.visuals.terminal import table_text
     from filterscope.visuals.visual import Picture, Table, render
@@ -24,16 +24,16 @@ def visualize(cfg: dict[str, Any], folder: Path) -> list[str]:
     subject = runs.subject(cfg)
     visuals = assembly.answerable(assembly.build_visuals(cfg), subject.classifier)
     visuals = assembly.drawable(visuals, subject.examples)
-    assembly.check_export(subject.classifier, cfg["export"])
+    finishing.check_export(subject.classifier, cfg["export"])
     with SummaryWriter(str(folder)) as writer:
         shown = render(visuals, subject.classifier, subject.examples, subject.past)
         keep(shown, folder=folder, writer=writer)
-    assembly.export(subject.classifier, cfg["export"], folder)
+    finishing.export(subject.classifier, cfg["export"], folder)
     for tag, output in shown.items():
         if isinstance(output, Table) and output.terminal:
             log.info("%s", table_text(output, tag))
     log.info("%d pictures in %s", sum(isinstance(each, Picture) for each in shown.values()), folder / "pictures")
-    log.info("%s", assembly.tensorboard_command(folder))
+    log.info("%s", finishing.tensorboard_command(folder))
     return list(shown)
 
 

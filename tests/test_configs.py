@@ -9,7 +9,7 @@ import pytest
 import torch
 from hydra.utils import get_object
 
-from filterscope import assembly
+from filterscope import assembly, building, launching
 from tiny import REPOSITORY
 
 Compose = Callable[..., dict[str, Any]]
@@ -22,13 +22,13 @@ def options(group: str) -> list[str]:
 
 @pytest.mark.parametrize("name", [name for name in options("data") if name != "none"])
 def test_every_data_option_builds(name: str, composed: Compose) -> None:
-    data = assembly.build(composed(f"data={name}")["data"], where="data")
+    data = building.build(composed(f"data={name}")["data"], where="data")
     assert data.num_channels == 3
 
 
 @pytest.mark.parametrize("name", options("finetune"))
 def test_every_policy_builds(name: str, composed: Compose) -> None:
-    assert assembly.build(composed(f"finetune={name}")["finetune"], where="finetune").lr > 0
+    assert building.build(composed(f"finetune={name}")["finetune"], where="finetune").lr > 0
 
 
 @pytest.mark.parametrize("schedule", options("schedule"))
@@ -36,8 +36,8 @@ def test_every_policy_builds(name: str, composed: Compose) -> None:
 def test_every_optimizer_takes_a_step_under_every_schedule(optimizer: str, schedule: str, composed: Compose) -> None:
     cfg = composed(f"optimizer={optimizer}", f"schedule={schedule}")
     weight = torch.nn.Parameter(torch.ones(3, 3))
-    made = assembly.build(cfg["optimizer"], where="optimizer")([{"params": [weight], "lr": 0.1}])
-    plan = assembly.build(cfg["schedule"], where="schedule")(made, total_steps=4)
+    made = building.build(cfg["optimizer"], where="optimizer")([{"params": [weight], "lr": 0.1}])
+    plan = building.build(cfg["schedule"], where="schedule")(made, total_steps=4)
     weight.grad = torch.ones(3, 3)
     made.step()
     plan.step()
@@ -53,13 +53,13 @@ def test_every_visuals_option_builds(name: str, composed: Compose) -> None:
 
 @pytest.mark.parametrize("name", options("recipe"))
 def test_every_recipe_builds(name: str, composed: Compose) -> None:
-    assert assembly.build(composed(f"recipe={name}")["recipe"], where="recipe").steps > 0
+    assert building.build(composed(f"recipe={name}")["recipe"], where="recipe").steps > 0
 
 
 @pytest.mark.parametrize("name", [name for name in options("trainer") if name in ("default", "cpu", "smoke")])
 def test_every_trainer_for_one_cpu_builds(name: str, composed: Compose, tmp_path: Path) -> None:
     cfg = composed(f"trainer={name}", "trainer.enable_progress_bar=false")
-    assert assembly.build_trainer(cfg, tmp_path, {}).max_epochs in (1, 10)
+    assert launching.build_trainer(cfg, tmp_path, {}).max_epochs in (1, 10)
 
 
 @pytest.mark.parametrize("name", options("experiment"))

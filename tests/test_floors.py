@@ -25,7 +25,10 @@ FLOORS = {
     "visuals": 3,
     "training": 4,
     "edge": 5,
+    "building": 5,
     "assembly": 5,
+    "launching": 5,
+    "finishing": 5,
     "runs": 5,
     "sweeps": 5,
     "train": 6,
@@ -33,9 +36,9 @@ FLOORS = {
 }
 NEVER = {("data", "models"), ("models", "data"), ("training", "probes")}
 ONLY_IN = {
-    "hydra": {"edge", "assembly", "runs", "train", "visualize"},
+    "hydra": {"edge", "building", "assembly", "runs", "train", "visualize"},
     "omegaconf": {"edge", "assembly", "runs", "train", "visualize"},
-    "pytorch_lightning": {"data", "training", "assembly", "train"},  # the last two seed and build the Trainer
+    "pytorch_lightning": {"data", "training", "launching", "finishing", "train"},  # train seeds
     "matplotlib": {"visuals"},
     "PIL": {"visuals", "data"},  # data decodes
 }

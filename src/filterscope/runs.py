@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from filterscope.assembly import build, build_data, build_published
+from filterscope.assembly import build_data, build_published
+from filterscope.building import build
 from filterscope.data.decoding import read_image
 from filterscope.data.transforms import fixed_view, to_float
 from filterscope.errors import UserError

@@ -1,0 +1,88 @@
+"""From objects to a run that starts: the trainer with all that watches it, and what is said before the first epoch."""
+
+import logging
+import warnings
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+from filterscope.building import Plain
+from filterscope.data.datamodule import ImageDataModule
+from filterscope.errors import UserError
+from filterscope.training.callbacks import LogVisuals
+from filterscope.training.checkpoints import AtomicCheckpointIO, KeepCheckpoints
+from filterscope.training.module import FinetuneModule
+from filterscope.training.progress import Progress
+from filterscope.training.runlog import RunLog, RunLogger
+from filterscope.visuals.visual import Visual
+
+log = logging.getLogger(__name__)
+
+
+def build_trainer(cfg: Plain, folder: Path, visuals: dict[str, Visual]) -> pl.Trainer:
+    """Build the trainer that writes to a run folder."""
+    settings = {key: value for key, value in cfg["trainer"].items() if key != "_target_"}
+    if settings["precision"] == "auto":
+        settings["precision"] = precision_for(settings["accelerator"])
+    watch = cfg["checkpoint"]
+    rows = RunLog(folder)
+    callbacks: list[pl.Callback] = [
+        rows,
+        LogVisuals(visuals, folder=folder, log=rows, num_examples=cfg["num_examples"], seed=cfg["seed"]),
+        KeepCheckpoints(folder / "checkpoints", monitor=watch["monitor"], mode=watch["mode"]),
+    ]
+    if watch["patience"] is not None:
+        callbacks.append(pl.callbacks.EarlyStopping(watch["monitor"], mode=watch["mode"], patience=watch["patience"]))
+    if settings.get("enable_progress_bar", True):
+        callbacks.append(Progress())
+    try:
+        return pl.Trainer(
+            **settings,
+            logger=RunLogger(folder),
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO()],
+            default_root_dir=folder,
+            num_sanity_val_steps=0,
+            inference_mode=False,  # metrics that a validation before training resets must stay ordinary tensors
+            log_every_n_steps=1,
+            use_distributed_sampler=False,
+            enable_model_summary=False,
+        )
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        chosen = ", ".join(f"trainer.{key}={settings[key]}" for key in ("accelerator", "devices", "precision"))
+        raise UserError(f"{chosen}: {str(error).splitlines()[0]}") from error
+
+
+def quieten() -> None:
+    """Silence what libraries say to their own developers; what a user should know, filterscope says itself."""
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torchmetrics|torch")
+
+
+def precision_for(accelerator: str) -> str:
+    """Return `bf16-mixed` where the processor computes in bfloat16, else `32-true`, and say so in the log."""
+    on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
+    fast = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu._is_avx512_bf16_supported()
+    choice = "bf16-mixed" if fast else "32-true"
+    log.info("precision %s (trainer.precision decides otherwise)", choice)
+    return choice
+
+
+def log_start(module: FinetuneModule, data: ImageDataModule) -> None:
+    """Say in a line each what is trained on what."""
+    trained = sum(p.numel() for p in module.classifier.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in module.classifier.parameters())
+    log.info("%s: %s of %s parameters are trained", module.classifier.backbone.name, f"{trained:,}", f"{total:,}")
+    log.info("%d classes, images of %d×%d pixels", data.num_classes, data.image_size, data.image_size)
+
+
+def look_once(trainer: pl.Trainer, module: FinetuneModule) -> None:
+    """Draw and keep a network that is not trained at all."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, LogVisuals):
+            callback.draw(trainer, module, epoch=0)
+        elif isinstance(callback, KeepCheckpoints):
+            callback.keep(trainer, epoch=0)
