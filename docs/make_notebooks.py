@@ -137,18 +137,23 @@ def picture(runs: Path, name: str, tag: str, height: str = "0") -> str:
         image = image.crop((0, 0, image.width, min(int(height), image.height)))
     small = image.resize((700, round(700 * image.height / image.width)), Image.Resampling.LANCZOS)
     file = PICTURES / f"{name}_{tag.replace('/', '_')}.png"
-    small.quantize(128, dither=Image.Dither.NONE).save(file, optimize=True)
+    small.quantize(256, kmeans=2, dither=Image.Dither.NONE).save(file, optimize=True)
     return f"![{tag} of {RUNS[name].experiment}](images/notebooks/{file.name})"
 
 
 def gains(runs: Path, layer: str) -> str:
-    """Return smallest and largest gain of the notebook's objective over ten steps, over all filters of a layer."""
+    """Return how far apart the gains of ten steps lie in the second half of the notebook's ascents, as a share.
+
+    A filter that never rose gains nothing and is left out.
+    """
     with (runs / "synthesis" / "objective" / f"{layer}.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["recipe"] == "notebook"]
     shares = []
     for channel in {row["filter"] for row in rows}:
         curve = torch.tensor([float(row["objective"]) for row in rows if row["filter"] == channel])
         steps = curve.diff()[len(curve) // 2 :]
+        if steps.max() <= 0:
+            continue
         shares.append(float((steps.max() - steps.min()) / steps.mean()))
     return f"{100 * max(shares):.1f} %"
 
