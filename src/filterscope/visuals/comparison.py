@@ -122,7 +122,7 @@ def draw_comparison(
     for each in made.values():
         lines = trust_lines(each, channels, statistics)
         for image, channel, trust, rose in zip(each.images, channels, lines, each.rose.tolist(), strict=True):
-            caption = (f"{layer}, {channel}", *trust)
+            caption = (f"filter {channel}", *trust)
             frame = None if rose else VERMILION
             cells.append(Cell(pixels=photo(image, size), caption=caption, toned=len(trust), frame=frame))
     compared = (
