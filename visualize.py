@@ -17,6 +17,7 @@ def visualize(cfg: dict[str, Any], folder: Path) -> list[str]:
     from torch.utils.tensorboard import SummaryWriter
 
     from filterscope import assembly, finishing, runs
+    from filterscope.visuals.site import Site, check_site
     from filterscope.visuals.store import keep
     from filterscope.visuals.terminal import table_text
     from filterscope.visuals.visual import Picture, Table, render
@@ -25,6 +26,9 @@ def visualize(cfg: dict[str, Any], folder: Path) -> list[str]:
     visuals = assembly.answerable(assembly.build_visuals(cfg), subject.classifier)
     visuals = assembly.drawable(visuals, subject.examples)
     finishing.check_export(subject.classifier, cfg["export"])
+    for visual in visuals.values():
+        if hasattr(visual, "site"):
+            check_site(folder / visual.site)  # before minutes of work
     with SummaryWriter(str(folder)) as writer:
         shown = render(visuals, subject.classifier, subject.examples, subject.past)
         keep(shown, folder=folder, writer=writer)
@@ -32,7 +36,10 @@ def visualize(cfg: dict[str, Any], folder: Path) -> list[str]:
     for tag, output in shown.items():
         if isinstance(output, Table) and output.terminal:
             log.info("%s", table_text(output, tag))
-    log.info("%d pictures in %s", sum(isinstance(each, Picture) for each in shown.values()), folder / "pictures")
+        elif isinstance(output, Site):
+            log.info("%s: %.1f MB, open %s in a browser", tag, output.size / 1e6, folder / tag / "index.html")
+    if pictures := sum(isinstance(each, Picture) for each in shown.values()):
+        log.info("%d pictures in %s", pictures, folder / "pictures")
     log.info("%s", finishing.tensorboard_command(folder))
     return list(shown)
 

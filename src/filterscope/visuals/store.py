@@ -11,11 +11,12 @@ from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 
 from filterscope.files import write_file
 from filterscope.visuals.draw import encode_png
+from filterscope.visuals.site import Site, write_site
 from filterscope.visuals.visual import Arrays, Output, Picture, Table
 
 
 def keep(
-    shown: Mapping[str, Output],
+    shown: Mapping[str, Output | Site],
     *,
     folder: Path | None = None,
     writer: Any = None,
@@ -26,7 +27,8 @@ def keep(
     Args:
         shown: by tag.
         folder: the run folder: pictures go to `pictures/<tag>/epoch_<NNN>.png`, tables to `<tag>/epoch_<NNN>.csv`;
-            without an epoch to `pictures/<tag>.png` and `<tag>.csv`. Arrays lie where a table would, as `.npz`.
+            without an epoch to `pictures/<tag>.png` and `<tag>.csv`. Arrays lie where a table would, as `.npz`, and
+            a site's files below `<tag>/`, the newest in place of an older one.
         writer: a `torch.utils.tensorboard.SummaryWriter`, or None.
         epoch: the number of finished epochs, or None outside training.
     """
@@ -42,6 +44,11 @@ def keep(
         elif isinstance(output, Arrays):
             if folder is not None:
                 write_file(_place(folder, tag, epoch, "npz"), arrays_npz(output))
+        elif isinstance(output, Site):
+            if folder is not None:
+                write_site(folder / tag, output)
+            if writer is not None:
+                writer.add_text(tag, output.description, step)
         elif writer is not None:
             writer.add_scalar(tag, output, step)
 
