@@ -31,12 +31,15 @@ def finish(
     """Test the best epoch where there is a test split, write the final tables and return all metrics."""
     kept = next(callback for callback in trainer.callbacks if isinstance(callback, KeepCheckpoints))  # type: ignore[attr-defined]
     rows = next(callback for callback in trainer.callbacks if isinstance(callback, RunLog)).rows  # type: ignore[attr-defined]
-    metrics = dict(rows.get(kept.best_epoch if kept.best_epoch is not None else max(rows), {}))
+    best = kept.best_epoch if kept.best_epoch is not None else max(rows)
+    metrics = dict(rows.get(best, {}))
     content = torch.load(kept.best_path, map_location=module.device, weights_only=True)
     module.load_state_dict(content["state_dict"])
     if data.has_test:
         trainer.test(module, data, verbose=False)
         metrics |= {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("test/")}
+    looks = next(callback for callback in trainer.callbacks if isinstance(callback, LogVisuals))  # type: ignore[attr-defined]
+    looks.conclude(trainer, module, epoch=best)
     if trainer.is_global_zero:
         _write_results(trainer, module, cfg, folder, metrics)
     part(trainer)

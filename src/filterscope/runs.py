@@ -1,7 +1,9 @@
 """From a run folder or a checkpoint file to objects; a checkpoint needs nothing beside itself."""
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,16 @@ import torch
 
 from filterscope.assembly import build_data, build_published
 from filterscope.building import build
+from filterscope.data.datamodule import ImageDataModule
 from filterscope.data.decoding import read_image
 from filterscope.data.transforms import fixed_view, to_float
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.weights import UNREADABLE
-from filterscope.training.callbacks import unpack_examples
+from filterscope.training.callbacks import examples_of, unpack_examples
 from filterscope.visuals.visual import Examples, Past
+
+log = logging.getLogger(__name__)
 
 BUILDABLE = frozenset(
     {
@@ -25,6 +30,14 @@ BUILDABLE = frozenset(
         "filterscope.models.heads.append",
         "filterscope.models.heads.linear",
         "filterscope.models.heads.keep",
+        "filterscope.data.embedded.EmbeddedDataModule",
+        "filterscope.data.flowers.FlowersDataModule",
+        "filterscope.data.animals.AnimalsDataModule",
+        "filterscope.data.fashion_mnist.FashionMNISTDataModule",
+        "filterscope.data.mnist.MNISTDataModule",
+        "filterscope.data.folder.FolderDataModule",
+        "filterscope.data.csv.CSVDataModule",
+        "filterscope.data.transforms.Augmentation",
     }
 )
 """All that is ever built because a checkpoint says so: its stored config is data, not trusted."""
@@ -106,27 +119,25 @@ class Subject:
 def subject(cfg: dict[str, Any]) -> Subject:
     """Return the network and the images that a visualize config means.
 
-    The network is that of `ckpt`, or `model` as published. The images are those of `images`, else the checkpoint's
-    own, else validation images of `data`, else none.
+    The network is that of `ckpt`, or `model` as published. The images are those of `images`, else validation images of
+    `data`, else the checkpoint's own (more of them from the data that it was trained on), else none.
     """
     run = open_run(find_checkpoint(cfg["ckpt"])) if cfg["ckpt"] else None
     classifier = run.classifier if run else build_published(cfg)
-    examples = run.examples if run and run.examples else None
+    nothing = torch.empty(0, classifier.in_channels, classifier.image_size or 0, classifier.image_size or 0)
+    examples = Examples(images=nothing)
     if cfg["images"]:
         examples = _files(cfg["images"], classifier)
-    elif examples is None and "_target_" in cfg["data"]:
-        data = build_data(cfg, "predict")
-        images, labels, names = data.examples(cfg["num_examples"], cfg["seed"])
-        examples = Examples(
-            images=images,
-            labels=labels if data.class_names else None,
-            names=tuple(Path(name).name for name in names),
-            class_names=tuple(data.class_names),
-        )
-    nothing = torch.empty(0, classifier.in_channels, classifier.image_size or 0, classifier.image_size or 0)
-    return Subject(
-        classifier=classifier, examples=examples or Examples(images=nothing), past=run.past if run else Past()
-    )
+    elif "_target_" in cfg["data"]:
+        if run:
+            cfg["data"]["image_size"] = classifier.image_size
+        examples = examples_of(build_data(cfg, "predict"), cfg["num_examples"], cfg["seed"])
+        if run and examples.class_names != classifier.class_names:
+            log.warning("the classes of the data are not those of the network, so nobody knows what is right")
+            examples = replace(examples, labels=None, more=None)
+    elif run and run.examples:
+        examples = replace(run.examples, more=partial(_of_the_same_data, run, seed=cfg["seed"]))
+    return Subject(classifier=classifier, examples=examples, past=run.past if run else Past())
 
 
 def load(path: str | Path) -> Classifier:
@@ -154,6 +165,16 @@ def _classifier(about: Mapping[str, Any], state: Any, path: Path) -> Classifier:
         ) from error
     classifier.class_names, classifier.image_size = names, size
     return classifier
+
+
+def _of_the_same_data(run: Run, count: int, *, seed: int) -> Examples:
+    """Return validation images of the data that a run was trained on, where it lies; nothing is downloaded."""
+    data: ImageDataModule = build(run.config["data"], where=f"{run.path}: data", allowed=BUILDABLE)
+    data.setup("predict")
+    examples = examples_of(data, count, seed)
+    if examples.class_names != run.classifier.class_names:
+        raise UserError(f"{run.path} was trained on other classes than its data has now; choose data=… or images=…")
+    return examples
 
 
 def _files(paths: Sequence[str], classifier: Classifier) -> Examples:

@@ -124,12 +124,12 @@ def test_ablating_dead_filters_changes_no_logit_and_leaves_no_hook():
     with torch.no_grad():
         classifier.module_of("conv_1").bias[2] = -1e3
         whole = classifier(images)
-        with ablated(classifier, "conv_1", [2]):
+        with ablated(classifier, {"conv_1": [2]}):
             assert torch.equal(classifier(images), whole)
-        with ablated(classifier, "conv_1", [3]):
+        with ablated(classifier, {"conv_1": [3]}):
             assert not torch.equal(classifier(images), whole)
         assert torch.equal(classifier(images), whole)
-    lost = cost(classifier, images, labels, layer="conv_1", sets=[[2], list(range(12))])
+    lost = cost(classifier, images, labels, sets=[{"conv_1": [2]}, {"conv_1": range(12)}])
     assert lost[0] == 0
     said = labels == classifier.head.bias.argmax()  # what the network says of every image when nothing is left
     expected = accuracy(classifier, images, labels) - float(said.double().mean())
@@ -157,7 +157,7 @@ def test_wrong_input_is_one_clear_line():
     classifier, (images, labels) = tiny(), stripes()
     with pytest.raises(UserError, match="ablation needs images with labels: got 0 images"):
         accuracy(classifier, images[:0], labels[:0])
-    with pytest.raises(UserError, match="has no kernels"), ablated(classifier, "head", [0]):
+    with pytest.raises(UserError, match="has no kernels"), ablated(classifier, {"head": [0]}):
         pass
     with pytest.raises(UserError, match="no images to scramble"):
         natural_preference(classifier, images[:0], layers=["conv_1"])

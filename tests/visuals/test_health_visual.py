@@ -1,5 +1,6 @@
 """The health visual: numbers, a row per filter and per layer, warnings, and a frozen layer's exact zero."""
 
+import dataclasses
 import logging
 
 import pytest
@@ -194,9 +195,29 @@ def test_silencing_compares_sets_of_one_size():
     table = HealthCauses(draws=3, layers=["conv_1"])(classifier, examples(), Past())["health/causes"]
     assert isinstance(table, Table)
     ((layer, filters, silenced, unused, *_rest),) = table.rows
-    assert (layer, filters, silenced) == ("block1_conv1", 10, 2)
+    assert (layer, filters, silenced) == ("all at once", 10, 2)
     assert unused == 0  # dead filters
     assert len(table.rows[0]) == len(table.columns)
+
+
+def test_layers_are_silenced_by_themselves_on_demand():
+    classifier = network()
+    with torch.no_grad():
+        for layer, dead in (("conv_1", [2, 5]), ("conv_2", [1])):
+            classifier.module_of(layer).bias.fill_(1)
+            classifier.module_of(layer).bias[dead] = -1e3
+    table = HealthCauses(draws=2, each=True)(classifier, examples(), Past())["health/causes"]
+    assert isinstance(table, Table)
+    silenced = {row[0]: row[2] for row in table.rows}
+    assert silenced["block1_conv1"] == 2
+    assert silenced["all at once"] == silenced["block1_conv1"] + silenced["block2_conv1"]
+
+
+def test_causes_ask_for_more_images_than_the_others_look_at():
+    few = dataclasses.replace(examples(8), more=examples)
+    table = HealthCauses(draws=2, images=40)(network(), few, Past())["health/causes"]
+    assert isinstance(table, Table)
+    assert "of 40 images" in table.description
 
 
 def test_causes_without_labels_are_one_clear_line():

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,18 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
+from filterscope.data.datamodule import ImageDataModule
 from filterscope.errors import UserError
 from filterscope.training.runlog import RunLog
 from filterscope.visuals.store import keep
-from filterscope.visuals.visual import Examples, Past, Table, Visual, render
+from filterscope.visuals.visual import Examples, Output, Past, Table, Visual, assist, render
 from filterscope.visuals.watching import watching
 
 
 class LogVisuals(pl.Callback):
     """Draws the visuals before training and after every epoch, on rank 0, and leaves no trace in the training.
+
+    The other ranks do their share of what visuals hand out meanwhile.
 
     The pictures go to the TensorBoard logger and to `folder`, the numbers also to `trainer.callback_metrics` on every
     rank, where checkpoints and early stopping can watch them. Validation is watched on every rank. What visuals
@@ -74,18 +78,25 @@ class LogVisuals(pl.Callback):
         self.past.epoch = epoch
         numbers: dict[str, float] = {}
         if trainer.is_global_zero:
-            classifier: Any = pl_module.classifier
-            shown = render(self.visuals, classifier, self._examples(trainer), self.past)
-            logger = next((each for each in trainer.loggers if isinstance(each, TensorBoardLogger)), None)
-            keep(shown, folder=self.folder, writer=logger.experiment if logger else None, epoch=epoch)
+            shown = self._show(trainer, pl_module, epoch=epoch)
             numbers = {tag: output for tag, output in shown.items() if isinstance(output, float)}
-            self.summaries |= {tag: each for tag, each in shown.items() if isinstance(each, Table) and each.terminal}
+        else:
+            assist(self.visuals, pl_module.classifier, self.past)  # type: ignore[arg-type]
         self.past.gathered.clear()
         numbers = trainer.strategy.broadcast(numbers)
         self.past.store.setdefault("numbers", {}).update(numbers)
         self._publish(trainer)
         if self.log_row is not None:
             self.log_row.add(trainer, numbers, epoch=epoch)
+
+    def conclude(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, epoch: int) -> None:
+        """Let those look that do so when the training has ended, at the network as it was after `epoch` epochs."""
+        self.past.ended = True
+        if trainer.is_global_zero:
+            self._show(trainer, pl_module, epoch=epoch)
+        else:
+            assist(self.visuals, pl_module.classifier, self.past)  # type: ignore[arg-type]
+        self.past.ended = False
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Watch the validation before training, or that of an epoch."""
@@ -122,6 +133,14 @@ class LogVisuals(pl.Callback):
         self._take = None
         self._watching.__exit__(type(exception), exception, exception.__traceback__)
 
+    def _show(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, epoch: int) -> Mapping[str, Output]:
+        classifier: Any = pl_module.classifier
+        shown = render(self.visuals, classifier, self._examples(trainer), self.past)
+        logger = next((each for each in trainer.loggers if isinstance(each, TensorBoardLogger)), None)
+        keep(shown, folder=self.folder, writer=logger.experiment if logger else None, epoch=epoch)
+        self.summaries |= {tag: each for tag, each in shown.items() if isinstance(each, Table) and each.terminal}
+        return shown
+
     def _publish(self, trainer: pl.Trainer) -> None:
         """Put the newest numbers, which may be older than this epoch, where other callbacks look for metrics."""
         known = self.past.store.get("numbers", {})
@@ -149,9 +168,20 @@ class LogVisuals(pl.Callback):
             data: Any = getattr(trainer, "datamodule", None)
             if not hasattr(data, "examples"):
                 raise UserError("LogVisuals needs images to look at: give examples=Examples(images=…)")
-            images, labels, names = data.examples(self.num_examples, self.seed)
-            self.examples = Examples(images=images, labels=labels, names=names, class_names=data.class_names)
+            self.examples = examples_of(data, self.num_examples, self.seed)
         return self.examples
+
+
+def examples_of(data: ImageDataModule, count: int, seed: int = 0) -> Examples:
+    """Return validation images of a datamodule, spread over the classes; it gives more of them when asked."""
+    images, labels, names = data.examples(count, seed)
+    return Examples(
+        images=images,
+        labels=labels if data.class_names else None,
+        names=names,
+        class_names=tuple(data.class_names),
+        more=partial(examples_of, data, seed=seed),
+    )
 
 
 def pack_examples(examples: Examples) -> dict[str, Any]:

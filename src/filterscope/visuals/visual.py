@@ -1,8 +1,8 @@
 """What a visual is: a frozen dataclass that turns a classifier and examples into pictures, numbers and tables."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,16 +51,25 @@ class Examples:
     """The images a visual looks at.
 
     `images` is `(N, C, H, W)` in [0, 1], possibly with N = 0 where a visual needs none; `labels` is `(N,)` or None
-    where nobody knows them; `names` says what each image is (a file's name, a class).
+    where nobody knows them; `names` says what each image is (a file's name, a class). `more` draws so many from where
+    these come from; None where nobody can.
     """
 
     images: Tensor
     labels: Tensor | None = None
     class_names: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+    more: Callable[[int], "Examples"] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def sample(self, count: int) -> "Examples":
+        """Return `count` examples, drawn anew where these are fewer; all there are where no more can be had."""
+        if self.more is not None and len(self) < count:
+            return self.more(count)
+        labels = None if self.labels is None else self.labels[:count]
+        return replace(self, images=self.images[:count], labels=labels, names=self.names[:count])
 
 
 @dataclass
@@ -69,12 +78,14 @@ class Past:
 
     `epoch` is the number of finished epochs (0: before training), or None when there is no training (`visualize.py`).
     `store` belongs to the visuals: each keeps its own entry under its tag (warm starts, strips, drift's origin).
-    `gathered` is what they saw of the last validation pass; it lasts until they draw and is in no checkpoint.
+    `gathered` is what they saw of the last validation pass; it lasts until they draw and is in no checkpoint. `ended`
+    says that the training has ended and the best epoch is looked at once more.
     """
 
     epoch: int | None = None
     store: dict[str, Any] = field(default_factory=dict)
     gathered: dict[str, Any] = field(default_factory=dict)
+    ended: bool = False
 
     def seen(self, tag: str, state: str) -> int | None:
         """Say since which epoch the thing behind a tag has looked like `state`; None when it is new or changed."""
@@ -94,8 +105,10 @@ class Visual(Protocol):
 
     What some have besides: `needs_images: ClassVar[bool] = True` where it cannot do without examples; a
     `turn: ClassVar[int]` below or above 0 where it looks before the others, who show its findings, or after them;
-    `lacks(classifier)`, which says why it cannot be drawn of this network, or nothing; `watching(classifier, past)`, a
-    context manager as in `visuals.watching`, where it sees more in a validation pass than in the examples.
+    `at_end: ClassVar[bool] = True` where it looks when a training has ended; `lacks(classifier)`, which says why it
+    cannot be drawn of this network, or nothing; `watching(classifier, past)`, a context manager as in
+    `visuals.watching`, where it sees more in a validation pass than in the examples; `assist(classifier)`, which the
+    other processes of a distributed run call while the first one draws, where it shares its work out among them.
     """
 
     @property
@@ -111,16 +124,31 @@ class Visual(Protocol):
 def render(visuals: Mapping[str, Visual], classifier: Classifier, examples: Examples, past: Past) -> dict[str, Output]:
     """Let every visual whose turn it is look, those of lower `turn` first, and return what they show by tag."""
     shown: dict[str, Output] = {}
-    for visual in sorted(visuals.values(), key=lambda visual: getattr(visual, "turn", 0)):
-        if is_due(visual, past):
-            shown |= visual(classifier, examples, past)
+    for visual in in_turn(visuals, past):
+        shown |= visual(classifier, examples, past)
     return shown
+
+
+def assist(visuals: Mapping[str, Visual], classifier: Classifier, past: Past) -> None:
+    """Do this process's share of the work of the visuals that the first process of a distributed run renders."""
+    for visual in in_turn(visuals, past):
+        if hasattr(visual, "assist"):
+            visual.assist(classifier)
+
+
+def in_turn(visuals: Mapping[str, Visual], past: Past) -> list[Visual]:
+    """Return the visuals that draw in this epoch, those of lower `turn` first."""
+    due = [visual for visual in visuals.values() if is_due(visual, past)]
+    return sorted(due, key=lambda visual: getattr(visual, "turn", 0))
 
 
 def is_due(visual: Visual, past: Past) -> bool:
     """Return whether a visual draws in this epoch; without training it always does."""
-    if not past.epoch:
-        return True
+    at_end = getattr(visual, "at_end", False)
+    if past.epoch is None or past.ended:
+        return at_end or past.epoch is None
+    if past.epoch == 0:
+        return not at_end
     return visual.every > 0 and past.epoch % visual.every == 0
 
 

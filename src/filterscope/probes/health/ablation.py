@@ -1,8 +1,9 @@
 """Causal weight: the accuracy that is lost when filters are silenced."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,9 @@ from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.probes.health.watching import passed_on
 from filterscope.probes.observing import device_of, observing
+
+Filters = Mapping[str, Sequence[int] | Tensor]
+"""Numbers of filters by layer."""
 
 
 def accuracy(classifier: Classifier, images: Tensor, labels: Tensor, *, batch_size: int = 64) -> float:
@@ -30,50 +34,47 @@ def accuracy(classifier: Classifier, images: Tensor, labels: Tensor, *, batch_si
 
 
 @contextmanager
-def ablated(classifier: Classifier, layer: str, filters: Sequence[int] | Tensor) -> Iterator[None]:
-    """Silence filters of a convolution while the block runs: what they put out is zero, as Morcos et al. (2018) do.
+def ablated(classifier: Classifier, filters: Filters) -> Iterator[None]:
+    """Silence filters of convolutions while the block runs: what they put out is zero, as Morcos et al. (2018) do.
 
     Raises:
-        UserError: the layer is no convolution.
+        UserError: a layer is no convolution.
     """
-    if not isinstance(classifier.module_of(layer), nn.Conv2d):
-        raise UserError(f"layer {layer!r} has no kernels, so none of its filters can be ablated")
-    index = torch.as_tensor(filters, dtype=torch.long)
-
-    def silence(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        return output.index_fill(1, index.to(output.device), 0)
-
-    handle = passed_on(classifier, layer).register_forward_hook(silence)
+    handles = []
     try:
+        for layer, some in filters.items():
+            if not isinstance(classifier.module_of(layer), nn.Conv2d):
+                raise UserError(f"layer {layer!r} has no kernels, so none of its filters can be ablated")
+            silence = partial(_silence, torch.as_tensor(some, dtype=torch.long))
+            handles.append(passed_on(classifier, layer).register_forward_hook(silence))
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+
+
+def _silence(index: Tensor, _module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+    return output.index_fill(1, index.to(output.device), 0)
 
 
 def cost(
-    classifier: Classifier,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    layer: str,
-    sets: Sequence[Sequence[int] | Tensor],
-    batch_size: int = 64,
+    classifier: Classifier, images: Tensor, labels: Tensor, *, sets: Sequence[Filters], batch_size: int = 64
 ) -> Tensor:
-    """Return the accuracy lost by ablating each set of filters of a layer together, one entry per set."""
+    """Return the accuracy lost by ablating each set of filters together, one entry per set."""
     whole = accuracy(classifier, images, labels, batch_size=batch_size)
     lost = []
     for filters in sets:
-        with ablated(classifier, layer, filters):
+        with ablated(classifier, filters):
             lost.append(whole - accuracy(classifier, images, labels, batch_size=batch_size))
     return torch.tensor(lost, dtype=torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Silencing:
-    """The accuracy lost by silencing `size` filters of a layer: ones not in use, random ones, useful ones.
+    """The accuracy lost by silencing `size` filters: ones not in use, random ones, useful ones.
 
     Each is the mean over sets drawn from its pool, `errors` their standard errors in the same order, 0 where the pool
-    has no more than `size` filters and so only one set.
+    has no more filters than are silenced and so only one set.
     """
 
     size: int
@@ -88,29 +89,39 @@ def silencing(
     images: Tensor,
     labels: Tensor,
     *,
-    layer: str,
-    verdicts: Sequence[str],
+    verdicts: Mapping[str, Sequence[str]],
     draws: int = 20,
     seed: int = 0,
     batch_size: int = 64,
 ) -> Silencing | None:
     """Compare what it costs to silence the filters called noise, idle or dead with random and with useful ones.
 
-    All sets are of one size, that of the smaller pool; None where a pool is empty.
+    `verdicts` has an entry per filter of every layer; filters of all layers are silenced together, in each as many as
+    its smaller pool has. None where there is nothing to compare.
     """
-    said, generator = list(verdicts), torch.Generator().manual_seed(seed)
-    pools = [
-        torch.tensor([i for i, each in enumerate(said) if each in kinds])
-        for kinds in (("noise", "idle", "dead"), set(said), ("useful",))
-    ]
-    size = min(len(pool) for pool in pools)
-    if size == 0:
+    generator = torch.Generator().manual_seed(seed)
+    pools: list[dict[str, Tensor]] = [{}, {}, {}]
+    sizes = {}
+    for layer, said in verdicts.items():
+        for pool, kinds in zip(pools, (("noise", "idle", "dead"), set(said), ("useful",)), strict=True):
+            pool[layer] = torch.tensor([i for i, each in enumerate(said) if each in kinds], dtype=torch.long)
+        sizes[layer] = min(len(pool[layer]) for pool in pools)
+    sizes = {layer: size for layer, size in sizes.items() if size}
+    if not sizes:
         return None
     lost = []
     for pool in pools:
-        times = draws if len(pool) > size else 1
-        sets = [pool[torch.randperm(len(pool), generator=generator)[:size]] for _ in range(times)]
-        lost.append(cost(classifier, images, labels, layer=layer, sets=sets, batch_size=batch_size))
+        times = draws if any(len(pool[layer]) > size for layer, size in sizes.items()) else 1
+        sets = [
+            {
+                layer: pool[layer][torch.randperm(len(pool[layer]), generator=generator)[:n]]
+                for layer, n in sizes.items()
+            }
+            for _ in range(times)
+        ]
+        lost.append(cost(classifier, images, labels, sets=sets, batch_size=batch_size))
     unused, random, useful = (float(costs.mean()) for costs in lost)
     first, second, third = (float(costs.std() / len(costs) ** 0.5) if len(costs) > 1 else 0.0 for costs in lost)
-    return Silencing(size=size, unused=unused, random=random, useful=useful, errors=(first, second, third))
+    return Silencing(
+        size=sum(sizes.values()), unused=unused, random=random, useful=useful, errors=(first, second, third)
+    )
