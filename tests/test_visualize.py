@@ -11,6 +11,7 @@ from train import train
 from visualize import visualize
 
 import filterscope
+from filterscope import runs
 from filterscope.errors import UserError
 from filterscope.runs import find_checkpoint, open_run
 from tiny import TINY
@@ -53,6 +54,30 @@ def test_a_moved_checkpoint_is_drawn_when_the_data_is_gone(run: Path, composed: 
         if tag.startswith("health"):
             continue  # numbers and tables
         assert (tmp_path / "out" / "pictures" / f"{tag}.png").is_file()
+
+
+def test_more_images_come_from_the_data_that_the_run_was_trained_on(composed: Compose, tmp_path: Path) -> None:
+    train(composed(*TINY, "visuals=filters", "trainer.max_epochs=1", "num_examples=3"), tmp_path / "run")
+    cfg = composed(f"ckpt={tmp_path / 'run'}", "visuals=health_causes", config="visualize")
+    subject = runs.subject(cfg)
+    assert len(subject.examples) == 3
+    assert len(subject.examples.sample(25)) == 25
+    visualize(cfg, tmp_path / "out")
+    assert (tmp_path / "out" / "health" / "causes.csv").is_file()
+
+
+def test_more_images_than_a_moved_checkpoint_holds_are_one_clear_line(run: Path, composed: Compose) -> None:
+    subject = runs.subject(composed(f"ckpt={run}", config="visualize"))
+    with pytest.raises(UserError, match="no"):
+        subject.examples.sample(1000)
+
+
+def test_chosen_data_is_looked_at_instead_of_what_the_checkpoint_holds(run: Path, composed: Compose) -> None:
+    cfg = composed(f"ckpt={run}", "data=embedded", "num_examples=5", "data.num_val=20", config="visualize")
+    examples = runs.subject(cfg).examples
+    assert len(examples) == 5
+    assert examples.labels is None  # ants and bees are no flowers
+    assert examples.images.shape[-1] == 24  # the network's own size
 
 
 def test_activations_of_images_given_by_path(run: Path, composed: Compose, tmp_path: Path) -> None:
