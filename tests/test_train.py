@@ -182,6 +182,14 @@ def test_filters_are_judged_by_the_whole_validation_pass(run: Path, composed: Co
     assert known["numbers"]["apoz"] == pytest.approx(1 - float(positive.mean()), abs=1e-4)
 
 
+def test_verdicts_are_put_to_the_test_once_when_the_training_has_ended(run: Path) -> None:
+    (causes,) = (run / "health" / "causes").iterdir()
+    with causes.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["layers"] for row in rows] == ["all at once"]
+    assert len(list((run / "health" / "natural").iterdir())) == 1
+
+
 def test_a_number_of_health_decides_what_is_best_and_when_to_stop(composed: Compose, tmp_path: Path) -> None:
     watch = ("checkpoint.monitor=health/drift/block1_conv1", "checkpoint.mode=min", "checkpoint.patience=2")
     metrics = train(composed(*TINY, "visuals=health", "trainer.max_epochs=9", "schedule=constant", *watch), tmp_path)
