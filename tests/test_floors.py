@@ -23,6 +23,7 @@ FLOORS = {
     **{f"data.{name}": 2 for name in DATA_SETS},
     "probes": 2,
     "visuals": 3,
+    "looking": 4,
     "training": 4,
     "edge": 5,
     "building": 5,

@@ -3,12 +3,13 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from filterscope.looking import look
     from filterscope.runs import load
     from filterscope.training.callbacks import LogVisuals
 
-__all__ = ["LogVisuals", "load"]
+__all__ = ["LogVisuals", "load", "look"]
 
-_HOMES = {"load": "filterscope.runs", "LogVisuals": "filterscope.training.callbacks"}
+_HOMES = {"load": "filterscope.runs", "LogVisuals": "filterscope.training.callbacks", "look": "filterscope.looking"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,53 @@
+"""The visuals by the names that the configs give them, with their knobs as they are when nothing is said."""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+
+from filterscope.errors import UserError
+from filterscope.visuals.activations import Activations
+from filterscope.visuals.examples import Batch
+from filterscope.visuals.filters import Filters
+from filterscope.visuals.gallery.history import History
+from filterscope.visuals.health import Health
+from filterscope.visuals.predictions import Predictions
+from filterscope.visuals.responses import Responses
+from filterscope.visuals.strips import Strips
+from filterscope.visuals.summary import Layers
+from filterscope.visuals.synthesis import Synthesis
+from filterscope.visuals.visual import Visual
+
+BY_NAME: Mapping[str, Callable[[], Visual]] = {
+    "filters": Filters,
+    "activations": Activations,
+    "synthesis": Synthesis,
+    "responses": Responses,
+    "predictions": Predictions,
+    "health": Health,
+    "strips": Strips,
+    "history": History,
+    "examples": Batch,
+    "summary": Layers,
+}
+
+
+def visuals_of(asked: Iterable[str | Visual] | Mapping[str, Visual]) -> dict[str, Visual]:
+    """Return visuals by name; those asked for by name have their default knobs.
+
+    Raises:
+        UserError: a name that none has; the message names the nearest one.
+    """
+    if isinstance(asked, Mapping):
+        return dict(asked)
+    if isinstance(asked, str):
+        asked = [asked]
+    found: dict[str, Visual] = {}
+    for each in asked:
+        if not isinstance(each, str):
+            found[f"{type(each).__name__} {len(found)}"] = each
+        elif each in BY_NAME:
+            found[each] = BY_NAME[each]()
+        else:
+            near = difflib.get_close_matches(each, BY_NAME, n=1)
+            meant = f" (did you mean {near[0]}?)" if near else ""
+            raise UserError(f"unknown visual {each!r}{meant}; possible are {', '.join(BY_NAME)}")
+    return found
