@@ -13,13 +13,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from filterscope.data.augmenting import RandomView
+from filterscope.data.cache import CachedFiles, cached
 from filterscope.data.checking import check_headers, leave_out_damaged
 from filterscope.data.loading import ImageLoader, ViewedImages, as_it_is
 from filterscope.data.preparing import check_trainable, prepare
 from filterscope.data.sampling import EpochSampler, mixed_seed
 from filterscope.data.sources import Files, Found, Images
 from filterscope.data.splitting import spread
-from filterscope.data.transforms import Augmentation, fixed_view, to_float, training_view
+from filterscope.data.transforms import Augmentation, fixed_view, to_float
 from filterscope.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -36,7 +38,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     the processes of a machine, and none where the images lie in memory; `pin_memory` None means where there is a GPU.
     `exclude` names classes to leave out. `on_corrupt="error"` stops at a damaged file; `"skip"` decodes all files
     before training and leaves such ones out. `augment` None trains on the fixed view, which makes the shorter side
-    `image_size × resize_ratio` pixels long and cuts out the middle.
+    `image_size × resize_ratio` pixels long and cuts out the middle. `cache` is a folder in which files are kept
+    decoded, that long on their shorter side, from the first run on.
     """
 
     root: str = "data"
@@ -50,6 +53,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     on_corrupt: Literal["error", "skip"] = "error"
     augment: Augmentation | None = None
     resize_ratio: float = 1.0
+    cache: str | None = None
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -113,6 +117,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             if self.skipped:
                 log.warning("left out %d damaged files, the first: %s", len(self.skipped), self.skipped[0])
                 check_trainable(self._splits, names, place=found.place)
+            if self.cache is not None:
+                self._splits = self._cached(self._splits, Path(self.cache).expanduser())
             self.class_names, self._unlabelled = names, found.unlabelled
         if self._unlabelled and stage != "predict":
             raise UserError(self._unlabelled)
@@ -144,6 +150,11 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         batch = torch.stack(pixels) if pixels else torch.empty(0, self.num_channels, self.image_size, self.image_size)
         return to_float(batch), images.labels[chosen], tuple(images.name(i) for i in chosen.tolist())
 
+    def _batches_behind(self) -> int:
+        """Return how many batches of the epoch were trained on before an interruption."""
+        loop = cast(Any, self.trainer).fit_loop if self.trainer else None
+        return int(loop.epoch_loop.batch_progress.current.ready) if loop is not None and loop.restarting else 0
+
     def _images(self, split: str) -> Images:
         self.setup("predict")
         if split not in self._splits:
@@ -162,10 +173,20 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.skipped += tuple(fault.path for fault in faults)
         return sound
 
+    def _cached(self, splits: dict[str, Images], place: Path) -> dict[str, Images]:
+        return cached(
+            splits,
+            place,
+            side=round(self.image_size * self.resize_ratio),
+            num_channels=self.num_channels,
+            num_workers=max(map(self._num_workers, splits.values())),
+        )
+
     def _num_workers(self, images: Images) -> int:
         if self.num_workers is not None:
             return self.num_workers
-        if not isinstance(images, Files):
+        # Without a GPU the processor trains meanwhile, and views of decoded images cost it less than loaders would.
+        if not isinstance(images, Files) and not (isinstance(images, CachedFiles) and torch.cuda.is_available()):
             return 0
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         processes = self.trainer.num_devices if self.trainer else 1
@@ -177,15 +198,21 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         if world > len(images):
             raise UserError(f"{world} processes are more than the {len(images)} images of the {split} split")
         augment = self.augment if random else None
-        view = training_view(augment, image_size=self.image_size) if augment else self._fixed_view
+        random_view = augment and RandomView(
+            augment=augment, image_size=self.image_size, resize_ratio=self.resize_ratio, seed=self.seed
+        )
         sampler = EpochSampler(
-            len(images), epoch=lambda: self.epoch, seed=self.seed, shuffle=random, rank=rank, world=world
+            len(images),
+            epoch=lambda: self.epoch,
+            seed=self.seed,
+            shuffle=random,
+            rank=rank,
+            world=world,
+            behind=(lambda: self.batch_size * self._batches_behind()) if random else int,
         )
         num_workers = self._num_workers(images)
         return ImageLoader(
-            ViewedImages(
-                images=images, view=view, num_channels=self.num_channels, seed=self.seed, random=augment is not None
-            ),
+            ViewedImages(images=images, view=random_view or self._fixed_view, num_channels=self.num_channels),
             sampler=sampler,
             batch_size=self.batch_size,
             # Batch norm cannot train on a batch of one.

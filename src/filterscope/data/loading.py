@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from filterscope.data.augmenting import RandomView, empty_batch
 from filterscope.data.decoding import BadImageError
-from filterscope.data.sampling import Key, mixed_seed
+from filterscope.data.sampling import Key
 from filterscope.data.sources import Images
 from filterscope.data.transforms import View, to_float
 from filterscope.errors import UserError
@@ -19,37 +20,30 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class ViewedImages(Dataset[Batch]):
-    """Images as the network is shown them; if `random`, chance follows from (seed, epoch, index) alone."""
+    """Images as the network is shown them: in their fixed view, or at random, anew in every epoch."""
 
     images: Images
-    view: View
+    view: View | RandomView
     num_channels: int
-    seed: int
-    random: bool
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: Key) -> Batch:
-        """Return one image, `(C, H, W)` uint8, and its label."""
-        epoch, index = key
-        image = self.images.read(index, num_channels=self.num_channels)
-        if self.random:
-            with torch.random.fork_rng(devices=[]):
-                # Not torch.manual_seed: before CUDA starts, that keeps a note of every call for ever.
-                torch.default_generator.manual_seed(mixed_seed(self.seed, epoch, index))
-                image = self.view(image)
-        else:
-            image = self.view(image)
-        return image, self.images.labels[index]
-
     def __getitems__(self, keys: Sequence[Key]) -> Batch | BadImageError:
         """Return a batch, `(N, C, H, W)` uint8 and `(N,)` int64; a bad file is handed over, not raised in a worker."""
+        indices = [index for _, index in keys]
         try:
-            images, labels = zip(*(self[key] for key in keys), strict=True)
+            images = [self.images.read(index, num_channels=self.num_channels) for index in indices]
         except BadImageError as error:
             return error
-        return torch.stack(images), torch.stack(labels)
+        if isinstance(self.view, RandomView):
+            views = self.view(images, epoch=keys[0][0], indices=indices)
+        else:
+            fixed = [self.view(image) for image in images]
+            views = empty_batch(len(fixed), self.num_channels, fixed[0].shape[-1])
+            for place, image in zip(views, fixed, strict=True):
+                place.copy_(image)
+        return views, self.images.labels[torch.tensor(indices)]
 
 
 class ImageLoader(DataLoader[Batch]):
