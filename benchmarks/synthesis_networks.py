@@ -1,6 +1,8 @@
 """The networks, layers and rivals that the two synthesis benchmarks share."""
 
 import warnings
+from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +11,7 @@ from report import real_data
 from torch import Tensor, nn
 from torchvision.models import get_model
 
+from filterscope.files import replacing
 from filterscope.models import heads
 from filterscope.models.backbone import torchvision_backbone
 from filterscope.models.classifier import Classifier
@@ -58,26 +61,26 @@ def lucent() -> SimpleNamespace:
     return SimpleNamespace(param=param, render=render, transform=transform)
 
 
-def lucent_picture(
+def lucent_pictures(
     tool: SimpleNamespace,
     network: nn.Module,
     path: str,
     channel: int,
     *,
-    steps: int,
+    steps: Sequence[int],
     size: int,
     fourier: bool = True,
     transforms: bool = True,
     upsample: bool = True,
-) -> Tensor:
-    """Return lucent's picture of a channel, `(1, 3, size, size)`.
+) -> list[Tensor]:
+    """Return lucent's picture of a channel after each of so many steps of one ascent, `(1, 3, size, size)` each.
 
     Args:
         tool: `lucent()`.
         network: torchvision's own module.
         path: of the layer, such as `features.3`.
         channel: index.
-        steps: of ascent.
+        steps: of ascent, rising.
         size: of the picture, pixels.
         fourier: or pixels.
         transforms: its standard ones, or none.
@@ -90,9 +93,30 @@ def lucent_picture(
         f"{path.replace('.', '_')}:{channel}",
         param_f=lambda: tool.param.image(size, fft=fourier),
         transforms=None if transforms else [],
-        thresholds=(steps,),
+        thresholds=tuple(steps),
         fixed_image_size=None if upsample else size,
         progress=False,
         show_image=False,
     )
-    return torch.from_numpy(np.asarray(images[0])).permute(0, 3, 1, 2)
+    return [torch.from_numpy(np.asarray(image)).permute(0, 3, 1, 2).float() for image in images]
+
+
+def kept_pictures(
+    tool: SimpleNamespace,
+    name: str,
+    network: nn.Module,
+    path: str,
+    channel: int,
+    *,
+    steps: Sequence[int],
+    size: int,
+    folder: Path,
+) -> dict[int, Tensor]:
+    """Return lucent's pictures of a channel by steps, made with its defaults unless an earlier run left them here."""
+    files = {each: folder / f"lucent-0.1.8_{name}_{path}_{channel}_{size}px_{each}steps.pt" for each in steps}
+    if not all(file.exists() for file in files.values()):
+        made = lucent_pictures(tool, network, path, channel, steps=steps, size=size)
+        for file, picture in zip(files.values(), made, strict=True):
+            with replacing(file) as stream:
+                torch.save(picture, stream)
+    return {each: torch.load(file, weights_only=True) for each, file in files.items()}

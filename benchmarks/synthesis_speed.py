@@ -11,7 +11,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from report import Report, arguments, ratio, seconds
-from synthesis_networks import channels_of, classifier, lucent, lucent_picture, published
+from synthesis_networks import channels_of, classifier, lucent, lucent_pictures, published
 from torch import Tensor, nn
 
 from filterscope.models.classifier import Classifier
@@ -55,8 +55,8 @@ def against_lucent(report: Report, steps: int, repetitions: int, sizes: tuple[in
 
             fourier = own.image == "fourier"
             rival = partial(
-                lucent_picture, tool, other, path, 0,
-                steps=steps, size=size, fourier=fourier, transforms=fourier, upsample=False,
+                lucent_pictures, tool, other, path, 0,
+                steps=(steps,), size=size, fourier=fourier, transforms=fourier, upsample=False,
             )  # fmt: skip
             ours = partial(synthesize, network, layer, channels_of(network, layer, count), recipe=own)
             rival(), ours()

@@ -5,18 +5,19 @@ channel in units of its spread on real images. Activation: the rectified mean ov
 causes, without transforms, at the size at which the picture was made. Beside them what keeps noise from winning: the
 slope of the spectrum and the total variation, of the pictures and of the real images.
 
-python benchmarks/synthesis_truth.py [--quick] [--json FILE] [--pictures FOLDER]
+python benchmarks/synthesis_truth.py [--quick] [--json FILE] [--only NETWORK] [--pictures FOLDER] [--rivals FOLDER]
 """
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from report import Report, arguments, real_data
-from synthesis_networks import CONVOLUTIONS, channels_of, classifier, lucent, lucent_picture, published
-from torch import Tensor
+from synthesis_networks import CONVOLUTIONS, channels_of, classifier, kept_pictures, lucent, published
+from torch import Tensor, nn
 from torchvision.datasets import Flowers102
 from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize, to_dtype
 from torchvision.utils import save_image
@@ -25,7 +26,6 @@ from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
 from filterscope.probes.activations import activations
 from filterscope.probes.synthesis import (
-    ActivationStatistics,
     LayerStatistics,
     Recipe,
     measure_statistics,
@@ -88,81 +88,113 @@ def total_variation(images: Tensor) -> float:
     return float(((down + right) / 2).median())
 
 
-def compare(report: Report, name: str, *, count: int, steps: int, more: int, size: int, folder: Path | None) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A network and how long pictures of it ascend: lucent's and the plain recipe's `steps`, `specific` the other's.
+
+    `count` channels a layer, evenly spaced, are held against so many real `images`.
+    """
+
+    name: str
+    count: int
+    steps: int
+    specific: tuple[int, ...]
+    images: int
+
+
+RUNS = (
+    Run(name="alexnet", count=16, steps=128, specific=(128, 256), images=400),
+    Run(name="alexnet", count=16, steps=512, specific=(512,), images=400),
+    Run(name="vgg16", count=8, steps=128, specific=(128, 256), images=200),
+)
+QUICK = (Run(name="alexnet", count=4, steps=128, specific=(128, 256), images=200),)
+
+
+def compare(report: Report, run: Run, *, size: int, rivals: Path, folder: Path | None) -> None:
     """Report every layer of a network, then all layers together.
 
     Args:
         report: gets the rows.
-        name: of the network.
-        count: channels a layer, evenly spaced.
-        steps: for lucent and for both recipes.
-        more: steps at which the specific recipe is scored again.
+        run: what to compare.
         size: of the pictures, pixels.
+        rivals: folder of lucent's pictures that earlier runs made.
         folder: for the sheets.
     """
-    tool, network, other = lucent(), classifier(name), published(name)
-    layers = CONVOLUTIONS[name]
-    real = flowers(400 if name == "alexnet" else 200)
+    tool, network, other = lucent(), classifier(run.name), published(run.name)
+    layers, real = CONVOLUTIONS[run.name], flowers(run.images)
     known = measure_statistics(network, real, layers)
-    report.add(f"{name}: real images, spectrum slope", spectrum_slope(real), variation=total_variation(real))
-    ours = {
-        f"plain, {steps} steps": PLAIN, f"specific, {steps} steps": SPECIFIC, f"specific, {more} steps": SPECIFIC,
-    }  # fmt: skip
-    scores: dict[str, list[Score]] = {way: [] for way in ("lucent", *ours)}
+    report.add(f"{run.name}: real images, spectrum slope", spectrum_slope(real), variation=total_variation(real))
+    ours = {f"plain {run.steps}": replace(PLAIN, steps=run.steps, size=size)}
+    ours |= {f"specific {steps}": replace(SPECIFIC, steps=steps, size=size) for steps in run.specific}
+    scores: dict[str, list[Score]] = {way: [] for way in (f"lucent {run.steps}", *ours)}
     sheets: dict[str, list[Tensor]] = {way: [] for way in scores}
     for layer in layers:
-        channels = channels_of(network, layer, count)
+        channels = channels_of(network, layer, run.count)
         path = find_layer(network.layers, layer).path.removeprefix("backbone.network.")
-        pictures = [lucent_picture(tool, other, path, channel, steps=steps, size=size) for channel in channels]
-        sheets["lucent"].append(torch.cat(pictures))
+        made = {f"lucent {run.steps}": _lucent(tool, run, other, path, channels, size, rivals)}
         for way, recipe in ours.items():
-            own = replace(recipe, size=size, steps=more if str(more) in way else steps)
-            sheets[way].append(_made(network, layer, channels, own, known))
-        for way, sheet in sheets.items():
-            scores[way].append(score(network, layer, channels, sheet[-1], known.of(layer)))
-        _rows(report, name, layer, {way: made[-1] for way, made in scores.items()}, steps)
-    for way, made in scores.items():
-        target = 0.95 if way == f"specific, {more} steps" else None
+            made[way] = synthesize(network, layer, channels, recipe=recipe, statistics=known).images
+        for way, pictures in made.items():
+            scores[way].append(score(network, layer, channels, pictures, known.of(layer)))
+            sheets[way].append(pictures)
+        _rows(report, f"{run.name} {layer}", {way: each[-1] for way, each in scores.items()})
+    for way, each in scores.items():
+        target = 0.95 if way.startswith("specific") else None
         report.add(
-            f"{name} all layers, {way}: own channel first", statistics.mean(s.retrieval for s in made), at_least=target
+            f"{run.name} all layers, {way}: own channel first",
+            statistics.mean(s.retrieval for s in each),
+            at_least=target,
         )
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            save_image(
-                torch.cat(sheets[way]), folder / f"{name}_{way.replace(', ', '_').replace(' ', '_')}.png", nrow=count
-            )
+            save_image(torch.cat(sheets[way]), folder / f"{run.name}_{way.replace(' ', '_')}.png", nrow=run.count)
 
 
-def _made(network: Classifier, layer: str, channels: list[int], recipe: Recipe, known: ActivationStatistics) -> Tensor:
-    return synthesize(network, layer, channels, recipe=recipe, statistics=known).images
+def _lucent(
+    tool: SimpleNamespace, run: Run, network: nn.Module, path: str, channels: list[int], size: int, folder: Path
+) -> Tensor:
+    # One ascent passes all numbers of steps that any run wants.
+    steps = tuple(sorted({other.steps for other in RUNS if other.name == run.name}))
+    steps = steps if run in RUNS else (run.steps,)
+    kept = (
+        kept_pictures(tool, run.name, network, path, channel, steps=steps, size=size, folder=folder)[run.steps]
+        for channel in channels
+    )
+    return torch.cat(list(kept))
 
 
-def _rows(report: Report, name: str, layer: str, made: dict[str, Score], steps: int) -> None:
-    rival = made["lucent"]
+def _rows(report: Report, what: str, made: dict[str, Score]) -> None:
+    rival = next(iter(made.values()))
     for way, own in made.items():
-        plain, specific = way.startswith("plain"), way.startswith("specific") and f" {steps} " not in way
+        plain, specific = way.startswith("plain"), way.startswith("specific")
         report.add(
-            f"{name} {layer}, {way}: own channel first",
+            f"{what}, {way}: own channel first",
             own.retrieval,
             at_least=rival.retrieval if plain else 0.85 if specific else None,
             slope=own.slope,
             variation=own.variation,
         )
         report.add(
-            f"{name} {layer}, {way}: times the largest real activation",
+            f"{what}, {way}: times the largest real activation",
             own.activation,
             at_least=1.5 * rival.activation if plain else rival.activation if specific else None,
         )
 
 
 def main() -> None:
-    options = arguments(__doc__ or "", pictures={"type": Path, "metavar": "FOLDER", "help": "save sheets of them here"})
-    report = Report("synthesis: truth")
-    runs = (("alexnet", 4, 128, 256),) if options.quick else (
-        ("alexnet", 16, 128, 256), ("alexnet", 16, 512, 768), ("vgg16", 8, 128, 256),
+    options = arguments(
+        __doc__ or "",
+        pictures={"type": Path, "metavar": "FOLDER", "help": "save sheets of them here"},
+        rivals={
+            "type": Path, "metavar": "FOLDER", "default": Path("outputs/lucent"),
+            "help": "keep lucent's pictures here, and make none twice (%(default)s)",
+        },
+        only={"metavar": "NETWORK", "choices": tuple(CONVOLUTIONS), "help": "one network alone"},
     )  # fmt: skip
-    for name, count, steps, more in runs:
-        compare(report, name, count=count, steps=steps, more=more, size=128, folder=options.pictures)
+    report = Report("synthesis: truth")
+    for run in QUICK if options.quick else RUNS:
+        if options.only in (None, run.name):
+            compare(report, run, size=128, rivals=options.rivals, folder=options.pictures)
     raise SystemExit(0 if report.show(options.json) else 1)
 
 

@@ -16,7 +16,6 @@ from filterscope.probes.synthesis import (
     Neuron,
     Recipe,
     measure_statistics,
-    share,
     start_from,
     synthesize,
 )
@@ -77,15 +76,6 @@ def test_a_place_in_a_padded_micro_batch_does_not_change_a_bit(colour):
         assert torch.equal(other.curve, together.curve[:, order])
 
 
-def test_shares_of_ranks_put_together_equal_one_rank_alone(grey):
-    channels = list(range(5))
-    alone = synthesize(grey, "block2_conv1", channels, recipe=quick(), micro_batch=2)
-    for rank in range(2):
-        own = list(share(len(channels), rank, 2))
-        part = synthesize(grey, "block2_conv1", [channels[i] for i in own], recipe=quick(), micro_batch=2)
-        assert torch.equal(part.images, alone.images[own])
-
-
 def test_another_micro_batch_size_changes_the_activation_by_less_than_two_percent(colour):
     one = synthesize(colour, "block2_conv1", [0, 1, 2, 3], recipe=quick(), micro_batch=1)
     four = synthesize(colour, "block2_conv1", [0, 1, 2, 3], recipe=quick(), micro_batch=4)
@@ -109,6 +99,22 @@ def test_faces_of_one_channel_start_from_different_noise_and_diversity_parts_the
     likeness = Diversity(layer="block2_conv1", channels=(1, 1, 1))
     outputs = [activations(grey, m.images, ["block2_conv1"]) for m in (plain, diverse)]
     assert likeness(outputs[1]).sum() > likeness(outputs[0]).sum()
+
+
+def test_faces_do_not_depend_on_what_else_is_asked_for(grey):
+    recipe = quick(objective={"channel": 1.0, "diversity": 1.0})
+    together = synthesize(grey, "block2_conv1", [1, 3, 1, 3, 1], recipe=recipe)
+    alone = synthesize(grey, "block2_conv1", [1, 1, 1], recipe=recipe)
+    assert torch.equal(together.images[[0, 2, 4]], alone.images)
+
+
+def test_a_picture_that_shall_not_excite_has_done_well_when_it_excites_less_than_noise(grey):
+    recipe = {"objective": {"logit": -1.0}, "jitter": 0, "scale": 0, "rotate": 0}
+    made = synthesize(grey, "block2_conv1", [2, 3], recipe=quick(**recipe, steps=30))
+    noise = synthesize(grey, "block2_conv1", [2, 3], recipe=quick(**recipe, steps=2, learning_rate=0.0))
+    assert (made.activation <= noise.activation).all()
+    assert made.rose.all()
+    assert not noise.rose.any()
 
 
 def test_a_warm_start_goes_on_where_the_last_picture_ended(grey):

@@ -36,7 +36,7 @@ train.train(yaml.safe_load(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
 
 @pytest.mark.parametrize("finetune", ["linear_probe", "gradual", "full"])
 def test_ranks_agree_bit_for_bit_after_every_epoch(finetune: str, composed: Compose, tmp_path: Path) -> None:
-    overrides = [*TINY, f"finetune={finetune}", "visuals=[filters,health]", "trainer.max_epochs=3"]
+    overrides = [*TINY, f"finetune={finetune}", "visuals=[filters,health,synthesis]", "trainer.max_epochs=3"]
     overrides.append("checkpoint.monitor=health/useful/all")
     if finetune == "gradual":
         overrides.append("finetune.release_epoch=1")
@@ -60,6 +60,8 @@ def test_ranks_agree_bit_for_bit_after_every_epoch(finetune: str, composed: Comp
     saved = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     for judged in saved["filterscope"]["past"]["store"]["health"].values():
         assert judged["images"] == 31
+    compared = saved["filterscope"]["past"]["store"]["statistics"]
+    assert {layer: known["count"] for layer, known in compared.items()} == {"block1_conv1": 31, "block2_conv1": 31}
     (table,) = (run / "predictions" / "per_class_val").glob("*.csv")
     with table.open() as file:
         rows = list(csv.DictReader(file))

@@ -12,7 +12,8 @@ from filterscope.probes.synthesis import Recipe
 from filterscope.visuals.activations import Activations, draw_maps, most_varied
 from filterscope.visuals.filters import Filters, draw_filters, filter_tiles
 from filterscope.visuals.responses import Responses
-from filterscope.visuals.synthesis import Synthesis, trust_lines
+from filterscope.visuals.synthesis import Synthesis
+from filterscope.visuals.trust import trust_lines
 from filterscope.visuals.verdicts import Picked
 from filterscope.visuals.visual import Examples, Past, Visual
 

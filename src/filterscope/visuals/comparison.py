@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,14 +13,15 @@ from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of, convolutions
 from filterscope.probes.activations import activations
-from filterscope.probes.synthesis import LayerStatistics, Recipe, synthesize
+from filterscope.probes.synthesis import Job, LayerStatistics, Recipe, assist, synthesize_all
 from filterscope.probes.synthesis import Synthesis as Made
 from filterscope.probes.synthesis.objectives import mean_response
 from filterscope.probes.synthesis.trust import ranks
 from filterscope.visuals.draw import VERMILION, Cell, grid, side
-from filterscope.visuals.synthesis import real_statistics, trust_lines
 from filterscope.visuals.tiles import photo
+from filterscope.visuals.trust import real_statistics, trust_lines
 from filterscope.visuals.visual import Examples, Output, Past, Picture, Table, epoch_label
+from filterscope.visuals.waiting import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ class Comparison:
         channels: the first so many, a list of indices, or None for all.
         pick: which ones, where `channels` says how many: the `first`, or drawn at `random`.
         report: tell and keep the objective every so many steps; 0: never.
+        keep: folder in which finished pictures are kept, so that none is made twice; outside training only.
         seed: of what is drawn at random, and of the noise that pictures start from.
         every: draw every so many epochs, 0: before training only.
     """
@@ -51,6 +54,7 @@ class Comparison:
     channels: list[int] | int | None = 4
     pick: str = "first"
     report: int = 10
+    keep: str | None = None
     seed: int = 0
     every: int = 0
 
@@ -65,21 +69,31 @@ class Comparison:
         """Return a picture and a table of objectives for every layer."""
         chosen = self._chosen(classifier)
         known = real_statistics(classifier, list(chosen), examples, past)
+        keep = Path(self.keep).expanduser() if self.keep and past.epoch is None else None
+        jobs = [
+            Job(layer=layer, channels=tuple(own), recipe=recipe, seed=self.seed, statistics=known.layers.get(layer))
+            for layer, own in chosen.items()
+            for recipe in self.recipes.values()
+        ]
+        with progress_bar("comparison", past) as progress:
+            pictures = iter(synthesize_all(classifier, jobs, keep=keep, progress=progress))
         shown: dict[str, Output] = {}
         for layer, channels in chosen.items():
-            made = {}
-            for name, recipe in self.recipes.items():
-                made[name] = synthesize(classifier, layer, channels, recipe=recipe, seed=self.seed, statistics=known)
-                if self.report:
-                    _tell(made[name].curve, channels, self.report, where=f"{layer}, {name}")
+            made = {name: next(pictures) for name in self.recipes}
             real = known.layers.get(layer)
             judged = {name: as_shown(classifier, layer, channels, each, real) for name, each in made.items()}
             shown[f"comparison/{layer}"] = draw_comparison(
                 judged, channels, layer=layer, statistics=real, aside=epoch_label(past)
             )
             if self.report:
+                for name, each in made.items():
+                    _tell(each.curve, channels, self.report, where=f"{layer}, {name}")
                 shown[f"objective/{layer}"] = _curves(made, channels, self.report, layer)
         return shown
+
+    def assist(self, classifier: Classifier) -> None:
+        """Make this process's share of the pictures that the first process draws."""
+        assist(classifier)
 
     def _chosen(self, classifier: Classifier) -> dict[str, list[int]]:
         generator = torch.Generator().manual_seed(self.seed)

@@ -1,36 +1,36 @@
-"""Pictures that excite a channel most, with how far to trust each."""
+"""Pictures that excite a channel most, with how far to trust each, and beside them what they can be held against."""
 
 import dataclasses
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions, find_layer
+from filterscope.probes.health.spectrum import random_twin
 from filterscope.probes.synthesis import (
     ActivationStatistics,
-    LayerStatistics,
+    Job,
     Recipe,
-    measure_statistics,
-    synthesize,
+    assist,
+    synthesize_all,
+    top_crops,
 )
 from filterscope.probes.synthesis import Synthesis as Made
-from filterscope.visuals.draw import VERMILION, Cell, grid, shape, side
+from filterscope.visuals.synthesis_sheet import Beside, draw_synthesis
 from filterscope.visuals.tiles import photo
+from filterscope.visuals.trust import real_statistics, watching_statistics
 from filterscope.visuals.verdicts import Picked, check_order, pick
-from filterscope.visuals.visual import Examples, Past, Picture, epoch_label, fingerprint, frozen, occasion
+from filterscope.visuals.visual import Examples, Past, Picture, epoch_label, frozen, occasion
+from filterscope.visuals.waiting import progress_bar
 
 KEPT = 88  # pixels of the side of the tiles that strips show of earlier epochs
-
-_HOW = (
-    "Each picture was made by gradient ascent from noise so that it excites one channel as much as it can. The line "
-    "below its number says how far to trust it. **12×**: it excites the channel twelve times as much as the best real "
-    "image does (∞×: no real image excites it at all). **rank 1**: it excites its own channel more than any other of "
-    "the layer. *beats 54%*: of the real images, where it does not beat them all. *never rose*: the ascent "
-    "found nothing, the picture means nothing. {compared}"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +41,17 @@ class Synthesis:
 
     Attributes:
         recipe: how pictures are made.
-        layers: names of layers; None: every convolution.
+        layers: names of layers, `head` for the classes; None: every convolution.
         channels: the first so many, a list of indices, or None for all.
+        faces: pictures of each channel, from different noise; a recipe with `diversity` holds them apart.
+        crops: beside each channel, so many parts of the examples that excite it most.
+        untrained: beside each channel, the same picture of the network with random weights.
         order: `number`, or `verdict`: a fair sample from useful to dead, the same over a training, framed; needs the
             health visual.
         steps: of ascent in each epoch of a training; None: as many as the recipe says. A frozen layer, which is drawn
             once, and a network that is not trained get what the recipe says.
+        keep: folder in which finished pictures are kept, so that none is made twice, not even after an interruption;
+            outside training only. None: nowhere.
         seed: of the noise that pictures start from.
         every: draw every so many epochs, 0: before training only.
     """
@@ -54,18 +59,28 @@ class Synthesis:
     recipe: Recipe = field(default_factory=Recipe)
     layers: Sequence[str] | None = None
     channels: list[int] | int | None = 8
+    faces: int = 1
+    crops: int = 0
+    untrained: bool = False
     order: str = "number"
     steps: int | None = 24
+    keep: str | None = None
     seed: int = 0
     every: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse an order that does not exist."""
+        """Refuse what cannot be drawn."""
         check_order(self.order, where="visuals.synthesis.order")
+        for name, value, least in (("faces", self.faces, 1), ("crops", self.crops, 0)):
+            if value < least:
+                raise UserError(f"visuals.synthesis.{name}={value}; it must be at least {least}")
 
     def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> dict[str, Picture]:
-        """Return a picture of the syntheses of every layer that has something new to show."""
-        layers = list(self.layers if self.layers is not None else convolutions(classifier.layers))
+        """Return a picture of the syntheses of every layer that has something new to show.
+
+        In a distributed run the other processes must call `assist` meanwhile.
+        """
+        layers = self._names(classifier)
         chosen = {
             layer: pick(classifier, layer, self.channels, past, order=self.order, keep=f"synthesis/{layer}")
             for layer in layers
@@ -76,128 +91,105 @@ class Synthesis:
         }
         due = [layer for layer in layers if still[layer] is not None]
         known = real_statistics(classifier, due, examples, past)
+        jobs = [self._job(classifier, layer, chosen[layer].channels, known, past) for layer in due]
+        keep = Path(self.keep).expanduser() if self.keep and past.epoch is None else None
+        with progress_bar("synthesis", past) as progress:
+            made = dict(zip(due, synthesize_all(classifier, jobs, keep=keep, progress=progress), strict=True))
+        untrained = self._untrained(classifier, jobs, keep, past)
         pictures = {}
         for layer in due:
-            made = self._make(classifier, layer, chosen[layer].channels, known, past)
+            self._remember(layer, chosen[layer].channels, made[layer], past)
+            beside = Beside(
+                crops=self._crops(classifier, layer, chosen[layer], examples), untrained=untrained.get(layer)
+            )
             pictures[f"synthesis/{layer}"] = draw_synthesis(
-                made,
+                made[layer],
                 chosen[layer],
                 layer=layer,
                 total=find_layer(classifier.layers, layer).num_channels,
+                names=classifier.class_names if layer == "head" else (),
+                faces=self.faces,
+                beside=beside,
                 statistics=known.layers.get(layer),
                 aside=epoch_label(past),
                 still=still[layer] or "",
             )
         return pictures
 
-    def _make(
+    def assist(self, classifier: Classifier) -> None:
+        """Make this process's share of the pictures that the first process draws."""
+        assist(classifier)
+        if self.untrained:
+            assist(random_twin(classifier))
+
+    def watching(
+        self, classifier: Classifier, past: Past
+    ) -> AbstractContextManager[Callable[[Tensor | None], None], bool | None]:
+        """Watch a validation pass, so that pictures are held against all of its images."""
+        return watching_statistics(classifier, self._names(classifier), past)
+
+    def _names(self, classifier: Classifier) -> list[str]:
+        names = self.layers if self.layers is not None else convolutions(classifier.layers)
+        return [find_layer(classifier.layers, name).name for name in names]
+
+    def _job(
         self, classifier: Classifier, layer: str, channels: list[int], known: ActivationStatistics, past: Past
-    ) -> Made:
+    ) -> Job:
         recipe = self.recipe
         if past.epoch is not None and self.steps is not None and not frozen(classifier, layer):
             recipe = dataclasses.replace(recipe, steps=self.steps)
-        left = past.store.setdefault("synthesis", {})
-        start = left.get(layer, {}).get("parameters") if past.epoch is not None else None
-        if start is not None and set(left[layer]["channels"]) == set(channels):
-            start = start[[left[layer]["channels"].index(channel) for channel in channels]]
-        else:
-            start = None
-        made = synthesize(
-            classifier,
-            layer,
-            channels,
+        return Job(
+            layer=layer,
+            channels=tuple(channel for channel in channels for _ in range(self.faces)),
             recipe=recipe,
             seed=self.seed + (past.epoch or 0),  # other shifts and turns in every epoch
-            start=start,
-            statistics=known if layer in known.layers else None,
+            start=self._start(layer, channels, past),
+            statistics=known.layers.get(layer),
         )
-        small = torch.stack([torch.from_numpy(photo(image, KEPT)) for image in made.images])
-        left[layer] = {"channels": channels, "parameters": made.parameters, "tiles": small}
-        return made
 
+    def _start(self, layer: str, channels: list[int], past: Past) -> Tensor | None:
+        """Return where the pictures stood after the epoch before; None where they are new."""
+        left: dict[str, Any] = past.store.get("synthesis", {}).get(layer, {})
+        if past.epoch is None or not set(channels) <= set(left.get("channels", ())):
+            return None
+        start: Tensor = left["parameters"]
+        if len(start) != len(left["channels"]) * self.faces:
+            return None
+        first = (left["channels"].index(channel) * self.faces for channel in channels)
+        return start[[place + face for place in first for face in range(self.faces)]]
 
-def real_statistics(
-    classifier: Classifier, layers: Sequence[str], examples: Examples, past: Past
-) -> ActivationStatistics:
-    """Return what real images make of the layers, as far as there are any.
+    def _remember(self, layer: str, channels: list[int], made: Made, past: Past) -> None:
+        small = torch.stack([torch.from_numpy(photo(image, KEPT)) for image in made.images[:: self.faces]])
+        left = {"channels": channels, "parameters": made.parameters, "tiles": small}
+        past.store.setdefault("synthesis", {})[layer] = left
 
-    Remembered statistics count as long as the layer is as it was and they rest on no fewer images than there are now;
-    others are measured on the examples and remembered.
-    """
-    store = past.store.setdefault("statistics", {})
-    states = {layer: fingerprint(classifier, layer) for layer in layers}
-    known = {
-        layer: store[layer]
-        for layer in layers
-        if store.get(layer, {}).get("state") == states[layer] and store[layer]["count"] >= len(examples)
-    }
-    missing = [layer for layer in layers if layer not in known]
-    if missing and len(examples):
-        for layer, measured in measure_statistics(classifier, examples.images, missing).to_dict().items():
-            known[layer] = store[layer] = {**measured, "state": states[layer]}
-    return ActivationStatistics.from_dict(
-        {layer: {k: v for k, v in entry.items() if k != "state"} for layer, entry in known.items()}
-    )
+    def _crops(self, classifier: Classifier, layer: str, picked: Picked, examples: Examples) -> Tensor | None:
+        if not self.crops or not len(examples):
+            return None
+        return top_crops(classifier, examples.images, layer, picked.channels, count=self.crops).images
 
-
-def draw_synthesis(
-    made: Made,
-    picked: Picked,
-    *,
-    layer: str,
-    total: int | None = None,
-    statistics: LayerStatistics | None = None,
-    aside: str = "",
-    still: str = "",
-) -> Picture:
-    """Draw synthesized pictures under their channel's number and how far to trust them."""
-    channels = picked.channels
-    columns = shape(len(channels), most=4)
-    size = side(columns)
-    lines = trust_lines(made, channels, statistics)
-    cells = [
-        Cell(
-            pixels=photo(image, size),
-            caption=(str(channel), *trust, *picked.word(i)),
-            toned=1 if picked.verdicts else len(trust),
-            frame=picked.frame(i) or (None if rose else VERMILION),
-        )
-        for i, (image, channel, trust, rose) in enumerate(
-            zip(made.images, channels, lines, made.rose.tolist(), strict=True)
-        )
-    ]
-    count = (
-        f"{len(channels)} of {total} channels" if total and len(channels) < total else f"all {len(channels)} channels"
-    )
-    compared = (
-        f"Compared with {statistics.count} real images." if statistics else "There were no real images to compare with."
-    )
-    note = f"{count}: what excites each most"
-    note += (
-        f"; × = times the best of {statistics.count} real images" if statistics else "; not compared with real images"
-    )
-    pixels = grid(cells, columns=columns, title=layer, aside=aside, notes=[note, still], key=picked.key)
-    return Picture(pixels=pixels, description=f"**{layer}**: {count}. {_HOW.format(compared=compared)}")
-
-
-def trust_lines(
-    made: Made, channels: Sequence[int], statistics: LayerStatistics | None = None
-) -> list[tuple[str, ...]]:
-    """Return what a caption says about each picture: multiple of the best real image, percentile, rank."""
-    compared: list[tuple[str, ...]]
-    if statistics is None:
-        compared = [("not compared",)] * len(channels)
-    else:
-        multiples = statistics.multiple(made.activation, channels).tolist()
-        percentiles = statistics.percentile(made.activation, channels).tolist()
-        ranks = (made.rank + 1).tolist()
-        compared = [_compared(*each) for each in zip(multiples, percentiles, ranks, strict=True)]
-    return [
-        lines if rose else ("never rose", *lines[1:]) for lines, rose in zip(compared, made.rose.tolist(), strict=True)
-    ]
-
-
-def _compared(multiple: float, percentile: float, rank: int) -> tuple[str, ...]:
-    times = "∞" if math.isinf(multiple) else f"{multiple:.0f}" if multiple >= 9.95 else f"{multiple:.1f}"
-    line = f"{times}× · rank {rank}"
-    return (line,) if multiple >= 1 else (line, f"beats {percentile:.0f}%")
+    def _untrained(
+        self, classifier: Classifier, jobs: Sequence[Job], keep: Path | None, past: Past
+    ) -> dict[str, Tensor]:
+        """Return one picture of each channel of the network with random weights, by layer, made once in a training."""
+        if not self.untrained:
+            return {}
+        known: dict[str, Any] = past.store.setdefault("untrained", {})
+        cold = [
+            dataclasses.replace(
+                job,
+                channels=job.channels[:: self.faces],
+                recipe=self.recipe,
+                seed=self.seed,
+                start=None,
+                statistics=None,
+            )
+            for job in jobs
+        ]
+        lacking = [job for job in cold if known.get(job.layer, {}).get("channels") != list(job.channels)]
+        with progress_bar("untrained", past) as progress:
+            made = synthesize_all(random_twin(classifier), lacking, keep=keep, progress=progress)
+        for job, each in zip(lacking, made, strict=True):
+            images = (each.images * 255).round().to(torch.uint8)
+            known[job.layer] = {"channels": list(job.channels), "images": images}
+        return {job.layer: known[job.layer]["images"].float() / 255 for job in cold}

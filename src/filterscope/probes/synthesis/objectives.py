@@ -185,14 +185,16 @@ class Specific(_Layered):
     """The channel's mean held above that of all other channels of its layer, each in units of its own spread.
 
     Every channel's rectified mean is z-scored by its mean and standard deviation on real images, `(K,)` each. The score
-    is the own z-score, less `weight` times what the log-sum-exp of all others exceeds `margin` of it by: rivals cost
-    nothing as long as they stay behind. In the leaky steps only the own channel counts; `leak` revives a dead map.
+    is the own z-score, less `weight` times what the soft maximum of all others (their log-sum-exp at `temperature`)
+    exceeds `margin` of it by: rivals cost nothing as long as they stay behind. In the leaky steps only the own channel
+    counts; `leak` revives a dead map.
     """
 
     mean: Tensor
     std: Tensor
-    margin: float = 0.8
-    weight: float = 1.0
+    margin: float = 0.75
+    weight: float = 3.0
+    temperature: float = 0.3
     leak: float = 0.0
 
     def __call__(self, outputs: Mapping[str, Tensor], slope: float = 0.0) -> Tensor:
@@ -204,7 +206,8 @@ class Specific(_Layered):
         own = self.mine(z) + self.revival(self.mine(outputs[self.layer]), self.leak) / spread
         if z.shape[1] == 1 or slope:
             return own
-        rivals = torch.logsumexp(z.scatter(1, index, -torch.inf), dim=1)
+        others = z.scatter(1, index, -torch.inf) / self.temperature
+        rivals = self.temperature * torch.logsumexp(others, dim=1)
         return own - self.weight * F.relu(rivals - self.margin * own)
 
 

@@ -99,6 +99,16 @@ class Recipe:
         return {self.objective: 1.0} if isinstance(self.objective, str) else dict(self.objective)
 
     @property
+    def compares(self) -> bool:
+        """Whether all pictures of a channel must ascend together, to be held apart."""
+        return "diversity" in self.weights
+
+    @property
+    def descends(self) -> bool:
+        """Whether pictures shall excite their channel as little as they can."""
+        return sum(weight for name, weight in self.weights.items() if name != "diversity") < 0
+
+    @property
     def transforms(self) -> bool:
         """Whether pictures are shifted, scaled or rotated while they ascend."""
         return bool(self.jitter or self.scale or self.rotate)

@@ -49,14 +49,22 @@ class Reach:
     """What one picture makes on the way to the layers.
 
     `shapes` are the layers' outputs `(K, …)`, `calls` how often each of them runs, `elements` the numbers in all
-    activations together, `largest` those in the largest one, `modules` what runs on the way.
+    activations together, `largest` those in the largest one, `work` the multiplications of a forward pass, `modules`
+    what runs on the way.
     """
 
     shapes: dict[str, tuple[int, ...]]
     calls: dict[str, int]
     elements: int
     largest: int
+    work: int
     modules: tuple[nn.Module, ...]
+
+
+def reach_of(classifier: Classifier, layer: str, size: int) -> Reach:
+    """Return what one picture of `size` × `size` pixels makes on the way to a layer; a `UserError` as `Truncated`."""
+    network = twin(classifier)
+    return _look(network, {layer: network.module_of(layer)}, size)
 
 
 class Truncated:
@@ -198,5 +206,10 @@ def _look(network: Classifier, targets: dict[str, nn.Module], size: int) -> Reac
         calls=calls,
         elements=sum(elements for _, elements in before),
         largest=max(elements for _, elements in before),
+        work=sum(elements * _products(module) for module, elements in before),
         modules=tuple(dict.fromkeys(module for module, _ in before)),
     )
+
+
+def _products(module: nn.Module) -> int:
+    return module.weight[0].numel() if isinstance(module, nn.Conv2d | nn.Linear) else 0

@@ -1,0 +1,142 @@
+"""All that pictures of one layer need, set up once; it makes one micro-batch after another."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from filterscope.models.classifier import Classifier
+from filterscope.models.layers import find_layer
+from filterscope.probes.synthesis.ascent import ascend, in_bf16
+from filterscope.probes.synthesis.batches import check, micro_batch_size
+from filterscope.probes.synthesis.images import Parameterisation, shown
+from filterscope.probes.synthesis.named import named
+from filterscope.probes.synthesis.objectives import Maker, mean_response
+from filterscope.probes.synthesis.recipe import Recipe
+from filterscope.probes.synthesis.truncate import Truncated
+from filterscope.probes.synthesis.trust import LayerStatistics, ranks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synthesis:
+    """Pictures and how far to trust them; everything lies on the CPU.
+
+    Args:
+        images: `(N, C, size, size)` in [0, 1].
+        parameters: what a later ascent starts from when it is given as `start`.
+        curve: `(steps, N)`, the objective under the transforms.
+        activation: `(N,)`, the rectified mean of the own channel's map at the end, without transforms.
+        rank: `(N,)`, how many channels of the layer the picture excites more than its own; 0 is best.
+        rose: `(N,)`, whether the activation ended above that of the noise from which a cold ascent starts; where a
+            channel shall be excited little, whether the objective ended above its start.
+        responses: `(N, K)`, the rectified means of all channels of the layer.
+    """
+
+    images: Tensor
+    parameters: Tensor
+    curve: Tensor
+    activation: Tensor
+    rank: Tensor
+    rose: Tensor
+    responses: Tensor
+
+    def at(self, places: Sequence[int]) -> "Synthesis":
+        """Return the pictures at some places."""
+        chosen = list(places)
+        return Synthesis(**{n: v[:, chosen] if n == "curve" else v[chosen] for n, v in vars(self).items()})
+
+
+def joined(parts: Sequence[Synthesis]) -> Synthesis:
+    """Return all pictures of the parts, one part after the other."""
+    names = Synthesis.__dataclass_fields__
+    return Synthesis(**{n: torch.cat([getattr(part, n) for part in parts], dim=int(n == "curve")) for n in names})
+
+
+class Workbench:
+    """Makes pictures of a layer's channels. Use it inside `observing` and without gradients.
+
+    Args:
+        classifier: stays as it was.
+        layer: a name as `Classifier.layers` knows it.
+        recipe: how.
+        statistics: of real images, for the specific objective and the ranks, or None.
+        objective: makes another objective than the recipe's.
+
+    Raises:
+        UserError: an unknown layer, one without channels, a size that the network cannot take.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        layer: str,
+        *,
+        recipe: Recipe,
+        statistics: LayerStatistics | None = None,
+        objective: Maker | None = None,
+    ) -> None:
+        self.layer = find_layer(classifier.layers, layer).name
+        self.recipe = recipe
+        self.known = statistics
+        self.exact = Truncated(classifier, [self.layer], size=recipe.size, normalize=recipe.normalize)
+        self.objective = objective or named(recipe, self.layer, statistics, self.exact)
+        self.parameterisation = Parameterisation(recipe=recipe, channels=classifier.in_channels)
+        layers = tuple(dict.fromkeys((self.layer, *self.objective([0]).layers)))
+        bf16 = in_bf16(recipe, self.exact.device)
+        self.network = self.exact
+        if bf16 or layers != (self.layer,):
+            self.network = Truncated(classifier, layers, size=recipe.size, normalize=recipe.normalize, bf16=bf16)
+
+    def check(self, channels: Sequence[int], start: Tensor | None) -> None:
+        """Raise a `UserError` for channels that there are not and a start of another shape."""
+        check(channels, start, layer=self.layer, reach=self.exact.reach, parameterisation=self.parameterisation)
+
+    def together(self, pictures: int) -> int:
+        """Return how many of so many pictures ascend together."""
+        return micro_batch_size(self.network.reach, self.recipe, self.network.device, pictures)
+
+    def make(
+        self,
+        channels: Sequence[int],
+        faces: Sequence[int],
+        *,
+        count: int,
+        seed: int,
+        start: Tensor | None = None,
+        stepped: Callable[[int], None] = lambda _step: None,
+    ) -> Synthesis:
+        """Make one micro-batch, filled up to `count` pictures, and return those that were asked for."""
+        fill = max(0, count - len(channels))
+        places = [*range(len(channels)), *[len(channels) - 1] * fill]
+        own = [channels[place] for place in places]
+        generators = [_generator(self.layer, channels[place], faces[place], seed) for place in places]
+        noise = self.parameterisation.draw(generators).to(self.exact.device)
+        begun = noise if start is None else start[places].to(self.exact.device)
+        before = self._responses(self.parameterisation.images(noise))
+        parameters, curve = ascend(
+            self.network, self.objective(own), self.parameterisation, begun, generators,
+            warm=start is not None, stepped=stepped,
+        )  # fmt: skip
+        images = self.parameterisation.images(parameters)
+        responses = self._responses(images)
+        index = torch.arange(len(own)), torch.tensor(own)
+        made = Synthesis(
+            images=(images if self.recipe.bounded else shown(images)).cpu(),
+            parameters=parameters.cpu(),
+            curve=curve.cpu(),
+            activation=responses[index],
+            rank=ranks(responses, own, self.known),
+            rose=(curve[-1] > curve[0]).cpu() if self.recipe.descends else responses[index] > before[index],
+            responses=responses,
+        )
+        return made.at(range(len(channels)))
+
+    def _responses(self, images: Tensor) -> Tensor:
+        return mean_response(self.exact(images)[self.layer]).cpu()
+
+
+def _generator(layer: str, channel: int, face: int, seed: int) -> torch.Generator:
+    digest = hashlib.sha256(f"{layer} {channel} {face} {seed}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))

@@ -1,0 +1,59 @@
+"""Statistics from a pass that runs anyway equal those of a pass of their own, and stay bounded."""
+
+import pytest
+import torch
+
+from filterscope.models import heads
+from filterscope.models.backbone import small_cnn_backbone
+from filterscope.probes.synthesis import measure_statistics, watching
+from filterscope.probes.synthesis.watching import Responses, recording_statistics
+
+LAYERS = ["block1_conv1", "block2_pool", "head"]
+
+
+def test_watched_statistics_equal_measured_ones():
+    torch.manual_seed(0)
+    network = heads.replace(small_cnn_backbone(in_channels=1, image_size=32), num_classes=4).eval()
+    images = torch.rand(50, 1, 32, 32)
+    with recording_statistics(network, LAYERS) as statistics, torch.no_grad():
+        for batch in torch.split(images, 16):
+            network(batch)
+    assert not any(module._forward_hooks for module in network.modules())
+    watched, measured = statistics(), measure_statistics(network, images, LAYERS)
+    for layer in LAYERS:
+        for name, value in vars(measured.of(layer)).items():
+            assert torch.allclose(torch.as_tensor(getattr(watched.of(layer), name)), torch.as_tensor(value), atol=1e-5)
+
+
+def test_nothing_is_known_of_layers_that_did_not_run():
+    network = heads.replace(small_cnn_backbone(in_channels=1, image_size=32), num_classes=4)
+    with recording_statistics(network, LAYERS) as statistics:
+        pass
+    assert statistics().layers == {}
+
+
+def test_the_sample_stays_bounded_and_the_extremes_exact(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(watching, "SAMPLE", 64)
+    values = torch.rand(1000, 3, generator=torch.Generator().manual_seed(0))
+    seen = Responses()
+    for batch in torch.split(values, 37):
+        seen.add(batch)
+    assert len(seen.sample) <= 64
+    assert torch.equal(seen.sample, values[:: seen.stride])
+    known = seen.statistics()
+    assert known.count == 1000
+    assert torch.equal(known.largest, values.max(dim=0).values)
+    assert torch.allclose(known.std, values.std(dim=0, correction=0), atol=1e-6)
+    assert torch.allclose(known.quantiles[50], values.median(dim=0).values, atol=0.15)
+
+
+def test_two_that_have_seen_parts_have_seen_the_whole():
+    values = torch.rand(30, 3, generator=torch.Generator().manual_seed(0))
+    parts = [Responses(), Responses(), Responses()]
+    for part, some in zip(parts[:2], torch.split(values, [18, 12]), strict=True):
+        part.add(some)
+    both = parts[2].plus(parts[0]).plus(parts[1]).statistics()
+    whole = Responses()
+    whole.add(values)
+    for name, value in vars(whole.statistics()).items():
+        assert torch.allclose(torch.as_tensor(getattr(both, name)), torch.as_tensor(value))
