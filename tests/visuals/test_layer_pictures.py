@@ -9,8 +9,9 @@ from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
 from filterscope.probes.synthesis import Recipe
-from filterscope.visuals.activations import Activations, draw_maps, most_varied
+from filterscope.visuals.activations import Activations, most_varied
 from filterscope.visuals.filters import Filters, draw_filters, filter_tiles
+from filterscope.visuals.maps import draw_maps
 from filterscope.visuals.responses import Responses
 from filterscope.visuals.synthesis import Synthesis
 from filterscope.visuals.trust import trust_lines
