@@ -25,7 +25,7 @@ def train(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
     visuals = assembly.answerable(assembly.build_visuals(cfg), classifier)
     finishing.check_export(classifier, cfg["export"])
     module = assembly.build_module(cfg, classifier, data)
-    trainer = launching.build_trainer(cfg, folder, visuals)
+    trainer = launching.build_trainer(cfg, folder, visuals, data)
     launching.log_start(module, data)
 
     last = folder / "checkpoints" / "last.ckpt"

@@ -26,6 +26,7 @@ FLOORS = {
     "looking": 4,
     "training": 4,
     "edge": 5,
+    "memory": 0,
     "building": 5,
     "assembly": 5,
     "launching": 5,

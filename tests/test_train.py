@@ -120,7 +120,7 @@ def test_the_number_of_workers_does_not_change_the_result(run: Path, composed: C
     assert_same_weights(run, tmp_path)
 
 
-@pytest.mark.parametrize("finetune", ["full", "gradual"])
+@pytest.mark.parametrize("finetune", ["full", "gradual", "linear_probe"])
 def test_an_interrupted_run_resumes_to_the_same_bits(
     finetune: str, composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,17 +129,17 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
         overrides = (*overrides, "finetune.release_epoch=2")
     train(composed(*overrides), tmp_path / "whole")
 
-    step = FinetuneModule.training_step
+    loss = FinetuneModule.loss
 
-    def interrupted(self: FinetuneModule, batch: Any, index: int) -> torch.Tensor:
+    def interrupted(self: FinetuneModule, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if self.trainer.global_step == 4:  # in the middle of the second epoch
             raise InterruptedError
-        return step(self, batch, index)
+        return loss(self, logits, labels)
 
-    monkeypatch.setattr(FinetuneModule, "training_step", interrupted)
+    monkeypatch.setattr(FinetuneModule, "loss", interrupted)
     with pytest.raises(InterruptedError):
         train(composed(*overrides), tmp_path / "broken")
-    monkeypatch.setattr(FinetuneModule, "training_step", step)
+    monkeypatch.setattr(FinetuneModule, "loss", loss)
     train(composed(*overrides, f"resume={tmp_path / 'broken'}"), tmp_path / "broken")
 
     assert_same_weights(tmp_path / "whole", tmp_path / "broken")

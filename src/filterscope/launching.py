@@ -11,24 +11,32 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from filterscope.building import Plain
 from filterscope.data.datamodule import ImageDataModule
 from filterscope.errors import UserError
+from filterscope.memory import hold_memory
 from filterscope.training.callbacks import LogVisuals
 from filterscope.training.checkpoints import AtomicCheckpointIO, KeepCheckpoints
 from filterscope.training.module import FinetuneModule
 from filterscope.training.progress import Progress
+from filterscope.training.resting import KeepFeatures
 from filterscope.training.runlog import RunLog, RunLogger
 from filterscope.visuals.visual import Visual
 
 log = logging.getLogger(__name__)
 
 
-def build_trainer(cfg: Plain, folder: Path, visuals: dict[str, Visual]) -> pl.Trainer:
-    """Build the trainer that writes to a run folder."""
+def build_trainer(
+    cfg: Plain, folder: Path, visuals: dict[str, Visual], data: ImageDataModule | None = None
+) -> pl.Trainer:
+    """Build the trainer that writes to a run folder; what rests is not run twice on the images of `data`."""
+    hold_memory()
     settings = {key: value for key, value in cfg["trainer"].items() if key != "_target_"}
     if settings["precision"] == "auto":
         settings["precision"] = precision_for(settings["accelerator"])
     watch = cfg["checkpoint"]
     rows = RunLog(folder)
+    place = cfg["features_cache"]
+    resting = [KeepFeatures(data, folder=Path(place).expanduser() if place else None)] if data is not None else []
     callbacks: list[pl.Callback] = [
+        *resting,
         rows,
         LogVisuals(visuals, folder=folder, log=rows, num_examples=cfg["num_examples"], seed=cfg["seed"]),
         KeepCheckpoints(folder / "checkpoints", monitor=watch["monitor"], mode=watch["mode"]),

@@ -56,6 +56,10 @@ class CachedFiles:
         files = self.files.select(indices, labels)
         return CachedFiles(files=files, folder=self.folder, rows=self.rows[indices], num_channels=self.num_channels)
 
+    def identity(self) -> list[object]:
+        """Return every file's path, size and time of change."""
+        return self.files.identity()
+
     @cached_property
     def _pixels(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
         # Copy-on-write: torch takes no read-only arrays, and nobody writes.
@@ -91,8 +95,7 @@ def cached(
     paths = sorted({path for images in splits.values() if isinstance(images, Files) for path in images.paths})
     if not paths:
         return dict(splits)
-    stats = [Path(path).stat() for path in paths]
-    about = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in zip(paths, stats, strict=True)]
+    about = Files(paths=tuple(paths), labels=torch.empty(0)).identity()
     folder = built_once(
         place / "images",
         key=key_of((about, side, num_channels), code=(decoding, transforms)),

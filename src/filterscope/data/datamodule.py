@@ -3,7 +3,7 @@
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -32,7 +32,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     """Loaders over a set of images, `(N, num_channels, image_size, image_size)` float32 in [0, 1] with int64 labels.
 
     Whoever trains sets `epoch` before each epoch; what is random follows from (seed, epoch, index) alone, whatever the
-    number of workers. `setup` fills `class_names`, `has_test` and `skipped`, the damaged files that were left out.
+    number of workers. `instead` may be set to a function that says what a pass over a split yields instead of its
+    images, or None. `setup` fills `class_names`, `has_test` and `skipped`, the damaged files that were left out.
 
     `root` is the folder below which the data lies. `num_workers` None means one for each core, at most 8, shared by
     the processes of a machine, and none where the images lie in memory; `pin_memory` None means where there is a GPU.
@@ -67,6 +68,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self._splits: dict[str, Images] = {}
         self._unlabelled = ""
         self._epoch = 0
+        self.instead: Callable[[str], Iterator[Any] | None] | None = None
         self.class_names: tuple[str, ...] = ()
         self.skipped: tuple[str, ...] = ()
 
@@ -125,11 +127,11 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 
     def train_dataloader(self) -> ImageLoader:
         """Return the training images in a random order, in their random view."""
-        return self._loader("train", random=True)
+        return self._loader("train", shuffle=True, random=True)
 
     def val_dataloader(self) -> ImageLoader:
         """Return the validation images in their fixed order and view."""
-        return self._loader("val", random=False)
+        return self._loader("val")
 
     def test_dataloader(self) -> ImageLoader:
         """Return the test images in their fixed order and view.
@@ -137,7 +139,25 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         Raises:
             UserError: there is no test split.
         """
-        return self._loader("test", random=False)
+        return self._loader("test")
+
+    def labels(self, split: str) -> Tensor:
+        """Return the labels of all images of a split, int64 `(N,)`, in their own order."""
+        return self._images(split).labels
+
+    def ordered(self, split: str, *, view: int | None) -> ImageLoader:
+        """Return the images of a split in their own order, each once over all processes.
+
+        They are shown in the random view that they would have in epoch `view`, or for None in their fixed view.
+        """
+        return self._loader(split, shuffle=False, random=view is not None, epoch=lambda: view or 0)
+
+    def identity(self, split: str, *, view: int | None) -> list[object]:
+        """Return plain data that changes with any image of a split, their order, or how `view` shows them."""
+        shown: list[object] = [self.image_size, self.num_channels, self.resize_ratio, self.cache is not None]
+        if view is not None:
+            shown += [repr(self.augment), self.seed, view]
+        return [*shown, *self._images(split).identity()]
 
     def examples(self, count: int, seed: int = 0) -> tuple[Tensor, Tensor, tuple[str, ...]]:
         """Return the same validation images each time: float32 in [0, 1], labels, and what they are called.
@@ -192,7 +212,9 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         processes = self.trainer.num_devices if self.trainer else 1
         return min(max(cores // processes, 1), 8)
 
-    def _loader(self, split: str, *, random: bool) -> ImageLoader:
+    def _loader(
+        self, split: str, *, shuffle: bool = False, random: bool = False, epoch: Callable[[], int] | None = None
+    ) -> ImageLoader:
         images = self._images(split)
         rank, world = _place()
         if world > len(images):
@@ -203,27 +225,30 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         )
         sampler = EpochSampler(
             len(images),
-            epoch=lambda: self.epoch,
+            epoch=epoch or (lambda: self.epoch),
             seed=self.seed,
-            shuffle=random,
+            shuffle=shuffle,
             rank=rank,
             world=world,
-            behind=(lambda: self.batch_size * self._batches_behind()) if random else int,
+            behind=(lambda: self.batch_size * self._batches_behind()) if shuffle else int,
         )
         num_workers = self._num_workers(images)
-        return ImageLoader(
+        loader = ImageLoader(
             ViewedImages(images=images, view=random_view or self._fixed_view, num_channels=self.num_channels),
             sampler=sampler,
             batch_size=self.batch_size,
             # Batch norm cannot train on a batch of one.
-            drop_last=random and len(sampler) > self.batch_size and len(sampler) % self.batch_size == 1,
+            drop_last=shuffle and len(sampler) > self.batch_size and len(sampler) % self.batch_size == 1,
             collate_fn=as_it_is,
             num_workers=num_workers,
-            persistent_workers=num_workers > 0 and split != "test",
+            persistent_workers=num_workers > 0 and split != "test" and epoch is None,
             pin_memory=torch.cuda.is_available() if self.pin_memory is None else self.pin_memory,
             # One of its own, or each pass would take a seed from the global generator and change it.
             generator=torch.Generator(),
         )
+        if epoch is None:
+            loader.instead = lambda: self.instead(split) if self.instead else None
+        return loader
 
 
 def _place() -> tuple[int, int]:

@@ -1,7 +1,9 @@
 """Where images come from: files that are decoded when asked for, or pixels that lie in memory."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -28,6 +30,9 @@ class Images(Protocol):
     def select(self, indices: Tensor, labels: Tensor) -> "Images":
         """Return the images at these places, with these labels instead of their own."""
 
+    def identity(self) -> list[object]:
+        """Return plain data that changes with any of the images or their order."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
@@ -50,6 +55,11 @@ class Files:
     def select(self, indices: Tensor, labels: Tensor) -> "Files":
         """Return the files at these places, with these labels."""
         return Files(paths=tuple(self.paths[i] for i in indices.tolist()), labels=labels)
+
+    def identity(self) -> list[object]:
+        """Return every file's path, size and time of change."""
+        stats = [Path(path).stat() for path in self.paths]
+        return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in zip(self.paths, stats, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +95,10 @@ class Pixels:
     def select(self, indices: Tensor, labels: Tensor) -> "Pixels":
         """Return the images at these places, with these labels."""
         return Pixels(pixels=self.pixels[indices], labels=labels, title=self.title, numbers=self.numbers[indices])
+
+    def identity(self) -> list[object]:
+        """Return a hash of the pixels."""
+        return [tuple(self.pixels.shape), hashlib.sha256(self.pixels.numpy().tobytes()).hexdigest()]
 
 
 @dataclass(frozen=True, kw_only=True)

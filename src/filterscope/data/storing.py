@@ -34,18 +34,18 @@ def built_once(place: Path, *, key: str, needs: int, knob: str, build: Callable[
         UserError: the place cannot be written, or has too little room.
     """
     final, partial = place / key, place / f".{key}.partial"
-    if _whole(final):
+    if is_whole(final):
         return final
     try:
         place.mkdir(parents=True, exist_ok=True)
         with FileLock(place / f".{key}.lock"):
-            if _whole(final):
+            if is_whole(final):
                 return final
             for leftover in (partial, final):
                 shutil.rmtree(leftover, ignore_errors=True)
             free = shutil.disk_usage(place).free
             if needs > free:
-                raise UserError(f"{knob}={place}: {_size(needs)} are needed there, {_size(free)} are free")
+                raise UserError(f"{knob}={place}: {size_text(needs)} are needed there, {size_text(free)} are free")
             partial.mkdir()
             try:
                 about = build(partial)
@@ -57,6 +57,15 @@ def built_once(place: Path, *, key: str, needs: int, knob: str, build: Callable[
     except OSError as error:
         raise UserError(f"{knob}={place} cannot be written: {error.strerror or error}") from error
     return final
+
+
+def is_whole(folder: Path) -> bool:
+    """Return whether a folder is there and holds all that was written into it."""
+    try:
+        sizes = read_about(folder)["sizes"]
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -76,13 +85,6 @@ def key_of(parts: Iterable[object], *, code: Iterable[ModuleType]) -> str:
     return digest.hexdigest()[:24]
 
 
-def _whole(folder: Path) -> bool:
-    try:
-        sizes = read_about(folder)["sizes"]
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError):
-        return False
-
-
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
+    """Return a number of bytes as people say it."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

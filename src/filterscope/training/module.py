@@ -1,19 +1,23 @@
 """The Lightning module: a classifier, a policy, an optimizer and the metrics."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from filterscope.models.classifier import Classifier
+from filterscope.models.splitting import Halves
+from filterscope.training.features import Features
 from filterscope.training.policies import Policy
 
 
@@ -58,6 +62,8 @@ class FinetuneModule(pl.LightningModule):
         self.about = about or {}
         self.measures = torch.nn.ModuleDict({f"{split}_": _measures(classifier.num_classes) for split in _SPLITS})
         self.confusion: dict[str, Tensor] = {}
+        self.halves: Halves | None = None
+        self._asleep = False
         policy.freeze(classifier)
 
     @property
@@ -68,10 +74,24 @@ class FinetuneModule(pl.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of images in [0, 1]."""
-        if self.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.classifier(images)
+        images = self._laid_out(images)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._asleep):
+            features = self.classifier.backbone(images)
+        logits: Tensor = self.classifier.head(features)
         return logits
+
+    def lower_half(self, halves: Halves) -> Callable[[Tensor], Tensor]:
+        """Return what makes features of images as `forward` does on the way: same device, layout and precision."""
+
+        def compute(images: Tensor) -> Tensor:
+            with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+                return halves.features(self._laid_out(images.to(self.device))).cpu()
+
+        return compute
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of a training batch."""
+        return F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
 
     def configure_optimizers(self) -> Any:
         """Build optimizer and schedule, the latter advanced after every step."""
@@ -81,32 +101,74 @@ class FinetuneModule(pl.LightningModule):
         schedule = self.schedule(optimizer, total_steps=max(1, int(self.trainer.estimated_stepping_batches)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_train_start(self) -> None:
+        """Do what an epoch's start would have done, where a run goes on inside the epoch."""
+        self.on_train_epoch_start()
+
     def on_train_epoch_start(self) -> None:
-        """Hold a backbone that is not trained in this epoch in evaluation mode."""
-        self.classifier.backbone.train(self.policy.trains_backbone(self.epoch))
+        """Hold what is not trained in this epoch in evaluation mode, and compute no gradients of it."""
+        self.classifier.backbone.train()
+        if self.policy.rests(self.epoch):
+            for module in self.policy.resting(self.classifier):
+                module.eval()
+        self._asleep = not self.policy.trains_backbone(self.epoch)
+        wrapped = self.trainer.strategy.model
+        if isinstance(wrapped, DistributedDataParallel):
+            # DDP waits for the gradients of all that requires them, and a backbone not released yet has none.
+            wrapped.require_backward_grad_sync = not self._late
 
     def on_train_batch_start(self, _batch: object, _index: int) -> None:
         """Make what the step draws depend on (seed, step, rank) only."""
+        self.seed_step()
+
+    def seed_step(self) -> None:
+        """Make what a step draws depend on (seed, step, rank) only."""
         key = f"{self.seed}/{self.global_step}/{self.global_rank}".encode()
         torch.manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:7], "big"))
 
-    def on_before_optimizer_step(self, _optimizer: Optimizer) -> None:
-        """Drop the gradients of a backbone that is not released yet."""
-        if not self.policy.trains_backbone(self.epoch):
-            for parameter in self.classifier.backbone.parameters():
-                parameter.grad = None
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Average what DDP does not: the gradients of a head whose backbone is not released yet."""
+        if self._late:
+            self.average_gradients([p for group in optimizer.param_groups for p in group["params"]])
+
+    def average_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Average the gradients of those that have one over all processes."""
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if self.trainer.world_size == 1 or not gradients:
+            return
+        flat = torch.cat([gradient.flatten() for gradient in gradients]) / self.trainer.world_size
+        dist.all_reduce(flat)
+        parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def on_train_batch_end(self, outputs: object, batch: object, _index: int) -> None:
+        """Log what `count_steps` has counted, at the end of an epoch on features."""
+        del outputs
+        if batch is None:
+            self._log("train", batch_size=1)
 
     def training_step(self, batch: tuple[Tensor, Tensor], _index: int) -> Tensor:
         """Return the loss of a batch."""
         images, labels = batch
         logits = self(images)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+        loss = self.loss(logits, labels)
         self._count("train", logits.detach(), labels, loss.detach())
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], _index: int) -> None:
-        """Count a validation batch."""
-        self._evaluate("val", batch)
+    def count_steps(self, losses: Sequence[Tensor], seen: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Count steps on features by their losses and their `(logits, labels)`."""
+        logits, labels = (torch.cat(each).to(self.device) for each in zip(*seen, strict=True))
+        weights = torch.tensor([float(len(each)) for _, each in seen])
+        for name, measure in self._of("train").items():
+            if name == "loss":
+                measure.update(torch.stack(list(losses)), weight=weights.to(self.device))
+            elif name != "confusion":
+                measure.update(logits, labels)
+
+    def validation_step(self, batch: tuple[Any, Tensor], _index: int) -> Tensor | None:
+        """Count a validation batch and return the features of its images where they may be kept."""
+        return self._evaluate("val", batch)
 
     def test_step(self, batch: tuple[Tensor, Tensor], _index: int) -> None:  # noqa: PT019
         """Count a test batch."""
@@ -124,26 +186,47 @@ class FinetuneModule(pl.LightningModule):
         """Make the checkpoint self-contained."""
         checkpoint.setdefault("filterscope", {}).update(self.about)
 
-    def _evaluate(self, split: str, batch: tuple[Tensor, Tensor]) -> None:
-        images, labels = batch
-        logits = self(images).float()
+    def _evaluate(self, split: str, batch: tuple[Any, Tensor]) -> Tensor | None:
+        inputs, labels = batch
+        features = None
+        if self.halves is None:
+            logits = self(inputs).float()
+        else:
+            kept = isinstance(inputs, Features)
+            features = inputs.values if kept else self.halves.features(self._laid_out(inputs))
+            logits = self.halves.logits(features).float()
         self._count(split, logits, labels, F.cross_entropy(logits, labels))
         self._of(split)["confusion"].update(logits, labels)
+        return features
 
     def _count(self, split: str, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
         for name, measure in self._of(split).items():
-            if name == "confusion":
-                continue
-            measure.update(loss, weight=len(labels)) if name == "loss" else measure.update(logits, labels)
-            self.log(
-                f"{split}/{name}",
-                measure,
-                on_step=False,
-                on_epoch=True,
-                batch_size=len(labels),
-                logger=False,
-                prog_bar=name in ("loss", "acc"),
-            )
+            if name == "loss":
+                measure.update(loss, weight=len(labels))
+            elif name != "confusion":
+                measure.update(logits, labels)
+        self._log(split, batch_size=len(labels))
+
+    def _log(self, split: str, *, batch_size: int) -> None:
+        for name, measure in self._of(split).items():
+            if name != "confusion":
+                self.log(
+                    f"{split}/{name}",
+                    measure,
+                    on_step=False,
+                    on_epoch=True,
+                    batch_size=batch_size,
+                    logger=False,
+                    prog_bar=name in ("loss", "acc"),
+                )
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
+
+    @property
+    def _late(self) -> bool:
+        """Whether the backbone is trained later on, but not yet."""
+        return self._asleep and any(p.requires_grad for p in self.classifier.backbone.parameters())
 
     def _of(self, split: str) -> dict[str, Metric]:
         return dict(self.measures[f"{split}_"].items())  # type: ignore[operator]

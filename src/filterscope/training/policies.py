@@ -7,7 +7,8 @@ from torch import nn
 
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
-from filterscope.models.layers import convolutions
+from filterscope.models.layers import block_ends, convolutions, find_layer
+from filterscope.models.splitting import up_to
 
 Group = dict[str, Any]
 
@@ -16,10 +17,17 @@ Group = dict[str, Any]
 class LinearProbe:
     """Train the new Linear only; everything else keeps its values bit for bit.
 
-    `lr` is the head's learning rate with Adam-like optimizers (`optimizer.lr` refers to it).
+    Args:
+        lr: the head's learning rate with Adam-like optimizers (`optimizer.lr` refers to it).
+        views: of how many random views of each training image the features are kept, which are then shown in turn;
+            0: of the fixed view; None: of none, each epoch has new ones (without random views all are kept anyway).
     """
 
     lr: float = 1e-2
+    views: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_views(self.views)
 
     def freeze(self, classifier: Classifier) -> None:
         """Freeze all but the head for good; needs a head that can be trained and a trunk that is worth probing."""
@@ -42,6 +50,18 @@ class LinearProbe:
     def trains_backbone(self, epoch: int) -> bool:  # noqa: ARG002
         """Return whether the backbone is trained in the epoch, counted from 0."""
         return False
+
+    def resting(self, classifier: Classifier) -> tuple[nn.Module, ...]:
+        """Return the modules that are not trained in epochs in which something rests."""
+        return (classifier.backbone,)
+
+    def rests(self, epoch: int) -> bool:  # noqa: ARG002
+        """Return whether anything rests in the epoch, so that its output can be kept."""
+        return True
+
+    def rests_to(self, classifier: Classifier) -> str | None:  # noqa: ARG002
+        """Return the last layer that rests; None: the whole backbone."""
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +94,7 @@ class Full:
         first_decay = _default(self.first_layer_weight_decay, weight_decay if pretrained else 1.0)
         names = convolutions(classifier.layers)
         first = classifier.module_of(names[0]) if names else None
+        first = first if first and next(first.parameters()).requires_grad else None
         return [
             *_group("head", classifier.head, lr, weight_decay),
             *_group("backbone", classifier.backbone, lr * factor, weight_decay, but=first),
@@ -84,21 +105,91 @@ class Full:
         """Return whether the backbone is trained in the epoch, counted from 0."""
         return True
 
+    def resting(self, classifier: Classifier) -> tuple[nn.Module, ...]:  # noqa: ARG002
+        """Return the modules that are not trained in epochs in which something rests."""
+        return ()
+
+    def rests(self, epoch: int) -> bool:  # noqa: ARG002
+        """Return whether anything rests in the epoch, so that its output can be kept."""
+        return False
+
+    def rests_to(self, classifier: Classifier) -> str | None:  # noqa: ARG002
+        """Return the last layer that rests; None: the whole backbone."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastBlocks(Full):
+    """Train the last `blocks` blocks of the network and what lies behind them; what lies below rests for good.
+
+    `views` is as in `LinearProbe`.
+    """
+
+    blocks: int = 1
+    views: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_views(self.views)
+
+    def freeze(self, classifier: Classifier) -> None:
+        """Freeze what lies below the blocks; there must be something below them."""
+        for module in self.resting(classifier):
+            module.requires_grad_(False)
+
+    def resting(self, classifier: Classifier) -> tuple[nn.Module, ...]:
+        """Return the modules that are not trained in epochs in which something rests."""
+        path = find_layer(classifier.layers, self.rests_to(classifier)).path
+        return up_to(classifier, path)
+
+    def rests(self, epoch: int) -> bool:  # noqa: ARG002
+        """Return whether anything rests in the epoch, so that its output can be kept."""
+        return True
+
+    def rests_to(self, classifier: Classifier) -> str:
+        """Return the last layer that rests."""
+        ends = block_ends(classifier.layers)
+        if not 0 < self.blocks < len(ends):
+            raise UserError(
+                f"finetune.blocks={self.blocks}: {classifier.backbone.name} has {len(ends)} blocks, of which the last "
+                f"1 to {len(ends) - 1} can be trained alone; finetune=full trains all, finetune=linear_probe none"
+            )
+        return ends[-1 - self.blocks]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Gradual(Full):
-    """Train the head alone first; the backbone joins in at `release_epoch` (epochs counted from 0)."""
+    """Train the head alone first; the backbone joins in at `release_epoch` (epochs counted from 0).
+
+    `views` is as in `LinearProbe`, up to the release.
+    """
 
     release_epoch: int = 4
+    views: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_views(self.views)
 
     def trains_backbone(self, epoch: int) -> bool:
         """Return whether the backbone is trained in the epoch, counted from 0."""
-        # All parameters are in the optimizer and require grad from the start; until the release their gradients are
-        # dropped. Changing requires_grad later lets DDP ranks diverge silently.
+        # All parameters are in the optimizer and require grad from the start; until the release they get no gradients.
+        # Changing requires_grad later lets DDP ranks diverge silently.
         return epoch >= self.release_epoch
 
+    def resting(self, classifier: Classifier) -> tuple[nn.Module, ...]:
+        """Return the modules that are not trained in epochs in which something rests."""
+        return (classifier.backbone,)
 
-Policy = LinearProbe | Full | Gradual
+    def rests(self, epoch: int) -> bool:
+        """Return whether anything rests in the epoch, so that its output can be kept."""
+        return epoch < self.release_epoch
+
+
+Policy = LinearProbe | Full | LastBlocks | Gradual
+
+
+def _check_views(views: int | None) -> None:
+    if views is not None and views < 0:
+        raise UserError(f"finetune.views={views}: a number of views, 0 for the fixed one, or null")
 
 
 def _default(value: float | None, otherwise: float) -> float:
@@ -107,7 +198,7 @@ def _default(value: float | None, otherwise: float) -> float:
 
 def _group(name: str, module: nn.Module, lr: float, weight_decay: float, but: nn.Module | None = None) -> list[Group]:
     left_out = {id(parameter) for parameter in but.parameters()} if but is not None else set()
-    own = [parameter for parameter in module.parameters() if id(parameter) not in left_out]
+    own = [parameter for parameter in module.parameters() if parameter.requires_grad and id(parameter) not in left_out]
     weights = [parameter for parameter in own if parameter.ndim > 1]
     others = [parameter for parameter in own if parameter.ndim <= 1]  # biases and norms are not decayed
     return [

@@ -10,11 +10,13 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
 
 from filterscope.files import write_file
 
 SPLITS = ("train", "val", "test")
+EVENTS = "events.out.tfevents.*"
 
 
 class RunLogger(TensorBoardLogger):
@@ -59,9 +61,15 @@ class RunLog(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the loss of a step now and then."""
-        del pl_module, batch, batch_idx
-        if trainer.global_step % self.every_steps == 0 and trainer.logger:
+        del pl_module, batch_idx
+        if batch is not None and trainer.global_step % self.every_steps == 0 and trainer.logger:
             trainer.logger.log_metrics({"train/loss_step": float(outputs["loss"])}, step=trainer.global_step)
+
+    def log_steps(self, trainer: pl.Trainer, losses: Tensor, *, first: int) -> None:
+        """Log the losses of many steps, of which the `first` is a number of optimizer steps, now and then."""
+        for step, loss in enumerate(losses.tolist(), start=first):
+            if step % self.every_steps == 0 and trainer.logger:
+                trainer.logger.log_metrics({"train/loss_step": loss}, step=step)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write row 0 after the validation before training."""
@@ -93,6 +101,19 @@ class RunLog(pl.Callback):
         self.rows.setdefault(epoch, {}).update(numbers)
         if numbers and trainer.is_global_zero:
             write_rows(self.path, self.rows)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Note how long the event files are, so that a resumed run can take back what came after the checkpoint."""
+        del pl_module
+        if not trainer.is_global_zero:
+            return
+        if isinstance(trainer.logger, RunLogger):
+            trainer.logger.save()
+        sizes = {path.name: path.stat().st_size for path in self.path.parent.glob(EVENTS)}
+        written = {"finished": max(self.rows, default=0), "events": sizes}
+        checkpoint.setdefault("filterscope", {})["written"] = written
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows so far."""
