@@ -84,9 +84,9 @@ def judged(about: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
     ]
 
 
-def plain(value: float) -> float | None:
-    """Return a number with four digits, None for one that is none."""
-    return float(f"{value:.4g}") if math.isfinite(value) else None
+def plain(value: float, digits: int = 4) -> float | None:
+    """Return a number with so many digits, None for one that is none."""
+    return float(f"{value:.{digits}g}") if math.isfinite(value) else None
 
 
 def served(responses: Tensor, labels: Tensor | None, most: int = 5) -> list[list[tuple[int, float]]]:

@@ -186,7 +186,7 @@ def _crops(seen: Seen, i: int, sources: Sequence[int], examples: Examples, field
 def _captions(seen: Seen, i: int, sources: Sequence[int], examples: Examples) -> list[tuple[str, float | None]]:
     if seen.peaks is None:
         return []
-    return [(example_name(examples, source), plain(float(seen.peaks.largest[source, i]))) for source in sources]
+    return [(example_name(examples, source), plain(float(seen.peaks.largest[source, i]), 3)) for source in sources]
 
 
 def _responses(seen: Seen, i: int) -> dict[str, Pixels]:

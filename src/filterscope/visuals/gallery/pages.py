@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from filterscope.visuals.gallery.beside import Beside
 from filterscope.visuals.gallery.facts import MEASURES, counted
 from filterscope.visuals.gallery.layer import LayerView
-from filterscope.visuals.gallery.sheets import Atlas, atlas, lossless
+from filterscope.visuals.gallery.sheets import Atlas, atlas, within
 from filterscope.visuals.site import MADE_BY, MANIFEST, Site
 from filterscope.visuals.verdicts import COLOURS
 from filterscope.visuals.visual import Pixels
@@ -24,6 +24,8 @@ WORDS = {
     "noise": "its weights stand as they would by chance",
     "dead": "never positive on any image",
 }
+IMAGE = 20_000  # bytes of an example
+SAMPLE = 3_000  # bytes of a picture in the overview
 _STATIC = ("gallery.css", "gallery.js")
 
 
@@ -46,14 +48,14 @@ class About:
 
 def site_of(views: Sequence[LayerView], about: About, other: Beside | None = None) -> Site:
     """Return the whole site: overview, a page for every layer and for its filters, pictures, data."""
-    posters = atlas([tile for view in views for tile in view.samples]) if views[0].samples else None
+    samples = [tile for view in views for tile in view.samples]
+    posters = atlas(samples, most=SAMPLE * len(samples))
     content: dict[str, bytes] = dict(other.files) if other else {}
     for view in views:
         content |= view.files
         content[f"data/{view.slug}.js"] = _script(_data(view, about, other))
-    content |= {f"images/{i}.webp": lossless(pixels) for i, pixels in enumerate(about.images)}
-    if posters:
-        content["atlas/overview.webp"] = posters.content
+    content |= {f"images/{i}.webp": within(pixels, IMAGE) for i, pixels in enumerate(about.images)}
+    content["atlas/overview.webp"] = posters.content
     place = files("filterscope.visuals.gallery") / "templates"
     content |= {name: (place / name).read_bytes() for name in _STATIC}
     content[MANIFEST] = json.dumps(_manifest(views, about), ensure_ascii=False).encode()
@@ -67,7 +69,7 @@ def site_of(views: Sequence[LayerView], about: About, other: Beside | None = Non
     return Site(files=content, description=text)
 
 
-def _pages(views: Sequence[LayerView], about: About, other: Beside | None, posters: Atlas | None) -> dict[str, bytes]:
+def _pages(views: Sequence[LayerView], about: About, other: Beside | None, posters: Atlas) -> dict[str, bytes]:
     pages: dict[str, bytes] = {
         "index.html": _render("index.html.j2", views=views, about=about, other=other, posters=posters, size=0.0)
     }

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from filterscope.visuals.visual import Pixels
 
-QUALITIES = (88, 75, 60, 45, 30, 15)
+QUALITIES = (80, 65, 50, 35, 20, 10)
 _SHELF = 640  # pixels: a sheet is about as wide
 
 

@@ -138,7 +138,7 @@ function filter() {
     if (!place) return;
     const [word, reason] = about.beside[at];
     verdict(byId("beside-verdict"), word);
-    byId("beside-reason").textContent = reason;
+    byId("beside-reason").textContent = reason && `– ${reason}`;
     place.replaceChildren(...["kernels", "pictures"].map((kind) => {
       const { columns, rows } = JSON.parse(place.dataset[kind]);
       const picture = element("span", "", `sprite ${kind.slice(0, -1)}`), made = element("figure");
@@ -161,7 +161,7 @@ function filter() {
     byId("prev").href = `#${(at + filters.length - 1) % filters.length}`;
     byId("next").href = `#${(at + 1) % filters.length}`;
     verdict(byId("verdict"), facts.verdict);
-    byId("reason").textContent = facts.reason;
+    byId("reason").textContent = facts.reason && `– ${facts.reason}`;
     for (const cell of document.querySelectorAll("td[data-key]")) {
       const value = facts[cell.dataset.key];
       cell.textContent = value === null || value === undefined ? "not measured" : value;

@@ -1,0 +1,183 @@
+"""The gallery: a static site with a page for every layer and every filter of a network."""
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from filterscope.errors import UserError
+from filterscope.models.classifier import Classifier
+from filterscope.models.layers import convolutions, find_layer
+from filterscope.probes.activations import activations
+from filterscope.probes.peaks import peaks
+from filterscope.probes.synthesis import Recipe, synthesize
+from filterscope.probes.synthesis import Synthesis as Made
+from filterscope.visuals.gallery.beside import Beside
+from filterscope.visuals.gallery.facts import judged
+from filterscope.visuals.gallery.layer import FaceFacts, Seen, view_of
+from filterscope.visuals.gallery.pages import IMAGE, About, site_of
+from filterscope.visuals.health import Health
+from filterscope.visuals.site import Site
+from filterscope.visuals.tiles import photo
+from filterscope.visuals.trust import real_statistics, trust_lines
+from filterscope.visuals.visual import Examples, Past, example_name
+
+log = logging.getLogger(__name__)
+
+LEAST = 6_000  # bytes that a filter takes at least: pages, numbers and the smallest pictures
+LAYER = 60_000  # bytes that a layer takes besides: its pages and its part of the overview
+FIXED = 60_000  # bytes of the rest
+FEWEST = 4  # images for each crop: the best nine of sixteen would say nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gallery:
+    """Write a site to walk through, `gallery/index.html`: every filter, with what it looks for and what is said of it.
+
+    Attributes:
+        layers: names of convolutions; None: all.
+        recipes: of the synthesized pictures, by name.
+        faces: how many pictures by each recipe, from different noise.
+        crops: how many parts of real images stand beside them.
+        images: how many examples a filter's response can be seen on.
+        pool: how many images crops, classes and verdicts are taken from, where the data is there.
+        megabytes: the site is never larger; pictures lose quality where it would be.
+        beside: the folder of another gallery, to be compared with.
+        title: of the site; None: the network's name.
+        health: how filters are judged where training has not.
+        seed: of the noise that pictures start from.
+        every: draw every so many epochs of a training, 0: not while it is trained.
+    """
+
+    site: ClassVar[str] = "gallery"
+
+    layers: Sequence[str] | None = None
+    recipes: Mapping[str, Recipe] = field(default_factory=lambda: {"specific": Recipe()})
+    faces: int = 2
+    crops: int = 9
+    images: int = 4
+    pool: int = 500
+    megabytes: float = 100.0
+    beside: str | None = None
+    title: str | None = None
+    health: Health = field(default_factory=Health)
+    seed: int = 0
+    every: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that mean nothing."""
+        for name, least in (("faces", 1), ("crops", 1), ("images", 0), ("pool", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"visuals.gallery.{name}={getattr(self, name)}: must be at least {least}")
+        if not self.recipes:
+            raise UserError("visuals.gallery.recipes names no recipe")
+
+    def lacks(self, classifier: Classifier) -> str:
+        """Say why there is nothing to show, or nothing."""
+        return "" if convolutions(classifier.layers) else "the network has no convolutions"
+
+    def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> dict[str, Site]:
+        """Return the site.
+
+        Raises:
+            UserError: a layer is no convolution, the site cannot be as small as asked, the other gallery is none.
+        """
+        if past.epoch is not None and not self.every:
+            return {}
+        names = self.layers if self.layers is not None else convolutions(classifier.layers)
+        layers = [find_layer(classifier.layers, name) for name in names]
+        counts = {layer.name: layer.num_channels or 0 for layer in layers if layer.kind == "conv"}
+        if not counts:
+            raise UserError("a gallery shows the filters of convolutions, and there are none among its layers")
+        total = sum(counts.values())
+        other = Beside.read(Path(self.beside).expanduser()) if self.beside else None
+        fixed = FIXED + LAYER * len(counts) + IMAGE * self.images + (other.size if other else 0)
+        least = math.ceil((fixed + total * LEAST) / 1e5) / 10
+        if self.megabytes < least:
+            raise UserError(f"visuals.gallery.megabytes={self.megabytes:g}: {total} filters need at least {least:g}")
+        share = (self.megabytes * 1e6 - fixed) / total - LEAST / 2
+        pool = self._pool(examples)
+        if len(pool):
+            dataclasses.replace(self.health, layers=list(counts))(classifier, pool, past)
+        known = real_statistics(classifier, list(counts), pool, past)
+        excited = peaks(classifier, pool.images, list(counts)) if len(pool) >= FEWEST * self.crops else {}
+        views, begun, done = [], time.monotonic(), 0
+        for name, count in counts.items():
+            made = {
+                recipe_name: synthesize(
+                    classifier,
+                    name,
+                    _repeated(count, self.faces),
+                    recipe=recipe,
+                    seed=self.seed,
+                    statistics=known if name in known.layers else None,
+                )
+                for recipe_name, recipe in self.recipes.items()
+            }
+            told = {
+                each: trust_lines(made[each], _repeated(count, self.faces), known.layers.get(name)) for each in made
+            }
+            faces = [_face(recipe, made[recipe], told[recipe], k, count) for recipe in made for k in range(self.faces)]
+            maps = self._maps(classifier, name, examples)
+            past_of = {key: past.store.get(key, {}).get(name, {}) for key in ("health", "history")}
+            seen = Seen(
+                faces=faces,
+                peaks=excited.get(name),
+                crops=self.crops,
+                maps=maps,
+                judged=judged(past_of["health"], count),
+                history=past_of["history"],
+            )
+            views.append(view_of(classifier, name, seen, pool, share=share))
+            done += count
+            left = (time.monotonic() - begun) / done * (total - done)
+            log.info("gallery: %s, %d of %d filters, about %s left", name, done, total, _duration(left))
+        return {"gallery": site_of(views, self._about(classifier, examples, pool), other)}
+
+    def _pool(self, examples: Examples) -> Examples:
+        """Return as many images as there are, up to the pool; where the data is gone the examples alone."""
+        try:
+            return examples.sample(self.pool)
+        except UserError as error:
+            log.warning("gallery: no crops of real images, because the data is not at hand: %s", error)
+            return examples
+
+    def _maps(self, classifier: Classifier, name: str, examples: Examples) -> Tensor | None:
+        shown = examples.images[: self.images]
+        return activations(classifier, shown, [name])[name] if len(shown) else None
+
+    def _about(self, classifier: Classifier, examples: Examples, pool: Examples) -> About:
+        return About(
+            title=self.title or classifier.backbone.name,
+            network=classifier.backbone.name,
+            classes=tuple(examples.class_names or classifier.class_names),
+            pool=len(pool),
+            cropped=len(pool) >= FEWEST * self.crops,
+            labelled=pool.labels is not None,
+            images=[photo(image, 160) for image in examples.images[: self.images]],
+            image_names=[example_name(examples, i) for i in range(min(self.images, len(examples)))],
+            recipes=list(self.recipes),
+            faces=self.faces,
+            bound=self.megabytes,
+        )
+
+
+def _repeated(count: int, faces: int) -> list[int]:
+    return [i for _ in range(faces) for i in range(count)]
+
+
+def _face(recipe: str, made: Made, lines: list[tuple[str, ...]], number: int, count: int) -> FaceFacts:
+    part = slice(number * count, (number + 1) * count)
+    images: Tensor = (made.images[part] * 255).round().to(torch.uint8)
+    return FaceFacts(recipe=recipe, images=images, lines=[", ".join(line) for line in lines[part]])
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

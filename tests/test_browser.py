@@ -1,0 +1,202 @@
+"""The gallery and TensorBoard as people have them before their eyes: in a real browser, by mouse and by keyboard."""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import hydra
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from train import train
+from visualize import visualize
+
+from filterscope.edge import plain
+from tiny import REPOSITORY, TINY
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+SMALL = ("visuals.gallery.faces=1", *(f"visuals.gallery.recipes.{r}.{k}" for r in ("specific", "plain") for k in (
+    "steps=2", "size=24")), "visuals.gallery.health.draws=19")  # fmt: skip
+EPOCHS = 2
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small real run."""
+    folder = tmp_path_factory.mktemp("run")
+    chosen = ["visuals.synthesis.channels=2", "visuals.health.draws=19", "num_examples=4"]
+    train(_composed("train", *TINY, *chosen), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gallery(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A gallery of that run beside one of its last epoch."""
+    first, second = tmp_path_factory.mktemp("first"), tmp_path_factory.mktemp("second")
+    last = f"ckpt={run / 'checkpoints' / 'last.ckpt'}"
+    small = [*SMALL, "visuals=gallery", "visuals.gallery.pool=30", "visuals.gallery.crops=4"]
+    visualize(_composed("visualize", last, *small, "visuals.gallery.title=before"), first)
+    beside = [f"visuals.gallery.beside={first}", "visuals.gallery.title=after"]
+    visualize(_composed("visualize", f"ckpt={run}", *small, *beside), second)
+    return second / "gallery"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Debian's chromium, without a window."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.skip(f"needs a browser: none of {', '.join(BROWSERS)} is installed")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page on which every complaint and every request that leaves the disk is a failure."""
+    page = browser.new_page(viewport={"width": 1100, "height": 900})
+    wrong: list[str] = []
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("requestfailed", lambda request: wrong.append(f"failed: {request.url}"))
+    page.on("request", lambda asked: wrong.append(asked.url) if asked.url.startswith(("http", "ws")) else None)
+    yield page
+    page.close()
+    assert wrong == []
+
+
+def _composed(config: str, *overrides: str) -> dict:
+    with hydra.initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        return plain(hydra.compose(config, list(overrides)))
+
+
+def _numbers(page: Page) -> list[int]:
+    """The filters that are shown, in the order of the page."""
+    return [int(tile.get_attribute("data-number")) for tile in page.locator("#tiles > li:visible").all()]
+
+
+def _drawn(page: Page, place: str) -> list[str]:
+    """Where the pictures of a place lie in their sheets."""
+    return [sprite.evaluate("e => e.style.backgroundPosition") for sprite in page.locator(f"{place} .sprite").all()]
+
+
+def test_from_the_overview_to_a_layer_to_a_filter_by_mouse(page, gallery):
+    page.goto(f"{(gallery / 'index.html').as_uri()}")
+    expect(page.get_by_role("heading", level=1)).to_have_text("after")
+    expect(page.get_by_text("MB in all")).to_be_visible()
+    assert page.locator(".card").count() == 2
+    page.get_by_role("link", name="block2_conv1", exact=True).click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("block2_conv1")
+    page.get_by_role("link", name=re.compile("filter 3 ")).click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("block2_conv1, filter 3")
+    assert page.locator("#crops .sprite").count() == 4
+    assert page.locator("#faces .sprite").count() == 3
+    page.get_by_role("link", name="next →").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("block2_conv1, filter 4")
+
+
+def test_the_same_way_by_keyboard_alone(page, gallery):
+    page.goto((gallery / "layers" / "block2_conv1.html").as_uri())
+    page.locator("#tiles a").first.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_have_text("block2_conv1, filter 2")
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("heading", level=1)).to_have_text("block2_conv1, filter 3")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("heading", level=1)).to_have_text("block2_conv1")
+
+
+def test_filters_are_sorted_and_filtered_by_what_is_said_of_them(page, gallery):
+    page.goto((gallery / "layers" / "block2_conv1.html").as_uri())
+    facts = {
+        int(tile.get_attribute("data-number")): {
+            key: tile.get_attribute(f"data-{key}") for key in ("verdict", "activation", "classes")
+        }
+        for tile in page.locator("#tiles > li").all()
+    }
+    assert _numbers(page) == sorted(facts)
+    page.get_by_label("Sort by").select_option("activation")
+    strongest = sorted(facts, key=lambda i: (-float(facts[i]["activation"]), i))
+    assert _numbers(page) == strongest
+    page.get_by_role("slider").fill("1")
+    active = [i for i in strongest if float(facts[i]["activation"]) >= 1]
+    assert _numbers(page) == active
+    expect(page.locator("#status")).to_have_text(f"{len(active)} of {len(facts)} filters")
+    word = facts[active[0]]["verdict"]
+    page.get_by_role("checkbox", name=word).uncheck()
+    assert _numbers(page) == [i for i in active if facts[i]["verdict"] != word]
+    page.get_by_role("checkbox", name=word).check()
+    page.get_by_role("slider").fill("0")
+    label = facts[strongest[0]]["classes"].split()[0]
+    page.get_by_label("Answers most to").select_option(label)
+    assert _numbers(page) == [i for i in strongest if label in facts[i]["classes"].split()]
+
+
+def test_the_slider_moves_through_the_epochs(page, gallery):
+    page.goto(f"{(gallery / 'filters' / 'block1_conv1.html').as_uri()}#1")
+    slider = page.get_by_role("slider")
+    slider.focus()
+    page.keyboard.press("Home")
+    expect(slider).to_have_attribute("aria-valuetext", "epoch 0, before training")
+    before = _drawn(page, "#then")
+    page.keyboard.press("ArrowRight")
+    expect(slider).to_have_attribute("aria-valuetext", "epoch 1")
+    assert len(before) == 3  # kernel, picture, response
+    assert not set(before) & set(_drawn(page, "#then"))
+
+
+def test_a_response_is_seen_on_the_image_that_is_chosen(page, gallery):
+    page.goto(f"{(gallery / 'filters' / 'block1_conv1.html').as_uri()}#0")
+    first = _drawn(page, "#response")
+    page.get_by_role("radio").nth(1).check()
+    assert _drawn(page, "#response") != first
+
+
+def test_two_networks_are_compared_filter_by_filter(page, gallery):
+    page.goto((gallery / "index.html").as_uri())
+    page.get_by_role("link", name="Compare block1_conv1").click()
+    tiles = page.locator("#tiles > li")
+    differ = [
+        int(tile.get_attribute("data-number")) for tile in tiles.all() if "1" in tile.get_attribute("data-changed")
+    ]
+    page.get_by_label("only where the verdict differs").check()
+    assert _numbers(page) == differ
+    page.get_by_label("only where the verdict differs").uncheck()
+    assert tiles.first.locator(".sprite").count() == 4
+    tiles.first.get_by_role("link").click()
+    expect(page.get_by_role("heading", name="In before")).to_be_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["index", "layers/block2_conv1", "filters/block2_conv1", "compare/block2_conv1"])
+def test_nobody_is_shut_out(page, gallery, name, scheme):
+    page.emulate_media(color_scheme=scheme)
+    page.goto((gallery / f"{name}.html").as_uri())
+    found = Axe().run(page, options={"preload": False}).response["violations"]  # it would fetch the style sheet
+    assert [(each["id"], each["nodes"][0]["html"]) for each in found if each["impact"] in ("serious", "critical")] == []
+
+
+def test_tensorboard_shows_the_pictures_of_every_epoch(browser, run):
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(run), "--port", "0", "--host", "127.0.0.1"]
+    flags = ["--load_fast=false", "--samples_per_plugin", "images=100000"]
+    page = browser.new_page()
+    with subprocess.Popen([*command, *flags], stderr=subprocess.PIPE, text=True) as server:
+        try:
+            address = next(filter(None, (re.search(r"http://\S+:\d+", line) for line in server.stderr))).group()
+            page.goto(f"{address}/#images")
+            card = page.locator("tf-image-loader").first
+            expect(card.locator("img")).to_be_visible(timeout=20_000)
+            assert "activations/block1_pool" in card.locator("tf-card-heading").first.evaluate(
+                "e => e.shadowRoot.textContent"
+            )
+            expect(card.locator("paper-slider")).to_have_attribute("aria-valuemax", str(EPOCHS), timeout=20_000)
+        finally:
+            page.close()
+            server.terminate()
