@@ -1,0 +1,136 @@
+"""What synthesis takes of an epoch: AlexNet on flowers, everything trained, nothing cached, default knobs.
+
+Eight pictures of each of five convolutions go on from the epoch before; epoch 0 does not count. Decoding runs in the
+same process, so that processor time, which other work on the machine disturbs least, holds all there is.
+
+FILTERSCOPE_REAL=<folder> python benchmarks/synthesis_training.py [--quick] [--json FILE]
+"""
+
+import logging
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import hydra
+import pytorch_lightning as pl
+from report import Report, arguments, real_data
+from synthesis_networks import weights_of
+
+from filterscope import assembly, launching
+from filterscope.edge import plain
+from filterscope.probes.synthesis import watching
+from filterscope.training.callbacks import LogVisuals
+
+OVERRIDES = ("experiment=flowers_alexnet_full", "visuals=synthesis", "trainer.accelerator=cpu", "data.num_workers=0")
+
+
+@dataclass
+class Clock:
+    """Seconds of wall and of processor that blocks took."""
+
+    blocks: list[tuple[float, float]] = field(default_factory=list)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Measure the block."""
+        start = time.perf_counter(), time.process_time()
+        yield
+        self.blocks.append((time.perf_counter() - start[0], time.process_time() - start[1]))
+
+    def take(self) -> tuple[float, float]:
+        """Return the sums and start anew."""
+        sums = sum(wall for wall, _ in self.blocks), sum(processor for _, processor in self.blocks)
+        self.blocks.clear()
+        return sums
+
+
+class Epochs(pl.Callback):
+    """Measures every epoch, from start to start, and what the visuals took of it."""
+
+    def __init__(self, visuals: Clock) -> None:
+        self.visuals = visuals
+        self.started = (0.0, 0.0)
+        self.measured: list[tuple[tuple[float, float], tuple[float, float]]] = []
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start an epoch."""
+        del pl_module
+        if trainer.current_epoch:
+            self._note()
+        self.visuals.take()
+        self.started = time.perf_counter(), time.process_time()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """End the last epoch."""
+        del trainer, pl_module
+        self._note()
+
+    def _note(self) -> None:
+        epoch = time.perf_counter() - self.started[0], time.process_time() - self.started[1]
+        self.measured.append((epoch, self.visuals.take()))
+
+
+def measure(report: Report, epochs: int) -> None:
+    """Train so many epochs and report the share of each that synthesis took."""
+    config = Path(__file__).resolve().parent.parent / "conf"
+    overrides = [*OVERRIDES, f"data.root={real_data()}", f"model.weights={weights_of('alexnet')}"]
+    overrides += [f"trainer.max_epochs={epochs}", "trainer.enable_progress_bar=false"]
+    with hydra.initialize_config_dir(str(config), version_base="1.3"):
+        cfg = plain(hydra.compose("train", overrides))
+    clock = Clock()
+    _time(clock)
+    launching.quieten()
+    pl.seed_everything(cfg["seed"], verbose=False)
+    with tempfile.TemporaryDirectory() as folder:
+        data = assembly.build_data(cfg)
+        classifier = assembly.build_classifier(cfg, data)
+        trainer = launching.build_trainer(cfg, Path(folder), assembly.build_visuals(cfg))
+        counted = Epochs(clock)
+        trainer.callbacks.append(counted)
+        trainer.fit(assembly.build_module(cfg, classifier, data), data)
+    knobs = cfg["visuals"]["synthesis"]
+    about = f"{knobs['channels']} pictures a layer, {knobs['steps']} steps of {cfg['recipe']['size']} px"
+    for place, kind in ((1, "processor"), (0, "wall")):
+        shares = [taken[place] / epoch[place] for epoch, taken in counted.measured]
+        report.add(
+            f"share of an epoch, {kind} time ({about})",
+            statistics.median(shares),
+            at_most=0.05,
+            epoch_seconds=statistics.median(epoch[place] for epoch, _ in counted.measured),
+            synthesis_seconds=statistics.median(taken[place] for _, taken in counted.measured),
+        )
+
+
+def _time(clock: Clock) -> None:
+    """Let the clock run while visuals draw, and while they watch the validation pass."""
+    draw, means, add = LogVisuals.draw, watching._means, watching.Responses.add
+
+    def drawn(*args: object, **knobs: object) -> None:
+        with clock.running():
+            draw(*args, **knobs)
+
+    def seen(output: object) -> object:
+        with clock.running():
+            return means(output)
+
+    def added(self: watching.Responses, responses: object) -> None:
+        with clock.running():
+            add(self, responses)
+
+    LogVisuals.draw, watching._means, watching.Responses.add = drawn, seen, added
+
+
+def main() -> None:
+    options = arguments(__doc__ or "")
+    logging.basicConfig(level=logging.WARNING)
+    report = Report("synthesis: cost inside training")
+    measure(report, 1 if options.quick else 3)
+    raise SystemExit(0 if report.show(options.json) else 1)
+
+
+if __name__ == "__main__":
+    main()

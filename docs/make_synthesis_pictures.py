@@ -1,0 +1,88 @@
+"""Draw sheets of what excites AlexNet and VGG16 layer by layer: docs/images/synthesis_*.png.
+
+`python docs/make_synthesis_pictures.py REAL`, where REAL holds Flowers 102 and `weights/`; pictures that an earlier run
+left in `--keep` are not made again.
+"""
+
+import argparse
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from rich.console import Console
+
+from filterscope.data.flowers import FlowersDataModule
+from filterscope.models import heads
+from filterscope.models.backbone import torchvision_backbone
+from filterscope.probes.synthesis import Job, Recipe, measure_statistics, synthesize_all
+from filterscope.visuals.draw import Cell, grid, save_png, side
+from filterscope.visuals.tiles import photo
+from filterscope.visuals.trust import trust_lines
+from filterscope.visuals.visual import Past, Picture
+from filterscope.visuals.waiting import progress_bar
+
+DOCS = Path(__file__).resolve().parent
+IMAGES = 200
+COLUMNS = 5
+LABELS = 170
+LAYERS = {
+    "alexnet": ("block1_conv1", "block2_conv1", "block3_conv1", "block3_conv2", "block3_conv3"),
+    "vgg16": ("block1_conv1", "block2_conv1", "block3_conv1", "block4_conv1", "block5_conv1"),
+}
+
+
+def recipe(name: str) -> Recipe:
+    """Return a recipe as it stands in the config."""
+    with initialize_config_dir(str(DOCS.parent / "conf"), version_base="1.3"):
+        made: Recipe = instantiate(compose("visualize", [f"recipe={name}"]).recipe, _convert_="all")
+    return made
+
+
+def sheet(name: str, way: str, real: Path, keep: Path) -> Picture:
+    """Draw a row of a network's pictures for each of its layers, made by one recipe."""
+    weights = str(real / "weights" / f"{name}_features.pth")
+    classifier = heads.linear(torchvision_backbone(name=name, weights=weights), num_classes=102)
+    data = FlowersDataModule(root=str(real), num_workers=0, download=False)
+    data.setup("fit")
+    known = measure_statistics(classifier, data.examples(IMAGES, 0)[0], LAYERS[name])
+    how = recipe(way)
+    jobs = []
+    for layer in LAYERS[name]:
+        total = len(known.of(layer).mean)
+        channels = tuple(i * total // COLUMNS for i in range(COLUMNS))
+        jobs.append(Job(layer=layer, channels=channels, recipe=how, statistics=known.of(layer)))
+    with progress_bar(f"{name}, {way}", Past(), Console()) as progress:
+        made = synthesize_all(classifier, jobs, keep=keep, progress=progress)
+    tile = side(COLUMNS, labels=LABELS)
+    cells = []
+    for job, pictures in zip(jobs, made, strict=True):
+        lines = trust_lines(pictures, job.channels, known.of(job.layer))
+        for image, channel, words in zip(pictures.images, job.channels, lines, strict=True):
+            cells.append(Cell(pixels=photo(image, tile), caption=(str(channel), *words), toned=len(words)))
+    pixels = grid(
+        cells,
+        columns=COLUMNS,
+        title=f"{name}, recipe={way}",
+        notes=[f"{how.steps} steps at {how.size} pixels; × = times the best of {IMAGES} real images"],
+        row_labels=LAYERS[name],
+        label_width=LABELS,
+    )
+    return Picture(pixels=pixels)
+
+
+def main() -> None:
+    """Draw all sheets."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("real", type=Path, metavar="REAL")
+    parser.add_argument("--keep", type=Path, default=Path("outputs/synthesized"), help="folder of finished pictures")
+    parser.add_argument("--only", choices=tuple(LAYERS), help="one network alone")
+    options = parser.parse_args()
+    for name in LAYERS if options.only is None else (options.only,):
+        for way in ("plain", "specific"):
+            path = DOCS / "images" / f"synthesis_{name}_{way}.png"
+            save_png(sheet(name, way, options.real, options.keep), path)
+            print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""What stands on a sheet of synthesized pictures, what they are held against, and what waits for them."""
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from filterscope.errors import UserError
+from filterscope.models.classifier import Classifier
+from filterscope.probes.synthesis import Recipe, measure_statistics, workbench
+from filterscope.visuals.synthesis import Synthesis
+from filterscope.visuals.trust import real_statistics
+from filterscope.visuals.visual import Examples, Past
+from filterscope.visuals.waiting import progress_bar
+from filterscope.visuals.watching import watching
+
+RECIPE = Recipe(size=24, steps=4, objective="channel", precision="fp32")
+LAYER = "block2_conv1"
+
+
+def visual(**knobs: object) -> Synthesis:
+    return Synthesis(**{"recipe": RECIPE, "layers": [LAYER], "channels": 2, **knobs})  # type: ignore[arg-type]
+
+
+def test_faces_crops_and_the_untrained_picture_stand_in_a_row(classifier: Classifier, examples: Examples) -> None:
+    alone = visual()(classifier, examples, Past())[f"synthesis/{LAYER}"]
+    row = visual(faces=2, crops=2, untrained=True)(classifier, examples, Past())[f"synthesis/{LAYER}"]
+    assert row.pixels.shape[0] > alone.pixels.shape[0]
+    assert "*real*" in row.description
+    assert "*untrained*" in row.description
+    assert "*real*" not in alone.description
+
+
+def test_the_untrained_picture_is_made_once_in_a_training(
+    classifier: Classifier, examples: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    whole = workbench.Workbench.make
+
+    def counted(self: workbench.Workbench, channels: list[int], *args: object, **knobs: object) -> object:
+        made.append(len(channels))
+        return whole(self, channels, *args, **knobs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(workbench.Workbench, "make", counted)
+    past = Past()
+    counts = []
+    for past.epoch in range(3):
+        visual(untrained=True)(classifier, examples, past)
+        counts.append(sum(made))
+        with torch.no_grad():
+            classifier.module_of(LAYER).weight.mul_(1.1)  # type: ignore[operator, union-attr]
+    assert counts == [4, 6, 8]
+
+
+def test_classes_are_drawn_under_their_names(classifier: Classifier, examples: Examples) -> None:
+    classifier.class_names = examples.class_names
+    named = visual(layers=["head"])(classifier, examples, Past())["synthesis/head"]
+    classifier.class_names = ()
+    numbered = visual(layers=["head"])(classifier, examples, Past())["synthesis/head"]
+    assert (named.pixels != numbered.pixels).any()
+
+
+def test_every_face_goes_on_where_it_ended(classifier: Classifier, examples: Examples) -> None:
+    past = Past(epoch=0)
+    still = visual(faces=2, recipe=Recipe(size=24, steps=4, learning_rate=0.0, precision="fp32", objective="channel"))
+    still(classifier, examples, past)
+    left = past.store["synthesis"][LAYER]
+    with torch.no_grad():
+        classifier.module_of(LAYER).weight.mul_(1.1)  # type: ignore[operator, union-attr]
+    past.epoch = 1
+    still(classifier, examples, past)
+    assert torch.equal(past.store["synthesis"][LAYER]["parameters"], left["parameters"])
+    assert len(left["parameters"]) == 4
+    assert len(left["tiles"]) == 2  # strips show the first face
+
+
+def test_pictures_are_held_against_the_whole_validation_pass(classifier: Classifier, examples: Examples) -> None:
+    seen = torch.rand(40, 3, 32, 32)
+    past = Past(epoch=0)
+    with watching({"synthesis": visual()}, classifier, past) as take, torch.no_grad():
+        for batch in torch.split(seen, 16):
+            classifier.eval()(batch)
+            take(None)
+    (picture,) = visual()(classifier, examples, past).values()
+    assert "Compared with 40 real images" in picture.description
+    past.gathered.clear()
+    known = real_statistics(classifier, [LAYER], examples, past).of(LAYER)
+    assert torch.allclose(known.largest, measure_statistics(classifier, seen, [LAYER]).of(LAYER).largest, atol=1e-5)
+
+
+def test_finished_pictures_are_kept_outside_training_only(
+    classifier: Classifier, examples: Examples, tmp_path: Path
+) -> None:
+    keeping = visual(keep=str(tmp_path))
+    keeping(classifier, examples, Past(epoch=0))
+    assert not list(tmp_path.iterdir())
+    first = keeping(classifier, examples, Past())
+    assert len(list(tmp_path.iterdir())) == 2
+    again = keeping(classifier, examples, Past())
+    assert (first[f"synthesis/{LAYER}"].pixels == again[f"synthesis/{LAYER}"].pixels).all()
+
+
+def test_a_bar_shows_layer_and_estimate_on_a_terminal_outside_training() -> None:
+    text = io.StringIO()
+    with progress_bar("synthesis", Past(), Console(file=text, force_terminal=True, width=100)) as told:
+        assert told is not None
+        told("block5_conv3", 0.5)
+    assert "synthesis block5_conv3" in text.getvalue()
+    assert "50%" in text.getvalue()
+    assert "left:" in text.getvalue()
+
+
+@pytest.mark.parametrize(("past", "terminal"), [(Past(epoch=1), True), (Past(), False)])
+def test_there_is_no_bar_in_training_or_without_a_terminal(past: Past, terminal: bool) -> None:
+    text = io.StringIO()
+    with progress_bar("synthesis", past, Console(file=text, force_terminal=terminal)) as told:
+        assert told is None
+    assert text.getvalue() == ""
+
+
+@pytest.mark.parametrize(("knob", "value"), [("faces", 0), ("crops", -1)])
+def test_impossible_numbers_are_refused(knob: str, value: int) -> None:
+    with pytest.raises(UserError, match=rf"visuals\.synthesis\.{knob}={value}"):
+        visual(**{knob: value})
