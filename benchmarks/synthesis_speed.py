@@ -1,12 +1,18 @@
 """How fast pictures are synthesized: against torch-lucent, the notebook's own loop, and the convolution peak.
 
-python benchmarks/synthesis_speed.py [--quick] [--json FILE]
+FILTERSCOPE_REAL=<folder> python benchmarks/synthesis_speed.py [--quick] [--json FILE] [--only TEXT]
+
+With `--only` those rows alone are measured that have TEXT in their name (`vgg16`, `96 px`, `peak`), and FILE keeps the
+others that it had: so the whole can be run in pieces.
 """
 
+import json
 import statistics
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,57 +48,74 @@ RIVALRY = (
 )  # fmt: skip
 
 
-def against_lucent(report: Report, steps: int, repetitions: int, sizes: tuple[int, ...]) -> None:
+@dataclass(frozen=True)
+class Wanted:
+    """How much is measured: ascents of `steps`, `repetitions` of each pair, rows with `only` in their name."""
+
+    steps: int
+    repetitions: int
+    only: str = ""
+
+    def __call__(self, what: str) -> bool:
+        """Return whether a row is wanted."""
+        return self.only in what
+
+
+def against_lucent(report: Report, wanted: Wanted, sizes: tuple[int, ...]) -> None:
     """Report how many times more pictures a second come than from torch-lucent: same steps, size and image."""
-    tool = lucent()
     modules = {name: (classifier(name), published(name)) for name in ("alexnet", "vgg16")}
     precisions = ("fp32", "bf16") if torch.cpu._is_avx512_bf16_supported() or torch.cuda.is_available() else ("fp32",)
     for name, layer, recipe, size, count, *targets in (row for row in RIVALRY if row[3] in sizes):
         network, other = modules[name]
         path = find_layer(network.layers, layer).path.removeprefix("backbone.network.")
         for precision, target in zip(precisions, targets, strict=False):
-            own = replace(recipe, size=size, steps=steps, precision=precision)
-
+            own = replace(recipe, size=size, steps=wanted.steps, precision=precision)
+            what = f"× lucent: {name} {layer} {size} px {own.image} {precision}"
+            if not wanted(what):
+                continue
             fourier = own.image == "fourier"
             rival = partial(
-                lucent_pictures, tool, other, path, 0,
-                steps=(steps,), size=size, fourier=fourier, transforms=fourier, upsample=False,
+                lucent_pictures, lucent(), other, path, 0,
+                steps=(wanted.steps,), size=size, fourier=fourier, transforms=fourier, upsample=False,
             )  # fmt: skip
             ours = partial(synthesize, network, layer, channels_of(network, layer, count), recipe=own)
             rival(), ours()
-            times, theirs, mine = ratio(rival, ours, repetitions=repetitions)
+            times, theirs, mine = ratio(rival, ours, repetitions=wanted.repetitions)
             report.add(
-                f"× lucent: {name} {layer} {size} px {own.image} {precision}",
+                what,
                 times * count,
                 at_least=target,
                 lucent_seconds=theirs,
                 seconds=mine / count,
-                steps=steps,
+                steps=wanted.steps,
             )
 
 
-def against_the_notebook(report: Report, steps: int, repetitions: int) -> None:
+def against_the_notebook(report: Report, wanted: Wanted) -> None:
     """Report how many times more pictures a second come than from the notebook's loop, the same arithmetic in fp32."""
     for name, layer, count, target in (
         ("alexnet", "block2_conv1", 32, 5), ("vgg16", "block1_conv1", 32, 5),
         ("vgg16", "block3_conv1", 16, 2), ("vgg16", "block5_conv1", 16, 2),
     ):  # fmt: skip
+        what = f"× the notebook's loop: {name} {layer} 96 px fp32"
+        if not wanted(what):
+            continue
         network = classifier(name)
         submodel = published(name).features[: _position(network, layer) + 1]
         chosen = channels_of(network, layer, count)
-        recipe = replace(NOTEBOOK, size=96, steps=steps, precision="fp32")
+        recipe = replace(NOTEBOOK, size=96, steps=wanted.steps, precision="fp32")
         times, theirs, mine = ratio(
-            partial(notebook_loop, submodel, 0, steps),
+            partial(notebook_loop, submodel, 0, wanted.steps),
             partial(synthesize, network, layer, chosen, recipe=recipe),
-            repetitions=repetitions,
+            repetitions=wanted.repetitions,
         )
         report.add(
-            f"× the notebook's loop: {name} {layer} 96 px fp32",
+            what,
             times * count,
             at_least=target,
             notebook_seconds=theirs,
             seconds=mine / count,
-            steps=steps,
+            steps=wanted.steps,
         )
 
 
@@ -107,17 +130,19 @@ def notebook_loop(submodel: nn.Module, channel: int, steps: int) -> Tensor:
     return image
 
 
-def against_the_peak(report: Report, steps: int, repetitions: int) -> None:
+def against_the_peak(report: Report, wanted: Wanted) -> None:
     """Report which share of the machine's convolution peak deep layers reach, forward and data gradient together."""
     network = classifier("vgg16")
     for layer in ("block3_conv1", "block5_conv1"):
         chosen = channels_of(network, layer, 16)
         for precision in ("fp32", "bf16"):
-            recipe = replace(PIXELS, size=96, steps=steps, precision=precision)
-            work = partial(synthesize, network, layer, chosen, recipe=recipe)
-            floors = (2 * plain_convolutions(network, layer, 96, precision) for _ in range(repetitions))
-            shares = [floor * steps * len(chosen) / seconds(work) for floor in floors]
             what = f"share of the convolution peak: vgg16 {layer} 96 px {precision}"
+            if not wanted(what):
+                continue
+            recipe = replace(PIXELS, size=96, steps=wanted.steps, precision=precision)
+            work = partial(synthesize, network, layer, chosen, recipe=recipe)
+            floors = (2 * plain_convolutions(network, layer, 96, precision) for _ in range(wanted.repetitions))
+            shares = [floor * wanted.steps * len(chosen) / seconds(work) for floor in floors]
             report.add(what, statistics.median(shares), at_least=0.85)
 
 
@@ -143,13 +168,26 @@ def _position(network: Classifier, layer: str) -> int:
     return int(find_layer(network.layers, layer).path.rpartition(".")[2])
 
 
+def earlier(file: Path | None) -> list[dict[str, Any]]:
+    """Return the rows that an earlier piece left in the file."""
+    if file is None or not file.exists():
+        return []
+    rows: list[dict[str, Any]] = json.loads(file.read_text())["rows"]
+    return rows
+
+
 def main() -> None:
-    options = arguments(__doc__ or "")
+    options = arguments(__doc__ or "", only={"metavar": "TEXT", "default": "", "help": "rows with TEXT in their name"})
     report = Report("synthesis: speed")
-    steps, repetitions = (8, 3) if options.quick else (32, 5)
-    against_lucent(report, steps, repetitions, (96,) if options.quick else (96, 224))
-    against_the_notebook(report, steps, repetitions)
-    against_the_peak(report, steps, repetitions)
+    before = earlier(options.json) if options.only else []
+    wanted = Wanted(8, 3, options.only) if options.quick else Wanted(32, 5, options.only)
+    against_lucent(report, wanted, (96,) if options.quick and not options.only else (96, 224))
+    against_the_notebook(report, wanted)
+    against_the_peak(report, wanted)
+    if not report.rows:
+        raise SystemExit(f"--only {options.only}: no row has that in its name")
+    new = {row["what"] for row in report.rows}
+    report.rows[:0] = [row for row in before if row["what"] not in new]
     raise SystemExit(0 if report.show(options.json) else 1)
 
 
