@@ -5,9 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from filterscope.edge import check_paths, guarded, plain, remember, run_apart, run_folder, start
+from filterscope.processes import first_process
+from filterscope.slurm import note_job
+from filterscope.stopping import switch
 
 log = logging.getLogger("filterscope")
 
@@ -17,6 +21,7 @@ def train(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
     import pytorch_lightning as pl
 
     from filterscope import assembly, finishing, launching
+    from filterscope.training import resuming
 
     launching.quieten()
     pl.seed_everything(cfg["seed"], workers=True, verbose=False)
@@ -28,15 +33,18 @@ def train(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
     trainer = launching.build_trainer(cfg, folder, visuals, data)
     launching.log_start(module, data)
 
-    last = folder / "checkpoints" / "last.ckpt"
-    if cfg["resume"] and last.is_file():
-        trainer.fit(module, data, ckpt_path=last, weights_only=True)
+    checkpoint = resuming.point(folder, trainer) if cfg["resume"] else None
+    if cfg["resume"] and trainer.is_global_zero:
+        resuming.rewind(folder, checkpoint)
+    if checkpoint is not None:
+        resuming.go_on(trainer, module, data, checkpoint)
     else:
         trainer.validate(module, data, verbose=False)  # epoch 0: the network before training
         if trainer.max_epochs == 0:
             launching.look_once(trainer, module)
         else:
             trainer.fit(module, data)
+    switch.check()
     return finishing.finish(trainer, module, data, cfg, folder)
 
 
@@ -44,9 +52,12 @@ def train(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
 def main(cfg: DictConfig) -> float | None:
     """Run one job; its result is the monitored metric, for sweepers that look for the best."""
     score = None
-    with guarded():
+    with guarded(resumable=True):
         config = plain(cfg)
         check_paths(config)
+        if first_process():
+            overrides = HydraConfig.get().overrides
+            note_job(run_folder(), [*overrides.hydra, *overrides.task])
         monitor = config["checkpoint"]["monitor"]
         metrics = run_apart(config)
         if metrics is None:

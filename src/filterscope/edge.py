@@ -3,19 +3,28 @@
 import csv
 import logging
 import os
+import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from filterscope.errors import UserError
+from filterscope.faults import explain
+from filterscope.folders import fresh
+from filterscope.processes import first_process, until_ended, watch_parent
+from filterscope.slurm import requeue
+from filterscope.stopping import Stopped, switch
+from filterscope.stored import quoted, take_up
 
 log = logging.getLogger("filterscope")
 
@@ -31,25 +40,39 @@ finished: list[dict[str, Any]] = []
 
 
 @contextmanager
-def guarded() -> Iterator[None]:
-    """Turn a user's mistake into one log line and a non-zero exit code, without a traceback."""
+def guarded(*, resumable: bool = False) -> Iterator[None]:
+    """Turn a user's mistake, a fault of the machine or a signal into one log line and an exit code that tells.
+
+    With `resumable` the line says how to go on with the run, where there is something to go on from.
+    """
+    os.environ.pop("HYDRA_FULL_ERROR", None) if _ours else None  # no process that is started from here is to have it
     try:
         yield
-    except UserError as error:
-        _fail(str(error))
-    except OSError as error:
-        _fail(": ".join(str(part) for part in (error.filename, error.strerror or error) if part))
+    except Stopped as stopped:
+        _leave_stopped(stopped, _how_to_go_on(always=True) if resumable else "")
+    except (UserError, OSError, RuntimeError, MemoryError) as error:
+        line = explain(error)
+        if line is None:
+            raise
+        _fail(line + (_how_to_go_on() if resumable else ""))
 
 
 def start(main: Callable[[], Any]) -> None:
     """Run a script's Hydra main, for a new run or to go on with one, and leave with the exit code that tells."""
+    switch.install()
+    watch_parent()
     try:
         sys.argv[1:] = take_up(sys.argv[1:])
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    main()
-    leave()
+        with _whole_errors():
+            main()
+        leave()
+    except Stopped as stopped:
+        _leave_stopped(stopped, "")
+    except (UserError, OSError) as error:
+        _end(explain(error) or str(error), 2)
+    except (HydraException, OmegaConfBaseException) as error:
+        cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else ""
+        _end(explain(error) or f"{error} {cause}", 1)
 
 
 def remember(metrics: Mapping[str, float], monitor: str) -> None:
@@ -72,27 +95,6 @@ def leave() -> None:
         sys.exit(1)
 
 
-def take_up(arguments: list[str]) -> list[str]:
-    """Return the arguments that go on in the run folder of `resume=<run>`, or the same ones where there is none.
-
-    The stored config rules and stays as it was; only `trainer.` knobs may be changed.
-    """
-    given = [argument for argument in arguments if argument.startswith("resume=")]
-    if not given or given[-1] == "resume=null":
-        return arguments
-    folder = Path(given[-1].removeprefix("resume=")).expanduser().resolve()
-    others = [argument for argument in arguments if argument not in given]
-    for argument in others:
-        if not argument.startswith("trainer."):
-            raise UserError(
-                f"{argument} cannot be changed on resume; the stored config rules, only trainer.… may differ"
-            )
-    if not (folder / ".hydra" / "config.yaml").is_file():
-        raise UserError(f"resume={folder}: not a run folder (there is no .hydra/config.yaml in it)")
-    stored = ["--config-path", str(folder / ".hydra"), "--config-name", "config"]
-    return [*stored, f"hydra.run.dir={folder}", "hydra.output_subdir=null", f"++resume={folder}", *others]
-
-
 def run_apart(cfg: Mapping[str, Any]) -> dict[str, float] | None:
     """Run a sweep's job that takes several devices in a process of its own and return the last row of its metrics.
 
@@ -107,9 +109,10 @@ def run_apart(cfg: Mapping[str, Any]) -> dict[str, float] | None:
         return None
     job = run_folder()
     stored = ["--config-path", str(job / ".hydra"), "--config-name", "config"]
-    command = [sys.executable, sys.argv[0], *stored, f"hydra.run.dir={job}", "hydra.output_subdir=null"]
+    command = [sys.executable, sys.argv[0], *stored, f"hydra.run.dir={quoted(job)}", "hydra.output_subdir=null"]
     environment = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
-    code = subprocess.run(command, env=environment, check=False).returncode
+    code = until_ended(subprocess.Popen(command, env=environment))
+    switch.check()
     if code:
         raise UserError(f"job {HydraConfig.get().job.num} in {job} ended with exit code {code}")
     with (job / "metrics.csv").open(encoding="utf-8") as file:
@@ -126,6 +129,9 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     """Return the config as plain dicts and lists with every reference resolved."""
     try:
         content = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        knob = error.full_key or str(error)
+        raise UserError(f"{knob} must be given: {_MUST_GIVE.get(knob, f'{knob}=…')}") from error
     except OmegaConfBaseException as error:
         raise UserError(str(error).splitlines()[0]) from error
     return cast(dict[str, Any], content)
@@ -141,6 +147,14 @@ def check_paths(cfg: Mapping[str, Any]) -> None:
             raise UserError(f"no image at {image}")
 
 
+def _how_to_go_on(*, always: bool = False) -> str:
+    folder = run_folder()
+    if not always and not any((folder / "checkpoints" / name).is_file() for name in ("last.ckpt", "midway.ckpt")):
+        return ""
+    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    return f"; to go on: python {Path(sys.argv[0]).name} {shlex.quote(f'resume={shown}')}"
+
+
 def _fail(message: str) -> None:
     line = " ".join(message.split())
     log.error(line)
@@ -148,3 +162,39 @@ def _fail(message: str) -> None:
         failed.append(f"job {HydraConfig.get().job.num}")
         return
     sys.exit(2)
+
+
+def _leave_stopped(stopped: Stopped, how_to_go_on: str) -> NoReturn:
+    """Leave with the signal's exit code; a sweep ends with the job that was stopped."""
+    if first_process():
+        log.error("stopped by %s%s", stopped, how_to_go_on) if HydraConfig.initialized() else print(
+            f"stopped by {stopped}{how_to_go_on}", file=sys.stderr
+        )
+        if stopped.number == signal.SIGUSR1:
+            requeue()
+    sys.exit(stopped.exit_code)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    print(" ".join(message.split()), file=sys.stderr)
+    sys.exit(code)
+
+
+@contextmanager
+def _whole_errors() -> Iterator[None]:
+    """Have Hydra's errors as they are, to be told in one line, instead of printed with a stack of its own."""
+    global _ours
+    _ours = "HYDRA_FULL_ERROR" not in os.environ
+    if _ours:
+        os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        if _ours:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+_ours = False  # whether the variable that makes Hydra's errors whole was set here
+_MUST_GIVE = {"model.name": "model.name=resnet50, or another name of torchvision.models.list_models()"}
+
+OmegaConf.register_new_resolver("fresh", fresh, replace=True)

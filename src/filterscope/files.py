@@ -13,11 +13,11 @@ PARTIAL = ".partial"
 def replacing(path: Path, *, sync: bool = False) -> Iterator[IO[bytes]]:
     """Open a temporary file beside `path` for writing and rename it to `path` when the block ends well.
 
-    The old file stays until the new one is complete; after an exception the temporary one is gone. With `sync` file
-    and folder are on the disk when the block has ended.
+    The old file stays until the new one is complete; after an exception the temporary one is gone. Two processes that
+    write the same file do not meet. With `sync` file and folder are on the disk when the block has ended.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}{PARTIAL}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
         with temporary.open("wb") as file:
             yield file
@@ -28,11 +28,7 @@ def replacing(path: Path, *, sync: bool = False) -> Iterator[IO[bytes]]:
     finally:
         temporary.unlink(missing_ok=True)
     if sync:
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -41,7 +37,16 @@ def write_file(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def sweep(folder: Path) -> None:
-    """Remove what interrupted writes left in a folder."""
-    for leftover in folder.glob(f".*{PARTIAL}"):
+    """Remove what interrupted writes left in a folder and below it."""
+    for leftover in folder.rglob(f".*{PARTIAL}"):
         leftover.unlink(missing_ok=True)

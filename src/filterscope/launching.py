@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from filterscope.building import Plain
@@ -14,6 +15,7 @@ from filterscope.errors import UserError
 from filterscope.memory import hold_memory
 from filterscope.training.callbacks import LogVisuals
 from filterscope.training.checkpoints import AtomicCheckpointIO, KeepCheckpoints
+from filterscope.training.interruptions import FiniteLoss, Interruptions
 from filterscope.training.module import FinetuneModule
 from filterscope.training.progress import Progress
 from filterscope.training.resting import KeepFeatures
@@ -32,25 +34,30 @@ def build_trainer(
     if settings["precision"] == "auto":
         settings["precision"] = precision_for(settings["accelerator"])
     watch = cfg["checkpoint"]
-    rows = RunLog(folder)
+    rows, finite = RunLog(folder), FiniteLoss()
+    kept = KeepCheckpoints(folder / "checkpoints", monitor=watch["monitor"], mode=watch["mode"])
     place = cfg["features_cache"]
     resting = [KeepFeatures(data, folder=Path(place).expanduser() if place else None)] if data is not None else []
     callbacks: list[pl.Callback] = [
         *resting,
+        finite,
         rows,
         LogVisuals(visuals, folder=folder, log=rows, num_examples=cfg["num_examples"], seed=cfg["seed"]),
-        KeepCheckpoints(folder / "checkpoints", monitor=watch["monitor"], mode=watch["mode"]),
+        Interruptions(kept, finite, every_minutes=watch.get("every_minutes")),
+        kept,
     ]
     if watch["patience"] is not None:
         callbacks.append(pl.callbacks.EarlyStopping(watch["monitor"], mode=watch["mode"], patience=watch["patience"]))
     if settings.get("enable_progress_bar", True):
         callbacks.append(Progress())
+    # Lightning's own way of starting a Slurm job again knows nothing of run folders.
+    slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
     try:
         return pl.Trainer(
             **settings,
             logger=RunLogger(folder),
             callbacks=callbacks,
-            plugins=[AtomicCheckpointIO()],
+            plugins=[AtomicCheckpointIO(), *slurm],
             default_root_dir=folder,
             num_sanity_val_steps=0,
             inference_mode=False,  # metrics that a validation before training resets must stay ordinary tensors

@@ -16,7 +16,8 @@ from filterscope.data.decoding import read_image
 from filterscope.data.transforms import fixed_view, to_float
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
-from filterscope.models.weights import UNREADABLE
+from filterscope.models.reading import UNREADABLE, read_plain, why
+from filterscope.models.weights import weightless
 from filterscope.training.callbacks import examples_of, unpack_examples
 from filterscope.visuals.visual import Examples, Past
 
@@ -83,9 +84,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         UserError: the file is damaged, holds more than plain data, or was not written by filterscope.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_plain(path)
     except UNREADABLE as error:
-        raise UserError(f"{path} is not a readable checkpoint: {_first_line(error)}") from error
+        raise UserError(f"{path} is not a readable checkpoint: {why(error)}") from error
     about = content.get("filterscope") if isinstance(content, dict) else None
     if not isinstance(about, dict) or not {"config", "class_names", "image_size"} <= about.keys():
         raise UserError(f"{path} is not a checkpoint of filterscope: it holds no config, class names and image size")
@@ -93,18 +94,22 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def open_run(path: Path) -> Run:
-    """Rebuild what a checkpoint holds."""
+    """Rebuild what a checkpoint holds.
+
+    Raises:
+        UserError: it is damaged, its config asks for something else than a network, or its weights are another's.
+    """
     content = read_checkpoint(path)
     about = content["filterscope"]
-    classifier = _classifier(about, content.get("state_dict"), path)
-    past = about.get("past")
-    return Run(
-        path=path,
-        config=about["config"],
-        classifier=classifier,
-        examples=unpack_examples(about["examples"]) if "examples" in about else None,
-        past=Past(store=past["store"]) if past else Past(),
-    )
+    try:
+        classifier = _classifier(about, content.get("state_dict"), path)
+        examples = unpack_examples(about["examples"]) if "examples" in about else None
+        past = Past(store=dict(about["past"]["store"])) if about.get("past") else Past()
+    except UserError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise UserError(f"{path} is damaged: {type(error).__name__}: {_first_line(error)}") from error
+    return Run(path=path, config=about["config"], classifier=classifier, examples=examples, past=past)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,30 +151,37 @@ def load(path: str | Path) -> Classifier:
 
 
 def _classifier(about: Mapping[str, Any], state: Any, path: Path) -> Classifier:
-    config = about["config"]
-    try:
-        model = {**config["model"], "weights": None}
-        backbone = build(model, where=f"{path}: model", allowed=BUILDABLE)
-        names, size = tuple(map(str, about["class_names"])), int(about["image_size"])
-        classifier: Classifier = build(config["head"], where=f"{path}: head", allowed=BUILDABLE)(
-            backbone, num_classes=len(names)
-        )
-        own = {key.removeprefix("classifier."): t for key, t in state.items() if key.startswith("classifier.")}
-        classifier.load_state_dict(own)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: its config or weights lack {_first_line(error)}") from error
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()]
-        raise UserError(
-            f"{path} is damaged: its weights are not those of its config: {' '.join(lines[1:2])}"
-        ) from error
+    names, size = tuple(map(str, about["class_names"])), int(about["image_size"])
+    own = {key.removeprefix("classifier."): t for key, t in state.items() if key.startswith("classifier.")}
+    with weightless():  # a config that asks for more than its weights hold is refused before it takes memory
+        _refuse_other_weights(_built(about["config"], len(names), path), own, path)
+    classifier = _built(about["config"], len(names), path)
+    classifier.load_state_dict(own)
     classifier.class_names, classifier.image_size = names, size
     return classifier
 
 
+def _built(config: Mapping[str, Any], num_classes: int, path: Path) -> Classifier:
+    model = {**config["model"], "weights": None}
+    backbone = build(model, where=f"{path}: model", allowed=BUILDABLE)
+    head = build(config["head"], where=f"{path}: head", allowed=BUILDABLE)
+    classifier: Classifier = head(backbone, num_classes=num_classes)
+    return classifier
+
+
+def _refuse_other_weights(classifier: Classifier, state: Mapping[str, Any], path: Path) -> None:
+    wanted = classifier.state_dict()
+    for name in (*wanted, *state):
+        if name not in state or name not in wanted or getattr(state[name], "shape", None) != wanted[name].shape:
+            raise UserError(f"{path} is damaged: its weights are not those of its config: {name} differs")
+
+
 def _of_the_same_data(run: Run, count: int, *, seed: int) -> Examples:
     """Return validation images of the data that a run was trained on, where it lies; nothing is downloaded."""
-    data: ImageDataModule = build(run.config["data"], where=f"{run.path}: data", allowed=BUILDABLE)
+    # The config may be a stranger's: it may say where images lie, but have nothing fetched, written or started.
+    harmless = {"download": False, "cache": None, "num_workers": 0}
+    stored = {key: harmless.get(key, value) for key, value in run.config["data"].items()}
+    data: ImageDataModule = build(stored, where=f"{run.path}: data", allowed=BUILDABLE)
     data.setup("predict")
     examples = examples_of(data, count, seed)
     if examples.class_names != run.classifier.class_names:

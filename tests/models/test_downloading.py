@@ -79,14 +79,14 @@ def test_a_download_with_another_hash_is_thrown_away(hub, served):
     with pytest.raises(UserError, match=r"127.0.0.1:\d+ sent for tiny is damaged .*; try again, or put") as caught:
         download(f"{address}/tiny-00000000.pth", "tiny")
     assert str(hub / "tiny-00000000.pth") in str(caught.value)
-    assert list(hub.iterdir()) == []
+    assert [path.name for path in hub.iterdir() if not path.name.endswith(".lock")] == []
 
 
 def test_a_file_that_the_host_does_not_have_is_one_line(hub, served):
     _, address = served
     with pytest.raises(UserError, match=r"could not get the weights of tiny from 127.0.0.1:\d+ \(File not found\)"):
         download(f"{address}/tiny-00000000.pth", "tiny")
-    assert list(hub.iterdir()) == []
+    assert [path.name for path in hub.iterdir() if not path.name.endswith(".lock")] == []
 
 
 def test_without_a_network_the_host_and_the_place_for_the_file_are_said(hub, monkeypatch):
@@ -102,10 +102,21 @@ def test_without_a_network_the_host_and_the_place_for_the_file_are_said(hub, mon
     assert "\n" not in message
 
 
-def test_a_published_file_put_there_by_hand_is_used(hub):
-    network = torchvision.models.get_model(SMALL, weights=None)
+def test_a_published_file_put_there_by_hand_is_used(hub, tmp_path):
+    torch.save({"weight": torch.arange(3.0)}, tmp_path / "file")
+    content = (tmp_path / "file").read_bytes()
+    name = f"tiny-{hashlib.sha256(content).hexdigest()[:8]}.pth"
     hub.mkdir(parents=True)
-    torch.save(network.state_dict(), hub / pathlib.Path(urlparse(get_model_weights(SMALL).DEFAULT.url).path).name)
-    backbone = torchvision_backbone(name=SMALL, weights="imagenet")
-    assert torch.equal(backbone.network.features[0].weight, network.features[0].weight)
-    assert backbone.pretrained
+    (hub / name).write_bytes(content)
+    assert download(f"https://example.org/{name}", "tiny") == hub / name
+
+
+def test_a_file_put_there_by_hand_that_is_another_one_is_refused_and_kept(hub):
+    hub.mkdir(parents=True)
+    file = hub / pathlib.Path(urlparse(get_model_weights("alexnet").DEFAULT.url).path).name
+    file.write_bytes(b"half of it")
+    with pytest.raises(
+        UserError, match=r"alexnet.*\.pth is damaged or another file: its hash is not sha256:.* delete it"
+    ):
+        torchvision_backbone(name="alexnet", weights="imagenet")
+    assert file.read_bytes() == b"half of it"

@@ -14,11 +14,14 @@ from filterscope.data.downloading import downloading, not_there
 from filterscope.data.listing import list_files, named, split_files, split_folders
 from filterscope.data.sources import Files, Found
 from filterscope.errors import UserError
+from filterscope.fetching import fetch
+from filterscope.unpacking import unpack
 
 log = logging.getLogger(__name__)
 
 _SPLITS = {"train": "trnid", "val": "valid", "test": "tstid"}
 _MATS = ("imagelabels.mat", "setid.mat")
+_IMAGES = "102flowers.tgz"
 _URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
 
 
@@ -40,8 +43,8 @@ class FlowersDataModule(ImageDataModule):
         place = self.folder / "flowers-102"
         if not self.download:
             raise not_there("the flowers", root=self.root, files="flowers-102/jpg or flower_data/train")
-        with downloading("Flowers 102", url=_URL, files=f"102flowers.tgz, {', '.join(_MATS)}", place=place):
-            Flowers102(root=str(self.folder), download=True)
+        with downloading("Flowers 102", url=_URL, files=f"{_IMAGES}, {', '.join(_MATS)}", place=place):
+            _fetch(place)
 
     def find(self) -> Found:
         """List the images of each split."""
@@ -67,6 +70,19 @@ class FlowersDataModule(ImageDataModule):
     def _folders(self) -> Path | None:
         places = (self.folder / "flower_data", self.folder)
         return next((p for p in places if "train" in split_folders(p)), None)
+
+
+def _fetch(place: Path) -> None:
+    """Download what is missing; the images appear when all of them are there."""
+    for name, digest in Flowers102._file_dict.values():
+        done = (place / "jpg").is_dir() if name == _IMAGES else (place / name).is_file()
+        if not done:
+            fetch(Flowers102._download_url_prefix + name, place / name, digest=f"md5:{digest}")
+    if not (place / "jpg").is_dir():
+        unpack(place / _IMAGES, place / "unpacked", at_most=1 << 30)
+        (place / "unpacked" / "jpg").rename(place / "jpg")
+        (place / "unpacked").rmdir()
+        (place / _IMAGES).unlink()
 
 
 def _find_official(folder: Path) -> Found:

@@ -1,53 +1,44 @@
-"""Published weights are fetched once, and their hash is checked."""
+"""Published weights are fetched once, and their hash is checked whenever they are used."""
 
 import re
-import socket
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlparse
 
-from torch.hub import download_url_to_file, get_dir
+from filelock import FileLock
+from torch.hub import get_dir
 
 from filterscope.errors import UserError
+from filterscope.fetching import WrongHashError, fetch, has_digest
 
 
 def download(url: str, name: str) -> Path:
     """Return where the weights of the network `name` lie on this disk; fetch them from `url` the first time.
 
-    The file's name ends in the beginning of its SHA-256, which the download must have.
+    The file's name ends in the beginning of its SHA-256, which the file must have, whoever put it there.
 
     Raises:
-        UserError: the host cannot be reached, or what it sent is damaged.
+        UserError: the host cannot be reached, or the file is damaged.
     """
     host, file_name = urlparse(url).netloc, Path(urlparse(url).path).name
     file = Path(get_dir()) / "checkpoints" / file_name
-    if file.is_file():
-        return file
     found = re.search(r"-([0-9a-f]{8,})\.", file_name)
+    if found is None:
+        raise UserError(f"the weights of {name} at {url} have no hash in their name; give model.weights=<path>")
+    digest = f"sha256:{found[1]}"
     otherwise = f"put {url} at {file} by hand, or give model.weights=<path> or model.weights=null"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with _patience(seconds=30):
-            download_url_to_file(url, str(file), found and found[1], progress=sys.stderr.isatty())
+        with FileLock(file.with_name(f".{file_name}.lock")):
+            if not file.is_file():
+                fetch(url, file, digest=digest)
+            elif not has_digest(file, digest):
+                raise UserError(
+                    f"{file} is damaged or another file: its hash is not {digest}; delete it, or {otherwise}"
+                )
+    except WrongHashError as error:
+        raise UserError(f"what {host} sent for {name} is damaged ({error}); try again, or {otherwise}") from error
     except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise UserError(f"could not get the weights of {name} from {host} ({reason}); {otherwise}") from error
-    except RuntimeError as error:
-        if "hash" not in str(error):
-            raise
-        raise UserError(f"what {host} sent for {name} is damaged ({error}); try again, or {otherwise}") from error
     return file
-
-
-@contextmanager
-def _patience(*, seconds: float) -> Iterator[None]:
-    # torch.hub sets no timeout, and a firewall that swallows packets would hold a start for minutes.
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

@@ -1,41 +1,20 @@
 """Weights files: read harmlessly, fitted to a network, and every difference said."""
 
 import logging
-import pickle
 import re
-import struct
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from zipfile import BadZipFile
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from filterscope.errors import UserError
 from filterscope.models.layers import last_layer
 from filterscope.models.listed import named_tensors, zero_biases
+from filterscope.models.reading import UNREADABLE, read_plain, why
 
 log = logging.getLogger(__name__)
-
-# What `torch.load` was seen to raise on damaged files: the old format is read by an interpreter without checks.
-UNREADABLE = (
-    pickle.PickleError,
-    BadZipFile,
-    struct.error,
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    ArithmeticError,
-    MemoryError,
-)
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -56,10 +35,9 @@ def _read(path: str | Path) -> dict[str, Tensor] | list[Tensor]:
     if not file.is_file():
         raise UserError(f"model.weights: no file at {file}; give imagenet, the path of a state dict, or null")
     try:
-        with warnings.catch_warnings(action="ignore"):
-            content = torch.load(file, map_location="cpu", weights_only=True)
+        content = read_plain(file)
     except UNREADABLE as error:
-        raise UserError(f"{file} is not a readable weights file: {_reason(error)}") from error
+        raise UserError(f"{file} is not a readable weights file: {why(error)}") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if isinstance(content, list) and content and all(isinstance(v, Tensor) for v in content):
@@ -148,12 +126,6 @@ def _refuse_another_network(tensors: Mapping[str, Tensor], own: Mapping[str, Ten
             raise UserError(
                 f"{path} is not for {name}: {key} is {tuple(tensor.shape)} there and {tuple(own[key].shape)} in {name}"
             )
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, pickle.PickleError):
-        return "it is damaged or holds more than tensors"
-    return str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
 
 
 def _describe(content: object) -> str:

@@ -9,8 +9,11 @@ from lightning_fabric.plugins import CheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 
 from filterscope.errors import UserError
-from filterscope.files import PARTIAL, replacing, sweep
+from filterscope.files import PARTIAL, replacing, sweep, sync_folder
+from filterscope.models.reading import UNREADABLE, read_plain, why
 from filterscope.training.runlog import SPLITS
+
+_NEEDED = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "filterscope")
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -31,8 +34,8 @@ class AtomicCheckpointIO(CheckpointIO):
     ) -> dict[str, Any]:
         """Read a checkpoint without executing anything in it."""
         del weights_only
-        content: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
-        return content
+        del map_location
+        return read_whole(Path(path))
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint."""
@@ -42,8 +45,8 @@ class AtomicCheckpointIO(CheckpointIO):
 class KeepCheckpoints(Checkpoint):
     """Writes `last.ckpt` after every epoch and `best.ckpt` whenever the monitored metric is the best so far.
 
-    `last.ckpt` holds everything that a resumed run needs; `best.ckpt` the weights and what looking needs, without the
-    optimizer's state.
+    `last.ckpt` holds everything that a resumed run needs, and so does `midway.ckpt`, which others ask for inside a long
+    epoch; `best.ckpt` holds the weights and what looking needs, without the optimizer's state.
     """
 
     def __init__(self, folder: Path, *, monitor: str = "val/acc", mode: str = "max") -> None:
@@ -63,6 +66,11 @@ class KeepCheckpoints(Checkpoint):
     def last_path(self) -> Path:
         """Where the last checkpoint lies."""
         return self.folder / "last.ckpt"
+
+    @property
+    def midway_path(self) -> Path:
+        """Where the checkpoint inside an epoch lies, while there is one."""
+        return self.folder / "midway.ckpt"
 
     @property
     def _next_path(self) -> Path:
@@ -96,8 +104,14 @@ class KeepCheckpoints(Checkpoint):
         if trainer.is_global_zero:
             if better:
                 write_for_looking(self._next_path, self.best_path)
+            self.midway_path.unlink(missing_ok=True)  # first: the finished epoch must never seem older than its middle
             self._next_path.replace(self.last_path)
+            sync_folder(self.folder)
         trainer.strategy.barrier("checkpoints")  # other ranks read best.ckpt for the test
+
+    def keep_midway(self, trainer: pl.Trainer) -> None:
+        """Write `midway.ckpt`, from which a run goes on inside the epoch; the epoch's end removes it."""
+        trainer.save_checkpoint(self.midway_path)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best so far."""
@@ -119,6 +133,23 @@ class KeepCheckpoints(Checkpoint):
         if self.best is None:
             return True
         return score > self.best if self.mode == "max" else score < self.best
+
+
+def read_whole(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """Return the content of a checkpoint that training can go on from; nothing in it is executed.
+
+    Raises:
+        UserError: it is damaged, or no such checkpoint.
+    """
+    try:
+        content = read_plain(path, mmap=mmap)
+    except UNREADABLE as error:
+        raise UserError(f"{path} is not a readable checkpoint: {why(error)}") from error
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), dict | list) for key in _NEEDED):
+        raise UserError(
+            f"{path} is not a checkpoint that training can go on from: it lacks one of {', '.join(_NEEDED)}"
+        )
+    return content
 
 
 def write_for_looking(whole: Path, path: Path) -> None:

@@ -184,7 +184,11 @@ class FinetuneModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint self-contained."""
-        checkpoint.setdefault("filterscope", {}).update(self.about)
+        checkpoint.setdefault("filterscope", {}).update({**self.about, "confusion": dict(self.confusion)})
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Know what the last validation has counted: a run that was complete but for its end has no other."""
+        self.confusion = dict(checkpoint.get("filterscope", {}).get("confusion", {}))
 
     def _evaluate(self, split: str, batch: tuple[Any, Tensor]) -> Tensor | None:
         inputs, labels = batch

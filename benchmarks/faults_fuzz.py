@@ -1,0 +1,143 @@
+"""More nonsense than the tests try: override strings, checkpoints with anything anywhere, damaged files."""
+
+import os
+import random
+import resource
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from faults_runs import config, start
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import seed as seeded
+from report import Report
+
+import fuzzing
+from filterscope.errors import UserError
+from filterscope.faults import explain
+from filterscope.runs import open_run
+
+_MEMORY = 12 << 30  # bytes; what asks for more is refused as on a small machine
+
+
+def fuzz(report: Report, place: Path, *, seed: int, count: int) -> None:
+    """Try `count` of each in a process of its own, and a twentieth of that as runs that are gone on with."""
+    folder = place / "fuzz"
+    if start(config("visuals=[filters,health]", "trainer.max_epochs=1"), folder).wait() != [0]:
+        raise SystemExit("the run whose checkpoint is to be changed failed")
+    for name, trial in (("overrides", _overrides), ("checkpoints changed", _changed), ("files damaged", _damaged)):
+        tried, refused, broken = _apart(trial, folder, seed, count, place / f"{name}.txt")
+        report.add(f"fuzz: {name}", tried, at_least=count, refused=refused, seed=seed)
+        report.add(f"fuzz: {name}: with a traceback", broken, at_most=0)
+    _resumed(report, folder, place, seed=seed, count=max(5, count // 20))
+
+
+def _apart(
+    trial: Callable[[Path, int, int, "Count"], None], folder: Path, seed: int, count: int, said: Path
+) -> tuple[int, int, int]:
+    child = os.fork()
+    if child == 0:
+        counted = Count()
+        try:
+            quiet = os.open("/dev/null", os.O_WRONLY)
+            os.dup2(quiet, 1)
+            resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+            torch.set_num_threads(1)
+            warnings.simplefilter("ignore")
+            trial(folder, seed, count, counted)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            said.write_text(f"{counted.tried} {counted.refused} {counted.broken}")
+            os._exit(0)
+    os.waitpid(child, 0)
+    tried, refused, broken = said.read_text().split()
+    return int(tried), int(refused), int(broken)
+
+
+class Count:
+    """How many were tried, refused in one line, and ended in a traceback."""
+
+    def __init__(self) -> None:
+        self.tried = self.refused = self.broken = 0
+
+    def note(self, what: object, act: Callable[[], str | None]) -> None:
+        """Try one."""
+        self.tried += 1
+        try:
+            self.refused += act() is not None
+        except BaseException as error:
+            if explain(error) is not None:
+                self.refused += 1
+                return
+            self.broken += 1
+            print(f"BROKEN by {str(what)[:300]!r}", file=sys.stderr)
+            traceback.print_exc()
+
+
+def _overrides(folder: Path, seed: int, count: int, counted: Count) -> None:
+    @seeded(seed)
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(fuzzing.overrides())
+    def try_them(given: list[str]) -> None:
+        counted.note(given, lambda: fuzzing.set_up(given, folder / "set_up"))
+
+    with fuzzing.composing():
+        while counted.tried < count:  # Hypothesis may stop early where it has seen all there is
+            try_them()
+
+
+def _changed(folder: Path, seed: int, count: int, counted: Count) -> None:
+    chance = random.Random(seed)
+    content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    for number in range(count):
+        file = folder / "changed.ckpt"
+        torch.save(fuzzing.mutate(content, chance.randrange), file)
+        counted.note(f"change {number}", partial(_opened, file))
+
+
+def _damaged(folder: Path, seed: int, count: int, counted: Count) -> None:
+    chance = random.Random(seed)
+    data = (folder / "checkpoints" / "last.ckpt").read_bytes()
+    for number in range(count):
+        file = folder / "changed.ckpt"
+        file.write_bytes(fuzzing.damage(data, chance.randrange))
+        counted.note(f"damage {number}", partial(_opened, file))
+
+
+def _opened(file: Path) -> str | None:
+    try:
+        open_run(file)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _resumed(report: Report, folder: Path, place: Path, *, seed: int, count: int) -> None:
+    """Go on with runs whose checkpoint was changed: they end well or in one line."""
+    chance = random.Random(seed)
+    content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    cfg = config("visuals=filters", "trainer.max_epochs=2")
+    refused = broken = 0
+    for number in range(count):
+        run = place / f"changed_{number}"
+        (run / "checkpoints").mkdir(parents=True)
+        torch.save(fuzzing.mutate(content, chance.randrange), run / "checkpoints" / "last.ckpt")
+        started = start(cfg, run, resume=True)
+        code = started.wait(120)[0]
+        refused += code == 2
+        broken += code not in (0, 2)
+        if code not in (0, 2):
+            print(f"{run}: {code} {started.said}", flush=True)
+    report.add("fuzz: changed checkpoints gone on with", count, refused=refused, seed=seed)
+    report.add("fuzz: changed checkpoints gone on with: with a traceback", broken, at_most=0)

@@ -1,0 +1,184 @@
+"""Runs as processes that can be killed: forked from one that has imported everything, so that each takes seconds."""
+
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).parent.parent
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
+
+import hydra  # noqa: E402
+import torch  # noqa: E402
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
+from train import train  # noqa: E402
+
+from filterscope.edge import plain  # noqa: E402
+from filterscope.faults import explain  # noqa: E402
+from filterscope.stopping import Stopped, switch  # noqa: E402
+from filterscope.training.resuming import read_whole  # noqa: E402
+from tiny import TINY  # noqa: E402
+
+VISUALS = "visuals=[health,filters,responses,activations,synthesis,strips,history,predictions,examples]"
+
+
+def config(*overrides: str) -> dict[str, Any]:
+    """Compose the config of a tiny run with all visuals."""
+    given = {override.split("=")[0] for override in overrides}
+    kept = [override for override in (*TINY, VISUALS) if override.split("=")[0] not in given]
+    with hydra.initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        return plain(hydra.compose("train", [*kept, *overrides]))
+
+
+@dataclass
+class Run:
+    """The processes of one start of a run; `said` holds what each of them gave as the reason of its end."""
+
+    folder: Path
+    processes: list[int] = field(default_factory=list)
+    codes: dict[int, int] = field(default_factory=dict)
+    begun: float = field(default_factory=time.monotonic)
+
+    def alive(self) -> list[int]:
+        """Return the processes that have not ended."""
+        for process in self.processes:
+            if process not in self.codes:
+                done, status = os.waitpid(process, os.WNOHANG)
+                if done:
+                    self.codes[process] = os.waitstatus_to_exitcode(status)
+        return [process for process in self.processes if process not in self.codes]
+
+    def wait(self, seconds: float = 300) -> list[int]:
+        """Wait for all processes and return their exit codes; those that outlast the time are killed, as -9."""
+        until = time.monotonic() + seconds
+        while self.alive():
+            if time.monotonic() > until:
+                self.kill(self.alive())
+            time.sleep(0.005)
+        return [self.codes[process] for process in self.processes]
+
+    def kill(self, processes: Sequence[int] | None = None, number: int = signal.SIGKILL) -> None:
+        """Send a signal to some or all of the processes."""
+        for process in processes if processes is not None else self.alive():
+            os.kill(process, number)
+
+    @property
+    def said(self) -> str:
+        """What the processes gave as the reason of their end."""
+        return "".join(path.read_text() for path in sorted(self.folder.parent.glob(f"{self.folder.name}.said*")))
+
+
+def start(
+    cfg: dict[str, Any], folder: Path, *, resume: bool = False, ranks: int = 1, file_limit: int | None = None
+) -> Run:
+    """Begin a run, or go on with one, in as many processes as it has ranks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.parent.glob(f"{folder.name}.said*"):
+        old.unlink()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    run = Run(folder)
+    for rank in range(ranks):
+        child = os.fork()
+        if child == 0:
+            _be(cfg, folder, resume=resume, rank=rank, ranks=ranks, port=port, file_limit=file_limit)
+        run.processes.append(child)
+    return run
+
+
+def _be(
+    cfg: dict[str, Any], folder: Path, *, resume: bool, rank: int, ranks: int, port: int, file_limit: int | None
+) -> None:
+    """Be one process of the run; never returns."""
+    code = 1
+    said = folder.parent / f"{folder.name}.said{rank}"
+    try:
+        quiet = os.open(folder.parent / f"{folder.name}.log{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(quiet, 1)
+        os.dup2(quiet, 2)
+        os.setsid()
+        torch.set_num_threads(1)
+        if file_limit is not None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+        if ranks > 1:
+            os.environ |= {
+                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks),
+                "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+                "TORCHELASTIC_RUN_ID": "faults",
+            }  # fmt: skip
+        switch.install()
+        train(cfg | {"resume": str(folder) if resume else None}, folder)
+        code = 0
+    except Stopped as stopped:
+        code = stopped.exit_code
+    except BaseException as error:
+        line = explain(error)
+        said.write_text(line if line is not None else f"Traceback: {type(error).__name__}: {error}")
+        code = 2 if line is not None else 3
+    finally:
+        os._exit(code)
+
+
+def checkpoints(folder: Path) -> dict[str, bool]:
+    """Return which checkpoints a run folder holds and whether each can be read whole."""
+    found = {}
+    for path in (folder / "checkpoints").glob("*.ckpt"):
+        try:
+            if path.name == "best.ckpt":
+                torch.load(path, weights_only=True)
+            else:
+                read_whole(path)
+            found[path.name] = True
+        except Exception as error:
+            print(f"{path}: {error}", flush=True)
+            found[path.name] = False
+    return found
+
+
+def differences(run: Path, whole: Path) -> list[str]:
+    """Say in what two finished runs differ: every bit of the weights, every picture, table and event."""
+    found = []
+    ours, theirs = (torch.load(each / "checkpoints" / "last.ckpt", weights_only=True) for each in (run, whole))
+    for name, tensor in theirs["state_dict"].items():
+        if not torch.equal(tensor, ours["state_dict"][name]):
+            found.append(f"weights {name}")
+    files, expected = contents(run), contents(whole)
+    found += [f"file {name}" for name in files.keys() ^ expected.keys()]
+    found += [f"content of {name}" for name in files.keys() & expected.keys() if files[name] != expected[name]]
+    shown, wanted = events(run), events(whole)
+    found += [f"events {tag}" for tag in shown.keys() | wanted.keys() if shown.get(tag) != wanted.get(tag)]
+    return found
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """Return all that a run has written beside checkpoints, event files and logs."""
+    return {
+        str(path.relative_to(run)): path.read_bytes()
+        for path in run.rglob("*")
+        if path.is_file() and path.suffix in (".png", ".csv", ".npz", ".partial")
+    }
+
+
+def events(run: Path) -> dict[str, list[Any]]:
+    """Return the step and value of every scalar, image and text in the event files of a run together."""
+    found: dict[str, list[Any]] = {}
+    for file in sorted(run.glob("events.out.tfevents.*")):
+        read = EventAccumulator(str(file), size_guidance={"images": 0, "scalars": 0, "tensors": 0})
+        read.Reload()
+        tags = read.Tags()
+        for tag in tags["scalars"]:
+            found.setdefault(tag, []).extend((each.step, each.value) for each in read.Scalars(tag))
+        for tag in tags["images"]:
+            found.setdefault(tag, []).extend((each.step, each.encoded_image_string) for each in read.Images(tag))
+        for tag in tags["tensors"]:
+            texts = ((each.step, each.tensor_proto.SerializeToString()) for each in read.Tensors(tag))
+            found.setdefault(tag, []).extend(texts)
+    return found
