@@ -46,6 +46,7 @@ def draw_synthesis(
     layer: str,
     total: int | None = None,
     names: Sequence[str] = (),
+    what: str = "channels",
     faces: int = 1,
     beside: Beside | None = None,
     statistics: LayerStatistics | None = None,
@@ -60,6 +61,7 @@ def draw_synthesis(
         layer: its name.
         total: how many channels the layer has.
         names: of all its channels, where they have names.
+        what: is drawn.
         faces: pictures of a channel; more than one stand in a row.
         beside: what else stands in that row.
         statistics: of the real images that pictures are compared with.
@@ -87,9 +89,8 @@ def draw_synthesis(
                 )
             )
         cells += beside.cells(place, size)
-    count = (
-        f"{len(channels)} of {total} channels" if total and len(channels) < total else f"all {len(channels)} channels"
-    )
+    share = f"{len(channels)} of {total}" if total and len(channels) < total else f"all {len(channels)}"
+    count = f"{share} {what}"
     real = f"{statistics.count} real images" if statistics else ""
     note = f"{count}: what excites each most; " + (
         f"× = times the best of {real}" if real else "not compared with real images"

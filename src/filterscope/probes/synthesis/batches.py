@@ -57,10 +57,9 @@ def faces_of(channels: Sequence[int]) -> list[int]:
 
 
 def check(
-    channels: Sequence[int], start: Tensor | None, *, layer: str, reach: Reach, parameterisation: Parameterisation
+    channels: Sequence[int], start: Tensor | None, *, layer: str, count: int, parameterisation: Parameterisation
 ) -> None:
-    """Raise a `UserError` for channels that a layer does not have and for a start of another shape."""
-    count = reach.shapes[layer][0]
+    """Raise a `UserError` for channels beyond the `count` that a layer has, and for a start of another shape."""
     wrong = [channel for channel in channels if not 0 <= channel < count]
     if wrong:
         raise UserError(f"channel {wrong[0]} of {layer} does not exist; it has 0 to {count - 1}")

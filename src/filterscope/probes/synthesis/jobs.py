@@ -26,7 +26,10 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Pictures to make of one layer's channels, said as in `synthesize`."""
+    """Pictures to make of one layer's channels, said as in `synthesize`.
+
+    With `directions` `(D, K)` in channel space, `channels` and `statistics` are of these instead.
+    """
 
     layer: str
     channels: tuple[int, ...]
@@ -34,6 +37,7 @@ class Job:
     seed: int = 0
     start: Tensor | None = None
     statistics: LayerStatistics | None = None
+    directions: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +139,9 @@ def _make(
     made = []
     for number, batches in itertools.groupby(plan, key=lambda batch: batch.job):
         job, kept_here = jobs[number], kept[number]
-        bench = Workbench(classifier, job.layer, recipe=job.recipe, statistics=job.statistics)
+        bench = Workbench(
+            classifier, job.layer, recipe=job.recipe, statistics=job.statistics, directions=job.directions
+        )
         faces = faces_of(job.channels)
         for batch in batches:
             own = [job.channels[place] for place in batch.places], [faces[place] for place in batch.places]
@@ -150,8 +156,9 @@ def _make(
 def _check(classifier: Classifier, job: Job, reach: Reach) -> int:
     """Return the job's micro-batch; a `UserError` where it cannot be done."""
     parameterisation = Parameterisation(recipe=job.recipe, channels=classifier.in_channels)
-    layer = next(iter(reach.shapes))
-    check(job.channels, job.start, layer=layer, reach=reach, parameterisation=parameterisation)
+    ((layer, shape),) = reach.shapes.items()
+    there = shape[0] if job.directions is None else len(job.directions)
+    check(job.channels, job.start, layer=layer, count=there, parameterisation=parameterisation)
     return micro_batch_size(reach, job.recipe, device_of(classifier), len(job.channels))
 
 
@@ -168,7 +175,9 @@ def _batches(number: int, job: Job, reach: Reach, count: int, *, done: Container
 def _kept(classifier: Classifier, job: Job, reach: Reach, count: int, folder: Path | None) -> Kept | None:
     if folder is None or job.start is not None:
         return None
-    return Kept.of(classifier, reach, folder, job.layer, job.recipe, job.seed, job.statistics, count)
+    known = () if job.statistics is None else vars(job.statistics).values()
+    tensors = [value for value in (*known, job.directions) if isinstance(value, Tensor)]
+    return Kept.of(classifier, reach, folder, job.layer, job.recipe, (job.seed, count), tensors)
 
 
 def _found(job: Job, kept: Kept | None) -> dict[int, Synthesis]:

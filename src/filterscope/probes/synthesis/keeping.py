@@ -18,7 +18,6 @@ from filterscope.probes.synthesis.ascent import in_bf16
 from filterscope.probes.synthesis.images import Parameterisation
 from filterscope.probes.synthesis.recipe import Recipe
 from filterscope.probes.synthesis.truncate import Reach
-from filterscope.probes.synthesis.trust import LayerStatistics
 from filterscope.probes.synthesis.workbench import Synthesis, joined
 
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
@@ -28,8 +27,9 @@ _DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 class Kept:
     """The pictures of one layer in `folder`, one `.npz` each; `digest` stands for all that they depend on.
 
-    That is: the weights up to the layer, the recipe, the seed, the statistics, the size of the micro-batch, precision,
-    device and release of torch, and the code that makes pictures. Channel and face stand in the file's name beside it.
+    That is: the weights up to the layer, the recipe, the seed, the statistics, directions, the size of the micro-batch,
+    precision, device and release of torch, and the code that makes pictures. Channel and face stand beside it in the
+    file's name.
     """
 
     folder: Path
@@ -45,18 +45,16 @@ class Kept:
         folder: Path,
         layer: str,
         recipe: Recipe,
-        seed: int,
-        statistics: LayerStatistics | None,
-        count: int,
+        numbers: tuple[int, ...],
+        tensors: Sequence[Tensor],
     ) -> "Kept":
-        """Return the place of a layer's pictures, made in micro-batches of `count`."""
+        """Return the place of a layer's pictures, which depend on some `numbers` and `tensors` besides."""
         device = device_of(classifier)
-        said = (layer, recipe.as_dict(), seed, count, device.type, in_bf16(recipe, device), torch.__version__, _code())
+        said = (layer, recipe.as_dict(), numbers, device.type, in_bf16(recipe, device), torch.__version__, _code())
         digest = hashlib.sha256(repr(said).encode())
         normal = (classifier.backbone.mean, classifier.backbone.std)
-        known = () if statistics is None else tuple(v for v in vars(statistics).values() if isinstance(v, Tensor))
         own = [t for module in reach.modules for t in (*module.parameters(False), *module.buffers(False))]
-        for tensor in (*normal, *known, *own):
+        for tensor in (*normal, *tensors, *own):
             values = tensor.detach().cpu().contiguous()
             digest.update(repr(tuple(values.shape)).encode())
             digest.update(values.reshape(-1).view(torch.uint8).numpy().data)

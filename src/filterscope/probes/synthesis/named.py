@@ -8,6 +8,7 @@ from torch import Tensor
 from filterscope.probes.synthesis.images import Parameterisation
 from filterscope.probes.synthesis.objectives import (
     Channel,
+    Direction,
     Diversity,
     Logit,
     Maker,
@@ -22,12 +23,15 @@ from filterscope.probes.synthesis.truncate import Truncated
 from filterscope.probes.synthesis.trust import LayerStatistics
 
 
-def named(recipe: Recipe, layer: str, known: LayerStatistics | None, network: Truncated) -> Maker:
-    """Return what makes the recipe's objective of a layer's channels.
+def named(
+    recipe: Recipe, layer: str, known: LayerStatistics | None, network: Truncated, directions: Tensor | None = None
+) -> Maker:
+    """Return what makes the recipe's objective of a layer's channels, or of `directions` `(D, K)` in their space.
 
-    Where nothing is `known` of real images, the specific objective goes by noise with their spectrum.
+    Where nothing is `known` of real images, the specific objective goes by noise with their spectrum. Directions have
+    no rivals: all objectives but diversity are the mean along them.
     """
-    if "specific" in recipe.weights and known is None:
+    if "specific" in recipe.weights and known is None and directions is None:
         noise = _natural_noise(network.network.in_channels, recipe.size).to(network.device)
         known = LayerStatistics.of_responses(
             torch.cat([mean_response(network(part)[layer]).cpu() for part in torch.split(noise, 8)])
@@ -35,7 +39,10 @@ def named(recipe: Recipe, layer: str, known: LayerStatistics | None, network: Tr
 
     def make(channels: Sequence[int]) -> Objective:
         terms = [
-            (weight, _term(name, layer, tuple(channels), recipe, known)) for name, weight in recipe.weights.items()
+            (weight, Direction(layer=layer, directions=directions[list(channels)]))
+            if directions is not None and name != "diversity"
+            else (weight, _term(name, layer, tuple(channels), recipe, known))
+            for name, weight in recipe.weights.items()
         ]
         return terms[0][1] if len(terms) == 1 and terms[0][0] == 1.0 else Sum(terms=tuple(terms))
 

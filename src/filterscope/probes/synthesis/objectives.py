@@ -24,6 +24,15 @@ def mean_response(output: Tensor, slope: float = 0.0) -> Tensor:
     return _full(rectified.flatten(2)).mean(dim=2)
 
 
+def mean_along(output: Tensor, directions: Tensor, slope: float = 0.0) -> Tensor:
+    """Return the rectified mean of the maps' components along directions `(D, K)` in channel space, `(N, D)`.
+
+    A Linear's component stays as it is; the length of a direction does not matter.
+    """
+    along = F.normalize(directions.to(output.device).float(), dim=1)
+    return mean_response(torch.einsum("nk...,dk->nd...", _full(output), along), slope)
+
+
 class Objective(ABC):
     """A score per picture from what layers put out; objectives add, subtract and scale."""
 
@@ -173,11 +182,9 @@ class Direction(Objective):
 
     def __call__(self, outputs: Mapping[str, Tensor], slope: float = 0.0) -> Tensor:
         """Return each picture's mean along its direction, rectified position by position."""
-        output = _full(outputs[self.layer])
-        along = F.normalize(self.directions.to(output).expand(len(output), -1), dim=1)
-        if output.dim() == 2:
-            return (output * along).sum(dim=1)
-        return F.leaky_relu(torch.einsum("nchw,nc->nhw", output, along), slope).flatten(1).mean(dim=1)
+        output = outputs[self.layer]
+        own = self.directions.expand(len(output), -1).unbind()
+        return torch.cat([mean_along(output[i : i + 1], d[None], slope)[:, 0] for i, d in enumerate(own)])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.probes.observing import device_of, observing, tapping
-from filterscope.probes.synthesis.objectives import mean_response
+from filterscope.probes.synthesis.objectives import mean_along, mean_response
 
 LEVELS = torch.linspace(0, 1, 101)
 _BATCH = 16
@@ -83,7 +83,11 @@ class ActivationStatistics:
 
 
 def measure_statistics(
-    classifier: Classifier, images: Tensor | Iterable[Tensor], layers: Sequence[str]
+    classifier: Classifier,
+    images: Tensor | Iterable[Tensor],
+    layers: Sequence[str],
+    *,
+    directions: Tensor | None = None,
 ) -> ActivationStatistics:
     """Measure what real images make of the named layers.
 
@@ -91,6 +95,7 @@ def measure_statistics(
         classifier: is left as it was.
         images: `(N, C, H, W)` in [0, 1], or batches of them.
         layers: names as `Classifier.layers` knows them.
+        directions: `(D, K)` in the layers' channel space, which statistics are wanted of instead of channels.
 
     Raises:
         UserError: there are no images, or an unknown layer.
@@ -102,7 +107,9 @@ def measure_statistics(
             if len(batch):
                 classifier(batch.to(device_of(classifier)))
                 for name in layers:
-                    seen[name].append(mean_response(outputs[name]).cpu())
+                    output = outputs[name]
+                    means = mean_response(output) if directions is None else mean_along(output, directions)
+                    seen[name].append(means.cpu())
     if not all(seen.values()):
         raise UserError("statistics of real images need at least one image")
     return ActivationStatistics(

@@ -13,7 +13,7 @@ from filterscope.probes.synthesis.ascent import ascend, in_bf16
 from filterscope.probes.synthesis.batches import check, micro_batch_size
 from filterscope.probes.synthesis.images import Parameterisation, shown
 from filterscope.probes.synthesis.named import named
-from filterscope.probes.synthesis.objectives import Maker, mean_response
+from filterscope.probes.synthesis.objectives import Maker, mean_along, mean_response
 from filterscope.probes.synthesis.recipe import Recipe
 from filterscope.probes.synthesis.truncate import Truncated
 from filterscope.probes.synthesis.trust import LayerStatistics, ranks
@@ -63,6 +63,7 @@ class Workbench:
         recipe: how.
         statistics: of real images, for the specific objective and the ranks, or None.
         objective: makes another objective than the recipe's.
+        directions: `(D, K)`, to make pictures of instead of channels; `statistics` are of them then.
 
     Raises:
         UserError: an unknown layer, one without channels, a size that the network cannot take.
@@ -76,12 +77,14 @@ class Workbench:
         recipe: Recipe,
         statistics: LayerStatistics | None = None,
         objective: Maker | None = None,
+        directions: Tensor | None = None,
     ) -> None:
         self.layer = find_layer(classifier.layers, layer).name
         self.recipe = recipe
         self.known = statistics
+        self.directions = directions
         self.exact = Truncated(classifier, [self.layer], size=recipe.size, normalize=recipe.normalize)
-        self.objective = objective or named(recipe, self.layer, statistics, self.exact)
+        self.objective = objective or named(recipe, self.layer, statistics, self.exact, directions)
         self.parameterisation = Parameterisation(recipe=recipe, channels=classifier.in_channels)
         layers = tuple(dict.fromkeys((self.layer, *self.objective([0]).layers)))
         bf16 = in_bf16(recipe, self.exact.device)
@@ -91,7 +94,8 @@ class Workbench:
 
     def check(self, channels: Sequence[int], start: Tensor | None) -> None:
         """Raise a `UserError` for channels that there are not and a start of another shape."""
-        check(channels, start, layer=self.layer, reach=self.exact.reach, parameterisation=self.parameterisation)
+        count = self.exact.reach.shapes[self.layer][0] if self.directions is None else len(self.directions)
+        check(channels, start, layer=self.layer, count=count, parameterisation=self.parameterisation)
 
     def together(self, pictures: int) -> int:
         """Return how many of so many pictures ascend together."""
@@ -134,7 +138,8 @@ class Workbench:
         return made.at(range(len(channels)))
 
     def _responses(self, images: Tensor) -> Tensor:
-        return mean_response(self.exact(images)[self.layer]).cpu()
+        output = self.exact(images)[self.layer]
+        return (mean_response(output) if self.directions is None else mean_along(output, self.directions)).cpu()
 
 
 def _generator(layer: str, channel: int, face: int, seed: int) -> torch.Generator:

@@ -1,0 +1,88 @@
+"""Pictures of directions in channel space: what excites several channels of a layer together."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from filterscope.errors import UserError
+from filterscope.models.classifier import Classifier
+from filterscope.models.layers import channels_of, convolutions, find_layer
+from filterscope.probes.synthesis import Job, Recipe, assist, measure_statistics, synthesize_all
+from filterscope.visuals.synthesis_sheet import draw_synthesis
+from filterscope.visuals.verdicts import Picked
+from filterscope.visuals.visual import Examples, Past, Picture, epoch_label
+from filterscope.visuals.waiting import progress_bar
+
+
+@dataclass(frozen=True, kw_only=True)
+class Directions:
+    """Draw pictures of directions in a layer's channel space: `directions/<layer>`.
+
+    Attributes:
+        layer: name of the layer; None: the last convolution.
+        directions: by name, weights of channels, `{petals: {3: 1.0, 17: -0.5}}`.
+        recipe: how pictures are made; `channel` and `specific` both mean the mean along the direction.
+        keep: folder in which finished pictures are kept, so that none is made twice; outside training only.
+        seed: of the noise that pictures start from.
+        every: draw every so many epochs, 0: before training only.
+    """
+
+    directions: Mapping[str, Mapping[int, float]]
+    layer: str | None = None
+    recipe: Recipe = field(default_factory=Recipe)
+    keep: str | None = None
+    seed: int = 0
+    every: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse directions that lead nowhere."""
+        empty = [name for name, weights in self.directions.items() if not any(weights.values())]
+        if empty or not self.directions:
+            which = f"{empty[0]} has no weights" if empty else "there are none"
+            raise UserError(f"visuals.directions.directions: {which}; give channels' weights, {{name: {{3: 1.0}}}}")
+
+    def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> dict[str, Picture]:
+        """Return one picture of all directions."""
+        layer = find_layer(classifier.layers, self.layer or convolutions(classifier.layers)[-1])
+        directions = self._tensor(classifier, layer.name)
+        known = None
+        if len(examples):
+            measured = measure_statistics(classifier, examples.images, [layer.name], directions=directions)
+            known = measured.of(layer.name)
+        channels = list(range(len(directions)))
+        job = Job(
+            layer=layer.name,
+            channels=tuple(channels),
+            recipe=self.recipe,
+            seed=self.seed,
+            statistics=known,
+            directions=directions,
+        )
+        keep = Path(self.keep).expanduser() if self.keep and past.epoch is None else None
+        with progress_bar("directions", past) as progress:
+            (made,) = synthesize_all(classifier, [job], keep=keep, progress=progress)
+        picture = draw_synthesis(
+            made,
+            Picked(channels=channels),
+            layer=layer.name,
+            names=tuple(self.directions),
+            what="directions",
+            statistics=known,
+            aside=epoch_label(past),
+        )
+        return {f"directions/{layer.name}": picture}
+
+    def assist(self, classifier: Classifier) -> None:
+        """Make this process's share of the pictures that the first process draws."""
+        assist(classifier)
+
+    def _tensor(self, classifier: Classifier, layer: str) -> Tensor:
+        total = len(channels_of(classifier.layers, layer, None))
+        tensor = torch.zeros(len(self.directions), total)
+        for row, weights in zip(tensor, self.directions.values(), strict=True):
+            for channel in channels_of(classifier.layers, layer, list(weights)):
+                row[channel] = weights[channel]
+        return tensor

@@ -1,0 +1,77 @@
+"""Pictures of directions in channel space."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from filterscope.errors import UserError
+from filterscope.models.classifier import Classifier
+from filterscope.probes.activations import activations
+from filterscope.probes.synthesis import Job, Recipe, measure_statistics, synthesize, synthesize_all
+from filterscope.probes.synthesis.objectives import mean_along
+from filterscope.visuals.directions import Directions
+from filterscope.visuals.visual import Examples, Past
+
+RECIPE = Recipe(size=24, steps=12, precision="fp32", jitter=0, scale=0, rotate=0)
+LAYER = "block2_conv1"
+
+
+def test_the_mean_along_directions_is_that_of_their_rectified_component() -> None:
+    maps, directions = torch.randn(2, 5, 3, 4), torch.randn(3, 5)
+    unit = directions / directions.norm(dim=1, keepdim=True)
+    expected = torch.stack([F.relu(F.conv2d(maps, d.view(1, 5, 1, 1))).mean(dim=(1, 2, 3)) for d in unit], dim=1)
+    assert torch.allclose(mean_along(maps, directions), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", [LAYER, "head"])
+def test_a_picture_of_a_direction_rises_along_it(classifier: Classifier, layer: str) -> None:
+    directions = torch.randn(3, 12 if layer == LAYER else 4, generator=torch.Generator().manual_seed(0))
+    (made,) = synthesize_all(classifier, [Job(layer=layer, channels=(0, 2), recipe=RECIPE, directions=directions)])
+    along = mean_along(activations(classifier, made.images, [layer])[layer], directions)
+    assert torch.allclose(made.responses, along, atol=1e-4)
+    assert torch.allclose(made.activation, along[[0, 1], [0, 2]], atol=1e-4)
+    assert made.rose.all()
+
+
+def test_a_direction_along_one_class_makes_the_picture_of_its_logit(classifier: Classifier) -> None:
+    job = Job(layer="head", channels=(0,), recipe=RECIPE, directions=2 * torch.eye(4)[[1]])
+    (along,) = synthesize_all(classifier, [job])
+    logit = synthesize(classifier, "head", [1], recipe=Recipe(**RECIPE.as_dict() | {"objective": "logit"}))
+    assert float(along.activation[0]) == pytest.approx(float(logit.activation[0]), rel=0.1)
+
+
+def test_directions_are_compared_with_real_images_and_kept(
+    classifier: Classifier, examples: Examples, tmp_path: Path
+) -> None:
+    visual = Directions(
+        directions={"both": {0: 1.0, 1: 1.0}, "apart": {0: 1.0, 1: -1.0}}, recipe=RECIPE, keep=str(tmp_path)
+    )
+    (picture,) = visual(classifier, examples, Past()).values()
+    assert "all 2 directions" in picture.description
+    assert f"Compared with {len(examples)} real images" in picture.description
+    assert len(list(tmp_path.glob("*.npz"))) == 2
+    other = Directions(
+        directions={"both": {0: 1.0, 2: 1.0}, "apart": {0: 1.0, 1: -1.0}}, recipe=RECIPE, keep=str(tmp_path)
+    )
+    other(classifier, examples, Past())
+    assert len(list(tmp_path.glob("*.npz"))) == 4
+
+
+def test_statistics_of_directions_are_of_directions(classifier: Classifier, examples: Examples) -> None:
+    directions = torch.randn(2, 12)
+    known = measure_statistics(classifier, examples.images, [LAYER], directions=directions).of(LAYER)
+    along = mean_along(activations(classifier, examples.images, [LAYER])[LAYER], directions)
+    assert torch.allclose(known.largest, along.max(dim=0).values, atol=1e-6)
+
+
+def test_a_direction_of_a_channel_that_is_not_there_is_refused(classifier: Classifier, examples: Examples) -> None:
+    with pytest.raises(UserError, match="channel 99 of block2_conv1 does not exist; it has 0 to 11"):
+        Directions(directions={"far": {99: 1.0}}, recipe=RECIPE)(classifier, examples, Past())
+
+
+@pytest.mark.parametrize("directions", [{}, {"nothing": {}}, {"nought": {3: 0.0}}])
+def test_a_direction_that_leads_nowhere_is_refused(directions: dict[str, dict[int, float]]) -> None:
+    with pytest.raises(UserError, match=r"visuals\.directions\.directions"):
+        Directions(directions=directions)
