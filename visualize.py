@@ -28,7 +28,7 @@ def visualize(cfg: dict[str, Any], folder: Path) -> list[str]:
     finishing.check_export(subject.classifier, cfg["export"])
     for visual in visuals.values():
         if hasattr(visual, "site"):
-            check_site(folder / visual.site)  # before minutes of work
+            check_site(folder / visual.site)  # before minutes of work, not behind them
     with SummaryWriter(str(folder)) as writer:
         shown = render(visuals, subject.classifier, subject.examples, subject.past)
         keep(shown, folder=folder, writer=writer)
@@ -51,6 +51,10 @@ def main(cfg: DictConfig) -> None:
         config = plain(cfg)
         check_paths(config)
         visualize(config, run_folder())
+        if config["open"]:
+            from filterscope.opening import show
+
+            show(run_folder())
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ PAINTED = """() => new Promise((done) => requestAnimationFrame(() => setTimeout(
 
 
 def command(real: Path | None, quick: bool, folder: Path) -> list[str]:
-    """Return the command for a gallery of the published AlexNet, on real flowers where they lie, else of a random one."""
+    """Return the command for a gallery of AlexNet as published on real flowers, or of a random one without them."""
     if real is None:
         chosen = ["model.weights=null", "data=embedded", "data.image_size=224"]
     else:

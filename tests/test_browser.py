@@ -2,8 +2,6 @@
 
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from train import train
 from visualize import visualize
 
 from filterscope.edge import plain
+from filterscope.opening import tensorboard
 from tiny import REPOSITORY, TINY
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -184,19 +183,12 @@ def test_nobody_is_shut_out(page, gallery, name, scheme):
 
 
 def test_tensorboard_shows_the_pictures_of_every_epoch(browser, run):
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(run), "--port", "0", "--host", "127.0.0.1"]
-    flags = ["--load_fast=false", "--samples_per_plugin", "images=100000"]
     page = browser.new_page()
-    with subprocess.Popen([*command, *flags], stderr=subprocess.PIPE, text=True) as server:
-        try:
-            address = next(filter(None, (re.search(r"http://\S+:\d+", line) for line in server.stderr))).group()
-            page.goto(f"{address}/#images")
-            card = page.locator("tf-image-loader").first
-            expect(card.locator("img")).to_be_visible(timeout=20_000)
-            assert "activations/block1_pool" in card.locator("tf-card-heading").first.evaluate(
-                "e => e.shadowRoot.textContent"
-            )
-            expect(card.locator("paper-slider")).to_have_attribute("aria-valuemax", str(EPOCHS), timeout=20_000)
-        finally:
-            page.close()
-            server.terminate()
+    with tensorboard(run) as address:
+        page.goto(f"{address}#images")
+        card = page.locator("tf-image-loader").first
+        expect(card.locator("img")).to_be_visible(timeout=20_000)
+        heading = card.locator("tf-card-heading").first.evaluate("e => e.shadowRoot.textContent")
+        assert "activations/block1_pool" in heading
+        expect(card.locator("paper-slider")).to_have_attribute("aria-valuemax", str(EPOCHS), timeout=20_000)
+        page.close()

@@ -23,7 +23,7 @@ from filterscope.visuals.gallery.sheets import atlas, layout, within
 from filterscope.visuals.gallery.small import small_kernels
 from filterscope.visuals.health import Health
 from filterscope.visuals.site import Site, check_site, write_site
-from filterscope.visuals.visual import Examples, Past, Pixels
+from filterscope.visuals.visual import Examples, Past, Pixels, is_due
 
 RECIPES = {"specific": Recipe(size=24, steps=1)}
 QUICK = {"recipes": RECIPES, "faces": 1, "crops": 3, "images": 2, "health": Health(draws=19)}
@@ -131,8 +131,8 @@ def test_a_picture_is_never_larger_than_it_may_be(most: int) -> None:
 
 def test_the_whole_site_is_never_larger_than_it_may_be(classifier: Classifier, many: Examples) -> None:
     classifier.image_size = 32
-    knobs = {**QUICK, "crops": 12}
-    pool = Examples(images=many.images.repeat(4, 1, 1, 1), labels=many.labels.repeat(4), class_names=NAMES)
+    knobs = {**QUICK, "crops": 9}
+    pool = Examples(images=many.images.repeat(3, 1, 1, 1), labels=many.labels.repeat(3), class_names=NAMES)
     free = Gallery(**knobs)(classifier, pool, Past())["gallery"]
     bound = 0.4
     assert free.size > bound * 1e6
@@ -262,5 +262,8 @@ def test_frozen_layers_have_no_history(classifier: Classifier, many: Examples) -
     assert list(past.store["history"]) == ["block2_conv1"]
 
 
-def test_while_a_network_is_trained_no_gallery_is_made_unless_asked_for(classifier: Classifier, many: Examples) -> None:
-    assert Gallery(**QUICK)(classifier, many, Past(epoch=0)) == {}
+def test_in_a_training_the_gallery_is_made_when_that_has_ended() -> None:
+    gallery = Gallery(**QUICK)
+    assert [is_due(gallery, Past(epoch=epoch)) for epoch in (0, 1, 2)] == [False] * 3
+    assert is_due(gallery, Past(epoch=2, ended=True))
+    assert is_due(gallery, Past())

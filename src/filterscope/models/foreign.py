@@ -58,6 +58,21 @@ def as_classifier(
     return classifier.to(next(model.parameters()).device)
 
 
+def network_of(module: nn.Module, name: str | None = None) -> nn.Module:
+    """Return the network inside a module: the one of that name, the only one that holds convolutions, or itself.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    parts = dict(module.named_children())
+    if name is not None:
+        if name not in parts:
+            raise UserError(f"{type(module).__name__} has no network={name!r}; it has {', '.join(parts)}")
+        return parts[name]
+    holders = [part for part in parts.values() if any(isinstance(each, nn.Conv2d) for each in part.modules())]
+    return holders[0] if len(holders) == 1 and not isinstance(holders[0], nn.Conv2d) else module
+
+
 @contextmanager
 def borrowed(
     model: nn.Module,

@@ -41,6 +41,8 @@ FEWEST = 4  # images for each crop: the best nine of sixteen would say nothing
 class Gallery:
     """Write a site to walk through, `gallery/index.html`: every filter, with what it looks for and what is said of it.
 
+    In a training it is made when that has ended, of the best epoch.
+
     Attributes:
         layers: names of convolutions; None: all.
         recipes: of the synthesized pictures, by name.
@@ -53,10 +55,11 @@ class Gallery:
         title: of the site; None: the network's name.
         health: how filters are judged where training has not.
         seed: of the noise that pictures start from.
-        every: draw every so many epochs of a training, 0: not while it is trained.
+        every: make it anew every so many epochs of a training as well, 0: at its end alone.
     """
 
     site: ClassVar[str] = "gallery"
+    at_end: ClassVar[bool] = True
 
     layers: Sequence[str] | None = None
     recipes: Mapping[str, Recipe] = field(default_factory=lambda: {"specific": Recipe()})
@@ -89,8 +92,6 @@ class Gallery:
         Raises:
             UserError: a layer is no convolution, the site cannot be as small as asked, the other gallery is none.
         """
-        if past.epoch is not None and not self.every:
-            return {}
         names = self.layers if self.layers is not None else convolutions(classifier.layers)
         layers = [find_layer(classifier.layers, name) for name in names]
         counts = {layer.name: layer.num_channels or 0 for layer in layers if layer.kind == "conv"}

@@ -21,7 +21,7 @@ from filterscope.visuals.tiles import photo, signed
 from filterscope.visuals.verdicts import COLOURS
 from filterscope.visuals.visual import Examples, Pixels, example_name
 
-KERNEL, FACE, CROP, RESPONSE, STEP, THUMB = 160, 160, 112, 112, 80, 96  # pixels of a side
+KERNEL, FACE, CROP, RESPONSE, STEP, THUMB = 128, 128, 104, 96, 72, 96  # pixels of a side
 SAMPLES = 10  # filters that stand for a layer in the overview
 KINDS = ("kernel", "synthesis", "response")
 

@@ -10,8 +10,8 @@ from PIL import Image, ImageOps
 
 from filterscope.visuals.visual import Pixels
 
-QUALITIES = (80, 65, 50, 35, 20, 10)
-_SHELF = 640  # pixels: a sheet is about as wide
+QUALITIES = (75, 65, 50, 35, 20, 10)
+_SHELF = 520  # pixels: a sheet is about as wide
 
 
 @dataclass(frozen=True, kw_only=True)
