@@ -39,9 +39,7 @@ def kills(report: Report, place: Path, *, seed: int, count: int, name: str, rank
                 break
             victims = run.alive() if ranks == 1 or chance.random() < 0.5 else [chance.choice(run.alive())]
             run.kill(victims)
-            since = time.monotonic()
-            run.wait(120)
-            late += time.monotonic() - since > 60
+            late += _until_gone(run) > 60
             done += 1
             in_write += bool(list((folder / "checkpoints").glob(".*.partial")))
             unreadable += list(checkpoints(folder).values()).count(False)
@@ -96,6 +94,20 @@ def signals(report: Report, place: Path, *, seed: int, count: int) -> None:
     report.add("signals: with another exit code than 143 and 130", wrong_code, at_most=0)
     report.add("signals: slowest to leave, s", slowest)
     report.add("signals: resumed runs that differ from the uninterrupted one", unlike, at_most=0)
+
+
+def _until_gone(run: Run) -> float:
+    """Do what torchrun does when a process of a run has died: ask the others, and insist after half a minute."""
+    since = time.monotonic()
+    asked = False
+    while left := run.alive():
+        if not asked and len(left) < len(run.processes):
+            run.kill(left, number=signal.SIGTERM)
+            asked = True
+        if time.monotonic() - since > 30:
+            run.kill(left)
+        time.sleep(0.01)
+    return time.monotonic() - since
 
 
 def _whole(cfg: dict[str, Any], folder: Path, ranks: int) -> float:

@@ -21,7 +21,6 @@ _NAMES = {
     "shutil.rmtree": ("shutil", "rmtree", "{victim}"),
     "codecs.open": ("codecs", "open", "{canary}"),
     "pathlib.Path.touch": ("pathlib", "Path.touch", "{canary}"),
-    "timeit.timeit": ("timeit", "timeit", "open({canary!r}, 'w')"),
 }
 
 

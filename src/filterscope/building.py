@@ -28,7 +28,7 @@ def build(node: Plain, *, where: str, allowed: frozenset[str] | None = None, **e
     """
     name = str(node["_target_"])
     if allowed is not None and name not in allowed:
-        raise UserError(f"{where}._target_={name!r} is not something filterscope builds from a file")
+        raise UserError(f"{where}._target_={name[:80]!r} is not something filterscope builds from a file")
     try:
         target = get_object(name)
     except (ImportError, AttributeError, ValueError) as error:

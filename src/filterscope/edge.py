@@ -156,7 +156,7 @@ def _how_to_go_on(*, always: bool = False) -> str:
 
 
 def _fail(message: str) -> None:
-    line = " ".join(message.split())
+    line = " ".join(message.split())[:_LONGEST]
     log.error(line)
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         failed.append(f"job {HydraConfig.get().job.num}")
@@ -176,7 +176,7 @@ def _leave_stopped(stopped: Stopped, how_to_go_on: str) -> NoReturn:
 
 
 def _end(message: str, code: int) -> NoReturn:
-    print(" ".join(message.split()), file=sys.stderr)
+    print(" ".join(message.split())[:_LONGEST], file=sys.stderr)
     sys.exit(code)
 
 
@@ -194,6 +194,7 @@ def _whole_errors() -> Iterator[None]:
             os.environ.pop("HYDRA_FULL_ERROR", None)
 
 
+_LONGEST = 2000  # characters of a line: what it quotes may be of any length
 _ours = False  # whether the variable that makes Hydra's errors whole was set here
 _MUST_GIVE = {"model.name": "model.name=resnet50, or another name of torchvision.models.list_models()"}
 
