@@ -19,6 +19,7 @@ import torch  # noqa: E402
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
 from train import train  # noqa: E402
 
+from filterscope import assembly, finishing, launching  # noqa: E402, F401 (train imports them when it runs)
 from filterscope.edge import plain  # noqa: E402
 from filterscope.faults import explain  # noqa: E402
 from filterscope.stopping import Stopped, switch  # noqa: E402

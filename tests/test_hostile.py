@@ -5,6 +5,7 @@ import pickle
 import struct
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,21 +58,17 @@ def refused(read: Callable[..., Any], *arguments: Any) -> str:
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_payloads_do_execute_where_a_pickle_is_trusted(tmp_path: Path) -> None:
-    duds = []
+    duds = set()
     for number, (family, name) in enumerate(hostile.CALLS):
         folder = tmp_path / str(number)
         folder.mkdir()
         hostile.prepare(folder)
-        try:
+        with suppress(Exception):  # many do what they do and then fail
             pickle.loads(hostile.bare(hostile.payload(family, name, folder)))
-        except Exception as error:
-            reason = error
-        else:
-            reason = None
         if not hostile.executed(folder):
-            duds.append((family, name, reason))
-    # These need what is not given here: two arguments, a terminal, a newer pickle, a trusting torch or numpy.
-    assert len(duds) <= 10, duds
+            duds.add(name if family == "GLOBAL REDUCE" else family)
+    # torch and numpy no longer trust what they load, `open` reads, and a function is no class.
+    assert duds == {"torch.load", "numpy.load", "torch.hub.load", "codecs.open", "NEWOBJ", "NEWOBJ_EX"}
 
 
 @pytest.mark.parametrize("kind", hostile.FILES)
