@@ -54,7 +54,7 @@ def test_first_layer_from_random_weights_learns_ten_times_as_fast_and_forgets_it
     groups = {group["name"]: group for group in Full().groups(classifier(), 1e-3, 0.1)}
     assert groups["backbone"]["lr"] == 1e-3
     assert groups["first_layer"]["lr"] == pytest.approx(1e-2)
-    assert groups["first_layer"]["weight_decay"] == 1.0
+    assert groups["first_layer"]["weight_decay"] == 4.0
 
 
 def test_biases_are_not_decayed() -> None:

@@ -74,7 +74,7 @@ class Full:
             1 from random ones.
         first_layer_lr_factor: the first convolution's rate as a multiple of the backbone's; None: 1 from pretrained
             weights, 10 from random ones, because at the common rate its kernels stay the noise they started as.
-        first_layer_weight_decay: the first convolution's; None: the optimizer's own from pretrained weights, 1 from
+        first_layer_weight_decay: the first convolution's; None: the optimizer's own from pretrained weights, 4 from
             random ones, which lets the starting noise fade.
     """
 
@@ -91,7 +91,7 @@ class Full:
         pretrained = classifier.backbone.pretrained
         factor = _default(self.backbone_lr_factor, 0.1 if pretrained else 1.0)
         first_factor = _default(self.first_layer_lr_factor, 1.0 if pretrained else 10.0)
-        first_decay = _default(self.first_layer_weight_decay, weight_decay if pretrained else 1.0)
+        first_decay = _default(self.first_layer_weight_decay, weight_decay if pretrained else 4.0)
         names = convolutions(classifier.layers)
         first = classifier.module_of(names[0]) if names else None
         first = first if first and next(first.parameters()).requires_grad else None
