@@ -50,6 +50,12 @@ def unsigned(values: Tensor, size: int) -> Pixels:
     return _mapped((values - low) / (high - low).clamp_min(1e-12), UNSIGNED, size)
 
 
+def warmth(values: Tensor) -> Pixels:
+    """Return values `(h, w)` in [0, 1] in the colours of `unsigned`, a pixel each."""
+    pixels: Pixels = _colours(UNSIGNED)[(values.clamp(0, 1) * 255).round().long().cpu().numpy()]
+    return pixels
+
+
 def bars(values: Tensor, width: int, height: int) -> Pixels:
     """Return the values `(n,)` as bars around a zero line: red up for positive, blue down for negative ones.
 
