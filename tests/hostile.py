@@ -10,7 +10,7 @@ from pathlib import Path
 _NAMES = {
     "os.system": ("os", "system", "touch {canary}"),
     "posix.system": ("posix", "system", "touch {canary}"),
-    "os.popen": ("os", "popen", "touch {canary}"),
+    "subprocess.getstatusoutput": ("subprocess", "getstatusoutput", "touch {canary}"),
     "subprocess.getoutput": ("subprocess", "getoutput", "touch {canary}"),
     "builtins.eval": ("builtins", "eval", "open({canary!r}, 'w')"),
     "builtins.exec": ("builtins", "exec", "open({canary!r}, 'w')"),
