@@ -16,11 +16,10 @@ from PIL import Image
 
 DOCS = Path(__file__).parent
 PICTURES = DOCS / "images"
-VISUALS = "visuals=[health,filters,strips,synthesis]"
 RUNS = {
-    "scratch": (VISUALS,),
+    "scratch": ("visuals=[health,filters,strips,synthesis]",),
     "head": (
-        VISUALS,
+        "visuals=[health,filters]",
         "model=alexnet",
         "model.weights=REAL/weights/alexnet_features.pth",
         "data=flowers",
@@ -28,8 +27,6 @@ RUNS = {
         "head=linear",
         "finetune=linear_probe",
         "trainer.max_epochs=5",
-        "visuals.strips.layers=[block1_conv1]",
-        "visuals.synthesis.layers=[block1_conv1]",
     ),
 }
 TITLES = {
@@ -85,12 +82,13 @@ def chart(runs: Path) -> None:
     figure.savefig(PICTURES / "health_story.png", dpi=110)
 
 
-def strip(runs: Path, name: str) -> None:
-    """Put a run's last strip of the first layer beside the page, small."""
-    newest = max((runs / name / "pictures" / "strips" / "block1_conv1").glob("epoch_*.png"))
+def picture(runs: Path, name: str, tag: str, *, height: int | None = None) -> None:
+    """Put the first `height` pixels of a run's last picture of the first layer beside the page, small."""
+    newest = max((runs / name / "pictures" / tag / "block1_conv1").glob("epoch_*.png"))
     image = Image.open(newest).convert("RGB")
     small = image.resize((800, round(800 * image.height / image.width)), Image.Resampling.LANCZOS)
-    small.quantize(256, kmeans=2, dither=Image.Dither.NONE).save(PICTURES / f"health_strip_{name}.png", optimize=True)
+    small = small.crop((0, 0, small.width, min(height or small.height, small.height)))
+    small.quantize(256, kmeans=2, dither=Image.Dither.NONE).save(PICTURES / f"health_{tag}_{name}.png", optimize=True)
 
 
 def main() -> None:
@@ -101,7 +99,8 @@ def main() -> None:
     options = parser.parse_args()
     for name in RUNS:
         run(name, options.real, options.runs)
-        strip(options.runs, name)
+    picture(options.runs, "scratch", "strips")
+    picture(options.runs, "head", "filters", height=640)
     chart(options.runs)
 
 
