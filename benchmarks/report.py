@@ -72,10 +72,10 @@ def real_data() -> Path | None:
 
 
 def ratio(
-    slow: Callable[[], object], fast: Callable[[], object], *, repetitions: int = 3
+    slow: Callable[[], object], fast: Callable[[], object], *, repetitions: int = 3, processor: bool = False
 ) -> tuple[float, float, float]:
-    """Time both sides in turns and return the median of slow ÷ fast, and the median seconds of each."""
-    pairs = [(seconds(slow), seconds(fast)) for _ in range(repetitions)]
+    """Time both sides in turns, as `seconds` does, and return the median of slow ÷ fast, and the median of each."""
+    pairs = [(seconds(slow, processor=processor), seconds(fast, processor=processor)) for _ in range(repetitions)]
     slow_times, fast_times = zip(*pairs, strict=True)
     return (
         statistics.median(a / b for a, b in pairs),
@@ -84,13 +84,22 @@ def ratio(
     )
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Return how long a piece of work takes; a GPU is waited for."""
+def seconds(work: Callable[[], object], *, processor: bool = False) -> float:
+    """Return how long a piece of work takes; a GPU is waited for.
+
+    With `processor` the time that this process and those it has started and ended kept a processor busy, which other
+    work on the machine disturbs less.
+    """
     synchronize()
-    start = time.perf_counter()
+    start = processor_time() if processor else time.perf_counter()
     work()
     synchronize()
-    return time.perf_counter() - start
+    return (processor_time() if processor else time.perf_counter()) - start
+
+
+def processor_time() -> float:
+    """Return the processor seconds of this process so far, and of those it has started and that have ended."""
+    return time.process_time() + sum(os.times()[2:4])
 
 
 def synchronize() -> None:

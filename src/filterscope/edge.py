@@ -21,6 +21,8 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from filterscope.errors import UserError
 from filterscope.faults import explain
 from filterscope.folders import fresh
+from filterscope.knobs import check_knobs
+from filterscope.launchers import check_launcher
 from filterscope.processes import first_process, until_ended, watch_parent
 from filterscope.slurm import requeue
 from filterscope.stopping import Stopped, switch
@@ -30,6 +32,7 @@ log = logging.getLogger("filterscope")
 
 RANK_VARIABLES = frozenset(
     ["LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"]
+    + [f"SLURM_{name}" for name in ("NTASKS", "NTASKS_PER_NODE", "PROCID", "LOCALID", "NODEID")]
 )
 """What a launcher tells a process about its place among others."""
 
@@ -63,6 +66,7 @@ def start(main: Callable[[], Any]) -> None:
     watch_parent()
     try:
         sys.argv[1:] = take_up(sys.argv[1:])
+        check_launcher(sys.argv[1:])
         with _whole_errors():
             main()
         leave()
@@ -109,7 +113,7 @@ def run_apart(cfg: Mapping[str, Any]) -> dict[str, float] | None:
         return None
     job = run_folder()
     stored = ["--config-path", str(job / ".hydra"), "--config-name", "config"]
-    command = [sys.executable, sys.argv[0], *stored, f"hydra.run.dir={quoted(job)}", "hydra.output_subdir=null"]
+    command = [sys.executable, _script(), *stored, f"hydra.run.dir={quoted(job)}", "hydra.output_subdir=null"]
     environment = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
     code = until_ended(subprocess.Popen(command, env=environment))
     switch.check()
@@ -118,6 +122,16 @@ def run_apart(cfg: Mapping[str, Any]) -> dict[str, float] | None:
     with (job / "metrics.csv").open(encoding="utf-8") as file:
         *_, last = csv.DictReader(file)
     return {name: float(value) for name, value in last.items() if value and name != "epoch"}
+
+
+def _script() -> str:
+    """Return the path of the script that is running, also where a launcher has begun it as something else."""
+    hydra = HydraConfig.get()
+    name = f"{hydra.job.name}.py"
+    if Path(sys.argv[0]).name == name:
+        return sys.argv[0]
+    config = next(source.path for source in hydra.runtime.config_sources if source.provider == "main")
+    return str(Path(config).parent / name)
 
 
 def run_folder() -> Path:
@@ -134,7 +148,9 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(f"{knob} must be given: {_MUST_GIVE.get(knob, f'{knob}=…')}") from error
     except OmegaConfBaseException as error:
         raise UserError(str(error).splitlines()[0]) from error
-    return cast(dict[str, Any], content)
+    config = cast(dict[str, Any], content)
+    check_knobs(config)
+    return config
 
 
 def check_paths(cfg: Mapping[str, Any]) -> None:

@@ -45,7 +45,9 @@ class RandomView:
         for view, image, (top, left, height, width), mirror in zip(views, images, boxes, mirrored, strict=True):
             part = image[:, top : top + height, left : left + width]
             if part.shape[1:] != view.shape[1:]:
-                part = F.interpolate(part[None], size=view.shape[1:], mode="bilinear", antialias=True)[0]
+                # In one piece the resizing of bytes is twice as fast.
+                piece = part[None].contiguous(memory_format=torch.channels_last)
+                part = F.interpolate(piece, size=view.shape[1:], mode="bilinear", antialias=True)[0]
             view.copy_(part.flip(-1) if mirror else part)
         if self.augment.color:
             factors = 1 + self.augment.color * (2 * drawn[:, -3:] - 1)

@@ -152,6 +152,13 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """
         return self._loader(split, shuffle=False, random=view is not None, epoch=lambda: view or 0)
 
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Make images float32 in [0, 1] on the device: they come as uint8."""
+        del dataloader_idx
+        images, labels = batch
+        uint8 = isinstance(images, Tensor) and images.dtype == torch.uint8
+        return (to_float(images), labels) if uint8 else batch
+
     def identity(self, split: str, *, view: int | None) -> list[object]:
         """Return plain data that changes with any image of a split, their order, or how `view` shows them."""
         shown: list[object] = [self.image_size, self.num_channels, self.resize_ratio, self.cache is not None]
@@ -246,6 +253,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             # One of its own, or each pass would take a seed from the global generator and change it.
             generator=torch.Generator(),
         )
+        loader.raw = self.trainer is not None and epoch is None
         if epoch is None:
             loader.instead = lambda: self.instead(split) if self.instead else None
         return loader

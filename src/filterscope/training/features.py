@@ -81,7 +81,7 @@ class FeatureStore:
         found = built_once(
             folder,
             key=key,
-            needs=self._needed(view),
+            needs=self._needed(),
             knob=KNOB,
             build=lambda place: self._write(place, self._batches(view) if gathered is None else iter([gathered])),
         )
@@ -98,14 +98,13 @@ class FeatureStore:
                 count, kind, shape = count + len(values), str(values.dtype), list(values.shape[1:])
         return {"shape": [count, *shape], "dtype": kind.removeprefix("torch.")}
 
-    def _needed(self, view: int | None) -> int:
+    def _needed(self) -> int:
         """Return how many bytes the features of all images take."""
-        images, _ = next(iter(self.data.ordered("train", view=view)))
-        one = self.compute(images[:1])
+        one = self.compute(torch.zeros(1, self.data.num_channels, self.data.image_size, self.data.image_size))
         return len(self.data.labels("train")) * one.numel() * one.element_size()
 
     def _kept(self, view: int | None) -> Tensor:
-        needed, free = self._needed(view), free_memory()
+        needed, free = self._needed(), free_memory()
         if 2 * needed > free:
             raise UserError(
                 f"the features of the training images would take {size_text(needed)}, more than half of the "

@@ -1,0 +1,192 @@
+"""Both sides of the training benchmarks: the loop one would write by hand, and runs of filterscope."""
+
+import copy
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from scipy.io import loadmat
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from filterscope import assembly, building, launching
+from filterscope.data.datamodule import ImageDataModule
+from filterscope.edge import plain
+from filterscope.memory import hold_memory
+from filterscope.training.module import FinetuneModule
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def flowers(real: Path, place: Path, *, classes: int = 102, per_class: int = 10) -> Path:
+    """Lay out links to official training and validation flowers as `train/<class>/` and `valid/<class>/`."""
+    folder = real / "flowers-102"
+    labels = loadmat(folder / "imagelabels.mat", squeeze_me=True)["labels"]
+    splits = loadmat(folder / "setid.mat", squeeze_me=True)
+    for split, key in (("train", "trnid"), ("valid", "valid")):
+        taken: dict[int, int] = {}
+        for number in sorted(splits[key].tolist()):
+            label = int(labels[number - 1])
+            taken[label] = taken.get(label, 0) + 1
+            if label <= classes and taken[label] <= per_class:
+                target = place / split / str(label) / f"{number:05d}.jpg"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.symlink_to(folder / "jpg" / f"image_{number:05d}.jpg")
+    return place
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run of filterscope, built as `train.py` builds it."""
+
+    trainer: pl.Trainer
+    module: FinetuneModule
+    data: ImageDataModule
+
+    def fit(self) -> None:
+        """Train, without the validation before it."""
+        hold_memory()
+        self.trainer.fit(self.module, self.data)
+        shutil.rmtree(str(self.trainer.default_root_dir), ignore_errors=True)
+
+
+def compose(*overrides: str) -> dict[str, Any]:
+    """Return the plain config that these overrides make of `conf/train.yaml`."""
+    with hydra.initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        return plain(hydra.compose("train", list(overrides)))
+
+
+def run(*overrides: str) -> Run:
+    """Build a run."""
+    launching.quieten()
+    cfg = compose("trainer.enable_progress_bar=false", *overrides)
+    torch.manual_seed(0)
+    data = assembly.build_data(cfg)
+    classifier = assembly.build_classifier(cfg, data)
+    visuals = assembly.answerable(assembly.build_visuals(cfg), classifier)
+    module = assembly.build_module(cfg, classifier, data)
+    folder = Path(tempfile.mkdtemp(prefix="filterscope-"))
+    return Run(trainer=launching.build_trainer(cfg, folder, visuals, data), module=module, data=data)
+
+
+def network(name: str, weights: Path, num_classes: int) -> tuple[nn.Module, nn.Linear]:
+    """Return the convolutional part of a published network, pooled, and the Linear behind it: plain modules."""
+    cfg = compose(f"model={name}", f"model.weights={weights}", "head=linear")
+    backbone = building.build(cfg["model"], where="model")
+    classifier = building.build(cfg["head"], where="head")(backbone, num_classes=num_classes)
+    return classifier.backbone.network, classifier.head
+
+
+class ByHand:
+    """The plain loop: PIL, torchvision's transforms, a DataLoader, fp32, contiguous, Adam.
+
+    Args:
+        trunk: the convolutional part; copied.
+        head: the Linear behind it; copied.
+        root: holds `train/<class>/`.
+        batch_size: of the steps.
+        num_workers: processes that load.
+        random: random crops and mirror images, or the fixed view.
+        trained: what the optimizer gets, `all` or `head` (then the rest is frozen by that alone).
+        frozen: how many of the trunk's layers do not require gradients.
+        steps: at most so many an epoch.
+        epochs: how many.
+    """
+
+    def __init__(
+        self,
+        trunk: nn.Module,
+        head: nn.Linear,
+        root: Path,
+        *,
+        batch_size: int,
+        num_workers: int,
+        random: bool = True,
+        trained: str = "all",
+        frozen: int = 0,
+        steps: int | None = None,
+        epochs: int = 1,
+    ) -> None:
+        view: Sequence[Callable[[Any], Any]] = (
+            (transforms.RandomResizedCrop(224, scale=(0.35, 1.0)), transforms.RandomHorizontalFlip())
+            if random
+            else (transforms.Resize(256), transforms.CenterCrop(224))
+        )
+        views = transforms.Compose([*view, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+        images = ImageFolder(str(root / "train"), views)
+        count = len(images) if steps is None else min(len(images), steps * batch_size)
+        self.loader: Any = DataLoader(Subset(images, range(count)), batch_size, shuffle=True, num_workers=num_workers)
+        self.trunk, self.head, self.epochs = copy.deepcopy(trunk), copy.deepcopy(head), epochs
+        leaves = [module for module in self.trunk.modules() if not list(module.children())]
+        for module in leaves[:frozen]:
+            module.requires_grad_(False)
+        taught = [self.trunk, self.head] if trained == "all" else [self.head]
+        parameters = [p for module in taught for p in module.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(parameters, lr=1e-4)
+
+    def __call__(self) -> None:
+        """Train."""
+        hold_memory(False)
+        self.trunk.train()
+        for _ in range(self.epochs):
+            for images, labels in self.loader:
+                self.optimizer.zero_grad()
+                loss = F.cross_entropy(self.head(self.trunk(images)), labels)
+                loss.backward()
+                self.optimizer.step()
+
+
+def bare(mine: Run) -> Callable[[], None]:
+    """Return a bare loop with all of a run's settings but Lightning: its model, images, precision, optimizer."""
+    module, data = mine.module, mine.data
+    optimizer = torch.optim.AdamW(module.policy.groups(module.classifier, 1e-4, 0.01), lr=1e-4, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    loader, steps = data.train_dataloader(), int(mine.trainer.limit_train_batches or 10**9)
+
+    def work() -> None:
+        hold_memory()
+        module.train()
+        for number, (images, labels) in enumerate(loader):
+            if number == steps:
+                break
+            optimizer.zero_grad()
+            with mine.trainer.precision_plugin.forward_context():
+                loss = module.loss(module(images), labels)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+
+    return work
+
+
+def bare_on_features(mine: Run, features: torch.Tensor, epochs: int) -> Callable[[], None]:
+    """Return a bare loop over kept features with a run's settings: head, precision, optimizer, schedule."""
+    head, labels = copy.deepcopy(mine.module.classifier.head), mine.data.labels("train")
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+
+    def work() -> None:
+        total = correct = torch.zeros(())
+        for _ in range(epochs):
+            for batch in torch.randperm(len(features)).split(mine.data.batch_size):
+                optimizer.zero_grad()
+                with mine.trainer.precision_plugin.forward_context():
+                    logits = head(features[batch])
+                loss = F.cross_entropy(logits.float(), labels[batch])
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                total = total + loss.detach()
+                correct = correct + (logits.detach().argmax(1) == labels[batch]).sum()
+
+    return work

@@ -1,0 +1,93 @@
+"""What does it cost to show feature maps in TensorBoard: five blocks of VGG16, twenty maps each?
+
+    python benchmarks/picture_logging.py [--quick] [--json FILE]
+
+Against the way of the classic notebook, which runs the network anew for every channel and draws one subplot each, and
+against matplotlib from a single forward pass. With FILTERSCOPE_REAL the weights are real; the times are the same.
+"""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from matplotlib import pyplot as plt
+from report import Report, arguments, ratio, real_data, seconds
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torchvision.transforms import ToPILImage
+
+from filterscope.models import heads
+from filterscope.models.backbone import torchvision_backbone
+from filterscope.models.classifier import Classifier
+from filterscope.models.layers import block_ends
+from filterscope.probes.activations import activations
+from filterscope.visuals.activations import Activations
+from filterscope.visuals.store import keep
+from filterscope.visuals.visual import Examples, Past
+
+ENDS = (5, 10, 17, 24, 31)
+CHANNELS = 20
+
+
+def figure(writer: SummaryWriter, tag: str, maps: Callable[[int], Tensor]) -> None:
+    """Draw twenty maps with a subplot each, as the notebook does, and log the figure."""
+    drawn, axes = plt.subplots(2, CHANNELS // 2, figsize=(15, 5))
+    for channel, place in enumerate(axes.flat):
+        place.imshow(ToPILImage()(maps(channel)).resize((200, 200)))
+        place.axis("off")
+    writer.add_figure(tag, drawn)
+
+
+def main() -> int:
+    """Measure."""
+    options = arguments(__doc__.splitlines()[0])
+    plt.switch_backend("agg")
+    real = real_data()
+    weights = str(real / "weights" / "vgg16_features.pth") if real else None
+    torch.manual_seed(0)
+    classifier: Classifier = heads.linear(torchvision_backbone(name="vgg16", weights=weights), num_classes=10).eval()
+    classifier.image_size = 224
+    network, image = classifier.backbone.network.features, torch.rand(1, 3, 224, 224)
+    layers, examples = block_ends(classifier.layers), Examples(images=image)
+    visual = Activations(channels=CHANNELS, images=1, grid=(2, CHANNELS // 2))
+    repetitions = 2 if options.quick else 5
+
+    with tempfile.TemporaryDirectory() as place, torch.no_grad():
+        normal = (image - classifier.backbone.mean) / classifier.backbone.std
+        writers = {name: SummaryWriter(str(Path(place) / name)) for name in ("notebook", "matplotlib", "ours")}
+        known = activations(classifier, image, layers)
+
+        def notebook() -> None:
+            for block, end in enumerate(ENDS, start=1):
+                figure(writers["notebook"], f"block{block}", lambda channel, end=end: network[:end](normal)[0][channel])
+
+        def matplotlib() -> None:
+            for layer, maps in known.items():
+                figure(writers["matplotlib"], layer, lambda channel, maps=maps: maps[0, channel])
+
+        def ours() -> None:
+            keep(visual(classifier, examples, Past()), writer=writers["ours"])
+
+        report = Report("picture logging")
+        ours()
+        whole, slow, fast = ratio(notebook, ours, repetitions=repetitions)
+        forward = sorted(seconds(lambda: activations(classifier, image, layers)) for _ in range(5))[2]
+        pairs = sorted((seconds(matplotlib), seconds(ours)) for _ in range(repetitions + 1))
+        drawn, total = pairs[len(pairs) // 2]
+        sizes = {}
+        for name, writer in writers.items():
+            writer.close()
+            sizes[name] = sum(file.stat().st_size for file in (Path(place) / name).iterdir())
+    calls = {"notebook": repetitions, "ours": 1 + repetitions + len(pairs)}
+    each = {name: sizes[name] / count for name, count in calls.items()}
+    report.add("seconds, the notebook's way", slow)
+    report.add("seconds", fast)
+    report.add("times as fast as the notebook's way", whole, at_least=60)
+    report.add("rendering alone, times as fast as matplotlib", drawn / (total - forward), at_least=30)
+    report.add("event bytes, share of the notebook's", each["ours"] / each["notebook"], at_most=0.25)
+    return 0 if report.show(options.json) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

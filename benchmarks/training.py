@@ -1,0 +1,248 @@
+"""How fast is finetuning, against the loop one would write by hand?
+
+    FILTERSCOPE_REAL=<folder> python benchmarks/training.py [--quick] [--json FILE] [--only full,frozen,cached,…]
+
+Real flowers, real convolutional weights of AlexNet and VGG16 with a new Linear on their pooled output. The plain loop
+is PIL, torchvision's transforms, DataLoader, fp32, contiguous, Adam; both sides see the same kind of crops. `--quick`
+takes fewer VGG16 images and steps, and repeats less. `--processor` counts processor time on one core, without loader
+processes, where a machine is busy with other work too.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from loops import ByHand, Run, bare, bare_on_features, flowers, network, run
+from report import Report, arguments, processor_time, real_data, seconds
+
+BATCH = {"alexnet": 64, "vgg16": 16}
+TARGETS = {
+    ("full", "alexnet"): 1.5,
+    ("full", "vgg16"): 2.4,
+    ("frozen", "alexnet"): 2.7,
+    ("frozen", "vgg16"): 6.0,
+    ("cached", "alexnet"): 25.0,
+    ("cached", "vgg16"): 35.0,
+}
+
+
+class Bench:
+    """What all parts share: where the images and weights lie, and how much is run."""
+
+    def __init__(self, report: Report, real: Path, place: Path, *, quick: bool, processor: bool = False) -> None:
+        self.report, self.real, self.quick, self.processor = report, real, quick, processor
+        self.whole = flowers(real, place / "whole")
+        self.few = flowers(real, place / "few", classes=8 if quick else 16, per_class=8)
+        self.repetitions = 1 if quick else 3
+
+    def weights(self, name: str) -> Path:
+        """Return the file of a network's weights."""
+        return self.real / "weights" / f"{name}_features.pth"
+
+    def run(self, name: str, root: Path, *overrides: str) -> Run:
+        """Build a run of filterscope on these images."""
+        return run(
+            "data=folder",
+            f"data.root={root}",
+            "data.test_fraction=0",
+            f"data.batch_size={BATCH[name]}",
+            f"model={name}",
+            f"model.weights={self.weights(name)}",
+            "head=linear",
+            "optimizer=adam",
+            "schedule=constant",
+            f"data.num_workers={self.num_workers}",
+            *overrides,
+        )
+
+    def by_hand(self, name: str, root: Path, **knobs: Any) -> ByHand:
+        """Build the plain loop on these images."""
+        classes = len(list((root / "train").iterdir()))
+        return ByHand(
+            *network(name, self.weights(name), classes),
+            root,
+            batch_size=BATCH[name],
+            num_workers=self.num_workers,
+            **knobs,
+        )
+
+    @property
+    def num_workers(self) -> int:
+        """Return how many loader processes there are."""
+        return 0 if self.processor else torch.get_num_threads()
+
+    def seconds(self, work: Any) -> float:
+        """Return how long a piece of work takes."""
+        return seconds(work, processor=self.processor)
+
+
+ALONE = ("trainer.limit_val_batches=0", "visuals=none", "checkpoint.monitor=train/acc")  # training and nothing else
+
+
+def steps_of(bench: Bench, part: str, *, finetune: str, trained: str) -> None:
+    """An epoch of AlexNet, a few steps of VGG16, with random crops."""
+    for name, steps in (("alexnet", None), ("vgg16", 3 if bench.quick else 20)):
+        limit = () if steps is None else (f"trainer.limit_train_batches={steps}",)
+        slow = bench.by_hand(name, bench.whole, trained=trained, steps=steps)
+        pairs = []
+        for _ in range(bench.repetitions):
+            mine = bench.run(name, bench.whole, f"finetune={finetune}", "trainer.max_epochs=1", *ALONE, *limit)
+            pairs.append((bench.seconds(slow), bench.seconds(mine.fit)))
+        before, after = sorted(pairs, key=lambda pair: pair[0] / pair[1])[len(pairs) // 2]
+        bench.report.add(
+            f"{part}: {name}, {'an epoch' if steps is None else f'{steps} steps'}, times as fast as by hand",
+            before / after,
+            at_least=TARGETS[part, name],
+            seconds_by_hand=before,
+            seconds=after,
+        )
+
+
+def full(bench: Bench) -> None:
+    """Everything is trained."""
+    steps_of(bench, "full", finetune="full", trained="all")
+
+
+def frozen(bench: Bench) -> None:
+    """The head alone is trained, on new random views in every epoch."""
+    steps_of(bench, "frozen", finetune="linear_probe", trained="head")
+
+
+def cached(bench: Bench) -> None:
+    """Ten epochs of the last layer on one fixed view, against `requires_grad=False`."""
+    for name, root in (("alexnet", bench.whole), ("vgg16", bench.few)):
+        slow = bench.by_hand(name, root, random=False, trained="head", frozen=10**6)
+        mine = bench.run(name, root, "finetune=linear_probe", "finetune.views=0", "trainer.max_epochs=10", *ALONE)
+        epoch, ten = bench.seconds(slow), bench.seconds(mine.fit)
+        bench.report.add(
+            f"cached: {name}, ten epochs of the last layer, times as fast as requires_grad=False",
+            10 * epoch / ten,
+            at_least=TARGETS["cached", name],
+            seconds_by_hand=10 * epoch,
+            seconds=ten,
+        )
+
+
+def block(bench: Bench) -> None:
+    """Ten epochs of VGG16's last block and the head on one fixed view."""
+    slow = bench.by_hand("vgg16", bench.few, random=False, frozen=24)
+    mine = bench.run("vgg16", bench.few, "finetune=last_blocks", "finetune.views=0", "trainer.max_epochs=10", *ALONE)
+    epoch, ten = bench.seconds(slow), bench.seconds(mine.fit)
+    bench.report.add(
+        "cached: vgg16, ten epochs of block5 and the head, times as fast as requires_grad=False",
+        10 * epoch / ten,
+        at_least=2.5,
+        seconds_by_hand=10 * epoch,
+        seconds=ten,
+    )
+
+
+class Clock(pl.Callback):
+    """Adds up the time of the training part of epochs."""
+
+    def __init__(self, *, processor: bool) -> None:
+        self.now = processor_time if processor else time.perf_counter
+        self.start = 0.0
+        self.times: list[float] = []
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start."""
+        del trainer, pl_module
+        self.start = self.now()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop behind the last step."""
+        del pl_module, outputs, batch
+        if batch_idx + 1 == trainer.num_training_batches:
+            self.times.append(self.now() - self.start)
+
+
+def lightning(bench: Bench) -> None:
+    """What Lightning and our own counting cost: the same settings in a bare loop."""
+    knobs = ("finetune=full", "trainer.max_epochs=0", *ALONE, "data.num_workers=0", "data.augment=null")
+    knobs = (*knobs, "trainer.limit_train_batches=6")
+    mine, clock = bench.run("alexnet", bench.whole, *knobs), Clock(processor=bench.processor)
+    mine.trainer.callbacks.append(clock)  # type: ignore[attr-defined]
+    loop = bare(bench.run("alexnet", bench.whole, *knobs))
+    seconds(loop)
+    pairs = []
+    for _ in range(2 if bench.quick else 5):
+        alone = bench.seconds(loop)
+        mine.trainer.fit_loop.max_epochs = (mine.trainer.fit_loop.max_epochs or 0) + 1
+        mine.trainer.fit(mine.module, mine.data)
+        pairs.append(clock.times[-1] / alone)
+    pairs.sort()
+    bench.report.add("through Lightning: real steps, share of a bare loop's time", pairs[len(pairs) // 2], at_most=1.01)
+
+    knobs = ("finetune=linear_probe", "finetune.views=0", "trainer.max_epochs=60", *ALONE)
+    mine, clock = bench.run("alexnet", bench.whole, *knobs), Clock(processor=bench.processor)
+    mine.trainer.callbacks.append(clock)  # type: ignore[attr-defined]
+    mine.fit()
+    features = torch.rand(len(mine.data.labels("train")), 256, dtype=torch.bfloat16)
+    loop = bare_on_features(mine, features, 20)
+    seconds(loop)
+    alone = sorted(bench.seconds(loop) / 20 for _ in range(3))[1]
+    through = sorted(clock.times[5:])[len(clock.times[5:]) // 2]
+    bench.report.add("through Lightning: steps on features, share of a bare loop's time", through / alone, at_most=1.2)
+
+
+def visuals(bench: Bench) -> None:
+    """What looking costs: AlexNet, full finetuning, an epoch with its validation and every visual at its default."""
+    knobs = ("finetune=full", "trainer.max_epochs=2", "data.cache=null")
+    times: dict[str, list[float]] = {"none": [], "default": []}
+    for _ in range(1 if bench.quick else 3):
+        for chosen, kept in times.items():
+            clock = _Epochs(processor=bench.processor)
+            mine = bench.run("alexnet", bench.whole, *knobs, f"visuals={chosen}")
+            mine.trainer.callbacks.append(clock)  # type: ignore[attr-defined]
+            mine.fit()
+            kept.append(clock.ends[-1] - clock.ends[-2])
+    pairs = sorted(a / b for a, b in zip(times["default"], times["none"], strict=True))
+    bench.report.add("visuals: an epoch with all of them, share of one with none", pairs[len(pairs) // 2], at_most=1.10)
+
+
+class _Epochs(pl.Callback):
+    def __init__(self, *, processor: bool) -> None:
+        self.now = processor_time if processor else time.perf_counter
+        self.ends: list[float] = []
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        del trainer, pl_module
+        self.ends.append(self.now())
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        del trainer, pl_module
+        self.ends.append(self.now())
+
+
+PARTS = {each.__name__: each for each in (full, frozen, cached, block, lightning, visuals)}
+
+
+def main() -> int:
+    """Run the parts asked for."""
+    options = arguments(
+        __doc__.splitlines()[0],
+        only={"default": ",".join(PARTS), "metavar": "PARTS"},
+        processor={"action": "store_true"},
+    )
+    real = real_data()
+    if real is None:
+        print("needs real flowers and weights: FILTERSCOPE_REAL is not set")
+        return 1
+    if options.processor:
+        torch.set_num_threads(1)
+    report = Report("training")
+    with tempfile.TemporaryDirectory() as place:
+        bench = Bench(report, real, Path(place), quick=options.quick, processor=options.processor)
+        for part in options.only.split(","):
+            PARTS[part](bench)
+    return 0 if report.show(options.json) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

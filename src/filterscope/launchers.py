@@ -1,0 +1,24 @@
+"""Launchers of sweeps that come with an extra: who asks for one that is not there is told which."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+from filterscope.errors import UserError
+
+_EXTRAS = {
+    "slurm": ("slurm", "hydra_submitit_launcher"),
+    "workers": ("slurm", "hydra_submitit_launcher"),
+    "submitit_slurm": ("slurm", "hydra_submitit_launcher"),
+    "submitit_local": ("slurm", "hydra_submitit_launcher"),
+}
+
+
+def check_launcher(arguments: Sequence[str]) -> None:
+    """Raise a `UserError` where the arguments ask for a launcher whose plugin is not installed."""
+    for argument in arguments:
+        key, _, name = argument.partition("=")
+        if key.removeprefix("override ") != "hydra/launcher" or name not in _EXTRAS:
+            continue
+        extra, plugin = _EXTRAS[name]
+        if find_spec("hydra_plugins") is None or find_spec(f"hydra_plugins.{plugin}") is None:
+            raise UserError(f'{argument} needs the extra "{extra}": pip install "filterscope[{extra}]"')
