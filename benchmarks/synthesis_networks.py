@@ -101,22 +101,28 @@ def lucent_pictures(
     return [torch.from_numpy(np.asarray(image)).permute(0, 3, 1, 2).float() for image in images]
 
 
-def kept_pictures(
+def kept_picture(
     tool: SimpleNamespace,
     name: str,
     network: nn.Module,
     path: str,
     channel: int,
     *,
-    steps: Sequence[int],
+    steps: int,
+    others: Sequence[int],
     size: int,
     folder: Path,
-) -> dict[int, Tensor]:
-    """Return lucent's pictures of a channel by steps, made with its defaults unless an earlier run left them here."""
-    files = {each: folder / f"lucent-0.1.8_{name}_{path}_{channel}_{size}px_{each}steps.pt" for each in steps}
-    if not all(file.exists() for file in files.values()):
-        made = lucent_pictures(tool, network, path, channel, steps=steps, size=size)
+) -> Tensor:
+    """Return lucent's picture of a channel after so many steps, with its defaults, unless an earlier run left it here.
+
+    The ascent that makes it passes the numbers of steps of `others` too, and keeps those pictures as well.
+    """
+    passed = sorted({steps, *others})
+    files = {each: folder / f"lucent-0.1.8_{name}_{path}_{channel}_{size}px_{each}steps.pt" for each in passed}
+    if not files[steps].exists():
+        made = lucent_pictures(tool, network, path, channel, steps=passed, size=size)
         for file, picture in zip(files.values(), made, strict=True):
             with replacing(file) as stream:
                 torch.save(picture, stream)
-    return {each: torch.load(file, weights_only=True) for each, file in files.items()}
+    picture: Tensor = torch.load(files[steps], weights_only=True)
+    return picture

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import torch
 from report import Report, arguments, real_data
-from synthesis_networks import CONVOLUTIONS, channels_of, classifier, kept_pictures, lucent, published
+from synthesis_networks import CONVOLUTIONS, channels_of, classifier, kept_picture, lucent, published
 from torch import Tensor, nn
 from torchvision.datasets import Flowers102
 from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize, to_dtype
@@ -153,11 +153,9 @@ def compare(report: Report, run: Run, *, size: int, rivals: Path, folder: Path |
 def _lucent(
     tool: SimpleNamespace, run: Run, network: nn.Module, path: str, channels: list[int], size: int, folder: Path
 ) -> Tensor:
-    # One ascent passes all numbers of steps that any run wants.
-    steps = tuple(sorted({other.steps for other in RUNS if other.name == run.name}))
-    steps = steps if run in RUNS else (run.steps,)
+    others = [other.steps for other in RUNS if other.name == run.name] if run in RUNS else []
     kept = (
-        kept_pictures(tool, run.name, network, path, channel, steps=steps, size=size, folder=folder)[run.steps]
+        kept_picture(tool, run.name, network, path, channel, steps=run.steps, others=others, size=size, folder=folder)
         for channel in channels
     )
     return torch.cat(list(kept))

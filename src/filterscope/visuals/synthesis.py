@@ -27,7 +27,7 @@ from filterscope.visuals.synthesis_sheet import Beside, draw_synthesis
 from filterscope.visuals.tiles import photo
 from filterscope.visuals.trust import real_statistics, watching_statistics
 from filterscope.visuals.verdicts import Picked, check_order, pick
-from filterscope.visuals.visual import Examples, Past, Picture, epoch_label, frozen, occasion
+from filterscope.visuals.visual import Examples, Past, Picture, epoch_label, occasion
 from filterscope.visuals.waiting import progress_bar
 
 KEPT = 88  # pixels of the side of the tiles that strips show of earlier epochs
@@ -48,8 +48,7 @@ class Synthesis:
         untrained: beside each channel, the same picture of the network with random weights.
         order: `number`, or `verdict`: a fair sample from useful to dead, the same over a training, framed; needs the
             health visual.
-        steps: of ascent in each epoch of a training; None: as many as the recipe says. A frozen layer, which is drawn
-            once, and a network that is not trained get what the recipe says.
+        steps: of ascent where a picture goes on from the epoch before; None: as many as the recipe says, as at first.
         keep: folder in which finished pictures are kept, so that none is made twice, not even after an interruption;
             outside training only. None: nowhere.
         seed: of the noise that pictures start from.
@@ -63,7 +62,7 @@ class Synthesis:
     crops: int = 0
     untrained: bool = False
     order: str = "number"
-    steps: int | None = 24
+    steps: int | None = 6
     keep: str | None = None
     seed: int = 0
     every: int = 1
@@ -91,7 +90,7 @@ class Synthesis:
         }
         due = [layer for layer in layers if still[layer] is not None]
         known = real_statistics(classifier, due, examples, past)
-        jobs = [self._job(classifier, layer, chosen[layer].channels, known, past) for layer in due]
+        jobs = [self._job(layer, chosen[layer].channels, known, past) for layer in due]
         keep = Path(self.keep).expanduser() if self.keep and past.epoch is None else None
         with progress_bar("synthesis", past) as progress:
             made = dict(zip(due, synthesize_all(classifier, jobs, keep=keep, progress=progress), strict=True))
@@ -132,18 +131,16 @@ class Synthesis:
         names = self.layers if self.layers is not None else convolutions(classifier.layers)
         return [find_layer(classifier.layers, name).name for name in names]
 
-    def _job(
-        self, classifier: Classifier, layer: str, channels: list[int], known: ActivationStatistics, past: Past
-    ) -> Job:
-        recipe = self.recipe
-        if past.epoch is not None and self.steps is not None and not frozen(classifier, layer):
+    def _job(self, layer: str, channels: list[int], known: ActivationStatistics, past: Past) -> Job:
+        recipe, start = self.recipe, self._start(layer, channels, past)
+        if start is not None and self.steps is not None:
             recipe = dataclasses.replace(recipe, steps=self.steps)
         return Job(
             layer=layer,
             channels=tuple(channel for channel in channels for _ in range(self.faces)),
             recipe=recipe,
             seed=self.seed + (past.epoch or 0),  # other shifts and turns in every epoch
-            start=self._start(layer, channels, past),
+            start=start,
             statistics=known.layers.get(layer),
         )
 

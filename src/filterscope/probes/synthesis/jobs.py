@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from filterscope.models.classifier import Classifier
+from filterscope.models.layers import find_layer
 from filterscope.probes.observing import device_of, observing
 from filterscope.probes.synthesis.batches import check, faces_of, micro_batch_size, split
 from filterscope.probes.synthesis.images import Parameterisation
@@ -75,13 +76,13 @@ def synthesize_all(
     with observing(classifier), torch.no_grad():
         plan, found = [], []
         kept: list[Kept | None] = []
-        for number, job in enumerate(jobs):
-            reach = reach_of(classifier, job.layer, job.recipe.size)
+        reaches = _reaches(classifier, jobs)
+        for number, (job, reach) in enumerate(zip(jobs, reaches, strict=True)):
             count = _check(classifier, job, reach)
             kept.append(_kept(classifier, job, reach, count, keep))
             found.append(_found(job, kept[-1]))
             plan += _batches(number, job, reach, count, done=found[-1])
-        made = _together(classifier, jobs, plan, kept, progress)
+        made = _together(classifier, jobs, reaches, plan, kept, progress)
     for batch, pictures in zip(plan, made, strict=True):
         found[batch.job].update({place: pictures.at([i]) for i, place in enumerate(batch.places)})
     return [joined([pictures[place] for place in range(len(pictures))]) for pictures in found]
@@ -90,7 +91,7 @@ def synthesize_all(
 def assist(classifier: Classifier) -> None:
     """Do this process's share of what the first one's `synthesize_all` deals out."""
     with observing(classifier), torch.no_grad():
-        _together(classifier, [], [], [], None)
+        _together(classifier, [], [], [], [], None)
 
 
 def deal(work: Sequence[int], hands: int) -> list[int]:
@@ -106,20 +107,21 @@ def deal(work: Sequence[int], hands: int) -> list[int]:
 def _together(
     classifier: Classifier,
     jobs: Sequence[Job],
+    reaches: Sequence[Reach],
     plan: Sequence[_Batch],
     kept: Sequence[Kept | None],
     progress: Progress | None,
 ) -> list[Synthesis]:
     """Return the plan's pictures, in its order, where it was made; elsewhere nothing."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return _make(classifier, jobs, plan, kept, progress)
+        return _make(classifier, jobs, reaches, plan, kept, progress)
     first, processes = dist.get_rank() == 0, dist.get_world_size()
-    message: list[Any] = [jobs, plan, kept]
+    message: list[Any] = [jobs, reaches, plan, kept]
     dist.broadcast_object_list(message, src=0)
-    jobs, plan, kept = message
+    jobs, reaches, plan, kept = message
     owners = deal([batch.work for batch in plan], processes)
     own = [batch for batch, owner in zip(plan, owners, strict=True) if owner == dist.get_rank()]
-    made = _make(classifier, jobs, own, kept, progress)
+    made = _make(classifier, jobs, reaches, own, kept, progress)
     gathered: list[Any] | None = [None] * processes if first else None
     dist.gather_object(made, gathered, dst=0)
     if gathered is None:
@@ -131,6 +133,7 @@ def _together(
 def _make(
     classifier: Classifier,
     jobs: Sequence[Job],
+    reaches: Sequence[Reach],
     plan: Sequence[_Batch],
     kept: Sequence[Kept | None],
     progress: Progress | None,
@@ -140,7 +143,12 @@ def _make(
     for number, batches in itertools.groupby(plan, key=lambda batch: batch.job):
         job, kept_here = jobs[number], kept[number]
         bench = Workbench(
-            classifier, job.layer, recipe=job.recipe, statistics=job.statistics, directions=job.directions
+            classifier,
+            job.layer,
+            recipe=job.recipe,
+            statistics=job.statistics,
+            directions=job.directions,
+            reach=reaches[number],
         )
         faces = faces_of(job.channels)
         for batch in batches:
@@ -151,6 +159,16 @@ def _make(
             made.append(pictures if kept_here is None else kept_here.put(*own, pictures))
             before += batch.work
     return made
+
+
+def _reaches(classifier: Classifier, jobs: Sequence[Job]) -> list[Reach]:
+    """Look once at each size of pictures, for all jobs."""
+    reaches: dict[int, Reach] = {}
+    for size in {job.recipe.size for job in jobs}:
+        numbers = [number for number, job in enumerate(jobs) if job.recipe.size == size]
+        groups = [[find_layer(classifier.layers, jobs[number].layer).name] for number in numbers]
+        reaches.update(zip(numbers, reach_of(classifier, groups, size), strict=True))
+    return [reaches[number] for number in range(len(jobs))]
 
 
 def _check(classifier: Classifier, job: Job, reach: Reach) -> int:

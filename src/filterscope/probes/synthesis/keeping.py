@@ -53,7 +53,11 @@ class Kept:
         said = (layer, recipe.as_dict(), numbers, device.type, in_bf16(recipe, device), torch.__version__, _code())
         digest = hashlib.sha256(repr(said).encode())
         normal = (classifier.backbone.mean, classifier.backbone.std)
-        own = [t for module in reach.modules for t in (*module.parameters(False), *module.buffers(False))]
+        own = [
+            t
+            for module in map(classifier.get_submodule, reach.modules)
+            for t in (*module.parameters(False), *module.buffers(False))
+        ]
         for tensor in (*normal, *tensors, *own):
             values = tensor.detach().cpu().contiguous()
             digest.update(repr(tuple(values.shape)).encode())

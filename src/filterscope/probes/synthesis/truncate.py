@@ -3,7 +3,7 @@
 import contextlib
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -50,7 +50,7 @@ class Reach:
 
     `shapes` are the layers' outputs `(K, …)`, `calls` how often each of them runs, `elements` the numbers in all
     activations together, `largest` those in the largest one, `work` the multiplications of a forward pass, `modules`
-    what runs on the way.
+    the paths of what runs on the way.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -58,13 +58,17 @@ class Reach:
     elements: int
     largest: int
     work: int
-    modules: tuple[nn.Module, ...]
+    modules: tuple[str, ...]
 
 
-def reach_of(classifier: Classifier, layer: str, size: int) -> Reach:
-    """Return what one picture of `size` × `size` pixels makes on the way to a layer; a `UserError` as `Truncated`."""
+def reach_of(classifier: Classifier, groups: Sequence[Sequence[str]], size: int) -> list[Reach]:
+    """Return what one picture of `size` × `size` pixels makes on the way to each group of layers.
+
+    Raises:
+        UserError: unknown layer; a layer without channels; a size with which the layers are not reached.
+    """
     network = twin(classifier)
-    return _look(network, {layer: network.module_of(layer)}, size)
+    return _look(network, [{name: network.module_of(name) for name in layers} for layers in groups], size)
 
 
 class Truncated:
@@ -76,9 +80,10 @@ class Truncated:
         size: of the images.
         normalize: whether the backbone normalises them.
         bf16: run convolutions and Linears in bfloat16.
+        reach: where it is known.
 
     Raises:
-        UserError: unknown layer; a layer without channels; a size with which the layers are not reached.
+        UserError: as `reach_of`.
     """
 
     def __init__(
@@ -89,7 +94,9 @@ class Truncated:
         size: int,
         normalize: bool = True,
         bf16: bool = False,
+        reach: Reach | None = None,
     ) -> None:
+        self.reach = reach or reach_of(classifier, [layers], size)[0]
         self.network = twin(classifier)
         self.bf16 = bf16
         self.device = next(self.network.parameters()).device
@@ -97,7 +104,6 @@ class Truncated:
         if not normalize:
             self.network.backbone.mean = torch.zeros_like(self.network.backbone.mean)
             self.network.backbone.std = torch.ones_like(self.network.backbone.std)
-        self.reach = _look(self.network, self.targets, size)
         self._quicken()
 
     def __call__(self, images: Tensor, own: Tensor | None = None, slope: float = 0.0) -> dict[str, Tensor]:
@@ -145,7 +151,7 @@ class Truncated:
         return module.register_forward_hook(after)
 
     def _quicken(self) -> None:
-        for module in self.reach.modules:
+        for module in map(self.network.get_submodule, self.reach.modules):
             if not isinstance(module, nn.Conv2d | nn.Linear):
                 continue
             if isinstance(module, nn.Conv2d):
@@ -164,20 +170,22 @@ class Truncated:
         self.targets = {name: new if module is old else module for name, module in self.targets.items()}
 
 
-def _look(network: Classifier, targets: dict[str, nn.Module], size: int) -> Reach:
+def _look(network: Classifier, groups: Sequence[Mapping[str, nn.Module]], size: int) -> list[Reach]:
+    targets = {name: target for group in groups for name, target in group.items()}
     calls = dict.fromkeys(targets, 0)
     shapes: dict[str, tuple[int, ...]] = {}
-    ran: list[tuple[nn.Module, int]] = []
-    until = 0
+    until: dict[str, int] = {}
+    ran: list[tuple[str, int, int]] = []  # path, elements, multiplications
+    paths = {module: path for path, module in network.named_modules()}
 
     def count(module: nn.Module, _inputs: object, output: object) -> None:
-        nonlocal until
         if isinstance(output, Tensor):
-            ran.append((module, output.numel() if next(module.children(), None) is None else 0))
+            elements = output.numel() if next(module.children(), None) is None else 0
+            ran.append((paths[module], elements, elements * _products(module)))
             for name in (name for name, target in targets.items() if target is module):
                 calls[name] += 1
                 shapes[name] = tuple(output.shape[1:])
-                until = len(ran)
+                until[name] = len(ran)
 
     handles = [module.register_forward_hook(count) for module in network.modules()]
     stand_ins = {name: t.to("meta") for name, t in (*network.named_parameters(), *network.named_buffers())}
@@ -200,14 +208,22 @@ def _look(network: Classifier, targets: dict[str, nn.Module], size: int) -> Reac
             raise UserError(
                 f"layer {name!r} has no channels to synthesize; choose one of {', '.join(convolutions(network.layers))}"
             )
-    before = ran[:until]
+    return [_reach(group, shapes, calls, ran[: max(until[name] for name in group)]) for group in groups]
+
+
+def _reach(
+    group: Iterable[str],
+    shapes: Mapping[str, tuple[int, ...]],
+    calls: Mapping[str, int],
+    before: Sequence[tuple[str, int, int]],
+) -> Reach:
     return Reach(
-        shapes=shapes,
-        calls=calls,
-        elements=sum(elements for _, elements in before),
-        largest=max(elements for _, elements in before),
-        work=sum(elements * _products(module) for module, elements in before),
-        modules=tuple(dict.fromkeys(module for module, _ in before)),
+        shapes={name: shapes[name] for name in group},
+        calls={name: calls[name] for name in group},
+        elements=sum(elements for _, elements, _ in before),
+        largest=max(elements for _, elements, _ in before),
+        work=sum(work for _, _, work in before),
+        modules=tuple(dict.fromkeys(path for path, _, _ in before)),
     )
 
 

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
+from filterscope.probes.observing import device_of
 from filterscope.probes.synthesis.ascent import ascend, in_bf16
 from filterscope.probes.synthesis.batches import check, micro_batch_size
 from filterscope.probes.synthesis.images import Parameterisation, shown
 from filterscope.probes.synthesis.named import named
 from filterscope.probes.synthesis.objectives import Maker, mean_along, mean_response
 from filterscope.probes.synthesis.recipe import Recipe
-from filterscope.probes.synthesis.truncate import Truncated
+from filterscope.probes.synthesis.truncate import Reach, Truncated
 from filterscope.probes.synthesis.trust import LayerStatistics, ranks
 
 
@@ -64,6 +65,7 @@ class Workbench:
         statistics: of real images, for the specific objective and the ranks, or None.
         objective: makes another objective than the recipe's.
         directions: `(D, K)`, to make pictures of instead of channels; `statistics` are of them then.
+        reach: of the layer at the recipe's size, where it is known.
 
     Raises:
         UserError: an unknown layer, one without channels, a size that the network cannot take.
@@ -78,23 +80,27 @@ class Workbench:
         statistics: LayerStatistics | None = None,
         objective: Maker | None = None,
         directions: Tensor | None = None,
+        reach: Reach | None = None,
     ) -> None:
         self.layer = find_layer(classifier.layers, layer).name
         self.recipe = recipe
         self.known = statistics
         self.directions = directions
-        self.exact = Truncated(classifier, [self.layer], size=recipe.size, normalize=recipe.normalize)
-        self.objective = objective or named(recipe, self.layer, statistics, self.exact, directions)
         self.parameterisation = Parameterisation(recipe=recipe, channels=classifier.in_channels)
-        layers = tuple(dict.fromkeys((self.layer, *self.objective([0]).layers)))
-        bf16 = in_bf16(recipe, self.exact.device)
-        self.network = self.exact
-        if bf16 or layers != (self.layer,):
-            self.network = Truncated(classifier, layers, size=recipe.size, normalize=recipe.normalize, bf16=bf16)
+        layers = (self.layer,) if objective is None else tuple(dict.fromkeys((self.layer, *objective([0]).layers)))
+        self.network = Truncated(
+            classifier,
+            layers,
+            size=recipe.size,
+            normalize=recipe.normalize,
+            bf16=in_bf16(recipe, device_of(classifier)),
+            reach=reach,
+        )
+        self.objective = objective or named(recipe, self.layer, statistics, self.network, directions)
 
     def check(self, channels: Sequence[int], start: Tensor | None) -> None:
         """Raise a `UserError` for channels that there are not and a start of another shape."""
-        count = self.exact.reach.shapes[self.layer][0] if self.directions is None else len(self.directions)
+        count = self.network.reach.shapes[self.layer][0] if self.directions is None else len(self.directions)
         check(channels, start, layer=self.layer, count=count, parameterisation=self.parameterisation)
 
     def together(self, pictures: int) -> int:
@@ -116,8 +122,8 @@ class Workbench:
         places = [*range(len(channels)), *[len(channels) - 1] * fill]
         own = [channels[place] for place in places]
         generators = [_generator(self.layer, channels[place], faces[place], seed) for place in places]
-        noise = self.parameterisation.draw(generators).to(self.exact.device)
-        begun = noise if start is None else start[places].to(self.exact.device)
+        noise = self.parameterisation.draw(generators).to(self.network.device)
+        begun = noise if start is None else start[places].to(self.network.device)
         before = self._responses(self.parameterisation.images(noise))
         parameters, curve = ascend(
             self.network, self.objective(own), self.parameterisation, begun, generators,
@@ -138,7 +144,7 @@ class Workbench:
         return made.at(range(len(channels)))
 
     def _responses(self, images: Tensor) -> Tensor:
-        output = self.exact(images)[self.layer]
+        output = self.network(images)[self.layer]
         return (mean_response(output) if self.directions is None else mean_along(output, self.directions)).cpu()
 
 
