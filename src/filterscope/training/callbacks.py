@@ -1,6 +1,7 @@
 """The callback that shows after every epoch what the network has learned."""
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -8,15 +9,17 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from filterscope.data.datamodule import ImageDataModule
 from filterscope.errors import UserError
+from filterscope.models.classifier import Classifier
+from filterscope.models.foreign import as_classifier, network_of
 from filterscope.training.runlog import RunLog
+from filterscope.visuals.named import visuals_of
 from filterscope.visuals.store import keep
-from filterscope.visuals.visual import Examples, Output, Past, Table, Visual, assist, render
+from filterscope.visuals.visual import Examples, Output, Past, Picture, Table, Visual, assist, render
 from filterscope.visuals.watching import watching
 
 
@@ -25,38 +28,58 @@ class LogVisuals(pl.Callback):
 
     The other ranks do their share of what visuals hand out meanwhile.
 
-    The pictures go to the TensorBoard logger and to `folder`, the numbers also to `trainer.callback_metrics` on every
+    It works in any Lightning training, of `pytorch_lightning` and of `lightning.pytorch`:
+    `LogVisuals(["filters", "activations"], examples=images, mean=…, std=…)`. The pictures go to the loggers that take
+    pictures (TensorBoard, Weights & Biases) and to `folder`, the numbers also to `trainer.callback_metrics` on every
     rank, where checkpoints and early stopping can watch them. Validation is watched on every rank. What visuals
     remember from epoch to epoch, and the examples, are part of the checkpoint.
 
     Args:
-        visuals: by name; drawn in this order.
-        folder: the run folder, or None for TensorBoard alone.
+        visuals: names, visuals, or visuals by name.
+        folder: the run folder, or None for the loggers alone.
         log: gets the numbers for the row of their epoch.
-        examples: the images to look at; None: `num_examples` validation images of the datamodule.
+        examples: the images to look at, `(N, C, H, W)` in [0, 1]; None: `num_examples` validation images of a
+            datamodule of ours.
         num_examples: how many validation images to take.
         seed: which ones.
+        network: the attribute of the LightningModule that is the network, where it is no `Classifier`; None: the only
+            one that holds convolutions, else the LightningModule itself.
+        mean: of the normalisation that such a network was trained with, per channel; None: it sees images as they are.
+        std: likewise.
     """
+
+    def __new__(cls, *_args: Any, **_knobs: Any) -> "LogVisuals":
+        """Become a callback of `lightning.pytorch` too, where that is in use: its Trainer takes no others."""
+        theirs = sys.modules.get("lightning.pytorch")
+        if theirs is not None and not issubclass(cls, theirs.Callback):
+            cls = type(cls.__name__, (cls, theirs.Callback), {"__module__": cls.__module__, "__doc__": cls.__doc__})
+        return super().__new__(cls)
 
     def __init__(
         self,
-        visuals: Mapping[str, Visual],
+        visuals: Iterable[str | Visual] | Mapping[str, Visual],
         *,
-        folder: Path | None = None,
+        folder: Path | str | None = None,
         log: RunLog | None = None,
-        examples: Examples | None = None,
+        examples: Examples | Tensor | None = None,
         num_examples: int = 16,
         seed: int = 0,
+        network: str | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        self.visuals = visuals
-        self.folder = folder
+        self.visuals = visuals_of(visuals)
+        self.folder = None if folder is None else Path(folder)
         self.log_row = log
-        self.examples = examples
+        self.examples = Examples(images=examples) if isinstance(examples, Tensor) else examples
         self.num_examples = num_examples
         self.seed = seed
+        self.network = network
+        self.mean, self.std = mean, std
         self.past = Past()
         self.summaries: dict[str, Table] = {}
+        self._found: Classifier | None = None
         self._watching = ExitStack()
         self._take: Callable[[Tensor | None], None] | None = None
 
@@ -81,7 +104,7 @@ class LogVisuals(pl.Callback):
             shown = self._show(trainer, pl_module, epoch=epoch)
             numbers = {tag: output for tag, output in shown.items() if isinstance(output, float)}
         else:
-            assist(self.visuals, pl_module.classifier, self.past)  # type: ignore[arg-type]
+            assist(self.visuals, self._classifier(trainer, pl_module), self.past)
         self.past.gathered.clear()
         numbers = trainer.strategy.broadcast(numbers)
         self.past.store.setdefault("numbers", {}).update(numbers)
@@ -95,7 +118,7 @@ class LogVisuals(pl.Callback):
         if trainer.is_global_zero:
             self._show(trainer, pl_module, epoch=epoch)
         else:
-            assist(self.visuals, pl_module.classifier, self.past)  # type: ignore[arg-type]
+            assist(self.visuals, self._classifier(trainer, pl_module), self.past)
         self.past.ended = False
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -104,7 +127,7 @@ class LogVisuals(pl.Callback):
         if not self.visuals or trainer.sanity_checking or (before and trainer.global_step > 0):
             return
         self.past.epoch = 0 if before else trainer.current_epoch + 1
-        classifier: Any = pl_module.classifier
+        classifier = self._classifier(trainer, pl_module)
         self._take = self._watching.enter_context(watching(self.visuals, classifier, self.past))
 
     def on_validation_batch_end(
@@ -119,7 +142,7 @@ class LogVisuals(pl.Callback):
         """Hand on the labels of a batch."""
         del trainer, pl_module, outputs, batch_idx, dataloader_idx
         if self._take is not None:
-            self._take(batch[1])
+            self._take(_labels(batch))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Watch no longer."""
@@ -134,12 +157,29 @@ class LogVisuals(pl.Callback):
         self._watching.__exit__(type(exception), exception, exception.__traceback__)
 
     def _show(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, epoch: int) -> Mapping[str, Output]:
-        classifier: Any = pl_module.classifier
-        shown = render(self.visuals, classifier, self._examples(trainer), self.past)
-        logger = next((each for each in trainer.loggers if isinstance(each, TensorBoardLogger)), None)
-        keep(shown, folder=self.folder, writer=logger.experiment if logger else None, epoch=epoch)
+        shown = render(self.visuals, self._classifier(trainer, pl_module), self._examples(trainer), self.past)
+        keep(shown, folder=self.folder, writer=_writer(trainer), epoch=epoch)
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_image"):  # Weights & Biases, and who else speaks as it does
+                _log_pictures(logger, shown, step=trainer.global_step)
         self.summaries |= {tag: each for tag, each in shown.items() if isinstance(each, Table) and each.terminal}
         return shown
+
+    def _classifier(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Classifier:
+        """Return the network that is trained: a classifier of ours, or one made around whatever it is."""
+        own = getattr(pl_module, "classifier", None)
+        if isinstance(own, Classifier):
+            return own
+        if self._found is None:
+            examples = self._examples(trainer)
+            self._found = as_classifier(
+                network_of(pl_module, self.network),
+                mean=self.mean,
+                std=self.std,
+                image_size=int(examples.images.shape[-1]),
+                class_names=examples.class_names,
+            )
+        return self._found.to(pl_module.device)
 
     def _publish(self, trainer: pl.Trainer) -> None:
         """Put the newest numbers, which may be older than this epoch, where other callbacks look for metrics."""
@@ -167,9 +207,35 @@ class LogVisuals(pl.Callback):
         if self.examples is None:
             data: Any = getattr(trainer, "datamodule", None)
             if not hasattr(data, "examples"):
-                raise UserError("LogVisuals needs images to look at: give examples=Examples(images=…)")
+                raise UserError("LogVisuals needs images to look at: give examples=images, (N, C, H, W) in [0, 1]")
             self.examples = examples_of(data, self.num_examples, self.seed)
         return self.examples
+
+
+def _labels(batch: Any) -> Tensor | None:
+    """Return the classes of a batch `(images, classes, …)`, None where it is something else."""
+    labels = batch[1] if isinstance(batch, (list, tuple)) and len(batch) > 1 else None
+    known = isinstance(labels, Tensor) and labels.dim() == 1 and not labels.is_floating_point()
+    return labels if known else None
+
+
+def _writer(trainer: pl.Trainer) -> Any:
+    """Return what writes TensorBoard's event file, None where nothing does."""
+    logger: Any
+    for logger in trainer.loggers:
+        # By name, because `lightning.pytorch` has a class of its own.
+        if any(kind.__name__ == "TensorBoardLogger" for kind in type(logger).__mro__):
+            return logger.experiment
+    return None
+
+
+def _log_pictures(logger: Any, shown: Mapping[str, Output], *, step: int) -> None:
+    for tag, output in shown.items():
+        if isinstance(output, Picture):
+            logger.log_image(key=tag, images=[output.pixels], caption=[output.description], step=step)
+    numbers = {tag: output for tag, output in shown.items() if isinstance(output, float)}
+    if numbers:
+        logger.log_metrics(numbers, step=step)
 
 
 def examples_of(data: ImageDataModule, count: int, seed: int = 0) -> Examples:

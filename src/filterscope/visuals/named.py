@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from filterscope.errors import UserError
 from filterscope.visuals.activations import Activations
 from filterscope.visuals.examples import Batch
+from filterscope.visuals.figures import Figures
 from filterscope.visuals.filters import Filters
 from filterscope.visuals.gallery.history import History
+from filterscope.visuals.gradcam import GradCAM
 from filterscope.visuals.health import Health
+from filterscope.visuals.movies import Movies
 from filterscope.visuals.predictions import Predictions
 from filterscope.visuals.responses import Responses
 from filterscope.visuals.strips import Strips
@@ -25,7 +28,10 @@ BY_NAME: Mapping[str, Callable[[], Visual]] = {
     "health": Health,
     "strips": Strips,
     "history": History,
+    "movies": Movies,
+    "figures": Figures,
     "examples": Batch,
+    "gradcam": GradCAM,
     "summary": Layers,
 }
 

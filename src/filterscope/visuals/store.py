@@ -12,11 +12,11 @@ from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from filterscope.files import write_file
 from filterscope.visuals.draw import encode_png
 from filterscope.visuals.site import Site, write_site
-from filterscope.visuals.visual import Arrays, Output, Picture, Table
+from filterscope.visuals.visual import Arrays, Encoded, Output, Picture, Table
 
 
 def keep(
-    shown: Mapping[str, Output | Site],
+    shown: Mapping[str, Output],
     *,
     folder: Path | None = None,
     writer: Any = None,
@@ -27,8 +27,9 @@ def keep(
     Args:
         shown: by tag.
         folder: the run folder: pictures go to `pictures/<tag>/epoch_<NNN>.png`, tables to `<tag>/epoch_<NNN>.csv`;
-            without an epoch to `pictures/<tag>.png` and `<tag>.csv`. Arrays lie where a table would, as `.npz`, and
-            a site's files below `<tag>/`, the newest in place of an older one.
+            without an epoch to `pictures/<tag>.png` and `<tag>.csv`. What is encoded already lies where a picture
+            would, arrays where a table would, as `.npz`, and a site's files below `<tag>/`, the newest in place of an
+            older one.
         writer: a `torch.utils.tensorboard.SummaryWriter`, or None.
         epoch: the number of finished epochs, or None outside training.
     """
@@ -44,6 +45,10 @@ def keep(
         elif isinstance(output, Arrays):
             if folder is not None:
                 write_file(_place(folder, tag, epoch, "npz"), arrays_npz(output))
+        elif isinstance(output, Encoded):
+            if folder is not None:
+                for suffix, content in output.contents.items():
+                    write_file(_place(folder / "pictures", tag, epoch, suffix), content)
         elif isinstance(output, Site):
             if folder is not None:
                 write_site(folder / tag, output)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
+from filterscope.visuals.site import Site
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -43,7 +44,15 @@ class Arrays:
     arrays: Mapping[str, Tensor]
 
 
-Output = Picture | Table | Arrays | float
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """A picture that is files already, `{suffix: content}`: one that moves, or that is to be printed."""
+
+    contents: Mapping[str, bytes]
+    description: str = ""
+
+
+Output = Picture | Table | Arrays | Encoded | Site | float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,143 @@
+"""Figures for a paper: axes, captions, colours that everybody tells apart, as PNG, PDF and SVG."""
+
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from filterscope.errors import UserError
+from filterscope.models.classifier import Classifier
+from filterscope.models.layers import channels_of, convolutions
+from filterscope.probes.filters import kernels, shared_patterns
+from filterscope.visuals.tiles import SIGNED
+from filterscope.visuals.verdicts import COLOURS
+from filterscope.visuals.visual import Encoded, Examples, Past
+
+FORMATS = ("png", "pdf", "svg")
+HATCHES = {"useful": "", "duplicate": "//", "idle": "..", "noise": "xx", "dead": "--"}
+"""So that verdicts are told apart in print without colour."""
+# Text stays text in PDF and SVG, and the same figure is the same file.
+_STYLE: Any = {"font.size": 8, "pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "filterscope"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """Draw figures for a paper: the kernels of each layer, `figures/<layer>`, and the verdicts, `figures/health`.
+
+    Attributes:
+        layers: names of convolutions; None: the first one.
+        channels: the first so many filters, a list of indices, or None for all.
+        formats: of `png pdf svg`.
+        width: inches at most; 3.5 is a column of most journals, 7.2 a page.
+        dpi: of what is made of pixels.
+        every: draw every so many epochs, 0: before training only.
+    """
+
+    turn: ClassVar[int] = 1
+
+    layers: Sequence[str] | None = None
+    channels: list[int] | int | None = 64
+    formats: Sequence[str] = FORMATS
+    width: float = 3.5
+    dpi: int = 300
+    every: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse formats that do not exist."""
+        if not self.formats or not set(self.formats) <= set(FORMATS):
+            raise UserError(f"visuals.figures.formats={list(self.formats)}; possible are {', '.join(FORMATS)}")
+
+    def lacks(self, classifier: Classifier) -> str:
+        """Say why there is nothing to draw, or nothing."""
+        return "" if convolutions(classifier.layers) else "the network has no convolutions"
+
+    def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> dict[str, Encoded]:
+        """Return a figure for every layer, and one of the verdicts where there are any."""
+        del examples
+        shown = {}
+        for layer in self.layers if self.layers is not None else convolutions(classifier.layers)[:1]:
+            channels = channels_of(classifier.layers, layer, self.channels)
+            weights = kernels(classifier, layer)[channels]
+            shown[f"figures/{layer}"] = self._encoded(partial(draw_kernels, weights=weights, channels=channels))
+        said = {
+            layer: about["verdicts"] for layer, about in past.store.get("health", {}).items() if "verdicts" in about
+        }
+        if said:
+            shown["figures/health"] = self._encoded(partial(draw_verdicts, said=said))
+        return shown
+
+    def _encoded(self, draw: Callable[[Figure], str]) -> Encoded:
+        """Return a figure in all formats; `draw` fills it and returns its caption."""
+        with rc_context(_STYLE):
+            figure = Figure(figsize=(self.width, self.width), dpi=self.dpi, layout="constrained")
+            caption = draw(figure)
+            contents = {}
+            for kind in self.formats:
+                file = io.BytesIO()
+                # Without a date the same figure is the same file.
+                about = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
+                figure.savefig(file, format=kind, metadata=about, bbox_inches="tight", pad_inches=0.02)
+                contents[kind] = file.getvalue()
+        return Encoded(contents=contents, description=caption)
+
+
+def draw_kernels(figure: Figure, weights: Tensor, channels: Sequence[int]) -> str:
+    """Draw kernels `(n, inputs, kh, kw)` in a square, rows and columns numbered, and return the caption."""
+    columns = math.ceil(math.sqrt(len(channels)))
+    rows = -(-len(channels) // columns)
+    figure.set_size_inches(figure.get_figwidth(), figure.get_figwidth() * rows / columns + 0.5)
+    colour = weights.shape[1] == 3
+    values = weights if colour else (weights if weights.shape[1] == 1 else shared_patterns(weights)[0][:, None])
+    scaled = (values / values.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-12)).permute(0, 2, 3, 1).numpy()
+    height, width = scaled.shape[1:3]
+    gap = max(1, width // 8)
+    whole = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, scaled.shape[3]), np.nan)
+    for i, tile in enumerate(scaled):
+        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        whole[top : top + height, left : left + width] = tile
+    axes = figure.subplots()
+    if colour:
+        axes.imshow(np.nan_to_num(0.5 + 0.5 * whole, nan=1.0), interpolation="none")
+    else:
+        axes.imshow(whole[..., 0], cmap=SIGNED, vmin=-1, vmax=1, interpolation="none")
+        scale = ScalarMappable(norm=Normalize(-1, 1), cmap=SIGNED)
+        figure.colorbar(scale, ax=axes, shrink=0.5, ticks=[-1, 0, 1], label="weight, by each kernel's largest")
+    axes.set_xticks([c * (width + gap) + (width - 1) / 2 for c in range(columns)], [f"+{c}" for c in range(columns)])
+    firsts = [channels[row * columns] for row in range(rows)]
+    axes.set_yticks([r * (height + gap) + (height - 1) / 2 for r in range(rows)], [str(first) for first in firsts])
+    axes.tick_params(length=0)
+    axes.set_ylabel("filter")
+    axes.spines[:].set_visible(False)
+    shown = "in colour, grey is zero" if colour else "the pattern shared by its inputs" if weights.shape[1] > 1 else ""
+    return (
+        f"{len(channels)} kernels of {height}×{width}{', ' if shown else ''}{shown}; each scaled by its largest weight."
+    )
+
+
+def draw_verdicts(figure: Figure, said: Mapping[str, Sequence[str]]) -> str:
+    """Draw the shares of the verdicts in each layer as bars, and return the caption."""
+    figure.set_size_inches(figure.get_figwidth(), 0.6 + 0.22 * len(said))
+    axes = figure.subplots()
+    layers = list(said)
+    left = np.zeros(len(layers))
+    for verdict, colour in COLOURS.items():
+        shares = np.array([said[layer].count(verdict) / len(said[layer]) for layer in layers])
+        if shares.any():
+            face = [part / 255 for part in colour]
+            axes.barh(layers, shares, left=left, color=face, hatch=HATCHES[verdict], edgecolor="white", label=verdict)
+            left += shares
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("share of the layer's filters")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=5, frameon=False, handlelength=1.2, columnspacing=1.0)
+    return f"Verdicts on the filters of {len(layers)} layers ({sum(map(len, said.values()))} filters)."

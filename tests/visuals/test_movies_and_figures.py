@@ -1,0 +1,76 @@
+"""What is files already: films of the epochs, figures for print."""
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from filterscope.errors import UserError
+from filterscope.models.classifier import Classifier
+from filterscope.visuals.figures import Figures
+from filterscope.visuals.gallery.history import History
+from filterscope.visuals.movies import Movies
+from filterscope.visuals.store import keep
+from filterscope.visuals.visual import Examples, Past
+
+
+@pytest.fixture
+def past(classifier: Classifier, examples: Examples) -> Past:
+    """Three epochs in which the weights change."""
+    past = Past()
+    for past.epoch in range(3):
+        History()(classifier, examples, past)
+        with torch.no_grad():
+            classifier.backbone.network[0].weight.add_(torch.randn(8, 3, 5, 5))
+    past.store["health"] = {"block1_conv1": {"verdicts": ["useful"] * 6 + ["noise", "dead"]}}
+    past.epoch = None
+    return past
+
+
+@pytest.mark.parametrize("kind", ["webp", "gif"])
+def test_a_film_has_a_frame_for_every_epoch_and_they_differ(
+    classifier: Classifier, examples: Examples, past: Past, kind: str
+) -> None:
+    made = Movies(format=kind)(classifier, examples, past)
+    assert set(made) == {"movies/block1_conv1", "movies/block2_conv1"}
+    moving = Image.open(io.BytesIO(made["movies/block1_conv1"].contents[kind]))
+    assert moving.n_frames == 3
+    frames = []
+    for number in range(3):
+        moving.seek(number)
+        frames.append(moving.convert("RGB").tobytes())
+    assert len(set(frames)) == 3
+
+
+def test_without_a_history_there_is_nothing_to_make_a_film_of(classifier: Classifier, examples: Examples) -> None:
+    with pytest.raises(UserError, match=r"no epochs of block1_conv1, block2_conv1 are remembered"):
+        Movies()(classifier, examples, Past())
+
+
+def test_figures_come_in_every_format_with_text_that_is_text(
+    classifier: Classifier, examples: Examples, past: Past, tmp_path: Path
+) -> None:
+    keep(Figures(layers=["block1_conv1", "block2_conv1"], dpi=100)(classifier, examples, past), folder=tmp_path)
+    for name in ("block1_conv1", "block2_conv1", "health"):
+        place = tmp_path / "pictures" / "figures"
+        assert (place / f"{name}.pdf").read_bytes()[:5] == b"%PDF-"
+        assert "<text" in (place / f"{name}.svg").read_text()
+        with Image.open(place / f"{name}.png") as image:
+            assert 3.0 <= image.width / 100 <= 3.5  # inches
+    assert "noise" in (tmp_path / "pictures" / "figures" / "health.svg").read_text()
+
+
+def test_the_same_figure_is_the_same_file(classifier: Classifier, examples: Examples, past: Past) -> None:
+    one, other = (
+        Figures(dpi=50, formats=["pdf", "svg"])(classifier, examples, past)["figures/health"].contents for _ in range(2)
+    )
+    assert one == other
+
+
+def test_a_format_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(UserError, match=r"visuals.figures.formats=\['eps'\]; possible are png, pdf, svg"):
+        Figures(formats=["eps"])
+    with pytest.raises(UserError, match=r"visuals.movies.format='mp4'; possible are webp, gif"):
+        Movies(format="mp4")
