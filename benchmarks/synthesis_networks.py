@@ -57,7 +57,7 @@ def lucent() -> SimpleNamespace:
             warnings.simplefilter("ignore")
             from lucent.optvis import param, render, transform
     except ImportError as error:
-        raise SystemExit(f"torch-lucent is missing ({error}): pip install torch-lucent==0.1.8 kornia==0.4.1") from error
+        raise SystemExit(f"torch-lucent is missing ({error}): pip install -e .[benchmarks]") from error
     return SimpleNamespace(param=param, render=render, transform=transform)
 
 

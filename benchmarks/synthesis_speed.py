@@ -3,7 +3,7 @@
 FILTERSCOPE_REAL=<folder> python benchmarks/synthesis_speed.py [--quick] [--json FILE] [--only TEXT]
 
 With `--only` those rows alone are measured that have TEXT in their name (`vgg16`, `96 px`, `peak`), and FILE keeps the
-others that it had: so the whole can be run in pieces.
+others that it had: so the whole can be run in pieces. torch-lucent comes with the extra `benchmarks`.
 """
 
 import json

@@ -5,7 +5,10 @@ channel in units of its spread on real images. Activation: the rectified mean ov
 causes, without transforms, at the size at which the picture was made. Beside them what keeps noise from winning: the
 slope of the spectrum and the total variation, of the pictures and of the real images.
 
-python benchmarks/synthesis_truth.py [--quick] [--json FILE] [--only NETWORK] [--pictures FOLDER] [--rivals FOLDER]
+FILTERSCOPE_REAL=<folder> python benchmarks/synthesis_truth.py [--quick] [--json FILE] [--only TEXT]
+    [--layers NAME …] [--pictures FOLDER] [--rivals FOLDER]
+
+torch-lucent comes with the extra `benchmarks`.
 """
 
 import statistics
@@ -34,7 +37,7 @@ from filterscope.probes.synthesis import (
 )
 from filterscope.probes.synthesis.objectives import mean_response
 
-PLAIN = Recipe(objective="channel", learning_rate=0.1)
+PLAIN = Recipe(objective="channel", learning_rate=0.15)
 SPECIFIC = Recipe(objective="specific")
 
 
@@ -110,18 +113,19 @@ RUNS = (
 QUICK = (Run(name="alexnet", count=4, steps=128, specific=(128, 256), images=200),)
 
 
-def compare(report: Report, run: Run, *, size: int, rivals: Path, folder: Path | None) -> None:
+def compare(report: Report, run: Run, layers: Sequence[str], *, size: int, rivals: Path, folder: Path | None) -> None:
     """Report every layer of a network, then all layers together.
 
     Args:
         report: gets the rows.
         run: what to compare.
+        layers: of which layers.
         size: of the pictures, pixels.
         rivals: folder of lucent's pictures that earlier runs made.
         folder: for the sheets.
     """
     tool, network, other = lucent(), classifier(run.name), published(run.name)
-    layers, real = CONVOLUTIONS[run.name], flowers(run.images)
+    real = flowers(run.images)
     known = measure_statistics(network, real, layers)
     report.add(f"{run.name}: real images, spectrum slope", spectrum_slope(real), variation=total_variation(real))
     ours = {f"plain {run.steps}": replace(PLAIN, steps=run.steps, size=size)}
@@ -141,7 +145,7 @@ def compare(report: Report, run: Run, *, size: int, rivals: Path, folder: Path |
     for way, each in scores.items():
         target = 0.95 if way.startswith("specific") else None
         report.add(
-            f"{run.name} all layers, {way}: own channel first",
+            f"{run.name}, {len(layers)} layers, {way}: own channel first",
             statistics.mean(s.retrieval for s in each),
             at_least=target,
         )
@@ -187,12 +191,14 @@ def main() -> None:
             "type": Path, "metavar": "FOLDER", "default": Path("outputs/lucent"),
             "help": "keep lucent's pictures here, and make none twice (%(default)s)",
         },
-        only={"metavar": "NETWORK", "choices": tuple(CONVOLUTIONS), "help": "one network alone"},
+        only={"metavar": "TEXT", "default": "", "help": "one network alone, or `alexnet 512`: at so many steps"},
+        layers={"metavar": "NAME", "nargs": "+", "help": "these alone"},
     )  # fmt: skip
     report = Report("synthesis: truth")
     for run in QUICK if options.quick else RUNS:
-        if options.only in (None, run.name):
-            compare(report, run, size=128, rivals=options.rivals, folder=options.pictures)
+        if options.only in f"{run.name} {run.steps}":
+            layers = tuple(options.layers or CONVOLUTIONS[run.name])
+            compare(report, run, layers, size=128, rivals=options.rivals, folder=options.pictures)
     raise SystemExit(0 if report.show(options.json) else 1)
 
 
