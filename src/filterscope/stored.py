@@ -43,9 +43,8 @@ def take_up(arguments: list[str]) -> list[str]:
     check_stored(folder)
     # Stored configs know nothing of the groups; Hydra's own choices come from where the script's do.
     conf = conf_folder()
-    groups = (
-        [f"hydra.searchpath=[{quoted(Path(f'file://{conf}'))}]", "hydra/job_logging=lines"] if conf.is_dir() else []
-    )
+    place = quoted(f"file://{conf}")
+    groups = [f"hydra.searchpath=[{place}]", "hydra/job_logging=lines"] if conf.is_dir() else []
     stored = ["--config-path", str(folder / ".hydra"), "--config-name", "config"]
     return [
         *stored,
@@ -104,9 +103,11 @@ def _leaves(value: Any, where: str) -> Iterator[tuple[str, str, Any]]:
             yield (place, str(key), each)
 
 
-def quoted(folder: Path) -> str:
+def quoted(folder: Path | str) -> str:
     """Return a path as Hydra's command line reads it back, whatever characters it has."""
-    return "'" + str(folder).replace("\\", "\\\\").replace("'", "\\'") + "'"
+    # A backslash is one unless a quote comes behind it.
+    text = re.sub(r"(\\*)'", r"\1\1\\'", str(folder))
+    return "'" + re.sub(r"(\\+)$", r"\1\1", text) + "'"
 
 
 def _refuse_taken_folder(arguments: list[str]) -> None:

@@ -42,7 +42,7 @@ class FlowersDataModule(ImageDataModule):
             return
         place = self.folder / "flowers-102"
         if not self.download:
-            raise not_there("the flowers", root=self.root, files="flowers-102/jpg or flower_data/train")
+            raise not_there("Flowers 102", root=self.root, files="flowers-102/jpg or flower_data/train")
         with downloading("Flowers 102", url=_URL, files=f"{_IMAGES}, {', '.join(_MATS)}", place=place):
             _fetch(place)
 

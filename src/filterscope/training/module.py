@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
+from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.splitting import Halves
 from filterscope.training.features import Features
@@ -97,7 +98,10 @@ class FinetuneModule(pl.LightningModule):
         """Build optimizer and schedule, the latter advanced after every step."""
         given = getattr(self.optimizer, "keywords", {})
         groups = self.policy.groups(self.classifier, given.get("lr", 1e-3), given.get("weight_decay", 0.0))
-        optimizer = self.optimizer(groups)
+        try:
+            optimizer = self.optimizer(groups)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"optimizer: {error}") from error
         schedule = self.schedule(optimizer, total_steps=max(1, int(self.trainer.estimated_stepping_batches)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
