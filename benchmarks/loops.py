@@ -66,10 +66,12 @@ def compose(*overrides: str) -> dict[str, Any]:
         return plain(hydra.compose("train", list(overrides)))
 
 
-def run(*overrides: str) -> Run:
-    """Build a run."""
+def run(*overrides: str, validate: bool) -> Run:
+    """Build a run; without `validate` it trains and does nothing else."""
     launching.quieten()
     cfg = compose("trainer.enable_progress_bar=false", *overrides)
+    if not validate:
+        cfg["trainer"]["limit_val_batches"] = 0
     torch.manual_seed(0)
     data = assembly.build_data(cfg)
     classifier = assembly.build_classifier(cfg, data)

@@ -42,7 +42,7 @@ class Bench:
         """Return the file of a network's weights."""
         return self.real / "weights" / f"{name}_features.pth"
 
-    def run(self, name: str, root: Path, *overrides: str) -> Run:
+    def run(self, name: str, root: Path, *overrides: str, validate: bool = False) -> Run:
         """Build a run of filterscope on these images."""
         return run(
             "data=folder",
@@ -56,6 +56,7 @@ class Bench:
             "schedule=constant",
             f"data.num_workers={self.num_workers}",
             *overrides,
+            validate=validate,
         )
 
     def by_hand(self, name: str, root: Path, **knobs: Any) -> ByHand:
@@ -79,7 +80,7 @@ class Bench:
         return seconds(work, processor=self.processor)
 
 
-ALONE = ("trainer.limit_val_batches=0", "visuals=none", "checkpoint.monitor=train/acc")  # training and nothing else
+ALONE = ("visuals=none", "checkpoint.monitor=train/acc")
 
 
 def steps_of(bench: Bench, part: str, *, finetune: str, trained: str) -> None:
@@ -164,12 +165,13 @@ class Clock(pl.Callback):
 
 def lightning(bench: Bench) -> None:
     """What Lightning and our own counting cost: the same settings in a bare loop."""
-    knobs = ("finetune=full", "trainer.max_epochs=0", *ALONE, "data.num_workers=0", "data.augment=null")
+    knobs = ("finetune=full", "trainer.max_epochs=1", *ALONE, "data.num_workers=0", "data.augment=null")
     knobs = (*knobs, "trainer.limit_train_batches=6")
     mine, clock = bench.run("alexnet", bench.whole, *knobs), Clock(processor=bench.processor)
     mine.trainer.callbacks.append(clock)  # type: ignore[attr-defined]
     loop = bare(bench.run("alexnet", bench.whole, *knobs))
     seconds(loop)
+    mine.trainer.fit(mine.module, mine.data)
     pairs = []
     for _ in range(2 if bench.quick else 5):
         alone = bench.seconds(loop)
@@ -198,7 +200,7 @@ def visuals(bench: Bench) -> None:
     for _ in range(1 if bench.quick else 3):
         for chosen, kept in times.items():
             clock = _Epochs(processor=bench.processor)
-            mine = bench.run("alexnet", bench.whole, *knobs, f"visuals={chosen}")
+            mine = bench.run("alexnet", bench.whole, *knobs, f"visuals={chosen}", validate=True)
             mine.trainer.callbacks.append(clock)  # type: ignore[attr-defined]
             mine.fit()
             kept.append(clock.ends[-1] - clock.ends[-2])

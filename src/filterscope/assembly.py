@@ -94,6 +94,7 @@ def build_module(cfg: Plain, classifier: Classifier, data: ImageDataModule) -> F
         seed=cfg["seed"],
         label_smoothing=cfg["label_smoothing"],
         channels_last=cfg["channels_last"],
+        compile_steps=cfg.get("compile", False),
         about={
             "config": cfg,
             "class_names": list(data.class_names),

@@ -33,10 +33,14 @@ def build_trainer(
     settings = {key: value for key, value in cfg["trainer"].items() if key != "_target_"}
     if settings["precision"] == "auto":
         settings["precision"] = precision_for(settings["accelerator"])
+    if settings["benchmark"] is None:
+        settings["benchmark"] = not settings["deterministic"]
+    if torch.cuda.is_available() and not settings["deterministic"]:
+        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
     watch = cfg["checkpoint"]
     rows, finite = RunLog(folder), FiniteLoss()
     kept = KeepCheckpoints(folder / "checkpoints", monitor=watch["monitor"], mode=watch["mode"])
-    place = cfg["features_cache"]
+    place = cfg.get("features_cache")
     resting = [KeepFeatures(data, folder=Path(place).expanduser() if place else None)] if data is not None else []
     callbacks: list[pl.Callback] = [
         *resting,

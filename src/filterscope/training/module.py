@@ -37,6 +37,7 @@ class FinetuneModule(pl.LightningModule):
         seed: dropout draws from (seed, step, rank) alone, so that a resumed run draws the same.
         label_smoothing: of the training loss, 0 to 1.
         channels_last: run convolutions in the memory layout that is faster on most processors.
+        compile_steps: let `torch.compile` make the training step's forward and backward; the first ones take long.
         about: plain data that every checkpoint carries under `filterscope` (config, class names, image size).
     """
 
@@ -50,6 +51,7 @@ class FinetuneModule(pl.LightningModule):
         seed: int = 0,
         label_smoothing: float = 0.0,
         channels_last: bool = True,
+        compile_steps: bool = False,
         about: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -65,6 +67,8 @@ class FinetuneModule(pl.LightningModule):
         self.confusion: dict[str, Tensor] = {}
         self.halves: Halves | None = None
         self._asleep = False
+        # Only training steps: while others look, hooks come and go.
+        self._compiled: Callable[[Tensor], Tensor] | None = torch.compile(self._logits) if compile_steps else None
         policy.freeze(classifier)
 
     @property
@@ -75,11 +79,8 @@ class FinetuneModule(pl.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of images in [0, 1]."""
-        images = self._laid_out(images)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._asleep):
-            features = self.classifier.backbone(images)
-        logits: Tensor = self.classifier.head(features)
-        return logits
+        compute = self._compiled if self._compiled is not None and self.training else self._logits
+        return compute(self._laid_out(images))
 
     def lower_half(self, halves: Halves) -> Callable[[Tensor], Tensor]:
         """Return what makes features of images as `forward` does on the way: same device, layout and precision."""
@@ -227,6 +228,12 @@ class FinetuneModule(pl.LightningModule):
                     logger=False,
                     prog_bar=name in ("loss", "acc"),
                 )
+
+    def _logits(self, images: Tensor) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._asleep):
+            features = self.classifier.backbone(images)
+        logits: Tensor = self.classifier.head(features)
+        return logits
 
     def _laid_out(self, images: Tensor) -> Tensor:
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
