@@ -3,9 +3,9 @@
 import dataclasses
 import logging
 import math
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,7 +17,7 @@ from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions, find_layer
 from filterscope.probes.activations import activations
 from filterscope.probes.peaks import peaks
-from filterscope.probes.synthesis import Recipe, synthesize
+from filterscope.probes.synthesis import ActivationStatistics, LayerStatistics, Recipe, synthesize
 from filterscope.probes.synthesis import Synthesis as Made
 from filterscope.visuals.gallery.beside import Beside
 from filterscope.visuals.gallery.facts import judged
@@ -28,6 +28,7 @@ from filterscope.visuals.site import Site
 from filterscope.visuals.tiles import photo
 from filterscope.visuals.trust import real_statistics, trust_lines
 from filterscope.visuals.visual import Examples, Past, example_name
+from filterscope.visuals.waiting import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -97,50 +98,63 @@ class Gallery:
         counts = {layer.name: layer.num_channels or 0 for layer in layers if layer.kind == "conv"}
         if not counts:
             raise UserError("a gallery shows the filters of convolutions, and there are none among its layers")
-        total = sum(counts.values())
         other = Beside.read(Path(self.beside).expanduser()) if self.beside else None
-        fixed = FIXED + LAYER * len(counts) + IMAGE * self.images + (other.size if other else 0)
-        least = math.ceil((fixed + total * LEAST) / 1e5) / 10
-        if self.megabytes < least:
-            raise UserError(f"visuals.gallery.megabytes={self.megabytes:g}: {total} filters need at least {least:g}")
-        share = (self.megabytes * 1e6 - fixed) / total - LEAST / 2
+        share = self._share(counts, other)
         pool = self._pool(examples)
         if len(pool):
             dataclasses.replace(self.health, layers=list(counts))(classifier, pool, past)
         known = real_statistics(classifier, list(counts), pool, past)
         excited = peaks(classifier, pool.images, list(counts)) if len(pool) >= FEWEST * self.crops else {}
-        views, begun, done = [], time.monotonic(), 0
-        for name, count in counts.items():
-            made = {
-                recipe_name: synthesize(
-                    classifier,
-                    name,
-                    _repeated(count, self.faces),
-                    recipe=recipe,
-                    seed=self.seed,
-                    statistics=known if name in known.layers else None,
+        views, done, total = [], 0, sum(counts.values())
+        with progress_bar("gallery:", past) as told:
+            for name, count in counts.items():
+                tell = partial(_tell, told, name, done / total, count / total)
+                seen = Seen(
+                    faces=self._faces(classifier, name, count, known.layers.get(name), tell),
+                    peaks=excited.get(name),
+                    crops=self.crops,
+                    maps=self._maps(classifier, name, examples),
+                    judged=judged(past.store.get("health", {}).get(name, {}), count),
+                    history=past.store.get("history", {}).get(name, {}),
                 )
-                for recipe_name, recipe in self.recipes.items()
-            }
-            told = {
-                each: trust_lines(made[each], _repeated(count, self.faces), known.layers.get(name)) for each in made
-            }
-            faces = [_face(recipe, made[recipe], told[recipe], k, count) for recipe in made for k in range(self.faces)]
-            maps = self._maps(classifier, name, examples)
-            past_of = {key: past.store.get(key, {}).get(name, {}) for key in ("health", "history")}
-            seen = Seen(
-                faces=faces,
-                peaks=excited.get(name),
-                crops=self.crops,
-                maps=maps,
-                judged=judged(past_of["health"], count),
-                history=past_of["history"],
-            )
-            views.append(view_of(classifier, name, seen, pool, share=share))
-            done += count
-            left = (time.monotonic() - begun) / done * (total - done)
-            log.info("gallery: %s, %d of %d filters, about %s left", name, done, total, _duration(left))
+                views.append(view_of(classifier, name, seen, pool, share=share))
+                done += count
+                log.info("gallery: %s, %d of %d filters", name, done, total)
         return {"gallery": site_of(views, self._about(classifier, examples, pool), other)}
+
+    def _share(self, counts: Mapping[str, int], other: Beside | None) -> float:
+        """Return how many bytes the pictures of one filter may take."""
+        total = sum(counts.values())
+        fixed = FIXED + LAYER * len(counts) + IMAGE * self.images + (other.size if other else 0)
+        least = math.ceil((fixed + total * LEAST) / 1e5) / 10
+        if self.megabytes < least:
+            raise UserError(f"visuals.gallery.megabytes={self.megabytes:g}: {total} filters need at least {least:g}")
+        return (self.megabytes * 1e6 - fixed) / total - LEAST / 2
+
+    def _faces(
+        self,
+        classifier: Classifier,
+        name: str,
+        count: int,
+        known: LayerStatistics | None,
+        tell: Callable[[float], None],
+    ) -> list[FaceFacts]:
+        """Synthesize every filter of a layer by every recipe, as often as it has faces."""
+        channels = [i for _ in range(self.faces) for i in range(count)]
+        faces = []
+        for number, (recipe_name, recipe) in enumerate(self.recipes.items()):
+            made = synthesize(
+                classifier,
+                name,
+                channels,
+                recipe=recipe,
+                seed=self.seed,
+                statistics=None if known is None else ActivationStatistics(layers={name: known}),
+                progress=partial(_tell_step, tell, number, len(self.recipes)),
+            )
+            lines = trust_lines(made, channels, known)
+            faces += [_face(recipe_name, made, lines, k, count) for k in range(self.faces)]
+        return faces
 
     def _pool(self, examples: Examples) -> Examples:
         """Return as many images as there are, up to the pool; where the data is gone the examples alone."""
@@ -170,15 +184,17 @@ class Gallery:
         )
 
 
-def _repeated(count: int, faces: int) -> list[int]:
-    return [i for _ in range(faces) for i in range(count)]
-
-
 def _face(recipe: str, made: Made, lines: list[tuple[str, ...]], number: int, count: int) -> FaceFacts:
     part = slice(number * count, (number + 1) * count)
     images: Tensor = (made.images[part] * 255).round().to(torch.uint8)
     return FaceFacts(recipe=recipe, images=images, lines=[", ".join(line) for line in lines[part]])
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+def _tell(told: Callable[[str, float], None] | None, name: str, before: float, share: float, made: float) -> None:
+    """Tell a bar how far all is when so much is made of a layer that is a share of all."""
+    if told is not None:
+        told(name, before + share * made)
+
+
+def _tell_step(tell: Callable[[float], None], number: int, recipes: int, step: int, steps: int) -> None:
+    tell((number + step / steps) / recipes)
