@@ -67,13 +67,15 @@ def test_a_negative_weight_descends(grey):
     assert (-down.curve[-1] < up.curve[-1]).all()
 
 
-def test_a_place_in_a_padded_micro_batch_does_not_change_a_bit(colour):
-    recipe = quick(objective="specific")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_place_in_a_padded_micro_batch_does_not_change_a_bit(colour, precision):
+    recipe = quick(objective="specific", precision=precision)
     together = synthesize(colour, "block2_conv1", [0, 1, 2, 3, 4, 5, 6], recipe=recipe, micro_batch=3)
     for order in ([5, 2, 0], [2], [6, 4, 3, 2]):
         other = synthesize(colour, "block2_conv1", order, recipe=recipe, micro_batch=3)
         assert torch.equal(other.images, together.images[order])
         assert torch.equal(other.curve, together.curve[:, order])
+        assert torch.equal(other.responses, together.responses[order])
 
 
 def test_another_micro_batch_size_changes_the_activation_by_less_than_two_percent(colour):

@@ -57,3 +57,14 @@ def test_two_that_have_seen_parts_have_seen_the_whole():
     whole.add(values)
     for name, value in vars(whole.statistics()).items():
         assert torch.allclose(torch.as_tensor(getattr(both, name)), torch.as_tensor(value))
+
+
+def test_what_many_have_seen_stays_bounded_too(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(watching, "SAMPLE", 16)
+    total = Responses()
+    for _ in range(5):
+        part = Responses()
+        part.add(torch.rand(15, 2))
+        total = total.plus(part)
+    assert total.count == 75
+    assert len(total.sample) <= 16

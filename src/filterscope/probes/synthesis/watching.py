@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from filterscope.models.classifier import Classifier
 from filterscope.probes.synthesis.trust import LEVELS, ActivationStatistics, LayerStatistics
 
-SAMPLE = 4096  # images, at most, that quantiles are taken from
+SAMPLE = 1024  # images, at most, that quantiles are taken from
 _CACHED = 1 << 19  # values that a processor's cache holds
 
 
@@ -40,21 +40,22 @@ class Responses:
         exact = responses.double()
         self.sums = self.sums + torch.stack([exact.sum(dim=0), exact.square().sum(dim=0)])
         self.count += len(responses)
-        while len(self.sample) > SAMPLE:
-            self.sample, self.stride = self.sample[::2], 2 * self.stride
+        self._thin()
 
     def plus(self, other: "Responses") -> "Responses":
         """Return what both have seen."""
         if not self.count or not other.count:
             return self if self.count else other
         stride = max(self.stride, other.stride)
-        return Responses(
+        both = Responses(
             count=self.count + other.count,
             largest=torch.maximum(self.largest, other.largest),
             sums=self.sums + other.sums,
             sample=torch.cat([each.sample[:: stride // each.stride] for each in (self, other)]),
             stride=stride,
         )
+        both._thin()
+        return both
 
     def statistics(self) -> LayerStatistics:
         """Return the statistics of all that was taken in."""
@@ -66,6 +67,10 @@ class Responses:
             quantiles=torch.quantile(self.sample, LEVELS, dim=0),
             count=self.count,
         )
+
+    def _thin(self) -> None:
+        while len(self.sample) > SAMPLE:
+            self.sample, self.stride = self.sample[::2], 2 * self.stride
 
 
 @contextmanager
