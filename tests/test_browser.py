@@ -190,5 +190,6 @@ def test_tensorboard_shows_the_pictures_of_every_epoch(browser, run):
         expect(card.locator("img")).to_be_visible(timeout=20_000)
         heading = card.locator("tf-card-heading").first.evaluate("e => e.shadowRoot.textContent")
         assert "activations/block1_pool" in heading
+        assert "<strong>block1_pool</strong>" in card.evaluate("e => e.tagMetadata.description")
         expect(card.locator("paper-slider")).to_have_attribute("aria-valuemax", str(EPOCHS), timeout=20_000)
         page.close()

@@ -65,11 +65,9 @@ def events_of(run: Path) -> dict[str, list[tuple[int, Any]]]:
         events.Reload()
         for tag in events.Tags()["scalars"]:
             found.setdefault(tag, []).extend((each.step, each.value) for each in events.Scalars(tag))
-        for tag in events.Tags()["images"]:
-            found.setdefault(tag, []).extend((each.step, each.encoded_image_string) for each in events.Images(tag))
         for tag in events.Tags()["tensors"]:
             found.setdefault(tag, []).extend(
-                (each.step, each.tensor_proto.string_val[0]) for each in events.Tensors(tag)
+                (each.step, each.tensor_proto.string_val[-1]) for each in events.Tensors(tag)
             )
     return found
 

@@ -70,9 +70,11 @@ TAGS = (
 def test_every_epoch_leaves_every_picture_in_the_folder_and_in_tensorboard(run: Path, tag: str) -> None:
     pictures = sorted(path.name for path in (run / "pictures" / tag).iterdir())
     assert pictures == ["epoch_000.png", "epoch_001.png", "epoch_002.png"]
-    images = events_of(run).Images(tag)
+    events = events_of(run)
+    images = events.Tensors(tag)
     assert [image.step for image in images] == [0, 1, 2]
-    assert images[1].encoded_image_string == (run / "pictures" / tag / "epoch_001.png").read_bytes()
+    assert images[1].tensor_proto.string_val[2] == (run / "pictures" / tag / "epoch_001.png").read_bytes()
+    assert events.SummaryMetadata(tag).summary_description
 
 
 def test_metrics_have_a_row_per_epoch_under_the_same_names_in_csv_and_tensorboard(run: Path) -> None:

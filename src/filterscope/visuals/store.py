@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.compat.proto.types_pb2 import DT_STRING
+from tensorboard.plugins.image.metadata import create_summary_metadata
 
 from filterscope.files import write_file
 from filterscope.visuals.draw import encode_png
@@ -99,8 +103,9 @@ def _keep_picture(tag: str, picture: Picture, *, folder: Path | None, writer: An
     if writer is None:
         return
     height, width = picture.pixels.shape[:2]
-    image = Summary.Image(encoded_image_string=png, height=height, width=width, colorspace=3)
-    plugin = SummaryMetadata.PluginData(plugin_name="images")
-    about = SummaryMetadata(summary_description=picture.description, plugin_data=plugin)
-    summary = Summary(value=[Summary.Value(tag=tag, image=image, metadata=about)])
-    writer.file_writer.add_summary(summary, epoch or 0)
+    # As `tf.summary.image` writes it. Of `Summary.Image`, TensorBoard's default loader drops the description (2.21).
+    values = [str(width).encode(), str(height).encode(), png]
+    shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=len(values))])
+    tensor = TensorProto(dtype=DT_STRING, string_val=values, tensor_shape=shape)
+    about = create_summary_metadata(display_name=tag, description=picture.description)
+    writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, tensor=tensor, metadata=about)]), epoch or 0)
