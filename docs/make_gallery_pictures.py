@@ -1,6 +1,6 @@
-"""Take the docs' pictures of a gallery and of TensorBoard: `python docs/make_gallery_pictures.py GALLERY RUN`.
+"""Take the docs' pictures of a gallery and of TensorBoard: `python docs/make_gallery_pictures.py GALLERY COMPARED RUN`.
 
-GALLERY is the folder of a gallery that stands beside another one, RUN the folder of the run in it.
+GALLERY is the folder of a gallery of RUN, COMPARED one that stands beside another one; it may be the same.
 """
 
 import argparse
@@ -19,8 +19,8 @@ SHOTS = {
     "overview": ("index.html", 1060, "light"),
     "layer": ("layers/block1_conv1.html", 860, "dark"),
     "filter": ("filters/block3_conv3.html#30", 1180, "light"),
-    "compare": ("compare/block1_conv1.html", 760, "light"),
 }
+COMPARE = ("compare/block1_conv1.html", 640, "light")
 
 
 def shoot(browser: Browser, address: str, height: int, scheme: str = "light", wait: str | None = None) -> Image.Image:
@@ -39,15 +39,18 @@ def main() -> None:
     """Take all pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("gallery", type=Path)
+    parser.add_argument("compared", type=Path)
     parser.add_argument("run", type=Path)
     options = parser.parse_args()
     PICTURES.mkdir(parents=True, exist_ok=True)
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        for name, (place, height, scheme) in SHOTS.items():
+        wanted = {name: (options.gallery, *shot) for name, shot in SHOTS.items()}
+        wanted["compare"] = (options.compared, *COMPARE)
+        for name, (folder, place, height, scheme) in wanted.items():
             file, _, part = place.partition("#")
-            address = f"{(options.gallery.resolve() / file).as_uri()}#{part}"
+            address = f"{(folder.resolve() / file).as_uri()}#{part}"
             shoot(browser, address, height, scheme).save(PICTURES / f"{name}.webp", quality=82)
         with tensorboard(options.run) as address:
             shown = shoot(browser, f"{address}#images", 900, wait="tf-image-loader img")

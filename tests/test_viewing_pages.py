@@ -1,0 +1,63 @@
+"""What the pages on looking tell people to type works as it stands."""
+
+import re
+import shlex
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from filterscope import assembly
+from tiny import REPOSITORY
+
+PAGES = ("gallery", "look", "viewing")
+
+
+def _blocks(page: str, language: str) -> list[str]:
+    text = (REPOSITORY / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    return [block for kind, block in re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL) if kind == language]
+
+
+COMMANDS = [
+    line
+    for page in PAGES
+    for block in _blocks(page, "")
+    for line in block.splitlines()
+    if line.startswith(("python train.py", "python visualize.py"))
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_composes_and_its_visuals_build(command: str, composed: Callable[..., dict[str, Any]]) -> None:
+    _, script, *overrides = shlex.split(re.sub(r"<(\w+)>", r"\1", command))
+    assert assembly.build_visuals(composed(*overrides, config=script.removesuffix(".py")))
+
+
+def test_every_picture_and_page_that_is_referred_to_is_there() -> None:
+    for page in PAGES:
+        text = (REPOSITORY / "docs" / f"{page}.md").read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+            assert (REPOSITORY / "docs" / target).exists(), f"{page}.md refers to {target}"
+
+
+def test_the_code_of_the_page_on_looking_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    known: dict[str, Any] = {
+        "model": model,
+        "images": torch.rand(4, 3, 16, 16),
+        "epochs": 1,
+        "train_one_epoch": lambda _model: None,
+        "Trainer": partial(pl.Trainer, accelerator="cpu", logger=False, enable_checkpointing=False),
+    }
+    once, loop, callback = _blocks("look", "python")
+    exec(once, known)
+    exec(loop, known)
+    assert (tmp_path / "looks" / "1" / "health.csv").is_file()
+    exec(callback, known)
+    assert known["looks"] in known["trainer"].callbacks
