@@ -45,7 +45,10 @@ def main() -> int:
                 report, place, seed=given.seed + 2, count=3 if few else 20, name="two processes", ranks=2
             )
         if "signals" in parts:
-            faults_kills.signals(report, place, seed=given.seed + 3, count=6 if few else 30)
+            faults_kills.signals(report, place, seed=given.seed + 3, count=6 if few else 30, name="signals")
+            faults_kills.signals(
+                report, place, seed=given.seed + 4, count=2 if few else 10, name="signals to one of two", ranks=2
+            )
         if "disk" in parts:
             faults_disk.full_disk(report, place, moments=4 if few else 16)
         if "long" in parts:

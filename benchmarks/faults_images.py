@@ -49,8 +49,6 @@ def damaged(report: Report, place: Path, real: Path, *, count: int, bad: int, se
         "model=small_cnn", "model.in_channels=3", "visuals=[filters,predictions]", "trainer.max_epochs=1",
     )  # fmt: skip
     cfg = config(*knobs, "data.on_corrupt=skip")
-    for knob in ("num_train", "num_val", "num_test"):
-        cfg["data"].pop(knob, None)
     cfg["data"]["root"] = str(folder)
     data = build_data(cfg)
     left_out = {str(Path(path).relative_to(folder)) for path in data.skipped}

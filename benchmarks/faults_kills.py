@@ -63,37 +63,44 @@ def kills(report: Report, place: Path, *, seed: int, count: int, name: str, rank
         report.add(f"{name}: times that a rank outlived another by more than a minute", late, at_most=0)
 
 
-def signals(report: Report, place: Path, *, seed: int, count: int) -> None:
-    """Ask runs to stop at random moments, by SIGTERM and SIGINT in turns; they must save, and end alike."""
+def signals(report: Report, place: Path, *, seed: int, count: int, name: str, ranks: int = 1) -> None:
+    """Ask runs to stop at random moments, by SIGTERM and SIGINT in turns; they must save, and end alike.
+
+    Of several processes one gets the signal; where they train, all of them leave at the same step.
+    """
     chance = random.Random(seed)
     cfg = config("trainer.max_epochs=4", "data.num_train=200")
-    whole = place / "signals_whole"
-    took = _whole(cfg, whole, 1)
+    if ranks > 1:
+        cfg["trainer"] |= {"strategy": "ddp", "devices": ranks}
+    whole = place / f"{name}_whole"
+    took = _whole(cfg, whole, ranks)
     wrong_code = unlike = midway = 0
     slowest = 0.0
     for number in range(count):
-        folder = place / f"signals_{number}"
-        run = start(cfg, folder)
+        folder = place / f"{name}_{number}"
+        run = start(cfg, folder, ranks=ranks)
         if _at_random(run, chance, took):
             wanted = (signal.SIGTERM, signal.SIGINT)[number % 2]
-            since = time.monotonic()
-            run.kill(number=wanted)
-            codes = run.wait(60)
-            slowest = max(slowest, time.monotonic() - since)
-            wrong_code += codes != [128 + wanted]
-            midway += (folder / "checkpoints" / "midway.ckpt").exists()
-        codes = start(cfg, folder, resume=True).wait()
-        found = differences(folder, whole) if codes == [0] else [f"exit codes {codes}"]
+            victim = chance.choice(run.alive())
+            run.kill([victim], number=wanted)
+            slowest = max(slowest, _until_gone(run))
+            saved = (folder / "checkpoints" / "midway.ckpt").exists()
+            midway += saved
+            codes = set(run.codes.values()) if saved else {run.codes[victim]}
+            wrong_code += codes != {128 + wanted}
+        run = start(cfg, folder, resume=True, ranks=ranks)
+        codes_after = run.wait()
+        found = [f"exit codes {codes_after} {run.said}"] if any(codes_after) else differences(folder, whole)
         unlike += bool(found)
         if found:
             print(f"{folder}: {', '.join(found[:5])}", flush=True)
         else:
             shutil.rmtree(folder)
-    report.add("signals: SIGTERM and SIGINT sent", count)
-    report.add("signals: that left in the middle of an epoch, saved", midway)
-    report.add("signals: with another exit code than 143 and 130", wrong_code, at_most=0)
-    report.add("signals: slowest to leave, s", slowest)
-    report.add("signals: resumed runs that differ from the uninterrupted one", unlike, at_most=0)
+    report.add(f"{name}: SIGTERM and SIGINT in turns", count, seed=seed)
+    report.add(f"{name}: that left in the middle of an epoch, saved", midway)
+    report.add(f"{name}: with another exit code than 143 and 130", wrong_code, at_most=0)
+    report.add(f"{name}: slowest to leave, s", slowest, at_most=60)
+    report.add(f"{name}: resumed runs that differ from the uninterrupted one", unlike, at_most=0)
 
 
 def _until_gone(run: Run) -> float:

@@ -1,13 +1,17 @@
 """Runs as processes that can be killed: forked from one that has imported everything, so that each takes seconds."""
 
+import atexit
 import os
 import resource
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +36,20 @@ VISUALS = "visuals=[health,filters,responses,activations,synthesis,strips,histor
 def config(*overrides: str) -> dict[str, Any]:
     """Compose the config of a tiny run with all visuals."""
     given = {override.split("=")[0] for override in overrides}
-    kept = [override for override in (*TINY, VISUALS) if override.split("=")[0] not in given]
+    other = tuple(f"{group}." for group in ("data", "model") if group in given)
+    kept = [
+        each for each in (*TINY, VISUALS) if each.split("=")[0] not in given and not (other and each.startswith(other))
+    ]
     with hydra.initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
         return plain(hydra.compose("train", [*kept, *overrides]))
 
 
 @dataclass
 class Run:
-    """The processes of one start of a run; `said` holds what each of them gave as the reason of its end."""
+    """The processes of one start of a run; their notes lie elsewhere than its folder, whose disk may be full."""
 
     folder: Path
+    notes: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(dir=_notes())))
     processes: list[int] = field(default_factory=list)
     codes: dict[int, int] = field(default_factory=dict)
     begun: float = field(default_factory=time.monotonic)
@@ -72,7 +80,7 @@ class Run:
     @property
     def said(self) -> str:
         """What the processes gave as the reason of their end."""
-        return "".join(path.read_text() for path in sorted(self.folder.parent.glob(f"{self.folder.name}.said*")))
+        return "".join(path.read_text() for path in sorted(self.notes.glob("said*")))
 
 
 def start(
@@ -80,8 +88,6 @@ def start(
 ) -> Run:
     """Begin a run, or go on with one, in as many processes as it has ranks."""
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.parent.glob(f"{folder.name}.said*"):
-        old.unlink()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -89,19 +95,26 @@ def start(
     for rank in range(ranks):
         child = os.fork()
         if child == 0:
-            _be(cfg, folder, resume=resume, rank=rank, ranks=ranks, port=port, file_limit=file_limit)
+            _be(cfg, run, resume=resume, rank=rank, ranks=ranks, port=port, file_limit=file_limit)
         run.processes.append(child)
     return run
 
 
+@cache
+def _notes() -> str:
+    place = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    return place
+
+
 def _be(
-    cfg: dict[str, Any], folder: Path, *, resume: bool, rank: int, ranks: int, port: int, file_limit: int | None
+    cfg: dict[str, Any], run: Run, *, resume: bool, rank: int, ranks: int, port: int, file_limit: int | None
 ) -> None:
     """Be one process of the run; never returns."""
     code = 1
-    said = folder.parent / f"{folder.name}.said{rank}"
+    folder = run.folder
     try:
-        quiet = os.open(folder.parent / f"{folder.name}.log{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        quiet = os.open(run.notes / f"log{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
         os.setsid()
@@ -122,7 +135,9 @@ def _be(
         code = stopped.exit_code
     except BaseException as error:
         line = explain(error)
-        said.write_text(line if line is not None else f"Traceback: {type(error).__name__}: {error}")
+        (run.notes / f"said{rank}").write_text(
+            line if line is not None else f"Traceback: {type(error).__name__}: {error}"
+        )
         code = 2 if line is not None else 3
     finally:
         os._exit(code)

@@ -12,8 +12,9 @@ from hydra.errors import HydraException
 from hypothesis import strategies as st
 from omegaconf.errors import OmegaConfBaseException
 
-from filterscope.edge import check_paths, plain
+from filterscope.edge import UNCOMPOSABLE, check_paths, plain
 from filterscope.errors import UserError
+from filterscope.stored import take_up
 from tiny import REPOSITORY, TINY
 
 REFUSED = (UserError, HydraException, OmegaConfBaseException, OSError)
@@ -63,7 +64,12 @@ def set_up(given: list[str], folder: Path) -> str | None:
 
     os.environ.setdefault("https_proxy", "http://127.0.0.1:9")  # nothing is downloaded
     try:
-        cfg = plain(hydra.compose("train", [*SMALL, *given]))
+        take_up([each for each in given if not each.startswith("resume=")])
+        composed = hydra.compose("train", [*SMALL, *given])
+    except (*REFUSED, *UNCOMPOSABLE) as error:
+        return str(error)
+    try:
+        cfg = plain(composed)
         check_paths(cfg)
         data = assembly.build_data(cfg)
         classifier = assembly.build_classifier(cfg, data)

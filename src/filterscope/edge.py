@@ -36,6 +36,8 @@ RANK_VARIABLES = frozenset(
 )
 """What a launcher tells a process about its place among others."""
 
+UNCOMPOSABLE = (ValueError, TypeError, LookupError, AttributeError, AssertionError, RecursionError)
+"""What Hydra was seen to raise, beside its own errors, before a job begins."""
 failed: list[str] = []
 """What went wrong in the jobs of a sweep so far; a failed job does not end the others."""
 finished: list[dict[str, Any]] = []
@@ -77,6 +79,10 @@ def start(main: Callable[[], Any]) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else ""
         _end(explain(error) or f"{error} {cause}", 1)
+    except UNCOMPOSABLE as error:
+        if HydraConfig.initialized():
+            raise
+        _end(f"the command line is not understood: {error or type(error).__name__}", 1)
 
 
 def remember(metrics: Mapping[str, float], monitor: str) -> None:
@@ -156,11 +162,19 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 def check_paths(cfg: Mapping[str, Any]) -> None:
     """Raise a `UserError` for a file named in the config that is not there, before anything heavy is imported."""
     weights = (cfg.get("model") or {}).get("weights")
-    if weights not in (None, "imagenet") and not Path(weights).expanduser().is_file():
+    if weights not in (None, "imagenet") and not _is_file(weights):
         raise UserError(f"no weights file at {weights} (model.weights is a path, imagenet or null)")
-    for image in cfg.get("images") or []:
-        if not Path(image).expanduser().is_file():
-            raise UserError(f"no image at {image}")
+    images = cfg.get("images") or []
+    for image in images if isinstance(images, list) else [images]:
+        if not _is_file(image) or not isinstance(images, list):
+            raise UserError(f"no image at {image} (images is a list of paths, images=[photo.jpg], or null)")
+
+
+def _is_file(path: Any) -> bool:
+    try:
+        return isinstance(path, str) and Path(path).expanduser().is_file()
+    except (RuntimeError, ValueError):  # ~nobody, or a character that no path has
+        return False
 
 
 def _how_to_go_on(*, always: bool = False) -> str:

@@ -49,6 +49,8 @@ class Choice:
         return None if value in self.words else f"possible are {', '.join(str(word).lower() for word in self.words)}"
 
 
+_BUILT = ("model", "head", "finetune", "optimizer", "schedule")
+_GROUPS = (*_BUILT, "trainer", "checkpoint")
 _SHARE = Number(least=0, above=True, null=True)
 KNOBS: dict[str, Number | Choice] = {
     "seed": Number(least=0, most=2**32 - 1, whole=True),
@@ -78,6 +80,14 @@ KNOBS: dict[str, Number | Choice] = {
 
 def check_knobs(cfg: Mapping[str, Any]) -> None:
     """Raise a `UserError` for the first of `KNOBS` that says what it may not; those that are not there are let be."""
+    for group in _GROUPS:
+        if group in cfg and not (isinstance(cfg[group], Mapping) and cfg[group]):
+            raise UserError(
+                f"{group}={cfg[group]!r}: choose one of the group's options, or give its knobs as {group}.…"
+            )
+    for group in _BUILT:
+        if group in cfg and "_target_" not in cfg[group]:
+            raise UserError(f"{group} does not say what it is: choose one of the group's options")
     for name, rule in KNOBS.items():
         for place, value in _found(cfg, name.split(".")):
             wrong = rule.refuses(value)

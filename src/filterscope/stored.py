@@ -13,6 +13,7 @@ from filterscope.processes import first_process
 from filterscope.slurm import literal, multirun, restarted
 
 _OWN_VARIABLE = re.compile(r"\$\{oc\.env:FILTERSCOPE_[A-Z]+,[\w./]*\}")
+_DISPENSABLE = ("visuals", "recipe", "experiment", "hydra")
 _RESOLVER = re.compile(r"\$\{[^}]*[:$]")
 
 
@@ -29,6 +30,7 @@ def take_up(arguments: list[str]) -> list[str]:
     if not given or given[-1] == "resume=null":
         folder = restarted(arguments)
         if folder is None:
+            _refuse_holes(arguments)
             _refuse_taken_folder(arguments)
             return arguments
         others = [argument for argument in arguments if argument.startswith("trainer.")]
@@ -108,6 +110,13 @@ def quoted(folder: Path | str) -> str:
     # A backslash is one unless a quote comes behind it.
     text = re.sub(r"(\\*)'", r"\1\1\\'", str(folder))
     return "'" + re.sub(r"(\\+)$", r"\1\1", text) + "'"
+
+
+def _refuse_holes(arguments: list[str]) -> None:
+    for argument in arguments:
+        name = argument.removeprefix("~").partition("=")[0]
+        if argument.startswith("~") and name.split(".")[0] not in _DISPENSABLE:
+            raise UserError(f"{argument}: {name} cannot be left out, only {', '.join(_DISPENSABLE)}; give it a value")
 
 
 def _refuse_taken_folder(arguments: list[str]) -> None:
