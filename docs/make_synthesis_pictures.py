@@ -5,6 +5,7 @@ left in `--keep` are not made again.
 """
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -14,7 +15,8 @@ from rich.console import Console
 from filterscope.data.flowers import FlowersDataModule
 from filterscope.models import heads
 from filterscope.models.backbone import torchvision_backbone
-from filterscope.probes.synthesis import Job, Recipe, measure_statistics, synthesize_all
+from filterscope.models.classifier import Classifier
+from filterscope.probes.synthesis import ActivationStatistics, Job, Recipe, measure_statistics, synthesize_all
 from filterscope.visuals.draw import Cell, grid, save_png, side
 from filterscope.visuals.tiles import photo
 from filterscope.visuals.trust import trust_lines
@@ -22,8 +24,8 @@ from filterscope.visuals.visual import Past, Picture
 from filterscope.visuals.waiting import progress_bar
 
 DOCS = Path(__file__).resolve().parent
-IMAGES = 200
-COLUMNS = 5
+IMAGES = 100
+COLUMNS = 4
 LABELS = 170
 LAYERS = {
     "alexnet": ("block1_conv1", "block2_conv1", "block3_conv1", "block3_conv2", "block3_conv3"),
@@ -38,21 +40,35 @@ def recipe(name: str) -> Recipe:
     return made
 
 
-def sheet(name: str, way: str, real: Path, keep: Path) -> Picture:
-    """Draw a row of a network's pictures for each of its layers, made by one recipe."""
-    weights = str(real / "weights" / f"{name}_features.pth")
-    classifier = heads.linear(torchvision_backbone(name=name, weights=weights), num_classes=102)
-    data = FlowersDataModule(root=str(real), num_workers=0, download=False)
-    data.setup("fit")
-    known = measure_statistics(classifier, data.examples(IMAGES, 0)[0], LAYERS[name])
-    how = recipe(way)
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A network with its published weights, and what real images make of its layers."""
+
+    name: str
+    classifier: Classifier
+    known: ActivationStatistics
+
+    @classmethod
+    def of(cls, name: str, real: Path) -> "Subject":
+        """Return the network of that name."""
+        weights = str(real / "weights" / f"{name}_features.pth")
+        classifier = heads.linear(torchvision_backbone(name=name, weights=weights), num_classes=102)
+        data = FlowersDataModule(root=str(real), num_workers=0, download=False)
+        data.setup("fit")
+        known = measure_statistics(classifier, data.examples(IMAGES, 0)[0], LAYERS[name])
+        return cls(name=name, classifier=classifier, known=known)
+
+
+def sheet(subject: Subject, way: str, keep: Path) -> Picture:
+    """Draw a row of pictures for each layer of a network, made by one recipe."""
+    name, known, how = subject.name, subject.known, recipe(way)
     jobs = []
     for layer in LAYERS[name]:
         total = len(known.of(layer).mean)
         channels = tuple(i * total // COLUMNS for i in range(COLUMNS))
         jobs.append(Job(layer=layer, channels=channels, recipe=how, statistics=known.of(layer)))
     with progress_bar(f"{name}, {way}", Past(), Console()) as progress:
-        made = synthesize_all(classifier, jobs, keep=keep, progress=progress)
+        made = synthesize_all(subject.classifier, jobs, keep=keep, progress=progress)
     tile = side(COLUMNS, labels=LABELS)
     cells = []
     for job, pictures in zip(jobs, made, strict=True):
@@ -78,9 +94,10 @@ def main() -> None:
     parser.add_argument("--only", choices=tuple(LAYERS), help="one network alone")
     options = parser.parse_args()
     for name in LAYERS if options.only is None else (options.only,):
-        for way in ("plain", "specific"):
+        subject = Subject.of(name, options.real)
+        for way in ("specific", "plain"):
             path = DOCS / "images" / f"synthesis_{name}_{way}.png"
-            save_png(sheet(name, way, options.real, options.keep), path)
+            save_png(sheet(subject, way, options.keep), path)
             print(path)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from filterscope.models import heads
-from filterscope.models.backbone import small_cnn_backbone
+from filterscope.models.backbone import small_cnn_backbone, torchvision_backbone
 from filterscope.probes.synthesis import measure_statistics, watching
 from filterscope.probes.synthesis.watching import Responses, recording_statistics
 
@@ -23,6 +23,19 @@ def test_watched_statistics_equal_measured_ones():
     for layer in LAYERS:
         for name, value in vars(measured.of(layer)).items():
             assert torch.allclose(torch.as_tensor(getattr(watched.of(layer), name)), torch.as_tensor(value), atol=1e-5)
+
+
+def test_what_a_relu_makes_of_a_layer_is_watched_where_it_follows_and_a_linear_is_watched_itself():
+    torch.manual_seed(0)
+    network = heads.replace(torchvision_backbone(name="alexnet", weights=None), num_classes=4).eval()
+    images = torch.rand(3, 3, 64, 64)
+    layers = ["block1_conv1", "block1_relu1", "block1_pool", "fc1", "head"]
+    with recording_statistics(network, layers) as statistics, torch.no_grad():
+        network(images)
+    measured = measure_statistics(network, images, layers)
+    for layer in layers:
+        assert torch.allclose(statistics().of(layer).largest, measured.of(layer).largest, atol=1e-5)
+    assert (measured.of("fc1").largest < 0).any()  # as it is, not rectified
 
 
 def test_nothing_is_known_of_layers_that_did_not_run():

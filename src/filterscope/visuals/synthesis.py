@@ -62,7 +62,7 @@ class Synthesis:
     crops: int = 0
     untrained: bool = False
     order: str = "number"
-    steps: int | None = 6
+    steps: int | None = 4
     keep: str | None = None
     seed: int = 0
     every: int = 1

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from filterscope.models.classifier import Classifier
+from filterscope.models.layers import find_layer
 from filterscope.probes.synthesis.trust import LEVELS, ActivationStatistics, LayerStatistics
 
 SAMPLE = 1024  # images, at most, that quantiles are taken from
@@ -84,10 +85,12 @@ def recording_statistics(classifier: Classifier, layers: Sequence[str]) -> Itera
     handles = []
 
     def watch(name: str) -> None:
-        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            seen[name].add(_means(output.detach()).cpu())
+        relu = _rectifier(classifier, name)
 
-        handles.append(classifier.module_of(name).register_forward_hook(hook))
+        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+            seen[name].add(_means(output.detach(), rectified=relu is not None).cpu())
+
+        handles.append((relu or classifier.module_of(name)).register_forward_hook(hook))
 
     try:
         for name in layers:
@@ -100,13 +103,23 @@ def recording_statistics(classifier: Classifier, layers: Sequence[str]) -> Itera
             handle.remove()
 
 
-def _means(output: Tensor) -> Tensor:
-    """Return what `mean_response` returns, a few images at a time: fresh memory for a batch takes ten times as long."""
+def _rectifier(classifier: Classifier, layer: str) -> nn.Module | None:
+    """Return the ReLU that gets what a layer of maps puts out and nothing else, where there is one."""
+    path, _, place = find_layer(classifier.layers, layer).path.rpartition(".")
+    parent = classifier.get_submodule(path)
+    if not isinstance(parent, nn.Sequential) or not place.isdigit() or int(place) + 1 >= len(parent):
+        return None
+    own, after = parent[int(place)], parent[int(place) + 1]
+    return after if isinstance(own, nn.Conv2d | nn.BatchNorm2d) and type(after) is nn.ReLU else None
+
+
+def _means(output: Tensor, *, rectified: bool) -> Tensor:
+    """Return what `mean_response` returns, a few images at a time: a whole batch does not fit the cache."""
     if output.dim() == 2:
         return output.float()
     places = tuple(range(2, output.dim()))
-    few = max(1, _CACHED // output[0].numel())
-    return torch.cat([F.relu(some).mean(dim=places, dtype=torch.float32) for some in torch.split(output, few)])
+    few = torch.split(output, max(1, _CACHED // output[0].numel()))
+    return torch.cat([(some if rectified else F.relu(some)).mean(dim=places, dtype=torch.float32) for some in few])
 
 
 def _of_all(seen: dict[str, Responses]) -> dict[str, Responses]:
