@@ -127,7 +127,7 @@ def _refuse_taken_folder(arguments: list[str]) -> None:
         raise UserError(f"{folder} holds a run already; go on with resume={folder}, or choose another hydra.run.dir")
 
 
-class _Plain(yaml.SafeLoader):  # type: ignore[misc]
+class _Plain(yaml.SafeLoader):
     """Reads plain data, and no anchors: a list of itself, twice, and so on would take for ever."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:

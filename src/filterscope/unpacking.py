@@ -89,7 +89,7 @@ def _inside(name: str, archive: Path) -> PurePosixPath:
     return path
 
 
-def _copy(content: IO[bytes], out: IO[bytes], *, at_most: int, archive: Path) -> int:
+def _copy(content: IO[bytes] | gzip.GzipFile, out: IO[bytes], *, at_most: int, archive: Path) -> int:
     size = 0
     while chunk := content.read(_CHUNK):
         size += len(chunk)

@@ -71,11 +71,13 @@ class ImageLoader(DataLoader[Batch]):
                     raise batch
                 images, labels = batch
                 yield images if self.raw else to_float(images), labels
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, EOFError, ConnectionError) as error:
+            # A process that is killed while it hands a batch over leaves a connection without an end.
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
+            reason = (str(error).splitlines() or ["its connection broke"])[0]
             raise UserError(
-                f"a loader process died ({str(error).splitlines()[0]}), mostly for want of memory; "
+                f"a loader process died ({reason}), mostly for want of memory; "
                 "try a smaller data.num_workers or data.batch_size"
             ) from error
 

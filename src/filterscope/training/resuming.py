@@ -99,7 +99,8 @@ class _Begun(pl.Callback):
 
 
 def _fits(content: dict[str, Any], trainer: pl.Trainer) -> bool:
-    return content["filterscope"].get("midway", {}).get("shape") == shape_of(trainer)
+    midway = content["filterscope"].get("midway")
+    return isinstance(midway, dict) and bool(midway.get("shape") == shape_of(trainer))
 
 
 def _written(content: dict[str, Any]) -> tuple[int | None, dict[str, int]]:
