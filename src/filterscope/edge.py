@@ -228,4 +228,4 @@ _LONGEST = 2000  # characters of a line: what it quotes may be of any length
 _ours = False  # whether the variable that makes Hydra's errors whole was set here
 _MUST_GIVE = {"model.name": "model.name=resnet50, or another name of torchvision.models.list_models()"}
 
-OmegaConf.register_new_resolver("fresh", fresh, replace=True)
+OmegaConf.register_new_resolver("fresh", fresh, replace=True, use_cache=True)  # sweeps hand the cache to their workers
