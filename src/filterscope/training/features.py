@@ -34,7 +34,8 @@ class FeatureStore:
         halves: the network; its lower half must not change while this is used.
         data: gives the images.
         compute: turns a batch of images into features, as the training would.
-        how: plain data about `compute` (precision, device): what else the features depend on.
+        how: plain data about `compute` (precision, layout): what else the features depend on.
+        device: on which they are used; they lie there where it is a GPU with room for them.
         folder: in which features are kept for other runs too; None: in memory, for this run.
     """
 
@@ -45,19 +46,23 @@ class FeatureStore:
         *,
         compute: Callable[[Tensor], Tensor],
         how: tuple[object, ...],
+        device: torch.device | str = "cpu",
         folder: Path | None = None,
     ) -> None:
         self.halves = halves
         self.data = data
         self.compute = compute
-        self.how = how
+        self.device = torch.device(device)
+        self.how = (*how, self.device.type)
         self.folder = folder
         self._views: dict[int | None, Tensor] = {}
 
     def view(self, view: int | None) -> Tensor:
         """Return the features of all training images in a view, None for the fixed one; computed when first asked."""
         if view not in self._views:
-            self._views[view] = self._read(view, self.folder) if self.folder else self._kept(view)
+            values = self._read(view, self.folder) if self.folder else self._kept(view)
+            near = self.device.type == "cuda" and 4 * values.nbytes < torch.cuda.mem_get_info(self.device)[0]
+            self._views[view] = values.to(self.device) if near else values
         return self._views[view]
 
     def forget(self) -> None:
@@ -143,7 +148,7 @@ def free_memory() -> int:
 
 def picked(values: Tensor, batch: Tensor) -> Tensor:
     """Return the features of some images as the layer behind them takes them."""
-    chosen = values[batch]
+    chosen = values[batch.to(values.device)]
     return chosen.movedim(-1, 1) if chosen.ndim == 4 else chosen
 
 

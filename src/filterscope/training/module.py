@@ -129,7 +129,13 @@ class FinetuneModule(pl.LightningModule):
     def seed_step(self) -> None:
         """Make what a step draws depend on (seed, step, rank) only."""
         key = f"{self.seed}/{self.global_step}/{self.global_rank}".encode()
-        torch.manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:7], "big"))
+        seed = int.from_bytes(hashlib.sha256(key).digest()[:7], "big")
+        # Not torch.manual_seed: as long as CUDA is not used, that notes every call and where it came from, for ever.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        elif self.device.type == "mps":
+            torch.mps.manual_seed(seed)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Average what DDP does not: the gradients of a head whose backbone is not released yet."""

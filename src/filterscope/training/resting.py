@@ -49,8 +49,7 @@ class KeepFeatures(pl.Callback):
             return
         scaled = isinstance(trainer.precision_plugin, MixedPrecision) and trainer.precision_plugin.scaler is not None
         self.halves = None if scaled else halve(pl_module.classifier, pl_module.policy.rests_to(pl_module.classifier))
-        module = pl_module
-        module.halves = self.halves
+        pl_module.halves = self.halves
         if self.halves is None:
             return
         own = trainer.fit_loop.epoch_loop
@@ -62,25 +61,19 @@ class KeepFeatures(pl.Callback):
             self.halves,
             self.data,
             compute=pl_module.lower_half(self.halves),
-            how=(str(trainer.precision), str(pl_module.device), pl_module.channels_last),
+            how=(str(trainer.precision), pl_module.channels_last),
+            device=pl_module.device,
             folder=self.folder / "features" if self.folder else None,
         )
 
-    def view(self, module: FinetuneModule, epoch: int) -> tuple[int | None] | None:
-        """Return the view (None: the fixed one) whose features the epoch is trained on; None: it needs images."""
-        if self.halves is None or not module.policy.rests(epoch):
+    def features(self, module: FinetuneModule) -> Tensor | None:
+        """Return the features of all training images as this epoch shows them; None where it needs the images."""
+        if self.store is None or not module.policy.rests(module.epoch):
             return None
         views: int | None = getattr(module.policy, "views", None)
         if self.data.augment is None or views == 0:
-            return (None,)
-        return None if views is None else (epoch % views,)
-
-    def features(self, module: FinetuneModule, epoch: int) -> Tensor | None:
-        """Return the features of all training images as the epoch shows them; None where it needs the images."""
-        view = self.view(module, epoch)
-        if view is None or self.store is None:
-            return None
-        return self.store.view(view[0])
+            return self.store.view(None)
+        return None if views is None else self.store.view(module.epoch % views)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let go of everything once nothing rests any more."""
@@ -138,7 +131,7 @@ class RestingLoop(_TrainingEpochLoop):
     def advance(self, data_fetcher: Any) -> None:
         """Run one batch, or all batches of an epoch on features."""
         module: Any = self.trainer.lightning_module
-        features = None if self.restarting and self.batch_progress.current.ready else self._features(module)
+        features = None if self.restarting and self.batch_progress.current.ready else self.kept.features(module)
         if features is None:
             super().advance(data_fetcher)
             return
@@ -156,9 +149,6 @@ class RestingLoop(_TrainingEpochLoop):
         call._call_lightning_module_hook(trainer, "on_train_batch_end", outputs, None, len(batches) - 1)
         trainer._logger_connector.on_batch_end()
         trainer._logger_connector.update_train_step_metrics()
-
-    def _features(self, module: FinetuneModule) -> Tensor | None:
-        return self.kept.features(module, module.epoch)
 
     def _steps(self, module: FinetuneModule, features: Tensor, labels: Tensor, batches: tuple[Tensor, ...]) -> Tensor:
         """Train on all batches and return their losses."""
