@@ -22,6 +22,7 @@ from filterscope.visuals.verdicts import COLOURS
 from filterscope.visuals.visual import Examples, Pixels, example_name
 
 KERNEL, FACE, CROP, RESPONSE, STEP, THUMB = 128, 128, 104, 96, 72, 96  # pixels of a side
+MANY = 1024  # filters of a layer from which on the pictures of its page are smaller
 SAMPLES = 10  # filters that stand for a layer in the overview
 KINDS = ("kernel", "synthesis", "response")
 
@@ -124,7 +125,9 @@ def view_of(classifier: Classifier, name: str, seen: Seen, examples: Examples, *
                 "synthesized": [place for place, epoch in enumerate(epochs) if _made(seen.history[epoch], i) >= 0],
             }
         )
-    thumbs = [photo(image.float() / 255, THUMB) for image in seen.faces[0].images]
+    # A browser holds an atlas as pixels, four bytes each.
+    side = THUMB if len(weights) <= MANY else THUMB * 2 // 3
+    thumbs = [photo(image.float() / 255, side) for image in seen.faces[0].images]
     chosen = _best(facts, SAMPLES)
     return LayerView(
         name=name,
@@ -139,7 +142,7 @@ def view_of(classifier: Classifier, name: str, seen: Seen, examples: Examples, *
         facts=facts,
         sheets=sheets,
         chosen=chosen,
-        samples=[thumbs[i] for i in chosen],
+        samples=[photo(seen.faces[0].images[i].float() / 255, THUMB) for i in chosen],
     )
 
 
