@@ -38,6 +38,9 @@ def explain(error: BaseException) -> str | None:
         return f"the machine is out of memory{said}; a smaller data.batch_size or data.num_workers needs less"
     if type(error).__name__.startswith("Dist") or (isinstance(error, RuntimeError) and _PEER.search(text)):
         return f"another process of this run has ended or cannot be reached ({_sentence(text)})"
+    if isinstance(error, RuntimeError) and "DataLoader worker" in text:
+        # torch raises it wherever the program is when the process dies, not only where the next batch is asked for.
+        return f"a loader process died ({_sentence(text)}); a smaller data.num_workers or data.batch_size needs less"
     if isinstance(error, RuntimeError) and _DISK.search(text):
         return f"a file could not be written whole ({_sentence(text)}); is the disk full?"
     return None

@@ -37,6 +37,13 @@ def write_file(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def synced_size(path: Path) -> int:
+    """Put what a file holds on the disk and return its size."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return os.fstat(file.fileno()).st_size
+
+
 def sync_folder(folder: Path) -> None:
     """Put the names in a folder on the disk."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -13,7 +13,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
 
-from filterscope.files import write_file
+from filterscope.files import synced_size, write_file
 
 SPLITS = ("train", "val", "test")
 EVENTS = "events.out.tfevents.*"
@@ -111,7 +111,7 @@ class RunLog(pl.Callback):
             return
         if isinstance(trainer.logger, RunLogger):
             trainer.logger.save()
-        sizes = {path.name: path.stat().st_size for path in self.path.parent.glob(EVENTS)}
+        sizes = {path.name: synced_size(path) for path in self.path.parent.glob(EVENTS)}
         written = {"finished": max(self.rows, default=0), "events": sizes}
         checkpoint.setdefault("filterscope", {})["written"] = written
 
