@@ -54,7 +54,8 @@ def main() -> None:
             shoot(browser, address, height, scheme).save(PICTURES / f"{name}.webp", quality=82)
         with tensorboard(options.run) as address:
             shown = shoot(browser, f"{address}#images", 900, wait="tf-image-loader img")
-            shown.save(PICTURES / "tensorboard.webp", quality=82)
+            # Without the side bar, which names the folder of whoever took it.
+            shown.crop((320, 120, 1100, 900)).save(PICTURES / "tensorboard.webp", quality=82)
         browser.close()
 
 

@@ -13,6 +13,7 @@ from train import train
 from visualize import visualize
 
 from filterscope.edge import plain
+from filterscope.errors import UserError
 from filterscope.opening import tensorboard
 from tiny import REPOSITORY, TINY
 
@@ -20,6 +21,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SMALL = ("visuals.gallery.faces=1", *(f"visuals.gallery.recipes.{r}.{k}" for r in ("specific", "plain") for k in (
     "steps=2", "size=24")), "visuals.gallery.health.draws=19")  # fmt: skip
 EPOCHS = 2
+expect.set_options(timeout=20_000)  # on a machine with other things to do
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +173,14 @@ def test_two_networks_are_compared_filter_by_filter(page, gallery):
     assert tiles.first.locator(".sprite").count() == 4
     tiles.first.get_by_role("link").click()
     expect(page.get_by_role("heading", name="In before")).to_be_visible()
+
+
+def test_a_folder_that_is_not_ours_is_refused_before_any_work(run, tmp_path):
+    (tmp_path / "gallery").mkdir()
+    (tmp_path / "gallery" / "thesis.tex").touch()
+    with pytest.raises(UserError, match="exists and is no gallery of filterscope"):
+        visualize(_composed("visualize", f"ckpt={run}", "visuals=gallery"), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["gallery"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
