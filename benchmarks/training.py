@@ -4,7 +4,7 @@
 
 Real flowers, real convolutional weights of AlexNet and VGG16 with a new Linear on their pooled output. The plain loop
 is PIL, torchvision's transforms, DataLoader, fp32, contiguous, Adam; both sides see the same kind of crops. `--quick`
-takes fewer VGG16 images and steps, and repeats less. `--processor` counts processor time on one core, without loader
+takes fewer images and steps, and repeats less. `--processor` counts processor time on one core, without loader
 processes, where a machine is busy with other work too.
 """
 
@@ -85,7 +85,7 @@ ALONE = ("visuals=none", "checkpoint.monitor=train/acc")
 
 def steps_of(bench: Bench, part: str, *, finetune: str, trained: str) -> None:
     """An epoch of AlexNet, a few steps of VGG16, with random crops."""
-    for name, steps in (("alexnet", None), ("vgg16", 3 if bench.quick else 20)):
+    for name, steps in (("alexnet", 5), ("vgg16", 2)) if bench.quick else (("alexnet", None), ("vgg16", 20)):
         limit = () if steps is None else (f"trainer.limit_train_batches={steps}",)
         slow = bench.by_hand(name, bench.whole, trained=trained, steps=steps)
         pairs = []
