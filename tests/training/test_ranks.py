@@ -21,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 import pytorch_lightning as pl
 from filterscope.training.module import FinetuneModule
+from filterscope.training.resting import KeepFeatures
 import train
 
 def note(self):
@@ -30,12 +31,23 @@ def note(self):
         file.write(digest + "\\\\n")
 
 FinetuneModule.on_train_epoch_end = note
+if sys.argv[4] == "images":
+    KeepFeatures.setup = lambda *_, **__: None
 train.train(yaml.safe_load(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
 """
 
 
-@pytest.mark.parametrize("finetune", ["linear_probe", "gradual", "full"])
-def test_ranks_agree_bit_for_bit_after_every_epoch(finetune: str, composed: Compose, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("finetune", "on"),
+    [
+        ("linear_probe", "features"),
+        ("gradual", "features"),
+        ("gradual", "images"),
+        ("last_blocks", "features"),
+        ("full", ""),
+    ],
+)
+def test_ranks_agree_bit_for_bit_after_every_epoch(finetune: str, on: str, composed: Compose, tmp_path: Path) -> None:
     overrides = [*TINY, f"finetune={finetune}", "visuals=[filters,health,synthesis]", "trainer.max_epochs=3"]
     overrides.append("checkpoint.monitor=health/useful/all")
     if finetune == "gradual":
@@ -49,7 +61,7 @@ def test_ranks_agree_bit_for_bit_after_every_epoch(finetune: str, composed: Comp
     run = tmp_path / "run"
     run.mkdir()
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    arguments = [str(tmp_path / "worker.py"), str(tmp_path / "config.yaml"), str(run), str(REPOSITORY)]
+    arguments = [str(tmp_path / "worker.py"), str(tmp_path / "config.yaml"), str(run), str(REPOSITORY), on]
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -169,7 +169,7 @@ class FinetuneModule(pl.LightningModule):
 
     def count_steps(self, losses: Sequence[Tensor], seen: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Count steps on features by their losses and their `(logits, labels)`."""
-        logits, labels = (torch.cat(each).to(self.device) for each in zip(*seen, strict=True))
+        logits, labels = (torch.cat(each) for each in zip(*seen, strict=True))
         weights = torch.tensor([float(len(each)) for _, each in seen])
         for name, measure in self._of("train").items():
             if name == "loss":

@@ -12,6 +12,7 @@ from pytorch_lightning.plugins.precision import MixedPrecision
 from pytorch_lightning.trainer import call
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
+from torch.nn.modules.dropout import _DropoutNd
 
 from filterscope.data.datamodule import ImageDataModule
 from filterscope.models.splitting import Halves, halve
@@ -20,6 +21,8 @@ from filterscope.training.module import FinetuneModule
 from filterscope.training.runlog import RunLog
 
 log = logging.getLogger(__name__)
+
+_COUNTED = 256  # steps whose metrics are counted at once
 
 
 class KeepFeatures(pl.Callback):
@@ -51,6 +54,9 @@ class KeepFeatures(pl.Callback):
         self.halves = None if scaled else halve(pl_module.classifier, pl_module.policy.rests_to(pl_module.classifier))
         pl_module.halves = self.halves
         if self.halves is None:
+            log.info(
+                "what rests is run in every epoch: its output alone does not make the logits, or losses are scaled"
+            )
             return
         own = trainer.fit_loop.epoch_loop
         loop = RestingLoop(trainer, min_steps=own.min_steps, max_steps=own.max_steps, kept=self)
@@ -157,19 +163,23 @@ class RestingLoop(_TrainingEpochLoop):
         optimizer: Any = module.optimizers(use_pl_optimizer=False)
         schedule: Any = module.lr_schedulers()
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        accumulated, first = trainer.accumulate_grad_batches, self.global_step
+        drawn = any(isinstance(part, _DropoutNd) for part in (*halves.above.modules(), module.classifier.head))
+        accumulated, first, several = trainer.accumulate_grad_batches, self.global_step, trainer.world_size > 1
         losses, seen, done = [], [], self.automatic_optimization.optim_progress.optimizer
         optimizer.zero_grad()
         for number, batch in enumerate(batches, start=1):
-            module.seed_step()
+            if drawn:
+                module.seed_step()
+            true = labels[batch].to(module.device)
             with trainer.precision_plugin.train_step_context():
                 logits = halves.logits(picked(features, batch).to(module.device))
-                loss = module.loss(logits, labels[batch].to(module.device))
+                loss = module.loss(logits, true)
             (loss / accumulated if accumulated > 1 else loss).backward()
             losses.append(loss.detach())
-            seen.append((logits.detach(), labels[batch]))
+            seen.append((logits.detach(), true))
             if number % accumulated == 0 or number == len(batches):
-                module.average_gradients(trained)
+                if several:
+                    module.average_gradients(trained)
                 if trainer.gradient_clip_val:
                     module.configure_gradient_clipping(
                         optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm
@@ -180,7 +190,7 @@ class RestingLoop(_TrainingEpochLoop):
                 done.step.increment_completed()
                 done.zero_grad.increment_ready()
                 schedule.step()
-            if len(seen) == 64 or number == len(batches):
+            if len(seen) == _COUNTED or number == len(batches):
                 module.count_steps(losses[-len(seen) :], seen)
                 seen.clear()
         values = torch.stack(losses)
