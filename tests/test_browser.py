@@ -29,7 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small real run."""
     folder = tmp_path_factory.mktemp("run")
     chosen = ["visuals.synthesis.channels=2", "visuals.health.draws=19", "num_examples=4"]
-    train(_composed("train", *TINY, *chosen), folder)
+    train(_composed("train", *TINY, *chosen, "visuals=[default,gallery]", *SMALL, "visuals.gallery.pool=30"), folder)
     return folder
 
 
@@ -173,6 +173,12 @@ def test_two_networks_are_compared_filter_by_filter(page, gallery):
     assert tiles.first.locator(".sprite").count() == 4
     tiles.first.get_by_role("link").click()
     expect(page.get_by_role("heading", name="In before")).to_be_visible()
+
+
+def test_a_training_that_has_ended_leaves_a_gallery_of_its_best_epoch(run):
+    shown = (run / "gallery" / "data" / "block1_conv1.js").read_text()
+    assert '"epochs":[0,1,2]' in shown
+    assert (run / "gallery" / "index.html").is_file()
 
 
 def test_a_folder_that_is_not_ours_is_refused_before_any_work(run, tmp_path):

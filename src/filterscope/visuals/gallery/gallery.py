@@ -101,9 +101,11 @@ class Gallery:
         other = Beside.read(Path(self.beside).expanduser()) if self.beside else None
         share = self._share(counts, other)
         pool = self._pool(examples)
+        # Outside of any epoch: what training said of these very weights holds, and nobody is warned once more.
+        known_so_far = Past(store=past.store)
         if len(pool):
-            dataclasses.replace(self.health, layers=list(counts))(classifier, pool, past)
-        known = real_statistics(classifier, list(counts), pool, past)
+            dataclasses.replace(self.health, layers=list(counts))(classifier, pool, known_so_far)
+        known = real_statistics(classifier, list(counts), pool, known_so_far)
         excited = peaks(classifier, pool.images, list(counts)) if len(pool) >= FEWEST * self.crops else {}
         views, done, total = [], 0, sum(counts.values())
         with progress_bar("gallery:", past) as told:
