@@ -39,6 +39,7 @@ def train(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
     if checkpoint is not None:
         resuming.go_on(trainer, module, data, checkpoint)
     else:
+        launching.count_skipped(trainer, data)
         trainer.validate(module, data, verbose=False)  # epoch 0: the network before training
         if trainer.max_epochs == 0:
             launching.look_once(trainer, module)

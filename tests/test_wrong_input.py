@@ -1,5 +1,6 @@
 """What a user can get wrong: each ends in a `UserError`, which the scripts tell in one line."""
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -251,3 +252,13 @@ def test_a_checkpoint_that_is_none(name: str, content: bytes | None, composed: C
     path.mkdir() if content is None else path.write_bytes(content)
     with pytest.raises(UserError, match=name):
         visualize(composed(f"ckpt={path}", config="visualize"), tmp_path / "out")
+
+
+def test_damaged_images_that_are_left_out_are_counted_in_the_metrics(composed: Compose, tmp_path: Path) -> None:
+    folder = photographs(tmp_path / "data", "a", "b", count=20)
+    for number in (3, 4):
+        (tmp_path / "data" / "a" / f"{number}.png").write_bytes(b"half of it")
+    knobs = ("data=folder", f"data.root={folder}", "data.on_corrupt=skip", "data.num_workers=0", "visuals=none")
+    train(composed(*tiny("data.image_size=24", "trainer.max_epochs=0", *knobs)), tmp_path / "run")
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        assert next(csv.DictReader(file))["data/skipped"] == "2"

@@ -98,6 +98,16 @@ def log_start(module: FinetuneModule, data: ImageDataModule) -> None:
     log.info("%d classes, images of %d×%d pixels", data.num_classes, data.image_size, data.image_size)
 
 
+def count_skipped(trainer: pl.Trainer, data: ImageDataModule) -> None:
+    """Put into the row of epoch 0 how many damaged files were left out, where there were any."""
+    if not data.skipped:
+        return
+    counted = {"data/skipped": float(len(data.skipped))}
+    next(each for each in trainer.callbacks if isinstance(each, RunLog)).add(trainer, counted, epoch=0)  # type: ignore[attr-defined]
+    if trainer.logger is not None:
+        trainer.logger.log_metrics(counted, step=0)
+
+
 def look_once(trainer: pl.Trainer, module: FinetuneModule) -> None:
     """Draw and keep a network that is not trained at all."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
