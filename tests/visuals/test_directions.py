@@ -1,17 +1,20 @@
 """Pictures of directions in channel space."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from filterscope import building
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.probes.activations import activations
 from filterscope.probes.synthesis import Job, Recipe, measure_statistics, synthesize, synthesize_all
 from filterscope.probes.synthesis.objectives import mean_along
-from filterscope.visuals.directions import Directions
+from filterscope.visuals.directions import Directions, _name
 from filterscope.visuals.visual import Examples, Past
 
 RECIPE = Recipe(size=24, steps=12, precision="fp32", jitter=0, scale=0, rotate=0)
@@ -45,16 +48,12 @@ def test_a_direction_along_one_class_makes_the_picture_of_its_logit(classifier: 
 def test_directions_are_compared_with_real_images_and_kept(
     classifier: Classifier, examples: Examples, tmp_path: Path
 ) -> None:
-    visual = Directions(
-        directions={"both": {0: 1.0, 1: 1.0}, "apart": {0: 1.0, 1: -1.0}}, recipe=RECIPE, keep=str(tmp_path)
-    )
+    visual = Directions(directions=[{0: 1.0, 1: 1.0}, {0: 1.0, 1: -1.0}], recipe=RECIPE, keep=str(tmp_path))
     (picture,) = visual(classifier, examples, Past()).values()
     assert "all 2 directions" in picture.description
     assert f"Compared with {len(examples)} real images" in picture.description
     assert len(list(tmp_path.glob("*.npz"))) == 2
-    other = Directions(
-        directions={"both": {0: 1.0, 2: 1.0}, "apart": {0: 1.0, 1: -1.0}}, recipe=RECIPE, keep=str(tmp_path)
-    )
+    other = Directions(directions=[{0: 1.0, 2: 1.0}, {0: 1.0, 1: -1.0}], recipe=RECIPE, keep=str(tmp_path))
     other(classifier, examples, Past())
     assert len(list(tmp_path.glob("*.npz"))) == 4
 
@@ -68,10 +67,21 @@ def test_statistics_of_directions_are_of_directions(classifier: Classifier, exam
 
 def test_a_direction_of_a_channel_that_is_not_there_is_refused(classifier: Classifier, examples: Examples) -> None:
     with pytest.raises(UserError, match="channel 99 of block2_conv1 does not exist; it has 0 to 11"):
-        Directions(directions={"far": {99: 1.0}}, recipe=RECIPE)(classifier, examples, Past())
+        Directions(directions=[{99: 1.0}], recipe=RECIPE)(classifier, examples, Past())
 
 
-@pytest.mark.parametrize("directions", [{}, {"nothing": {}}, {"nought": {3: 0.0}}])
-def test_a_direction_that_leads_nowhere_is_refused(directions: dict[str, dict[int, float]]) -> None:
+def test_directions_are_chosen_on_the_command_line(composed: Callable[..., dict[str, Any]]) -> None:
+    words = ("visuals=directions", "visuals.directions.directions=[{3: 1.0, 17: -0.5}]")
+    visual = building.build(composed(*words, config="visualize")["visuals"]["directions"], where="visuals.directions")
+    assert visual.directions == [{3: 1.0, 17: -0.5}]
+
+
+@pytest.mark.parametrize(("weights", "name"), [({3: 1.0, 17: -0.5}, "3 −0.5·17"), ({0: -1.0, 2: 2.0}, "−0 +2·2")])
+def test_a_direction_is_called_by_its_channels(weights: dict[int, float], name: str) -> None:
+    assert _name(weights) == name
+
+
+@pytest.mark.parametrize("directions", [[], [{}], [{1: 1.0}, {3: 0.0}]])
+def test_a_direction_that_leads_nowhere_is_refused(directions: list[dict[int, float]]) -> None:
     with pytest.raises(UserError, match=r"visuals\.directions\.directions"):
         Directions(directions=directions)

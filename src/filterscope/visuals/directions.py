@@ -1,6 +1,6 @@
 """Pictures of directions in channel space: what excites several channels of a layer together."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,14 +23,14 @@ class Directions:
 
     Attributes:
         layer: name of the layer; None: the last convolution.
-        directions: by name, weights of channels, `{petals: {3: 1.0, 17: -0.5}}`.
+        directions: each the weights of some channels, `{3: 1.0, 17: -0.5}`.
         recipe: how pictures are made; `channel` and `specific` both mean the mean along the direction.
         keep: folder in which finished pictures are kept, so that none is made twice; outside training only.
         seed: of the noise that pictures start from.
         every: draw every so many epochs, 0: before training only.
     """
 
-    directions: Mapping[str, Mapping[int, float]]
+    directions: Sequence[Mapping[int, float]]
     layer: str | None = None
     recipe: Recipe = field(default_factory=Recipe)
     keep: str | None = None
@@ -39,10 +39,11 @@ class Directions:
 
     def __post_init__(self) -> None:
         """Refuse directions that lead nowhere."""
-        empty = [name for name, weights in self.directions.items() if not any(weights.values())]
-        if empty or not self.directions:
-            which = f"{empty[0]} has no weights" if empty else "there are none"
-            raise UserError(f"visuals.directions.directions: {which}; give channels' weights, {{name: {{3: 1.0}}}}")
+        if not self.directions or not all(any(weights.values()) for weights in self.directions):
+            raise UserError(
+                f"visuals.directions.directions={list(map(dict, self.directions))}; "
+                "it must be a list of channels' weights that are not all 0, [{3: 1.0, 17: -0.5}]"
+            )
 
     def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> dict[str, Picture]:
         """Return one picture of all directions."""
@@ -68,7 +69,7 @@ class Directions:
             made,
             Picked(channels=channels),
             layer=layer.name,
-            names=tuple(self.directions),
+            names=[_name(weights) for weights in self.directions],
             what="directions",
             statistics=known,
             aside=epoch_label(past),
@@ -82,7 +83,14 @@ class Directions:
     def _tensor(self, classifier: Classifier, layer: str) -> Tensor:
         total = len(channels_of(classifier.layers, layer, None))
         tensor = torch.zeros(len(self.directions), total)
-        for row, weights in zip(tensor, self.directions.values(), strict=True):
+        for row, weights in zip(tensor, self.directions, strict=True):
             for channel in channels_of(classifier.layers, layer, list(weights)):
                 row[channel] = weights[channel]
         return tensor
+
+
+def _name(weights: Mapping[int, float]) -> str:
+    """Return what a direction is called: its channels, with their weights where these are not 1."""
+    terms = (f"{'+' if weight > 0 else '−'}{'' if abs(weight) == 1 else f'{abs(weight):g}·'}{channel}"
+             for channel, weight in weights.items() if weight)  # fmt: skip
+    return " ".join(terms).removeprefix("+")
