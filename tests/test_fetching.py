@@ -197,7 +197,9 @@ def test_an_honest_archive_is_unpacked(make: Callable[[Path], None], tmp_path: P
     assert sorted(path.name for path in tmp_path.iterdir()) == ["archive", "inner"]
 
 
-@pytest.mark.parametrize("content", [gzip.compress(bytes(5000)), gzip.compress(b"x")[:-4], b"no gzip"])
+@pytest.mark.parametrize(
+    "content", [gzip.compress(bytes(5000)), gzip.compress(b"x")[:-4], b"no gzip"], ids=["grows", "is cut", "is none"]
+)
 def test_a_packed_file_that_grows_or_is_cut_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "file.gz").write_bytes(content)
     with pytest.raises(UserError, match=r"file\.gz"):
