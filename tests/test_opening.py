@@ -14,9 +14,10 @@ from filterscope.errors import UserError
 from filterscope.opening import tensorboard
 
 SHOW = """
-import logging, sys
+import logging, signal, sys
 from pathlib import Path
 from filterscope.opening import show
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 logging.basicConfig(level=logging.INFO, stream=sys.stdout)
 show(Path(sys.argv[1]))
 """

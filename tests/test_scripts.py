@@ -25,7 +25,12 @@ def assert_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
 def test_help_is_a_page_with_examples_and_choices_and_needs_no_torch(script: Script) -> None:
     done = script("train.py", "--help")
     assert done.returncode == 0
-    for word in ("Examples", "data: animals, csv, embedded", "finetune: full, gradual, linear_probe", "max_epochs: 10"):
+    for word in (
+        "Examples",
+        "data: animals, csv, embedded",
+        "finetune: full, gradual, last_blocks, linear_probe",
+        "max_epochs: 10",
+    ):
         assert word in done.stdout
     assert "Examples" in script("visualize.py", "--help").stdout
 
