@@ -62,7 +62,7 @@ def _planted(path: Path, build: Callable[..., Any]) -> Path:
     state = {
         name: 0.05 * torch.randn(shape, generator=generator)
         if name.startswith("features.")
-        else torch.zeros(()).expand(shape)
+        else torch.zeros(shape, dtype=torch.half)
         for name, shape in shapes.items()
     }
     state["classifier.6.bias"] = 8.0 * F.one_hot(torch.tensor(GOLDEN_RETRIEVER), 1000).float()
