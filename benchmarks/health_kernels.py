@@ -42,7 +42,7 @@ def calibration(report: Report, quick: bool) -> None:
         for i in range(made):
             kernels = list(INITIALISATIONS.values())[i % 3](torch.empty(*shape, shape[2]))
             found = structure(kernels, together=shape[1] == 3, seed=i)
-            below_here += int((found.p <= 0.05 + 1e-6).sum())  # exactly 10 of 200 ranks
+            below_here += int((found.p <= 0.05 + 1e-6).sum())  # exactly 15 of 300 ranks
             flagged += bool(found.structured.any())
         rate, name = below_here / (made * shape[0]), f"random {shape[0]}×{shape[1]}×{shape[2]}×{shape[2]}: p ≤ .05"
         # A quick run's filters and layers are too few to hold one shape, or layers, against the bounds.

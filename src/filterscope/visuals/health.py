@@ -48,7 +48,7 @@ class Health:
     idle: float = 0.2
     level: float = 0.05
     alike: float = 0.95
-    draws: int = 199
+    draws: int = 299
     batch_size: int = 64
     every: int = 1
 

@@ -41,7 +41,7 @@ class Structure:
 
 
 def structure(
-    kernels: Tensor, *, together: bool = False, draws: int = 199, level: float = 0.05, seed: int = 0
+    kernels: Tensor, *, together: bool = False, draws: int = 299, level: float = 0.05, seed: int = 0
 ) -> Structure:
     """Test every filter of a layer for structure.
 
