@@ -21,7 +21,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SMALL = ("visuals.gallery.faces=1", *(f"visuals.gallery.recipes.{r}.{k}" for r in ("specific", "plain") for k in (
     "steps=2", "size=24")), "visuals.gallery.health.draws=19")  # fmt: skip
 EPOCHS = 2
-expect.set_options(timeout=20_000)  # on a machine with other things to do
+expect.set_options(timeout=120_000)  # on a machine with other things to do
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,7 @@ def browser() -> Iterator[Browser]:
 def page(browser: Browser) -> Iterator[Page]:
     """A page on which every complaint and every request that leaves the disk is a failure."""
     page = browser.new_page(viewport={"width": 1100, "height": 900})
+    page.set_default_timeout(120_000)
     wrong: list[str] = []
     page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -200,12 +201,13 @@ def test_nobody_is_shut_out(page, gallery, name, scheme):
 
 def test_tensorboard_shows_the_pictures_of_every_epoch(browser, run):
     page = browser.new_page()
+    page.set_default_timeout(120_000)
     with tensorboard(run) as address:
         page.goto(f"{address}#images")
         card = page.locator("tf-image-loader").first
-        expect(card.locator("img")).to_be_visible(timeout=20_000)
+        expect(card.locator("img")).to_be_visible(timeout=120_000)
         heading = card.locator("tf-card-heading").first.evaluate("e => e.shadowRoot.textContent")
         assert "activations/block1_pool" in heading
         assert "<strong>block1_pool</strong>" in card.evaluate("e => e.tagMetadata.description")
-        expect(card.locator("paper-slider")).to_have_attribute("aria-valuemax", str(EPOCHS), timeout=20_000)
+        expect(card.locator("paper-slider")).to_have_attribute("aria-valuemax", str(EPOCHS), timeout=120_000)
         page.close()
