@@ -8,9 +8,10 @@ import sys
 import webbrowser
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
+from typing import IO
 
 from filterscope.errors import UserError
 from filterscope.stopping import Stopped
@@ -37,12 +38,17 @@ def tensorboard(folder: Path) -> Iterator[str]:
                 found, last = _ADDRESS.search(line), line.strip() or last
                 if found:
                     # What it says later must not fill the pipe.
-                    Thread(target=deque, args=(server.stderr, 0), daemon=True).start()
+                    Thread(target=_drain, args=(server.stderr,), daemon=True).start()
                     yield found.group(1)
                     return
             raise UserError(f"TensorBoard did not start: {last}")
         finally:
             server.terminate()
+
+
+def _drain(stream: IO[str]) -> None:
+    with suppress(ValueError):  # it was closed while it was read
+        deque(stream, 0)
 
 
 def show(folder: Path) -> None:
