@@ -65,7 +65,8 @@ def page(browser: Browser) -> Iterator[Page]:
     wrong: list[str] = []
     page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("requestfailed", lambda request: wrong.append(f"failed: {request.url}"))
+    aborted = "net::ERR_ABORTED"  # who leaves a page ends what it was still loading
+    page.on("requestfailed", lambda asked: wrong.append(f"failed: {asked.url}") if asked.failure != aborted else None)
     page.on("request", lambda asked: wrong.append(asked.url) if asked.url.startswith(("http", "ws")) else None)
     yield page
     page.close()
