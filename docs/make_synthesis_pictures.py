@@ -1,4 +1,4 @@
-"""Draw sheets of what excites AlexNet and VGG16 layer by layer: docs/images/synthesis_*.png.
+"""Draw sheets of what excites AlexNet and VGG16 layer by layer: docs/images/synthesis_*.webp.
 
 `python docs/make_synthesis_pictures.py REAL`, where REAL holds Flowers 102 and `weights/`; pictures that an earlier run
 left in `--keep` are not made again.
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from PIL import Image
 from rich.console import Console
 
 from filterscope.data.flowers import FlowersDataModule
@@ -17,7 +18,7 @@ from filterscope.models import heads
 from filterscope.models.backbone import torchvision_backbone
 from filterscope.models.classifier import Classifier
 from filterscope.probes.synthesis import ActivationStatistics, Job, Recipe, measure_statistics, synthesize_all
-from filterscope.visuals.draw import Cell, grid, save_png, side
+from filterscope.visuals.draw import Cell, grid, side
 from filterscope.visuals.tiles import photo
 from filterscope.visuals.trust import trust_lines
 from filterscope.visuals.visual import Past, Picture
@@ -27,6 +28,7 @@ DOCS = Path(__file__).resolve().parent
 IMAGES = 100
 COLUMNS = 4
 LABELS = 170
+QUALITY = 85  # of the WebP files
 LAYERS = {
     "alexnet": ("block1_conv1", "block2_conv1", "block3_conv1", "block3_conv2", "block3_conv3"),
     "vgg16": ("block1_conv1", "block2_conv1", "block3_conv1", "block4_conv1", "block5_conv1"),
@@ -96,8 +98,8 @@ def main() -> None:
     for name in LAYERS if options.only is None else (options.only,):
         subject = Subject.of(name, options.real)
         for way in ("specific", "plain"):
-            path = DOCS / "images" / f"synthesis_{name}_{way}.png"
-            save_png(sheet(subject, way, options.keep), path)
+            path = DOCS / "images" / f"synthesis_{name}_{way}.webp"
+            Image.fromarray(sheet(subject, way, options.keep).pixels).save(path, quality=QUALITY, method=6)
             print(path)
 
 
