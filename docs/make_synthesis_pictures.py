@@ -28,7 +28,7 @@ DOCS = Path(__file__).resolve().parent
 IMAGES = 100
 COLUMNS = 4
 LABELS = 170
-QUALITY = 85  # of the WebP files
+QUALITY = 75  # of the WebP files
 LAYERS = {
     "alexnet": ("block1_conv1", "block2_conv1", "block3_conv1", "block3_conv2", "block3_conv3"),
     "vgg16": ("block1_conv1", "block2_conv1", "block3_conv1", "block4_conv1", "block5_conv1"),
