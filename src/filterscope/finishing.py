@@ -24,13 +24,14 @@ from filterscope.visuals.visual import Output
 
 log = logging.getLogger(__name__)
 
+Kind = typing.TypeVar("Kind", bound=pl.Callback)
+
 
 def finish(
     trainer: pl.Trainer, module: FinetuneModule, data: ImageDataModule, cfg: Plain, folder: Path
 ) -> dict[str, float]:
     """Test the best epoch where there is a test split, write the final tables and return all metrics."""
-    kept = next(callback for callback in trainer.callbacks if isinstance(callback, KeepCheckpoints))  # type: ignore[attr-defined]
-    rows = next(callback for callback in trainer.callbacks if isinstance(callback, RunLog)).rows  # type: ignore[attr-defined]
+    kept, rows = callback_of(trainer, KeepCheckpoints), callback_of(trainer, RunLog).rows
     best = kept.best_epoch if kept.best_epoch is not None else max(rows)
     metrics = dict(rows.get(best, {}))
     content = torch.load(kept.best_path, map_location=module.device, weights_only=True)
@@ -38,12 +39,16 @@ def finish(
     if data.has_test:
         trainer.test(module, data, verbose=False)
         metrics |= {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("test/")}
-    looks = next(callback for callback in trainer.callbacks if isinstance(callback, LogVisuals))  # type: ignore[attr-defined]
-    looks.conclude(trainer, module, epoch=best)
+    callback_of(trainer, LogVisuals).conclude(trainer, module, epoch=best)
     if trainer.is_global_zero:
         _write_results(trainer, module, cfg, folder, metrics)
     part(trainer)
     return metrics
+
+
+def callback_of(trainer: pl.Trainer, kind: type[Kind]) -> Kind:
+    """Return the trainer's callback of a kind."""
+    return next(each for each in trainer.callbacks if isinstance(each, kind))  # type: ignore[attr-defined]
 
 
 def part(trainer: pl.Trainer) -> None:
@@ -93,7 +98,7 @@ def _write_results(
     whole = {name: value for name, value in metrics.items() if name.count("/") == 1 or name.endswith("/all")}
     logger.log_outcome(_choices(cfg), whole)
     export(module.classifier, cfg["export"], folder)
-    looks = next(callback for callback in trainer.callbacks if isinstance(callback, LogVisuals))  # type: ignore[attr-defined]
+    looks = callback_of(trainer, LogVisuals)
     for tag, table in looks.summaries.items():
         log.info("%s", table_text(table, f"{tag}, epoch {looks.past.epoch}"))
     for name, value in sorted(whole.items()):
