@@ -1,7 +1,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hydra
 import pytest
+from pytorch_lightning.utilities import rank_zero_only
 
 from filterscope.edge import plain
 from tiny import REPOSITORY
@@ -22,6 +23,17 @@ def real() -> Path:
     if not folder:
         pytest.skip("needs real data and weights: FILTERSCOPE_REAL is not set")
     return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def this_process() -> Iterator[None]:
+    """Leave to the next test what a `Trainer` sets for its whole process: its rank, and the launcher's variables."""
+    rank, variables = getattr(rank_zero_only, "rank", 0), dict(os.environ)
+    yield
+    rank_zero_only.rank = rank
+    for name in os.environ.keys() - variables.keys():
+        del os.environ[name]
+    os.environ.update(variables)
 
 
 Composed = dict[str, Any]
