@@ -1,7 +1,9 @@
 """The gallery's content: every filter is there, what is shown is what was found, nothing else is touched."""
 
+import dataclasses
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +52,11 @@ def _pixels(content: bytes) -> Pixels:
 def _data(site: Site, layer: str) -> dict:
     script = site.files[f"data/{layer}.js"].decode()
     return json.loads(script.removeprefix("window.filterscope = ").rstrip().removesuffix(";"))
+
+
+def _beside(site: Site, layer: str) -> list:
+    script = site.files[f"beside/{layer}.js"].decode()
+    return json.loads(script.removeprefix("window.filterscopeBeside = ").rstrip().removesuffix(";"))
 
 
 def test_every_layer_has_its_pages_and_every_filter_its_sheet(made: Site) -> None:
@@ -210,7 +217,39 @@ def test_a_gallery_beside_it_is_copied_and_compared(
     classifier.image_size = 32
     site = Gallery(**QUICK, beside=str(tmp_path))(classifier, many, Past())["gallery"]
     assert site.files["beside/block1_conv1-kernels.webp"] == made.files["atlas/block1_conv1-kernels.webp"]
+    assert site.files["beside/block1_conv1-crops.webp"] == made.files["atlas/block1_conv1-crops.webp"]
     assert site.files["compare/block1_conv1.html"].count(b"data-changed=") == 8
+    assert site.files["compare/block1_conv1.html"].count(b'crops-b"></span>') == 8
+    same = [said for _, _, said in _beside(site, "block1_conv1")]
+    assert all("kernel differs by 0 %" in said and "0 of 3 images new" in said for said in same)
+
+
+def test_what_has_changed_is_said_of_the_filter_that_has(
+    classifier: Classifier, many: Examples, made: Site, tmp_path: Path
+) -> None:
+    write_site(tmp_path / "gallery", made)
+    classifier.image_size = 32
+    with torch.no_grad():
+        classifier.backbone.network[0].weight[5].neg_()
+        classifier.backbone.network[0].bias[5].neg_()
+    site = Gallery(**QUICK, beside=str(tmp_path))(classifier, many, Past())["gallery"]
+    # The drawing of a kernel with the other sign is the negative: grey ± v becomes grey ∓ v.
+    (tile,) = small_kernels(kernels(classifier, "block1_conv1")[[5]])[0]
+    expected = 100 * np.abs(2 * (tile.astype(float) - 127.5)).mean() / 255
+    said = [each for _, _, each in _beside(site, "block1_conv1")]
+    assert float(re.search(r"kernel differs by ([\d.]+) %", said[5])[1]) == pytest.approx(expected, rel=0.05)
+    assert re.search(r"[1-3] of 3 images new", said[5])
+    assert all("kernel differs by 0 %" in each for i, each in enumerate(said) if i != 5)
+
+
+def test_other_images_are_not_compared_with_these(
+    classifier: Classifier, many: Examples, made: Site, tmp_path: Path
+) -> None:
+    write_site(tmp_path / "gallery", made)
+    classifier.image_size = 32
+    others = dataclasses.replace(many, images=1 - many.images)
+    site = Gallery(**QUICK, beside=str(tmp_path))(classifier, others, Past())["gallery"]
+    assert not any("images new" in said for _, _, said in _beside(site, "block1_conv1"))
 
 
 @pytest.mark.parametrize(
@@ -219,6 +258,7 @@ def test_a_gallery_beside_it_is_copied_and_compared(
         ({"slug": "../../etc/passwd"}, "a layer's file is called"),
         ({"filters": []}, None),
         ({"kernels": {"columns": 1, "rows": 1}}, "has more filters than pictures"),
+        ({"crops": {"columns": 9, "rows": 1}}, "stand in different places"),
         ({"filters": 3}, "damaged"),
     ],
 )

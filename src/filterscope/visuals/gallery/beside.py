@@ -11,14 +11,18 @@ from PIL import Image, UnidentifiedImageError
 from filterscope.errors import UserError
 from filterscope.visuals.site import manifest
 
-_KINDS = ("kernels", "pictures")
+_KINDS = ("kernels", "pictures", "crops")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Beside:
-    """What another gallery shows: `layers` by name as in its manifest, `files` by their path below this site."""
+    """What another gallery shows: `layers` by name as in its manifest, `files` by their path below this site.
+
+    `images` says which real images it was made with.
+    """
 
     title: str
+    images: str
     layers: Mapping[str, Mapping[str, Any]]
     files: Mapping[str, bytes]
 
@@ -42,8 +46,9 @@ class Beside:
                 f"beside/{layer['slug']}-{kind}.webp": _picture(folder / "atlas" / f"{layer['slug']}-{kind}.webp")
                 for layer in layers.values()
                 for kind in _KINDS
+                if layer[kind]
             }
-            return cls(title=str(content["title"]), layers=layers, files=files)
+            return cls(title=str(content["title"]), images=str(content["images"]), layers=layers, files=files)
         except (KeyError, TypeError, ValueError, OSError) as error:
             if isinstance(error, UserError):
                 raise
@@ -54,13 +59,19 @@ def _checked(layer: Mapping[str, Any]) -> dict[str, Any]:
     slug, filters = str(layer["slug"]), list(layer["filters"])
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", slug):
         raise ValueError(f"a layer's file is called {slug!r}")
-    grids = {kind: {side: int(layer[kind][side]) for side in ("columns", "rows")} for kind in _KINDS}
-    if any(grid["columns"] * grid["rows"] < len(filters) for grid in grids.values()):
+    grids = {
+        kind: {side: int(layer[kind][side]) for side in ("columns", "rows")} if layer[kind] else None for kind in _KINDS
+    }
+    grid = grids["kernels"] or {"columns": 0, "rows": 0}
+    if grid["columns"] * grid["rows"] < len(filters):
         raise ValueError(f"{slug} has more filters than pictures")
+    if any(each not in (grid, None) for each in grids.values()) or not grids["pictures"]:
+        raise ValueError(f"the pictures of {slug} stand in different places")
     known = [
         {
             "verdict": str(each["verdict"]),
             "reason": str(each["reason"]),
+            "best": [int(image) for image in each["best"]],
             **{key: float(each[key]) for key in ("activation", "z") if each.get(key) is not None},
         }
         for each in filters

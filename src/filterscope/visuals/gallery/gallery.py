@@ -1,6 +1,7 @@
 """The gallery: a static site with a page for every layer and every filter of a network."""
 
 import dataclasses
+import hashlib
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -179,6 +180,7 @@ class Gallery:
             cropped=len(pool) >= FEWEST * self.crops,
             labelled=pool.labels is not None,
             images=[photo(image, 160) for image in examples.images[: self.images]],
+            pool_state=_state(pool.images),
             image_names=[example_name(examples, i) for i in range(min(self.images, len(examples)))],
             recipes=list(self.recipes),
             faces=self.faces,
@@ -190,6 +192,11 @@ def _face(recipe: str, made: Made, lines: list[tuple[str, ...]], number: int, co
     part = slice(number * count, (number + 1) * count)
     images: Tensor = (made.images[part] * 255).round().to(torch.uint8)
     return FaceFacts(recipe=recipe, images=images, lines=[", ".join(line) for line in lines[part]])
+
+
+def _state(images: Tensor) -> str:
+    """Return the same short text for the same images, to tell whether two galleries were made with them."""
+    return hashlib.sha256((images * 255).round().to(torch.uint8).numpy().tobytes()).hexdigest()[:16]
 
 
 def _tell(told: Callable[[str, float], None] | None, name: str, before: float, share: float, made: float) -> None:

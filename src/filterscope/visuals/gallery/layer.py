@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from filterscope.models.classifier import Classifier
@@ -24,6 +25,7 @@ from filterscope.visuals.visual import Examples, Pixels, example_name
 KERNEL, FACE, CROP, RESPONSE, STEP, THUMB = 128, 128, 104, 96, 72, 96  # pixels of a side
 MANY = 1024  # filters of a layer from which on the pictures of its page are smaller
 SAMPLES = 10  # filters that stand for a layer in the overview
+STRIP, SMALL = 3, 64  # real images that a comparison shows of a filter, and pixels of their sides there
 KINDS = ("kernel", "synthesis", "response")
 
 
@@ -64,6 +66,7 @@ class LayerView:
     layout: Layout
     kernels: Atlas
     pictures: Atlas
+    crops: Atlas | None
     facts: Sequence[Mapping[str, Any]]
     sheets: Sequence[bytes]
     chosen: Sequence[int]
@@ -80,6 +83,7 @@ class LayerView:
         return {
             f"atlas/{self.slug}-kernels.webp": self.kernels.content,
             f"atlas/{self.slug}-pictures.webp": self.pictures.content,
+            **({f"atlas/{self.slug}-crops.webp": self.crops.content} if self.crops else {}),
             **{f"sheets/{self.slug}/{i}.webp": sheet for i, sheet in enumerate(self.sheets)},
         }
 
@@ -108,26 +112,28 @@ def view_of(classifier: Classifier, name: str, seen: Seen, examples: Examples, *
     classes = served(seen.peaks.responses, examples.labels) if seen.peaks else [[] for _ in weights]
     best = seen.peaks.best(seen.crops) if seen.peaks else None
     drawn = filter_tiles(weights, KERNEL)[0]
-    facts, sheets = [], []
+    # A browser holds an atlas as pixels, four bytes each.
+    less = 1 if len(weights) <= MANY else 2 / 3
+    facts, sheets, strips = [], [], []
     for i in range(len(weights)):
         sources = best[:, i].tolist() if best is not None else []
         tiles = {"kernel": drawn[i], **_faces(seen, i), **_crops(seen, i, sources, examples, field)}
         tiles |= _responses(seen, i) | _steps(seen, epochs, i)
         sheets.append(within(slots.sheet(tiles), int(0.8 * share)))
+        strips.append(_strip(tiles, round(SMALL * less)))
         facts.append(
             {
                 **seen.judged[i],
                 "classes": classes[i],
                 "faces": [face.lines[i] for face in seen.faces],
                 "crops": _captions(seen, i, sources, examples),
+                "best": sources,
                 "inputs": inputs[i] if inputs else [],
                 "history": [_verdict(seen.history[epoch], i) for epoch in epochs],
                 "synthesized": [place for place, epoch in enumerate(epochs) if _made(seen.history[epoch], i) >= 0],
             }
         )
-    # A browser holds an atlas as pixels, four bytes each.
-    side = THUMB if len(weights) <= MANY else THUMB * 2 // 3
-    thumbs = [photo(image.float() / 255, side) for image in seen.faces[0].images]
+    thumbs = [photo(image.float() / 255, round(THUMB * less)) for image in seen.faces[0].images]
     chosen = _best(facts, SAMPLES)
     return LayerView(
         name=name,
@@ -138,7 +144,8 @@ def view_of(classifier: Classifier, name: str, seen: Seen, examples: Examples, *
         epochs=epochs,
         layout=slots,
         kernels=atlas(small),
-        pictures=atlas(thumbs, most=int(0.2 * share * len(weights))),
+        pictures=atlas(thumbs, most=int(0.12 * share * len(weights))),
+        crops=atlas(strips, most=int(0.08 * share * len(weights))) if best is not None else None,
         facts=facts,
         sheets=sheets,
         chosen=chosen,
@@ -184,6 +191,17 @@ def _crops(seen: Seen, i: int, sources: Sequence[int], examples: Examples, field
     places, width = seen.peaks.places[:, i], seen.peaks.width
     parts = [cut(examples.images, source, int(places[source]), width=width, field=field) for source in sources]
     return {f"crop{k}": photo(part, CROP) for k, part in enumerate(parts)}
+
+
+def _strip(tiles: Mapping[str, Pixels], side: int) -> Pixels:
+    """Return the first crops of a filter in a row, each of so many pixels."""
+    row = np.full((side, STRIP * side, 3), 128, np.uint8)
+    for k in range(STRIP):
+        if f"crop{k}" in tiles:
+            crop = Image.fromarray(tiles[f"crop{k}"])
+            drawn = crop.resize((side - 2, side - 2), Image.Resampling.BOX)
+            row[1:-1, k * side + 1 : (k + 1) * side - 1] = np.asarray(drawn)
+    return row
 
 
 def _captions(seen: Seen, i: int, sources: Sequence[int], examples: Examples) -> list[tuple[str, float | None]]:

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from filterscope.visuals.gallery.beside import Beside
+from filterscope.visuals.gallery.changes import Change, changes
 from filterscope.visuals.gallery.facts import MEASURES, counted
 from filterscope.visuals.gallery.layer import LayerView
 from filterscope.visuals.gallery.sheets import Atlas, atlas, within
@@ -41,6 +42,7 @@ class About:
     labelled: bool
     images: Sequence[Pixels]
     image_names: Sequence[str]
+    pool_state: str
     recipes: Sequence[str]
     faces: int
     bound: float
@@ -53,7 +55,7 @@ def site_of(views: Sequence[LayerView], about: About, other: Beside | None = Non
     content: dict[str, bytes] = dict(other.files) if other else {}
     for view in views:
         content |= view.files
-        content[f"data/{view.slug}.js"] = _script(_data(view, about, other))
+        content[f"data/{view.slug}.js"] = _script("filterscope", _data(view, about))
     content |= {f"images/{i}.webp": within(pixels, IMAGE) for i, pixels in enumerate(about.images)}
     content["atlas/overview.webp"] = posters.content
     place = files("filterscope.visuals.gallery") / "templates"
@@ -75,11 +77,14 @@ def _pages(views: Sequence[LayerView], about: About, other: Beside | None, poste
     }
     for i, view in enumerate(views):
         around = {"previous": views[i - 1] if i else None, "following": views[i + 1] if i + 1 < len(views) else None}
-        both = {"view": view, "about": about, "other": other, "there": _there(view, other)}
+        there = _there(view, other)
+        both = {"view": view, "about": about, "other": other, "there": there}
         pages[f"layers/{view.slug}.html"] = _render("layer.html.j2", **both, **around, served=_served(view))
+        if other and there:
+            changed = changes(view, there, other, same_images=other.images == about.pool_state)
+            pages[f"compare/{view.slug}.html"] = _render("compare.html.j2", **both, **around, changed=changed)
+            pages[f"beside/{view.slug}.js"] = _script("filterscopeBeside", _beside(there, changed))
         pages[f"filters/{view.slug}.html"] = _render("filter.html.j2", **both, **around, measures=MEASURES)
-        if both["there"]:
-            pages[f"compare/{view.slug}.html"] = _render("compare.html.j2", **both, **around)
     return pages
 
 
@@ -93,8 +98,7 @@ def _served(view: LayerView) -> list[int]:
     return sorted({label for each in view.facts for label, _ in each["classes"][:3]})
 
 
-def _data(view: LayerView, about: About, other: Beside | None) -> dict[str, Any]:
-    there = _there(view, other)
+def _data(view: LayerView, about: About) -> dict[str, Any]:
     return {
         "layer": view.name,
         "slug": view.slug,
@@ -104,13 +108,19 @@ def _data(view: LayerView, about: About, other: Beside | None) -> dict[str, Any]
         "classes": list(about.classes),
         "images": list(about.image_names),
         "filters": view.facts,
-        "beside": [[each["verdict"], each["reason"]] for each in there["filters"]] if there else [],
     }
 
 
-def _script(data: dict[str, Any]) -> bytes:
+def _beside(there: Any, changed: Sequence[Change]) -> list[tuple[str, str, str]]:
+    """Return of every filter its verdict and the reason there, and what has changed."""
+    return [
+        (each["verdict"], each["reason"], change.said) for each, change in zip(there["filters"], changed, strict=True)
+    ]
+
+
+def _script(name: str, data: Any) -> bytes:
     # A script and no JSON file: a page that lies on the disk may not fetch one.
-    return f"window.filterscope = {json.dumps(data, ensure_ascii=False, separators=(',', ':'))};\n".encode()
+    return f"window.{name} = {json.dumps(data, ensure_ascii=False, separators=(',', ':'))};\n".encode()
 
 
 def _manifest(views: Sequence[LayerView], about: About) -> dict[str, Any]:
@@ -118,14 +128,17 @@ def _manifest(views: Sequence[LayerView], about: About) -> dict[str, Any]:
         "made_by": MADE_BY,
         "title": about.title,
         "network": about.network,
+        "images": about.pool_state,
         "layers": [
             {
                 "name": view.name,
                 "slug": view.slug,
                 "kernels": view.kernels.grid,
                 "pictures": view.pictures.grid,
+                "crops": view.crops.grid if view.crops else None,
                 "filters": [
-                    {key: each.get(key) for key in ("verdict", "reason", "activation", "z")} for each in view.facts
+                    {key: each.get(key) for key in ("verdict", "reason", "activation", "z", "best")}
+                    for each in view.facts
                 ],
             }
             for view in views

@@ -63,9 +63,12 @@ class Atlas:
 
 
 def atlas(tiles: Sequence[Pixels] | Pixels, *, most: int | None = None) -> Atlas:
-    """Put tiles of one size into an atlas: without loss, or with as little as keeps it below `most` bytes."""
+    """Put tiles of one size into an atlas: without loss, or with as little as keeps it below `most` bytes.
+
+    As many tiles stand in the same columns and rows whatever their shape, so that one place is right in all atlases.
+    """
     height, width = tiles[0].shape[:2]
-    columns = max(1, round(math.sqrt(len(tiles) * height / width)))
+    columns = math.ceil(math.sqrt(len(tiles)))
     rows = -(-len(tiles) // columns)
     whole = np.full((rows * height, columns * width, 3), 128, np.uint8)
     for i, tile in enumerate(tiles):

@@ -16,22 +16,40 @@ function grid() {
   const tiles = [...list.children];
   const sort = byId("sort"), least = byId("activation"), label = byId("class"), changed = byId("changed");
   const boxes = [...document.querySelectorAll("input[name=verdict]")];
+  const order = (list.dataset.order || "").split(" ");
+  const known = new Map(); // what tiles say under a key, read once
   const number = (tile, key) => Number(tile.dataset[key]);
 
+  function values(key) {
+    if (!known.has(key)) {
+      const read = key === "rank" ? (tile) => (order.indexOf(tile.dataset.verdict) + 99) % 99 : (tile) => number(tile, key);
+      known.set(key, new Map(tiles.map((tile) => [tile, read(tile)])));
+    }
+    return known.get(key);
+  }
+
+  let sorted = "number";
+  function arrange() {
+    if (sort.value === sorted) return;
+    sorted = sort.value;
+    const by = values(sorted), first = values("number"), sign = "down" in sort.selectedOptions[0].dataset ? -1 : 1;
+    tiles.sort((a, b) => sign * (by.get(a) - by.get(b)) || first.get(a) - first.get(b));
+    list.replaceChildren(...tiles);
+  }
+
   function show() {
-    const key = sort.value, sign = "down" in sort.selectedOptions[0].dataset ? -1 : 1;
     const kept = new Set(boxes.filter((box) => box.checked).map((box) => box.value));
     if (least) byId("least").textContent = Number(least.value).toFixed(1);
-    tiles.sort((a, b) => sign * (number(a, key) - number(b, key)) || number(a, "number") - number(b, "number"));
+    arrange();
     let shown = 0;
     for (const tile of tiles) {
-      tile.hidden = (boxes.length > 0 && !kept.has(tile.dataset.verdict))
+      const hidden = (boxes.length > 0 && !kept.has(tile.dataset.verdict))
         || (least && number(tile, "activation") < Number(least.value))
         || (label && label.value !== "" && !tile.dataset.classes.includes(` ${label.value} `))
         || Boolean(changed && changed.checked && tile.dataset.changed === "0");
-      shown += !tile.hidden;
+      if (tile.hidden !== hidden) tile.hidden = hidden;
+      shown += !hidden;
     }
-    list.append(...tiles);
     byId("status").textContent = `${shown} of ${tiles.length} filters`;
   }
 
@@ -53,7 +71,10 @@ function grid() {
     if (control) control.addEventListener("input", show);
   }
   document.querySelector("form").addEventListener("submit", (event) => event.preventDefault());
-  show(); // the browser may have kept what was chosen before
+  // The browser may have kept what was chosen before; else all is there in its order.
+  const chosen = sort.value !== sorted || boxes.some((box) => !box.checked) || (least && least.value !== "0")
+    || (label && label.value !== "") || (changed && changed.checked);
+  if (chosen) show();
 }
 
 // A filter: its number stands behind the # of the address.
@@ -136,17 +157,20 @@ function filter() {
   function beside() {
     const place = byId("beside");
     if (!place) return;
-    const [word, reason] = about.beside[at];
+    const [word, reason, change] = window.filterscopeBeside[at];
     verdict(byId("beside-verdict"), word);
     byId("beside-reason").textContent = reason && `– ${reason}`;
-    place.replaceChildren(...["kernels", "pictures"].map((kind) => {
-      const { columns, rows } = JSON.parse(place.dataset[kind]);
-      const picture = element("span", "", `sprite ${kind.slice(0, -1)}`), made = element("figure");
+    byId("beside-change").textContent = change && `What has changed: ${change}.`;
+    const columns = Number(place.dataset.columns), rows = Number(place.dataset.rows);
+    const kinds = { kernel: "kernel", picture: "what excites it most", strip: "real images that excite it most" };
+    if (!("crops" in place.dataset)) delete kinds.strip;
+    place.replaceChildren(...Object.entries(kinds).map(([kind, said]) => {
+      const picture = element("span", "", `sprite ${kind}`), made = element("figure");
       picture.setAttribute("role", "img");
-      picture.setAttribute("aria-label", `${kind === "kernels" ? "kernel" : "synthesized picture"} there`);
+      picture.setAttribute("aria-label", `${said}, there`);
       picture.style.backgroundPosition = `${(100 * (at % columns)) / Math.max(columns - 1, 1)}% `
         + `${(100 * Math.floor(at / columns)) / Math.max(rows - 1, 1)}%`;
-      made.append(picture, element("figcaption", kind === "kernels" ? "kernel" : "what excites it most"));
+      made.append(picture, element("figcaption", said));
       return made;
     }));
   }
