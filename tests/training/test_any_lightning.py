@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from filterscope import LogVisuals
 from filterscope.errors import UserError
+from filterscope.visuals.visual import Past
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -105,6 +106,22 @@ def test_what_was_remembered_lies_in_their_checkpoint(tmp_path: Path) -> None:
     fit(pl, tmp_path, [LogVisuals(["history"], examples=IMAGES[:2])])
     content = torch.load(tmp_path / "some.ckpt", weights_only=True)
     assert sorted(content["filterscope"]["past"]["store"]["history"]["conv"]) == [0, 1, 2]
+
+
+def test_the_last_epoch_is_known_as_such(tmp_path: Path) -> None:
+    import pytorch_lightning as pl
+
+    told = []
+
+    class Noting:
+        every = 1
+
+        def __call__(self, _classifier: object, _examples: object, past: Past) -> dict:
+            told.append((past.epoch, past.last))
+            return {}
+
+    fit(pl, tmp_path, [LogVisuals({"noting": Noting()}, examples=IMAGES[:2])])
+    assert told == [(0, False), (1, False), (2, True)]
 
 
 def test_pictures_go_to_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """What stands on a sheet of synthesized pictures, what they are held against, and what waits for them."""
 
+import copy
+import dataclasses
 import io
 from pathlib import Path
 
@@ -76,6 +78,35 @@ def test_every_face_goes_on_where_it_ended(classifier: Classifier, examples: Exa
     assert len(left["tiles"]) == 2  # strips show the first face
 
 
+def test_the_last_epoch_is_made_anew_from_the_first_noise(classifier: Classifier, examples: Examples) -> None:
+    past = Past(epoch=0)
+    drawn = visual(every=1)
+    drawn(classifier, examples, past)
+    with torch.no_grad():
+        classifier.module_of(LAYER).weight.mul_(1.1)  # type: ignore[operator, union-attr]
+    fresh = Past(epoch=0)
+    drawn(classifier, examples, fresh)
+    past.epoch, past.last = 3, True
+    drawn(classifier, examples, past)
+    ends = [each.store["synthesis"][LAYER]["parameters"] for each in (past, fresh)]
+    assert torch.equal(*ends)
+
+
+def test_pictures_that_lost_their_channel_climb_longer_and_faster(classifier: Classifier, examples: Examples) -> None:
+    recipes = []
+    for sign in (1.0, -1.0):
+        past = Past(epoch=0)
+        network = copy.deepcopy(classifier)
+        strong = visual(recipe=dataclasses.replace(RECIPE, steps=60, learning_rate=0.2), steps=3)
+        strong(network, examples, past)
+        with torch.no_grad():
+            network.module_of(LAYER).weight.mul_(sign)  # type: ignore[operator, union-attr]
+        past.epoch = 1
+        strong(network, examples, past)
+        recipes.append(strong._going_on(LAYER, past))
+    assert [(recipe.steps, recipe.learning_rate) for recipe in recipes] == [(3, 0.2), (12, 0.4)]
+
+
 def test_pictures_are_held_against_the_whole_validation_pass(classifier: Classifier, examples: Examples) -> None:
     seen = torch.rand(40, 3, 32, 32)
     past = Past(epoch=0)
@@ -120,7 +151,7 @@ def test_there_is_no_bar_in_training_or_without_a_terminal(past: Past, terminal:
     assert text.getvalue() == ""
 
 
-@pytest.mark.parametrize(("knob", "value"), [("faces", 0), ("crops", -1)])
+@pytest.mark.parametrize(("knob", "value"), [("faces", 0), ("crops", -1), ("catch_up", 0)])
 def test_impossible_numbers_are_refused(knob: str, value: int) -> None:
     with pytest.raises(UserError, match=rf"visuals\.synthesis\.{knob}={value}"):
         visual(**{knob: value})

@@ -98,7 +98,7 @@ class LogVisuals(pl.Callback):
         """Draw everything as it is after `epoch` finished epochs."""
         if not self.visuals:
             return
-        self.past.epoch = epoch
+        self.past.epoch, self.past.last = epoch, epoch == trainer.max_epochs
         numbers: dict[str, float] = {}
         if trainer.is_global_zero:
             shown = self._show(trainer, pl_module, epoch=epoch)

@@ -17,6 +17,7 @@ from filterscope.probes.health.spectrum import random_twin
 from filterscope.probes.synthesis import (
     ActivationStatistics,
     Job,
+    LayerStatistics,
     Recipe,
     assist,
     synthesize_all,
@@ -37,7 +38,8 @@ KEPT = 88  # pixels of the side of the tiles that strips show of earlier epochs
 class Synthesis:
     """Draw synthesized pictures of the channels of each convolution, one grid per layer: `synthesis/<layer>`.
 
-    While a network is trained, a picture goes on from where it stood after the epoch before.
+    While a network is trained, a picture goes on from where it stood after the epoch before. After the last epoch it is
+    made anew, with all steps and from the same noise as before training, so that these two can be compared.
 
     Attributes:
         recipe: how pictures are made.
@@ -49,6 +51,8 @@ class Synthesis:
         order: `number`, or `verdict`: a fair sample from useful to dead, the same over a training, framed; needs the
             health visual.
         steps: of ascent where a picture goes on from the epoch before; None: as many as the recipe says, as at first.
+        catch_up: times as many steps, at twice the learning rate, where most pictures of a layer excited their channels
+            less than real images do, or others more, after the epoch before: the network changes faster than they do.
         keep: folder in which finished pictures are kept, so that none is made twice, not even after an interruption;
             outside training only. None: nowhere.
         seed: of the noise that pictures start from.
@@ -63,6 +67,7 @@ class Synthesis:
     untrained: bool = False
     order: str = "number"
     steps: int | None = 4
+    catch_up: int = 4
     keep: str | None = None
     seed: int = 0
     every: int = 1
@@ -70,7 +75,7 @@ class Synthesis:
     def __post_init__(self) -> None:
         """Refuse what cannot be drawn."""
         check_order(self.order, where="visuals.synthesis.order")
-        for name, value, least in (("faces", self.faces, 1), ("crops", self.crops, 0)):
+        for name, value, least in (("faces", self.faces, 1), ("crops", self.crops, 0), ("catch_up", self.catch_up, 1)):
             if value < least:
                 raise UserError(f"visuals.synthesis.{name}={value}; it must be at least {least}")
 
@@ -97,7 +102,7 @@ class Synthesis:
         untrained = self._untrained(classifier, jobs, keep, past)
         pictures = {}
         for layer in due:
-            self._remember(layer, chosen[layer].channels, made[layer], past)
+            self._remember(layer, chosen[layer].channels, made[layer], known.layers.get(layer), past)
             beside = Beside(
                 crops=self._crops(classifier, layer, chosen[layer], examples), untrained=untrained.get(layer)
             )
@@ -132,22 +137,29 @@ class Synthesis:
         return [find_layer(classifier.layers, name).name for name in names]
 
     def _job(self, layer: str, channels: list[int], known: ActivationStatistics, past: Past) -> Job:
-        recipe, start = self.recipe, self._start(layer, channels, past)
-        if start is not None and self.steps is not None:
-            recipe = dataclasses.replace(recipe, steps=self.steps)
+        start = self._start(layer, channels, past)
         return Job(
             layer=layer,
             channels=tuple(channel for channel in channels for _ in range(self.faces)),
-            recipe=recipe,
-            seed=self.seed + (past.epoch or 0),  # other shifts and turns in every epoch
+            recipe=self.recipe if start is None else self._going_on(layer, past),
+            seed=self.seed if start is None else self.seed + (past.epoch or 0),  # other shifts and turns in every epoch
             start=start,
             statistics=known.layers.get(layer),
         )
 
+    def _going_on(self, layer: str, past: Past) -> Recipe:
+        """Return the recipe for pictures that go on from the epoch before."""
+        if self.steps is None:
+            return self.recipe
+        if not past.store["synthesis"][layer].get("lost", False):
+            return dataclasses.replace(self.recipe, steps=self.steps)
+        rate = 2 * self.recipe.learning_rate
+        return dataclasses.replace(self.recipe, steps=self.steps * self.catch_up, learning_rate=rate)
+
     def _start(self, layer: str, channels: list[int], past: Past) -> Tensor | None:
-        """Return where the pictures stood after the epoch before; None where they are new."""
+        """Return where the pictures stood after the epoch before; None where they are to start from noise."""
         left: dict[str, Any] = past.store.get("synthesis", {}).get(layer, {})
-        if past.epoch is None or not set(channels) <= set(left.get("channels", ())):
+        if past.epoch is None or past.last or not set(channels) <= set(left.get("channels", ())):
             return None
         start: Tensor = left["parameters"]
         if len(start) != len(left["channels"]) * self.faces:
@@ -155,10 +167,24 @@ class Synthesis:
         first = (left["channels"].index(channel) * self.faces for channel in channels)
         return start[[place + face for place in first for face in range(self.faces)]]
 
-    def _remember(self, layer: str, channels: list[int], made: Made, past: Past) -> None:
+    def _remember(self, layer: str, channels: list[int], made: Made, known: LayerStatistics | None, past: Past) -> None:
         small = torch.stack([torch.from_numpy(photo(image, KEPT)) for image in made.images[:: self.faces]])
-        left = {"channels": channels, "parameters": made.parameters, "tiles": small}
-        past.store.setdefault("synthesis", {})[layer] = left
+        past.store.setdefault("synthesis", {})[layer] = {
+            "channels": channels,
+            "parameters": made.parameters,
+            "tiles": small,
+            "lost": self._lost(made, channels, known),
+        }
+
+    def _lost(self, made: Made, channels: list[int], known: LayerStatistics | None) -> bool:
+        """Return whether most pictures no longer show what they should."""
+        if known is None or self.recipe.descends:
+            return False
+        each = [channel for channel in channels for _ in range(self.faces)]
+        lost = known.multiple(made.activation, each) < 1
+        if "specific" in self.recipe.weights:
+            lost |= made.rank > 0
+        return bool(lost.float().mean() >= 0.5)
 
     def _crops(self, classifier: Classifier, layer: str, picked: Picked, examples: Examples) -> Tensor | None:
         if not self.crops or not len(examples):

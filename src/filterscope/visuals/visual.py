@@ -87,13 +87,15 @@ class Past:
 
     `epoch` is the number of finished epochs (0: before training), or None when there is no training (`visualize.py`).
     `store` belongs to the visuals: each keeps its own entry under its tag (warm starts, strips, drift's origin).
-    `gathered` is what they saw of the last validation pass; it lasts until they draw and is in no checkpoint. `ended`
-    says that the training has ended and the best epoch is looked at once more.
+    `gathered` is what they saw of the last validation pass; it lasts until they draw and is in no checkpoint. `last`
+    says that the training was to have so many epochs, `ended` that it has ended and the best one is looked at once
+    more.
     """
 
     epoch: int | None = None
     store: dict[str, Any] = field(default_factory=dict)
     gathered: dict[str, Any] = field(default_factory=dict)
+    last: bool = False
     ended: bool = False
 
     def seen(self, tag: str, state: str) -> int | None:
