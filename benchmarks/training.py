@@ -198,7 +198,7 @@ def lightning(bench: Bench) -> None:
 def visuals(bench: Bench) -> None:
     """What looking costs: AlexNet, full finetuning, an epoch with its validation and every visual at its default.
 
-    Of three epochs the second counts: epoch 0 and the last one, whose synthesized pictures are made from noise, cost more.
+    Of three epochs the second counts: those whose synthesized pictures are made from noise, 0 and the last, cost more.
     """
     knobs = ("finetune=full", "trainer.max_epochs=3", "data.cache=null")
     times: dict[str, list[float]] = {"none": [], "default": []}
