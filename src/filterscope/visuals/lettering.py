@@ -4,12 +4,13 @@ TensorBoard shows a picture of 1000 pixels 350 wide and picks nearest pixels whe
 be three pixels wide to survive, so labels are large and bold.
 """
 
+import math
 import re
 from functools import lru_cache
 from pathlib import Path
 
 import matplotlib
-from PIL import ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 TITLE = 46
 NOTE = 30
@@ -25,9 +26,38 @@ def font(size: int, bold: bool = True) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
 
 
+@lru_cache(maxsize=1 << 12)
 def text_width(text: str, size: int, *, bold: bool = True) -> float:
     """Return how many pixels wide a text is."""
     return float(font(size, bold).getlength(text))
+
+
+def write(
+    image: Image.Image,
+    text: str,
+    at: tuple[float, float],
+    *,
+    size: int,
+    colour: tuple[int, int, int],
+    bold: bool = True,
+    anchor: str = "la",
+) -> None:
+    """Write a text into an image; `anchor` as Pillow knows it."""
+    x, y = math.floor(at[0]), math.floor(at[1])
+    mask, left, top = _shape(text, size, bold, anchor, at[0] - x, at[1] - y)
+    image.paste(colour, (x + left, y + top), mask)
+
+
+# Numbers and notes come back in every epoch, and shaping them takes longer than all else that is drawn.
+@lru_cache(maxsize=1 << 12)
+def _shape(text: str, size: int, bold: bool, anchor: str, x: float, y: float) -> tuple[Image.Image, int, int]:
+    """Return the shape of a text as a mask, and where its corner lies from the point it is written at."""
+    letters = font(size, bold)
+    left, top, right, bottom = (math.floor(edge) for edge in letters.getbbox(text, anchor=anchor))
+    left, top = left - 1, top - 1
+    mask = Image.new("L", (right - left + 2, bottom - top + 2))
+    ImageDraw.Draw(mask).text((x - left, y - top), text, font=letters, fill=255, anchor=anchor)
+    return mask, left, top
 
 
 def fitting(text: str, *, width: float, size: int, smallest: int = SMALLEST) -> tuple[str, int]:

@@ -14,9 +14,12 @@ from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.plugins.image.metadata import create_summary_metadata
 
 from filterscope.files import write_file
-from filterscope.visuals.draw import encode_png
+from filterscope.visuals.checksums import hasten
+from filterscope.visuals.png import encode_png
 from filterscope.visuals.site import Site, write_site
 from filterscope.visuals.visual import Arrays, Encoded, Output, Picture, Table
+
+hasten()  # or the checksum of a picture takes longer than drawing it
 
 
 def keep(

@@ -1,0 +1,76 @@
+"""What is written while training waits: PNG files, and the checksums of event files."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
+from torch.utils.tensorboard import SummaryWriter
+
+from filterscope.visuals.checksums import crc32c, masked_crc32c
+from filterscope.visuals.png import encode_png
+from filterscope.visuals.store import keep
+from filterscope.visuals.visual import Picture
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("height", [1, 2, 40])
+def test_png_gives_back_the_very_pixels(height: int) -> None:
+    pixels = noise(height, 60, 3)
+    for picture in (pixels, pixels[:, ::2]):
+        image = Image.open(io.BytesIO(encode_png(Picture(pixels=picture))))
+        assert image.mode == "RGB"
+        assert (np.asarray(image) == picture).all()
+
+
+def test_repeated_lines_cost_next_to_nothing() -> None:
+    line = noise(1, 500, 3)
+    once, often = (len(encode_png(Picture(pixels=np.repeat(line, count, axis=0)))) for count in (1, 100))
+    assert often < 2 * once
+
+
+# RFC 3720, B.4, and the check value of the catalogue of parametrised CRC algorithms.
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (bytes(32), 0x8A9136AA),
+        (b"\xff" * 32, 0x62A8AB43),
+        (bytes(range(32)), 0x46DD794E),
+        (b"123456789", 0xE3069283),
+    ],
+)
+def test_published_checksums(data: bytes, expected: int) -> None:
+    assert crc32c(data) == expected
+
+
+@pytest.mark.parametrize("length", [8, 16383, 16384, 16385, 40001])
+def test_checksums_are_those_of_tensorboard(length: int) -> None:
+    data = noise(length).tobytes()
+    assert masked_crc32c(data) == pywrap_tensorflow.masked_crc32c(data)
+
+
+def test_tensorboard_reads_a_large_picture(tmp_path: Path) -> None:
+    writer = SummaryWriter(str(tmp_path))
+    picture = Picture(pixels=noise(100, 400, 3))
+    keep({"filters/conv1": picture}, writer=writer, epoch=3)
+    writer.close()
+    (file,) = tmp_path.iterdir()
+    *_, event = RawEventFileLoader(str(file)).Load()  # refuses a wrong checksum
+    assert encode_png(picture) in event
+
+
+def test_tensorboard_refuses_the_picture_where_a_bit_is_wrong(tmp_path: Path) -> None:
+    writer = SummaryWriter(str(tmp_path))
+    keep({"filters/conv1": Picture(pixels=noise(100, 400, 3))}, writer=writer)
+    writer.close()
+    (file,) = tmp_path.iterdir()
+    content = bytearray(file.read_bytes())
+    content[60000] ^= 1
+    file.write_bytes(content)
+    assert len(list(RawEventFileLoader(str(file)).Load())) == 1
