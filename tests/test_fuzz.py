@@ -1,6 +1,7 @@
 """Nonsense ends in one line, never in a traceback; `benchmarks/faults.py --only fuzz` tries more of it."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,46 @@ def test_a_damaged_file_is_opened_or_refused(whole: Path, choices: st.DataObject
     file = whole.parent / "changed.ckpt"
     file.write_bytes(fuzzing.damage(whole.read_bytes(), lambda count: choices.draw(st.integers(0, count - 1))))
     opened_or_refused(file)
+
+
+def odd_rate(content: dict[str, Any]) -> None:
+    content["optimizer_states"][0]["param_groups"][0]["lr"] = {}
+
+
+def no_betas(content: dict[str, Any]) -> None:
+    content["optimizer_states"][0]["param_groups"][0]["betas"] = (0.9,)
+
+
+def small_moment(content: dict[str, Any]) -> None:
+    content["optimizer_states"][0]["state"][0]["exp_avg"] = torch.zeros(2, 3)
+
+
+def lost_moment(content: dict[str, Any]) -> None:
+    del content["optimizer_states"][0]["state"][1]["exp_avg_sq"]
+
+
+def lost_base(content: dict[str, Any]) -> None:
+    content["lr_schedulers"][0]["base_lrs"] = []
+
+
+def odd_best(content: dict[str, Any]) -> None:
+    next(each for name, each in content["callbacks"].items() if "KeepCheckpoints" in name)["best"] = "x"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("change", [odd_rate, no_betas, small_moment, lost_moment, lost_base, odd_best])
+def test_a_checkpoint_that_no_step_can_be_computed_from_is_refused_before_one(
+    change: Callable[[dict[str, Any]], None], content: dict[str, Any], tmp_path: Path
+) -> None:
+    import hydra
+
+    changed = copy.deepcopy(content)
+    change(changed)
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(changed, tmp_path / "checkpoints" / "last.ckpt")
+    cfg = plain(hydra.compose("train", [*TINY, "visuals=[filters,health]", "trainer.max_epochs=2"]))
+    with pytest.raises(UserError, match=r"last\.ckpt does not fit its run: ValueError"):
+        train(cfg | {"resume": str(tmp_path)}, tmp_path)
 
 
 def opened_or_refused(file: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from lightning_fabric.plugins import CheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 
-from filterscope.errors import UserError
+from filterscope.errors import UserError, nearest
 from filterscope.files import PARTIAL, replacing, sweep, sync_folder
 from filterscope.models.reading import UNREADABLE, read_plain, why
 from filterscope.training.runlog import SPLITS
@@ -119,14 +119,18 @@ class KeepCheckpoints(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best so far."""
-        self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
+        best, epoch = state_dict["best"], state_dict["best_epoch"]
+        if not isinstance(best, float | None) or not isinstance(epoch, int | None):
+            raise ValueError(f"the best so far is {best!r:.60} in epoch {epoch!r:.60}")
+        self.best, self.best_epoch = best, epoch
 
     def _score(self, trainer: pl.Trainer) -> float:
         score = trainer.callback_metrics.get(self.monitor)
         if score is None:
             alike = [name for name in trainer.callback_metrics if name.split("/")[0] == self.monitor.split("/")[0]]
             measured = ", ".join(sorted(alike or trainer.callback_metrics)) or "nothing yet"
-            raise UserError(f"checkpoint.monitor={self.monitor!r} is not measured; measured are {measured}")
+            meant = nearest(self.monitor, trainer.callback_metrics)
+            raise UserError(f"checkpoint.monitor={self.monitor!r} is not measured{meant}; measured are {measured}")
         return float(score)
 
     def _improves(self, score: float) -> bool:

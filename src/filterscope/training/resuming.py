@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 from filterscope.errors import UserError
 from filterscope.files import sweep
 from filterscope.training.checkpoints import read_whole
+from filterscope.training.restored import check_restored
 from filterscope.training.runlog import EVENTS
 
 _EPOCH = re.compile(r"epoch_(\d+)\.(png|csv|npz)")
@@ -89,12 +90,12 @@ def go_on(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDat
 
 
 class _Begun(pl.Callback):
-    """Knows whether training has begun: what fails before is the checkpoint's fault."""
+    """Knows whether training has begun, all restored as it must be: what fails before is the checkpoint's fault."""
 
     begun = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        del trainer, pl_module
+        check_restored(trainer, pl_module)
         self.begun = True
 
 
