@@ -5,7 +5,12 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from tiny import TINY
+import hydra
+import pytest
+from hydra.errors import HydraException
+
+from filterscope import suggesting
+from tiny import REPOSITORY, TINY
 
 Script = Callable[..., subprocess.CompletedProcess[str]]
 LOOK = ("visuals=filters",)
@@ -88,7 +93,32 @@ def test_resume_goes_on_in_the_same_folder(script: Script, tmp_path: Path) -> No
 
 
 def test_an_unknown_option_lists_those_there_are(script: Script) -> None:
-    assert_refused(script("train.py", "model=alexnet2"), "Could not find 'model/alexnet2'", "alexnet_scratch")
+    assert_refused(
+        script("train.py", "model=alexnet2"),
+        "Could not find 'model/alexnet2'",
+        "alexnet_scratch",
+        "did you mean alexnet",
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("modle=alexnet", "model"),
+        ("model.dropuot=0.5", "model.dropout"),
+        ("trainer.max_epoch=3", "trainer.max_epochs"),
+        ("visuals=[default,galery]", "gallery"),
+        ("recipe=divers", "diverse"),
+        ("experiment=flower_alexnet", "flowers_alexnet"),
+        ("~visual", "visuals"),
+    ],
+)
+def test_what_was_meant_is_said(wrong: str, meant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", [str(REPOSITORY / "train.py")])
+    conf = str(REPOSITORY / "conf")
+    with hydra.initialize_config_dir(conf, version_base="1.3"), pytest.raises(HydraException) as caught:
+        hydra.compose("train", [wrong])
+    assert suggesting.meant(str(caught.value)) == f" (did you mean {meant}?)"
 
 
 def test_a_mistake_ends_in_one_line(script: Script) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from hydra.utils import get_object
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from filterscope.errors import UserError
+from filterscope.errors import UserError, nearest
 
 Plain = dict[str, Any]
 
@@ -63,7 +63,7 @@ def check_knobs(target: Callable[..., Any], knobs: Mapping[str, Any], *, where: 
     checked: Plain = {}
     for key, value in knobs.items():
         if key not in parameters and not open_ended:
-            raise UserError(f"{where} has no knob {key!r}; it has {', '.join(parameters)}")
+            raise UserError(f"{where} has no knob {key!r}{nearest(key, parameters)}; it has {', '.join(parameters)}")
         checked[key] = _checked(value, hints.get(key, Any), where=f"{where}.{key}")
     return checked
 

@@ -27,6 +27,7 @@ from filterscope.processes import first_process, until_ended, watch_parent
 from filterscope.slurm import requeue
 from filterscope.stopping import Stopped, switch
 from filterscope.stored import quoted, take_up
+from filterscope.suggesting import meant
 
 log = logging.getLogger("filterscope")
 
@@ -75,10 +76,13 @@ def start(main: Callable[[], Any]) -> None:
     except Stopped as stopped:
         _leave_stopped(stopped, "")
     except (UserError, OSError) as error:
-        _end(explain(error) or str(error), 2)
+        # Hydra's own error of an option that is not there is an OSError too.
+        hint = meant(str(error)) if isinstance(error, HydraException) else ""
+        _end((explain(error) or str(error)) + hint, 2)
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else ""
-        _end(explain(error) or f"{error} {cause}", 1)
+        said = f"{error} {cause}"
+        _end(explain(error) or said + meant(said), 1)
     except UNCOMPOSABLE as error:
         if HydraConfig.initialized():
             raise

@@ -6,7 +6,7 @@ import torch
 
 from filterscope.data.sources import Found, Images
 from filterscope.data.splitting import stratified_split
-from filterscope.errors import UserError
+from filterscope.errors import UserError, nearest
 
 
 def prepare(found: Found, *, exclude: Sequence[str], seed: int) -> tuple[tuple[str, ...], dict[str, Images]]:
@@ -60,7 +60,8 @@ def _remaining(found: Found, exclude: Sequence[str]) -> tuple[str, ...]:
     unknown = [name for name in exclude if name not in found.class_names]
     if unknown:
         raise UserError(
-            f"data.exclude names {unknown[0]!r}, which is no class of {found.place}; "
+            f"data.exclude names {unknown[0]!r}{nearest(unknown[0], found.class_names)}, "
+            f"which is no class of {found.place}; "
             f"its classes are {', '.join(found.class_names)}"
         )
     names = tuple(name for name in found.class_names if name not in exclude)

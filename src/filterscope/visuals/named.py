@@ -1,9 +1,8 @@
 """The visuals by the names that the configs give them, with their knobs as they are when nothing is said."""
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 
-from filterscope.errors import UserError
+from filterscope.errors import UserError, nearest
 from filterscope.visuals.activations import Activations
 from filterscope.visuals.examples import Batch
 from filterscope.visuals.figures import Figures
@@ -53,7 +52,5 @@ def visuals_of(asked: Iterable[str | Visual] | Mapping[str, Visual]) -> dict[str
         elif each in BY_NAME:
             found[each] = BY_NAME[each]()
         else:
-            near = difflib.get_close_matches(each, BY_NAME, n=1)
-            meant = f" (did you mean {near[0]}?)" if near else ""
-            raise UserError(f"unknown visual {each!r}{meant}; possible are {', '.join(BY_NAME)}")
+            raise UserError(f"unknown visual {each!r}{nearest(each, BY_NAME)}; possible are {', '.join(BY_NAME)}")
     return found

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from filterscope.errors import UserError
+from filterscope.errors import UserError, nearest
 
 OBJECTIVES = ("channel", "specific", "neuron", "logit", "diversity")
 _CHOICES = {
@@ -87,7 +87,8 @@ class Recipe:
                 raise UserError(f"recipe.{name}={getattr(self, name)!r}; it must be a whole number")
         for name, weight in self.weights.items():
             if name not in OBJECTIVES:
-                raise UserError(f"recipe.objective: {name!r} is unknown; possible are {', '.join(OBJECTIVES)}")
+                known = f"{nearest(name, OBJECTIVES)}; possible are {', '.join(OBJECTIVES)}"
+                raise UserError(f"recipe.objective: {name!r} is unknown{known}")
             if not _number(weight):
                 raise UserError(f"recipe.objective: the weight of {name} is {weight!r}; it must be a number")
         if not self.weights:
