@@ -23,6 +23,7 @@ FLOORS = {
     "unpacking": 0,
     "slurm": 0,
     "stored": 0,
+    "suggesting": 0,
     "models.layers": 0,
     "models.naming": 0,
     "models.shapes": 0,
