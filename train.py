@@ -8,7 +8,8 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from filterscope.edge import check_paths, guarded, plain, remember, run_apart, run_folder, start
+from filterscope.edge import check_paths, guarded, plain, run_apart, run_folder, start
+from filterscope.outcomes import note_metrics
 from filterscope.processes import first_process
 from filterscope.slurm import note_job
 from filterscope.stopping import switch
@@ -63,7 +64,7 @@ def main(cfg: DictConfig) -> float | None:
         metrics = run_apart(config)
         if metrics is None:
             metrics = train(config, run_folder())
-        remember(metrics, monitor)
+        note_metrics(metrics, monitor)
         score = metrics.get(monitor)
     return score  # noqa: RET504 (mypy takes a return inside the block for certain)
 

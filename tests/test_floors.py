@@ -35,6 +35,7 @@ FLOORS = {
     "visuals": 3,
     "looking": 4,
     "training": 4,
+    "outcomes": 1,
     "edge": 5,
     "opening": 5,
     "memory": 0,
@@ -50,8 +51,8 @@ FLOORS = {
 }
 NEVER = {("data", "models"), ("models", "data"), ("training", "probes")}
 ONLY_IN = {
-    "hydra": {"edge", "building", "assembly", "runs", "train", "visualize"},
-    "omegaconf": {"edge", "assembly", "runs", "train", "visualize"},
+    "hydra": {"edge", "outcomes", "building", "assembly", "runs", "train", "visualize"},
+    "omegaconf": {"edge", "outcomes", "assembly", "runs", "train", "visualize"},
     "pytorch_lightning": {"data", "training", "launching", "finishing", "train"},  # train seeds
     "matplotlib": {"visuals"},
     "PIL": {"visuals", "data"},  # data decodes

@@ -1,8 +1,18 @@
 """The table at the end of a sweep."""
 
+import csv
+import subprocess
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
+
 from filterscope.sweeps import Job, compare, runs_table
+from tiny import TINY
+
+Script = Callable[..., subprocess.CompletedProcess[str]]
+SUBMITIT = find_spec("submitit") is not None
 
 
 def job(name: str, *choices: str, **measured: float) -> Job:
@@ -31,3 +41,24 @@ def test_the_table_is_kept_in_the_folder_of_the_sweep(tmp_path: Path) -> None:
     text = compare(JOBS, tmp_path)
     assert "finetune=linear_probe" in text
     assert (tmp_path / "runs.csv").read_text().splitlines()[0] == "chosen,val/acc,useful,run"
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        "basic",
+        pytest.param("workers", marks=pytest.mark.skipif(not SUBMITIT, reason="the extra slurm is not installed")),
+    ],
+)
+def test_a_job_that_failed_is_told_at_the_end_wherever_it_ran(launcher: str, script: Script, tmp_path: Path) -> None:
+    chosen = "visuals.filters.layers=[block9_conv1],[block1_conv1]"
+    small = ("visuals=filters", "trainer.max_epochs=1", "hydra.sweep.dir=sweep")
+    done = script("train.py", "-m", f"hydra/launcher={launcher}", *TINY, *small, chosen)
+    assert done.returncode == 1, done.stdout + done.stderr
+    told = [line for line in (done.stdout + done.stderr).splitlines() if "1 of the jobs failed" in line]
+    assert len(told) == 1
+    assert "job 0: unknown layer 'block9_conv1'" in told[0]
+    with (tmp_path / "sweep" / "runs.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row["run"].startswith("1_")
+    assert float(row["val/acc"]) >= 0

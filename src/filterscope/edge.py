@@ -22,7 +22,8 @@ from filterscope.errors import UserError
 from filterscope.faults import explain
 from filterscope.folders import fresh
 from filterscope.knobs import check_knobs
-from filterscope.launchers import check_launcher
+from filterscope.launchers import check_launcher, launcher_faults
+from filterscope.outcomes import note_failure, noted, sweeping
 from filterscope.processes import first_process, until_ended, watch_parent
 from filterscope.slurm import requeue
 from filterscope.stopping import Stopped, switch
@@ -39,10 +40,6 @@ RANK_VARIABLES = frozenset(
 
 UNCOMPOSABLE = (ValueError, TypeError, LookupError, AttributeError, AssertionError, RecursionError)
 """What Hydra was seen to raise, beside its own errors, before a job begins."""
-failed: list[str] = []
-"""What went wrong in the jobs of a sweep so far; a failed job does not end the others."""
-finished: list[dict[str, Any]] = []
-"""What the finished jobs of a sweep have measured, for the table at its end."""
 
 
 @contextmanager
@@ -79,6 +76,8 @@ def start(main: Callable[[], Any]) -> None:
         # Hydra's own error of an option that is not there is an OSError too.
         hint = meant(str(error)) if isinstance(error, HydraException) else ""
         _end((explain(error) or str(error)) + hint, 2)
+    except launcher_faults() as error:
+        leave(" ".join(f"{error} (its log lies below .submitit in the sweep's folder)".split())[:_LONGEST])
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else ""
         said = f"{error} {cause}"
@@ -89,21 +88,24 @@ def start(main: Callable[[], Any]) -> None:
         _end(f"the command line is not understood: {error or type(error).__name__}", 1)
 
 
-def remember(metrics: Mapping[str, float], monitor: str) -> None:
-    """Remember what a job of a sweep has measured."""
-    hydra = HydraConfig.get()
-    if hydra.mode == RunMode.MULTIRUN:
-        chosen = tuple(hydra.overrides.task)
-        job = {"folder": run_folder(), "choices": chosen, "metrics": dict(metrics), "monitor": monitor}
-        finished.append({"job": job, "sweep": Path(hydra.sweep.dir)})
+def leave(unfinished: str = "") -> None:
+    """End the script: a sweep with the table of its runs, and with exit code 1 if one of its jobs has failed.
 
-
-def leave() -> None:
-    """End the script: a sweep with the table of its runs, and with exit code 1 if one of its jobs has failed."""
-    if finished:
+    Args:
+        unfinished: what a launcher says of a job that ended without a word.
+    """
+    folder, notes = noted()
+    measured = [note for note in notes if "metrics" in note]
+    if folder is not None and measured:
         from filterscope.sweeps import Job, compare
 
-        log.info("%s", compare([Job(**each["job"]) for each in finished], finished[0]["sweep"]))
+        jobs = [
+            Job(folder=Path(m["folder"]), choices=tuple(m["choices"]), metrics=m["metrics"], monitor=m["monitor"])
+            for m in measured
+        ]
+        log.info("%s", compare(jobs, folder))
+    failed = [f"job {note['number']}: {note['failed']}" for note in notes if "failed" in note]
+    failed += [unfinished] if unfinished else []
     if failed:
         log.error("%d of the jobs failed: %s", len(failed), "; ".join(failed))
         sys.exit(1)
@@ -192,8 +194,8 @@ def _how_to_go_on(*, always: bool = False) -> str:
 def _fail(message: str) -> None:
     line = " ".join(message.split())[:_LONGEST]
     log.error(line)
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        failed.append(f"job {HydraConfig.get().job.num}")
+    if sweeping():
+        note_failure(line)
         return
     sys.exit(2)
 

@@ -1,5 +1,6 @@
 """Launchers of sweeps that come with an extra: who asks for one that is not there is told which."""
 
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 
@@ -11,6 +12,12 @@ _EXTRAS = {
     "submitit_slurm": ("slurm", "hydra_submitit_launcher"),
     "submitit_local": ("slurm", "hydra_submitit_launcher"),
 }
+
+
+def launcher_faults() -> tuple[type[Exception], ...]:
+    """Return what a launcher that is in use raises where a job ended without a word: killed, or out of time."""
+    module = sys.modules.get("submitit.core.utils")
+    return (module.FailedJobError,) if module else ()
 
 
 def check_launcher(arguments: Sequence[str]) -> None:
