@@ -74,6 +74,8 @@ function grid() {
   // The browser may have kept what was chosen before; else all is there in its order.
   const chosen = sort.value !== sorted || boxes.some((box) => !box.checked) || (least && least.value !== "0")
     || (label && label.value !== "") || (changed && changed.checked);
+  // What is seen first is drawn before thousands of others are.
+  requestAnimationFrame(() => setTimeout(() => list.classList.add("all")));
   if (chosen) show();
 }
 
