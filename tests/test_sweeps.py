@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from filterscope.errors import UserError
+from filterscope.launchers import check_launcher
 from filterscope.sweeps import Job, compare, runs_table
 from tiny import TINY
 
@@ -62,3 +64,11 @@ def test_a_job_that_failed_is_told_at_the_end_wherever_it_ran(launcher: str, scr
         (row,) = csv.DictReader(file)
     assert row["run"].startswith("1_")
     assert float(row["val/acc"]) >= 0
+
+
+@pytest.mark.skipif(not SUBMITIT, reason="the extra slurm is not installed")
+def test_a_cluster_that_is_not_there_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="no Slurm"):
+        check_launcher(["-m", "hydra/launcher=slurm"])
+    check_launcher(["-m", "hydra/launcher=workers"])

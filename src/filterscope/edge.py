@@ -77,7 +77,8 @@ def start(main: Callable[[], Any]) -> None:
         hint = meant(str(error)) if isinstance(error, HydraException) else ""
         _end((explain(error) or str(error)) + hint, 2)
     except launcher_faults() as error:
-        leave(" ".join(f"{error} (its log lies below .submitit in the sweep's folder)".split())[:_LONGEST])
+        said = str(error).splitlines()[0]
+        leave(f"one ended without a word, or could not begin ({said}); logs lie below .submitit in the sweep's folder")
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else ""
         said = f"{error} {cause}"
