@@ -23,7 +23,7 @@ def launcher_faults() -> tuple[type[Exception], ...]:
 
 
 def check_launcher(arguments: Sequence[str]) -> None:
-    """Raise a `UserError` where the arguments ask for a launcher that is not installed, or for a cluster from outside."""
+    """Raise a `UserError` where the arguments ask for a launcher that is not there, or for Slurm where there is none."""
     for argument in arguments:
         key, _, name = argument.partition("=")
         if key.removeprefix("override ") != "hydra/launcher" or name not in _EXTRAS:
