@@ -23,7 +23,7 @@ def launcher_faults() -> tuple[type[Exception], ...]:
 
 
 def check_launcher(arguments: Sequence[str]) -> None:
-    """Raise a `UserError` where the arguments ask for a launcher that is not there, or for Slurm where there is none."""
+    """Raise a `UserError` where the arguments ask for a launcher or for a Slurm that is not there."""
     for argument in arguments:
         key, _, name = argument.partition("=")
         if key.removeprefix("override ") != "hydra/launcher" or name not in _EXTRAS:
