@@ -94,7 +94,8 @@ def measure(report: Report, site: Path, pages: dict[str, str]) -> None:
         browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         opened(browser, site, "index.html")
         for what, name in pages.items():
-            seconds, computed = (sorted(each)[2] for each in zip(*(opened(browser, site, name) for _ in range(5)), strict=True))
+            times = [opened(browser, site, name) for _ in range(5)]
+            seconds, computed = (sorted(each)[2] for each in zip(*times, strict=True))
             report.add(f"{what}, seconds until it is drawn", seconds, at_most=1)
             report.add(f"{what}, seconds of its main thread", computed)
         browser.close()

@@ -172,9 +172,16 @@ def test_two_networks_are_compared_filter_by_filter(page, gallery):
     page.get_by_label("only where the verdict differs").check()
     assert _numbers(page) == differ
     page.get_by_label("only where the verdict differs").uncheck()
-    assert tiles.first.locator(".sprite").count() == 4
+    assert tiles.first.locator(".sprite").count() == 6  # kernel, picture, real images of both
+    moved = {int(tile.get_attribute("data-number")): float(tile.get_attribute("data-kernel")) for tile in tiles.all()}
+    page.get_by_label("Sort by").select_option("kernel")
+    assert _numbers(page) == sorted(moved, key=lambda i: (-moved[i], i))
+    said = tiles.first.locator(".what").text_content()
+    assert re.search(r"kernel differs by .+ % · activation .+ → .+ images new", said)
     tiles.first.get_by_role("link").click()
     expect(page.get_by_role("heading", name="In before")).to_be_visible()
+    assert page.locator("#beside .sprite").count() == 3
+    expect(page.locator("#beside-change")).to_have_text(f"What has changed: {said}.")
 
 
 def test_a_training_that_has_ended_leaves_a_gallery_of_its_best_epoch(run):
