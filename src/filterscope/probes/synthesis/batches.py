@@ -12,7 +12,7 @@ from filterscope.probes.synthesis.recipe import Recipe
 from filterscope.probes.synthesis.truncate import Reach
 
 _MOST_TOGETHER = 16
-_CACHED = 10 * 2**20  # bytes of one activation of the whole micro-batch; beyond, convolutions wait for memory
+_CACHED = 5 * 2**19  # numbers in one activation of the whole micro-batch; beyond, convolutions wait for memory
 
 
 def micro_batch_size(reach: Reach, recipe: Recipe, device: torch.device, pictures: int) -> int:
@@ -35,7 +35,7 @@ def micro_batch_size(reach: Reach, recipe: Recipe, device: torch.device, picture
             f"one picture needs {needed / 2**30:.2g} GiB for activations, recipe.memory is {recipe.memory:g}; "
             "choose a smaller recipe.size or more memory"
         )
-    useful = _MOST_TOGETHER if device.type != "cpu" else max(1, _CACHED // (width * reach.largest))
+    useful = _MOST_TOGETHER if device.type != "cpu" else max(1, _CACHED // reach.largest)
     return max(1, min(fits, useful, _MOST_TOGETHER, pictures))
 
 

@@ -1,10 +1,14 @@
 """Cheaper ways to the same numbers: a strided convolution as a dense one, and one output channel for each picture."""
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+_FEW = 4  # channels, as an image has; more are summed up pixel by pixel, where they lie side by side
+_LARGE = 2**15  # pixels of one map of the whole micro-batch; smaller ones `F.fold` adds faster
 
 
 class SpaceToDepthConv(nn.Module):
@@ -70,46 +74,102 @@ def computes_own(module: nn.Module) -> bool:
 def own_channel(module: nn.Module, inputs: Tensor, channels: Tensor) -> Tensor:
     """Return only output channel `channels[i]` of picture `i`, `(N, 1, h, w)`, or `(N, 1)` of a Linear.
 
-    The channels of the input are summed up first, for each place in the kernel by one matrix product; the few maps
-    that are left are then shifted and added.
+    It is computed in the type of the inputs, whatever autocast says. The channels of the input are summed up first, for
+    each place in the kernel by one matrix product; the few maps that are left are then shifted and added.
     """
-    if isinstance(module, nn.Linear):
-        own = torch.einsum("n...c,nc->n...", inputs, module.weight[channels].to(inputs.dtype))
-        return (own + _bias(module.bias, channels, own)).unsqueeze(-1)
-    if isinstance(module, SpaceToDepthConv):
-        inputs, padding = module.folded(inputs), (0, 0)
-    else:
-        padding = cast("tuple[int, int]", cast(nn.Conv2d, module).padding)
-    weight = cast(Tensor, module.weight)[channels].to(inputs.dtype)
-    n, c, h, w = inputs.shape
-    pixels = _aligned(inputs.permute(0, 2, 3, 1).reshape(n, h * w, c), 2)
-    own = cast(Tensor, _Taps.apply(pixels, _aligned(weight.flatten(2), 1), (h, w), weight.shape[2:], padding))
-    return own + _bias(cast("Tensor | None", module.bias), channels, own)
+    with torch.autocast(inputs.device.type, enabled=False):
+        if isinstance(module, nn.Linear):
+            own = torch.einsum("n...c,nc->n...", inputs, module.weight[channels].to(inputs.dtype))
+            return (own + _bias(module.bias, channels, own)).unsqueeze(-1)
+        if isinstance(module, SpaceToDepthConv):
+            inputs, padding = module.folded(inputs), (0, 0)
+        else:
+            padding = cast("tuple[int, int]", cast(nn.Conv2d, module).padding)
+        weight = cast(Tensor, module.weight)[channels].to(inputs.dtype)
+        n, c, h, w = inputs.shape
+        # Added at i + d is what a convolution reads there, hence the flip.
+        taps = weight.flatten(2).flip(2)
+        geometry = _Geometry(size=(h, w), kernel=(weight.shape[2], weight.shape[3]), padding=padding)
+        if c <= _FEW:
+            maps = _aligned(inputs.reshape(n, c, h * w), 2)
+            own = cast(Tensor, _MapTaps.apply(maps, _aligned(taps.transpose(1, 2), 2)[:, :, :c], geometry))
+        else:
+            pixels = _aligned(inputs.permute(0, 2, 3, 1).reshape(n, h * w, c), 2)
+            own = cast(Tensor, _PixelTaps.apply(pixels, _aligned(_aligned(taps, 1), 2), geometry))
+        return own + _bias(cast("Tensor | None", module.bias), channels, own)
 
 
-class _Taps(torch.autograd.Function):
-    """Pixels `(N, h·w, C)` and kernels `(N, C, kh·kw)` → maps `(N, 1, …)`; only pixels get a gradient."""
+@dataclass(frozen=True, kw_only=True)
+class _Geometry:
+    """A convolution of stride 1: the size of its input, of its kernel, and the zeros around."""
+
+    size: tuple[int, int]
+    kernel: tuple[int, int]
+    padding: tuple[int, int]
+
+    @property
+    def places(self) -> int:
+        return self.kernel[0] * self.kernel[1]
+
+    @property
+    def cut(self) -> tuple[int, int]:
+        """What the full sum of shifted maps has more than the output, on each side."""
+        return self.kernel[0] - 1 - self.padding[0], self.kernel[1] - 1 - self.padding[1]
+
+    def added(self, sums: Tensor) -> Tensor:
+        """Return maps of all places `(N, places, h·w)`, each shifted by its place, as one sum `(N, 1, …)`."""
+        (h, w), (rows, columns), (top, left) = self.size, self.kernel, self.cut
+        if len(sums) * h * w < _LARGE:
+            output = (h + rows - 1 - 2 * top, w + columns - 1 - 2 * left)
+            return F.fold(sums, output, self.kernel, padding=self.cut)
+        whole = sums.new_zeros(len(sums), h + rows - 1, w + columns - 1)
+        for place, each in enumerate(sums.view(*sums.shape[:2], h, w).unbind(1)):
+            row, column = divmod(place, columns)
+            whole[:, row : row + h, column : column + w] += each
+        return whole[:, None, top : whole.shape[1] - top, left : whole.shape[2] - left].contiguous()
+
+    def spread(self, gradient: Tensor) -> Tensor:
+        """Return the gradient `(N, 1, …)` of the sum as that of the maps of all places, `(N, places, h·w)`."""
+        top, left = self.cut
+        padded = F.pad(gradient[:, 0], (left, left, top, top))
+        return padded.unfold(1, self.size[0], 1).unfold(2, self.size[1], 1).reshape(len(gradient), self.places, -1)
+
+
+class _PixelTaps(torch.autograd.Function):
+    """Pixels `(N, h·w, C)` and kernels `(N, C, places)` → maps `(N, 1, …)`; only pixels get a gradient."""
 
     @staticmethod
-    def forward(
-        ctx: Any, pixels: Tensor, taps: Tensor, size: tuple[int, int], kernel: tuple[int, int], padding: tuple[int, int]
-    ) -> Tensor:
+    def forward(ctx: Any, pixels: Tensor, taps: Tensor, geometry: _Geometry) -> Tensor:
         """Return the sums over channels at every place of the kernel, shifted and added."""
-        # F.fold adds at i + d what a convolution reads there, hence the flip.
-        flipped = _aligned(taps.flip(2), 2)
-        ctx.save_for_backward(flipped)
-        ctx.kernel, ctx.places = kernel, kernel[0] * kernel[1]
-        ctx.padding = (kernel[0] - 1 - padding[0], kernel[1] - 1 - padding[1])
-        output = (size[0] - kernel[0] + 1 + 2 * padding[0], size[1] - kernel[1] + 1 + 2 * padding[1])
-        sums = torch.bmm(flipped.transpose(1, 2), pixels.transpose(1, 2))
-        return F.fold(sums[:, : ctx.places], output, kernel, padding=ctx.padding)
+        ctx.save_for_backward(taps)
+        ctx.geometry = geometry
+        return geometry.added(torch.bmm(taps.transpose(1, 2), pixels.transpose(1, 2))[:, : geometry.places])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         """Return the gradient of the pixels."""
-        (flipped,) = ctx.saved_tensors
-        places = _aligned(F.unfold(gradients[0], ctx.kernel, padding=ctx.padding), 1)
-        return torch.bmm(places.transpose(1, 2), flipped.transpose(1, 2)), None, None, None, None
+        (taps,) = ctx.saved_tensors
+        places = _aligned(ctx.geometry.spread(gradients[0]), 1)
+        return torch.bmm(places.transpose(1, 2), taps.transpose(1, 2)), None, None
+
+
+class _MapTaps(torch.autograd.Function):
+    """Maps `(N, C, h·w)` and kernels `(N, places, C)` → maps `(N, 1, …)`; only the maps get a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, taps: Tensor, geometry: _Geometry) -> Tensor:
+        """Return the sums over channels at every place of the kernel, shifted and added."""
+        ctx.save_for_backward(taps)
+        ctx.geometry = geometry
+        pixels = geometry.size[0] * geometry.size[1]
+        return geometry.added(torch.bmm(taps, maps)[:, :, :pixels])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient of the maps."""
+        (taps,) = ctx.saved_tensors
+        places = _aligned(ctx.geometry.spread(gradients[0]), 2)
+        return torch.bmm(taps.transpose(1, 2), places), None, None
 
 
 def _bias(bias: Tensor | None, channels: Tensor, like: Tensor) -> Tensor | float:

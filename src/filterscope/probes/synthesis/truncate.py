@@ -140,7 +140,7 @@ class Truncated:
         self, name: str, module: nn.Module, keep: Callable[[str, Tensor], None], own: Tensor | None, slope: float
     ) -> RemovableHandle:
         def before(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            keep(name, own_channel(module, inputs[0].to(torch.bfloat16) if self.bf16 else inputs[0], cast(Tensor, own)))
+            keep(name, own_channel(module, inputs[0], cast(Tensor, own)))
 
         def after(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             leaky = bool(slope) and isinstance(module, nn.ReLU)
