@@ -30,16 +30,41 @@ class SpaceToDepthConv(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the convolution's output."""
-        return F.conv2d(self.folded(images), self.weight, self.bias)
+        return F.conv2d(self.folded(images.to(self.weight.dtype)), self.weight, self.bias)
 
     def folded(self, images: Tensor) -> Tensor:
         """Return `(N, C, H, W)` as `(N, C·stride², h, w)`, padded to just what the convolution reads."""
         s, before = self.stride, self.padding
-        n, c, height, width = images.shape
+        height, width = images.shape[2:]
         rows, columns = ((side + 2 * before - self.kernel) // s + self.blocks for side in (height, width))
         padded = F.pad(images, (before, columns * s - width - before, before, rows * s - height - before))
-        split = padded.reshape(n, c, rows, s, columns, s).permute(0, 2, 4, 1, 3, 5)
-        return split.reshape(n, rows, columns, c * s * s).permute(0, 3, 1, 2)
+        return cast(Tensor, _Folded.apply(padded, s)).permute(0, 3, 1, 2)
+
+
+class _Folded(torch.autograd.Function):
+    """Images `(N, C, h·s, w·s)` → `(N, h, w, C·s²)`: runs of `s` numbers stay together, and are moved as one."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, s: int) -> Tensor:
+        """Return the folded images."""
+        n, c, height, width = images.shape
+        ctx.stride = s
+        runs = _runs(images.contiguous(), s).view(n, c, height // s, s, width // s, -1)
+        return runs.permute(0, 2, 4, 1, 3, 5).flatten(3).view(images.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient of the images."""
+        (gradient,), s = gradients, ctx.stride
+        n, h, w, k = gradient.shape
+        runs = _runs(gradient.contiguous(), s).view(n, h, w, k // s**2, s, -1)
+        return runs.permute(0, 3, 1, 4, 2, 5).reshape(n, k // s**2, h * s, -1).view(gradient.dtype), None
+
+
+def _runs(numbers: Tensor, length: int) -> Tensor:
+    """Return numbers, `length` of which belong together, seen as fewer and larger ones, where there is such a type."""
+    larger = {4: torch.int32, 8: torch.int64, 16: torch.complex128}.get(length * numbers.element_size())
+    return numbers if larger is None else numbers.view(larger)
 
 
 def fold_weight(weight: Tensor, stride: int) -> Tensor:
