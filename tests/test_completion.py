@@ -1,0 +1,84 @@
+"""Tab completes groups, options and knobs in a real bash."""
+
+import os
+import pty
+import re
+import select
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tiny import REPOSITORY
+
+INSTALL = 'eval "$(python train.py -sc install=bash)"'
+
+
+class Terminal:
+    """A terminal with a shell in it, to type into."""
+
+    def __init__(self, file: int) -> None:
+        self._file = file
+        self._seen = ""
+
+    def types(self, text: str) -> None:
+        """Type a text, as it stands."""
+        os.write(self._file, text.encode())
+
+    def shows(self, pattern: str, seconds: float = 120) -> bool:
+        """Return whether something comes to be shown behind what was waited for before."""
+        end = time.monotonic() + seconds
+        while not (found := re.search(pattern, self._seen)):
+            ready, _, _ = select.select([self._file], [], [], max(0.0, end - time.monotonic()))
+            if not ready:
+                return False
+            self._seen += os.read(self._file, 4096).decode(errors="replace")
+        self._seen = self._seen[found.end() :]
+        return True
+
+
+@pytest.fixture(scope="module")
+def terminal() -> Iterator[Terminal]:
+    """An interactive bash in the repository, with completion installed as the docs say."""
+    if shutil.which("bash") is None:
+        pytest.skip("needs bash")
+    ours, theirs = pty.openpty()
+    environment = {
+        **os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "TERM": "dumb", "COLUMNS": "200",
+        "HISTFILE": "", "PS1": "",
+    }  # fmt: skip
+    command = ["bash", "--norc", "--noprofile", "-i"]
+    shell = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=REPOSITORY, env=environment, start_new_session=True
+    )
+    os.close(theirs)
+    terminal = Terminal(ours)
+    terminal.types(f"bind 'set enable-bracketed-paste off'; {INSTALL}; echo install''ed\n")
+    assert terminal.shows("installed")
+    yield terminal
+    shell.kill()
+    shell.wait()
+    os.close(ours)
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("python train.py model=alexnet_s", "cratch"),
+        ("python train.py optimiz", "er"),
+        ("python train.py trainer.max_e", "pochs="),
+        ("python visualize.py visuals=gal", "lery"),
+    ],
+)
+def test_tab_completes_what_was_begun(terminal: Terminal, typed: str, completed: str) -> None:
+    terminal.types(f"{typed}\t")
+    assert terminal.shows(re.escape(typed) + r"\x07?" + re.escape(completed))
+    terminal.types("\x15")  # Ctrl-U
+
+
+def test_the_docs_say_how_it_is_installed() -> None:
+    assert f"\n{INSTALL}\n" in (REPOSITORY / "docs" / "viewing.md").read_text(encoding="utf-8")
