@@ -178,6 +178,7 @@ def test_validation_without_training_is_an_error(split_folder):
 
 def test_an_unknown_class_to_exclude_lists_the_classes(one_folder):
     refused(one_folder, match="'sheep', which is no class of .*ant, bee, cat", exclude=["sheep"])
+    refused(one_folder, match=r"'bees' \(did you mean bee\?\), which is no class of", exclude=["bees"])
 
 
 def test_one_class_is_nothing_to_tell_apart(one_folder):

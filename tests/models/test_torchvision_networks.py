@@ -135,7 +135,7 @@ def test_layers_of_other_networks_are_spoken_of_by_path_and_counted():
 
 
 def test_an_unknown_network_is_refused_with_the_known_ones():
-    with pytest.raises(UserError, match=r"unknown network 'alexnot'.*alexnet.*wide_resnet50_2"):
+    with pytest.raises(UserError, match=r"unknown network 'alexnot' \(did you mean alexnet\?\).*wide_resnet50_2"):
         torchvision_backbone(name="alexnot", weights=None)
 
 
