@@ -112,8 +112,8 @@ def view_of(classifier: Classifier, name: str, seen: Seen, examples: Examples, *
     classes = served(seen.peaks.responses, examples.labels) if seen.peaks else [[] for _ in weights]
     best = seen.peaks.best(seen.crops) if seen.peaks else None
     drawn = filter_tiles(weights, KERNEL)[0]
-    # A browser holds an atlas as pixels, four bytes each.
-    less = 1 if len(weights) <= MANY else 2 / 3
+    # A browser decodes and holds an atlas whole, four bytes a pixel: of more filters it has no more of them.
+    less = min(1.0, (MANY / len(weights)) ** 0.5)
     facts, sheets, strips = [], [], []
     for i in range(len(weights)):
         sources = best[:, i].tolist() if best is not None else []

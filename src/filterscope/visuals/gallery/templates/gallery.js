@@ -75,7 +75,7 @@ function grid() {
   const chosen = sort.value !== sorted || boxes.some((box) => !box.checked) || (least && least.value !== "0")
     || (label && label.value !== "") || (changed && changed.checked);
   // What is seen first is drawn before thousands of others are.
-  requestAnimationFrame(() => setTimeout(() => list.classList.add("all")));
+  addEventListener("load", () => setTimeout(() => list.classList.add("all"), 200));
   if (chosen) show();
 }
 
