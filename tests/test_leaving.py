@@ -99,7 +99,7 @@ def test_a_job_that_slurm_starts_again_goes_on_by_itself(tmp_path: Path, monkeyp
         stored.mkdir(parents=True)
         (stored / "config.yaml").write_text("{data: {}, model: {}, trainer: {}, checkpoint: {}}")
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    note_job(tmp_path / "outputs" / "a", given)
+    note_job(tmp_path / "outputs" / "a", ["hydra.mode=RUN", *given])
     note_job(tmp_path / "outputs" / "b", [*given, "seed=4"])
     assert restarted(given) is None
     assert take_up(given) == given

@@ -60,4 +60,5 @@ def multirun(arguments: list[str]) -> bool:
 
 def _job(arguments: list[str]) -> dict[str, Any]:
     array = os.environ.get("SLURM_ARRAY_TASK_ID", "")
-    return {"job": f"{os.environ.get('SLURM_JOB_ID', '')}_{array}", "arguments": sorted(arguments)}
+    given = sorted(argument for argument in arguments if not argument.startswith("hydra.mode="))  # Hydra adds it
+    return {"job": f"{os.environ.get('SLURM_JOB_ID', '')}_{array}", "arguments": given}
