@@ -20,7 +20,7 @@ SHOTS = {
     "layer": ("layers/block1_conv1.html", 860, "dark"),
     "filter": ("filters/block3_conv3.html#30", 1180, "light"),
 }
-COMPARE = ("compare/block1_conv1.html", 640, "light")
+COMPARE = ("compare/block3_conv3.html", 890, "light")
 
 
 def shoot(browser: Browser, address: str, height: int, scheme: str = "light", wait: str | None = None) -> Image.Image:
