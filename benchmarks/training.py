@@ -166,7 +166,7 @@ class Clock(pl.Callback):
 def lightning(bench: Bench) -> None:
     """What Lightning and our own counting cost: the same settings in a bare loop."""
     knobs = ("finetune=full", "trainer.max_epochs=1", *ALONE, "data.num_workers=0", "data.augment=null")
-    knobs = (*knobs, "trainer.limit_train_batches=6")
+    knobs = (*knobs, "trainer.limit_train_batches=20")
     mine, clock = bench.run("alexnet", bench.whole, *knobs), Clock(processor=bench.processor)
     mine.trainer.callbacks.append(clock)  # type: ignore[attr-defined]
     loop = bare(bench.run("alexnet", bench.whole, *knobs))
