@@ -38,7 +38,7 @@ from filterscope.probes.synthesis import (
 from filterscope.probes.synthesis.objectives import mean_response
 
 PLAIN = Recipe(objective="channel", learning_rate=0.15)
-SPECIFIC = Recipe(objective="specific")
+SPECIFIC = Recipe()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,10 @@ from filterscope.probes.synthesis import (
 
 
 def quick(**knobs):
-    return Recipe(**{"size": 32, "steps": 8, "precision": "fp32", "jitter": 2.0, "objective": "channel"} | knobs)
+    return Recipe(
+        **{"size": 32, "steps": 8, "precision": "fp32", "jitter": 2.0, "objective": "channel", "learning_rate": 0.05}
+        | knobs
+    )
 
 
 @pytest.fixture(scope="module")

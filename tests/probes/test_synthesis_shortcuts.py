@@ -85,10 +85,13 @@ def test_image_gradients_equal_autograd_of_the_whole_network(networks, name, lay
         assert torch.allclose(gradient, expected, rtol=1e-8, atol=1e-10 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize(("kernel", "stride", "padding", "side"), [(11, 4, 2, 63), (7, 2, 3, 30), (2, 2, 0, 17)])
-def test_folding_by_the_stride_leaves_a_strided_convolution_what_it_is(kernel, stride, padding, side):
-    conv = nn.Conv2d(3, 5, kernel, stride=stride, padding=padding)
-    images = torch.rand(2, 3, side, side + 4, requires_grad=True)
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "side"), [(11, 4, 2, 63), (7, 2, 3, 30), (2, 2, 0, 17), (5, 3, 1, 20), (4, 4, 0, 4)]
+)
+@pytest.mark.parametrize(("count", "channels"), [(2, 3), (1, 1)])
+def test_folding_by_the_stride_leaves_a_strided_convolution_what_it_is(kernel, stride, padding, side, count, channels):
+    conv = nn.Conv2d(channels, 5, kernel, stride=stride, padding=padding)
+    images = torch.rand(count, channels, side, side, requires_grad=True)
     expect_same(SpaceToDepthConv(conv)(images), conv(images), images)
 
 

@@ -168,22 +168,6 @@ def test_grey_images_are_drawn_by_all(grey_classifier: Classifier) -> None:
         assert visual(grey_classifier, examples, Past())
 
 
-def test_synthesis_goes_on_where_the_epoch_before_ended(classifier: Classifier, examples: Examples) -> None:
-    visual = Synthesis(recipe=RECIPE, layers=["block1_conv1"], channels=2, steps=4)
-    past = Past(epoch=0)
-    visual(classifier, examples, past)
-    left = past.store["synthesis"]["block1_conv1"]["parameters"].clone()
-    with torch.no_grad():
-        classifier.module_of("block1_conv1").weight.mul_(1.001)
-    past.epoch = 1
-    visual(classifier, examples, past)
-    moved = past.store["synthesis"]["block1_conv1"]["parameters"] - left
-    cold = Past(epoch=1)
-    visual(classifier, examples, cold)
-    started_anew = cold.store["synthesis"]["block1_conv1"]["parameters"] - left
-    assert 0 < moved.norm() < started_anew.norm()
-
-
 def test_without_training_synthesis_starts_from_noise_and_repeats_itself(classifier: Classifier) -> None:
     visual = Synthesis(recipe=RECIPE, layers=["block1_conv1"], channels=2)
     first, again = (visual(classifier, NO_IMAGES, past)["synthesis/block1_conv1"] for past in [Past()] * 2)

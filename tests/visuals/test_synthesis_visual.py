@@ -92,8 +92,8 @@ def test_the_last_epoch_is_made_anew_from_the_first_noise(classifier: Classifier
     assert torch.equal(*ends)
 
 
-def test_pictures_that_lost_their_channel_climb_longer_and_faster(classifier: Classifier, examples: Examples) -> None:
-    recipes = []
+def test_pictures_that_lost_their_channel_climb_longer(classifier: Classifier, examples: Examples) -> None:
+    steps = []
     for sign in (1.0, -1.0):
         past = Past(epoch=0)
         network = copy.deepcopy(classifier)
@@ -103,8 +103,8 @@ def test_pictures_that_lost_their_channel_climb_longer_and_faster(classifier: Cl
             network.module_of(LAYER).weight.mul_(sign)  # type: ignore[operator, union-attr]
         past.epoch = 1
         strong(network, examples, past)
-        recipes.append(strong._going_on(LAYER, past))
-    assert [(recipe.steps, recipe.learning_rate) for recipe in recipes] == [(3, 0.2), (12, 0.4)]
+        steps.append(strong._going_on(LAYER, past).steps)
+    assert steps == [3, 12]
 
 
 def test_pictures_are_held_against_the_whole_validation_pass(classifier: Classifier, examples: Examples) -> None:

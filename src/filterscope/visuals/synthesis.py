@@ -51,8 +51,8 @@ class Synthesis:
         order: `number`, or `verdict`: a fair sample from useful to dead, the same over a training, framed; needs the
             health visual.
         steps: of ascent where a picture goes on from the epoch before; None: as many as the recipe says, as at first.
-        catch_up: times as many steps, at twice the learning rate, where most pictures of a layer excited their channels
-            less than real images do, or others more, after the epoch before: the network changes faster than they do.
+        catch_up: times as many steps where most pictures of a layer excited their channels less than real images do, or
+            others more, after the epoch before: the network changes faster than they do.
         keep: folder in which finished pictures are kept, so that none is made twice, not even after an interruption;
             outside training only. None: nowhere.
         seed: of the noise that pictures start from.
@@ -151,10 +151,8 @@ class Synthesis:
         """Return the recipe for pictures that go on from the epoch before."""
         if self.steps is None:
             return self.recipe
-        if not past.store["synthesis"][layer].get("lost", False):
-            return dataclasses.replace(self.recipe, steps=self.steps)
-        rate = 2 * self.recipe.learning_rate
-        return dataclasses.replace(self.recipe, steps=self.steps * self.catch_up, learning_rate=rate)
+        lost = past.store["synthesis"][layer].get("lost", False)
+        return dataclasses.replace(self.recipe, steps=self.steps * (self.catch_up if lost else 1))
 
     def _start(self, layer: str, channels: list[int], past: Past) -> Tensor | None:
         """Return where the pictures stood after the epoch before; None where they are to start from noise."""

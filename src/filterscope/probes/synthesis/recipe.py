@@ -52,8 +52,8 @@ class Recipe:
     objective: str | Mapping[str, float] = "specific"
     image: str = "fourier"
     size: int = 128
-    steps: int = 256
-    learning_rate: float = 0.05
+    steps: int = 128
+    learning_rate: float = 0.1
     anneal: float = 0.5
     ascent: str = "adam"
     start: str = "noise"

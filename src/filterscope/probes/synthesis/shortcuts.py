@@ -49,22 +49,28 @@ class _Folded(torch.autograd.Function):
         """Return the folded images."""
         n, c, height, width = images.shape
         ctx.stride = s
-        runs = _runs(images.contiguous(), s).view(n, c, height // s, s, width // s, -1)
-        return runs.permute(0, 2, 4, 1, 3, 5).flatten(3).view(images.dtype)
+        runs = _runs(images, s).view(n, c, height // s, s, width // s, -1)
+        return _apart(runs.permute(0, 2, 4, 1, 3, 5), images.dtype).view(n, height // s, width // s, c * s**2)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         """Return the gradient of the images."""
         (gradient,), s = gradients, ctx.stride
         n, h, w, k = gradient.shape
-        runs = _runs(gradient.contiguous(), s).view(n, h, w, k // s**2, s, -1)
-        return runs.permute(0, 3, 1, 4, 2, 5).reshape(n, k // s**2, h * s, -1).view(gradient.dtype), None
+        runs = _runs(gradient, s).view(n, h, w, k // s**2, s, -1)
+        return _apart(runs.permute(0, 3, 1, 4, 2, 5), gradient.dtype).view(n, k // s**2, h * s, w * s), None
 
 
 def _runs(numbers: Tensor, length: int) -> Tensor:
-    """Return numbers, `length` of which belong together, seen as fewer and larger ones, where there is such a type."""
+    """Return numbers in a row, `length` of which are seen as one larger number, where there is such a type."""
     larger = {4: torch.int32, 8: torch.int64, 16: torch.complex128}.get(length * numbers.element_size())
-    return numbers if larger is None else numbers.view(larger)
+    row = numbers.reshape(-1)
+    return row if larger is None else row.view(larger)
+
+
+def _apart(runs: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a copy of runs as the numbers they consist of, in a row."""
+    return runs.clone(memory_format=torch.contiguous_format).view(-1).view(dtype)
 
 
 def fold_weight(weight: Tensor, stride: int) -> Tensor:
