@@ -203,7 +203,8 @@ def test_a_number_of_health_decides_what_is_best_and_when_to_stop(composed: Comp
 
 def test_a_number_that_nothing_measures_is_refused_before_an_epoch_is_spent(composed: Compose, tmp_path: Path) -> None:
     cfg = composed(*TINY, "visuals=health", "checkpoint.monitor=health/usefull/all")
-    with pytest.raises(UserError, match="not measured; measured are health/apoz/block1_conv1"):
+    measured = r"not measured \(did you mean health/useful/all\?\); measured are health/apoz/block1_conv1"
+    with pytest.raises(UserError, match=measured):
         train(cfg, tmp_path)
     assert [row["epoch"] for row in rows_of(tmp_path)] == ["0"]
 
