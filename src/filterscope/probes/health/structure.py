@@ -22,6 +22,7 @@ from filterscope.errors import UserError
 
 POWER = 32.0  # (positions − 1)·√slices at which about eight in ten real filters are found; benchmarks/health.py
 CHUNK = 1 << 22  # floats in a work buffer
+TILE = 128  # filters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,10 +130,12 @@ def _concentration(slices: Tensor, waves: Tensor) -> Tensor:
     """Return `(filters, draws)` from waves `(slices or 1, positions, draws · frequencies)`."""
     channels, filters, positions = slices.shape
     energy = torch.zeros(filters, waves.shape[2])
-    step = max(1, CHUNK // energy.numel())
-    for start in range(0, channels, step):
-        here = waves if len(waves) == 1 else waves[start : start + step]
-        energy += torch.matmul(slices[start : start + step], here).square_().sum(0)
+    for first in range(0, filters, TILE):  # few at a time stay in the processor's cache from product to sum
+        sums = energy[first : first + TILE]
+        product = torch.empty_like(sums)
+        for channel in range(channels):
+            torch.mm(slices[channel, first : first + TILE], waves[min(channel, len(waves) - 1)], out=product)
+            sums.addcmul_(product, product)
     return energy.view(filters, -1, positions - 1).square().sum(2) * (positions - 1)
 
 
