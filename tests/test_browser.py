@@ -92,13 +92,13 @@ def test_from_the_overview_to_a_layer_to_a_filter_by_mouse(page, gallery):
     page.goto(f"{(gallery / 'index.html').as_uri()}")
     expect(page.get_by_role("heading", level=1)).to_have_text("after")
     expect(page.get_by_text("MB in all")).to_be_visible()
-    assert page.locator(".card").count() == 2
+    expect(page.locator(".card")).to_have_count(2)
     page.get_by_role("link", name="block2_conv1", exact=True).click()
     expect(page.get_by_role("heading", level=1)).to_have_text("block2_conv1")
     page.get_by_role("link", name=re.compile("filter 3 ")).click()
     expect(page.get_by_role("heading", level=1)).to_have_text("block2_conv1, filter 3")
-    assert page.locator("#crops .sprite").count() == 4
-    assert page.locator("#faces .sprite").count() == 3
+    expect(page.locator("#crops .sprite")).to_have_count(4)
+    expect(page.locator("#faces .sprite")).to_have_count(3)
     page.get_by_role("link", name="next →").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("block2_conv1, filter 4")
 
@@ -172,7 +172,7 @@ def test_two_networks_are_compared_filter_by_filter(page, gallery):
     page.get_by_label("only where the verdict differs").check()
     assert _numbers(page) == differ
     page.get_by_label("only where the verdict differs").uncheck()
-    assert tiles.first.locator(".sprite").count() == 6  # kernel, picture, real images of both
+    expect(tiles.first.locator(".sprite")).to_have_count(6)  # kernel, picture, real images of both
     moved = {int(tile.get_attribute("data-number")): float(tile.get_attribute("data-kernel")) for tile in tiles.all()}
     page.get_by_label("Sort by").select_option("kernel")
     assert _numbers(page) == sorted(moved, key=lambda i: (-moved[i], i))
@@ -180,7 +180,7 @@ def test_two_networks_are_compared_filter_by_filter(page, gallery):
     assert re.search(r"kernel differs by .+ % · activation .+ → .+ images new", said)
     tiles.first.get_by_role("link").click()
     expect(page.get_by_role("heading", name="In before")).to_be_visible()
-    assert page.locator("#beside .sprite").count() == 3
+    expect(page.locator("#beside .sprite")).to_have_count(3)
     expect(page.locator("#beside-change")).to_have_text(f"What has changed: {said}.")
 
 
