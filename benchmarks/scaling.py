@@ -27,7 +27,7 @@ def worker(finetune: str, steps: int, out: Path) -> None:
     import pytorch_lightning as pl
     from torch.utils.data import DataLoader, TensorDataset
 
-    from filterscope import launching
+    from filterscope import finishing, launching
     from filterscope.memory import hold_memory
     from filterscope.models import heads
     from filterscope.models.backbone import torchvision_backbone
@@ -80,6 +80,7 @@ def worker(finetune: str, steps: int, out: Path) -> None:
     trainer.fit(module, DataLoader(one * steps, batch_size=None))  # type: ignore[arg-type]
     durations = [b - a for a, b in zip(clock.steps[1:], clock.steps[2:], strict=False)]  # the first was warming up
     out.with_suffix(f".{os.environ.get('RANK', os.getpid())}").write_text(json.dumps(durations))
+    finishing.part(trainer)
 
 
 def together(finetune: str, steps: int, *, ddp: bool) -> float:

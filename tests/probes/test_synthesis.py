@@ -19,6 +19,8 @@ from filterscope.probes.synthesis import (
     start_from,
     synthesize,
 )
+from filterscope.probes.synthesis.batches import micro_batch_size
+from filterscope.probes.synthesis.truncate import reach_of
 
 
 def quick(**knobs):
@@ -79,6 +81,15 @@ def test_a_place_in_a_padded_micro_batch_does_not_change_a_bit(colour, precision
         assert torch.equal(other.images, together.images[order])
         assert torch.equal(other.curve, together.curve[:, order])
         assert torch.equal(other.responses, together.responses[order])
+
+
+def test_pictures_are_spread_evenly_over_as_few_micro_batches_as_hold_them(colour):
+    (reach,) = reach_of(colour, [["block2_conv1"]], 64)
+    most = micro_batch_size(reach, quick(size=64), torch.device("cpu"), 10_000)
+    for pictures in (1, most, most + 1, 3 * most - 1):
+        count = micro_batch_size(reach, quick(size=64), torch.device("cpu"), pictures)
+        batches = -(-pictures // most)
+        assert (batches - 1) * count < pictures <= batches * count <= pictures + batches - 1
 
 
 def test_another_micro_batch_size_changes_the_activation_by_less_than_two_percent(colour):

@@ -9,6 +9,7 @@ from filterscope.models.backbone import Backbone, small_cnn_backbone, torchvisio
 from filterscope.models.classifier import Classifier
 from filterscope.probes.observing import observing, tapping
 from filterscope.probes.synthesis import Channel, Specific
+from filterscope.probes.synthesis.packed import PackedConv, packs
 from filterscope.probes.synthesis.shortcuts import SpaceToDepthConv, own_channel
 from filterscope.probes.synthesis.truncate import Truncated, twin
 
@@ -127,6 +128,30 @@ def test_a_convolution_without_a_shortcut_is_computed_whole(conv):
     with torch.no_grad():
         output = truncated(images, torch.tensor([1, 2]))["block1_conv2"]
         assert torch.allclose(output, classifier.backbone(images), atol=1e-6)
+
+
+@pytest.mark.skipif(not packs(nn.Conv2d(4, 6, 3)), reason="this processor's library packs no weights")
+@pytest.mark.parametrize(
+    ("kernel", "padding", "channels"), [(3, 1, 64), (5, 2, 3), ((3, 1), (2, 0), 7), (1, 0, 4), (3, 0, 1)]
+)
+def test_packed_weights_leave_a_convolution_what_it_is(kernel, padding, channels):
+    conv = nn.Conv2d(channels, 48, kernel, padding=padding)
+    packed = PackedConv(conv)
+    for size in ((2, channels, 9, 7), (5, channels, 12, 12)):
+        images = torch.rand(size, requires_grad=True)
+        expect_same(packed(images), conv(images), images)
+
+
+def test_packing_changes_no_gradient_of_a_real_networks_layer():
+    """In single precision, with a smooth activation: at a ReLU's kink rounding decides."""
+    torch.manual_seed(0)
+    trunk = network(
+        *(nn.Conv2d(3, 64, 11, stride=4, padding=2), nn.SiLU(), nn.Conv2d(64, 192, 5, padding=2), nn.SiLU()),
+        *(nn.Conv2d(192, 384, 3, padding=1), nn.SiLU(), nn.Conv2d(384, 256, 3, padding=1)),
+    )
+    images = torch.rand(3, 3, 64, 64, requires_grad=True)
+    last = [name for name in trunk.layers if "conv" in name][-1]
+    expect_same(Truncated(trunk, [last], size=64)(images)[last], trunk.backbone(images), images)
 
 
 def test_nothing_behind_the_layer_is_computed():

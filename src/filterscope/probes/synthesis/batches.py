@@ -36,7 +36,8 @@ def micro_batch_size(reach: Reach, recipe: Recipe, device: torch.device, picture
             "choose a smaller recipe.size or more memory"
         )
     useful = _MOST_TOGETHER if device.type != "cpu" else max(1, _CACHED // reach.largest)
-    return max(1, min(fits, useful, _MOST_TOGETHER, pictures))
+    most = max(1, min(fits, useful, _MOST_TOGETHER, pictures))
+    return -(-pictures // -(-pictures // most))  # no fewer batches, but full ones
 
 
 def split(channels: Sequence[int], count: int, *, by_channel: bool = False) -> list[list[int]]:

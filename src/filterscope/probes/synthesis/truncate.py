@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions
+from filterscope.probes.synthesis.packed import PackedConv, packs
 from filterscope.probes.synthesis.shortcuts import SpaceToDepthConv, computes_own, folds, own_channel
 
 _HOOKS = (
@@ -133,7 +134,8 @@ class Truncated:
     def computes_own(self) -> bool:
         """Whether a single channel of each picture can be computed alone."""
         return len(self.targets) == 1 and all(
-            computes_own(module) and self.reach.calls[name] == 1 for name, module in self.targets.items()
+            (isinstance(module, PackedConv) or computes_own(module)) and self.reach.calls[name] == 1
+            for name, module in self.targets.items()
         )
 
     def _tap(
@@ -156,11 +158,16 @@ class Truncated:
                 continue
             if isinstance(module, nn.Conv2d):
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
-            quick = SpaceToDepthConv(module) if isinstance(module, nn.Conv2d) and folds(module) else module
+            quick = self._quick(module)
             if self.bf16:  # autocast would cast frozen weights anew at every step
                 quick.to(torch.bfloat16)
             if quick is not module:
                 self._replace(module, quick)
+
+    def _quick(self, module: nn.Conv2d | nn.Linear) -> nn.Module:
+        if isinstance(module, nn.Conv2d) and folds(module):
+            return SpaceToDepthConv(module)
+        return PackedConv(module) if isinstance(module, nn.Conv2d) and packs(module, bf16=self.bf16) else module
 
     def _replace(self, old: nn.Module, new: nn.Module) -> None:
         for parent in list(self.network.modules()):
