@@ -58,20 +58,21 @@ class _Packed(torch.autograd.Function):
 
 def packs(module: nn.Module, *, bf16: bool = False) -> bool:
     """Return whether `PackedConv` can stand in for a module, in bfloat16 or in the type that the module has."""
+    library: Any = torch.backends.mkldnn
     return (
         isinstance(module, nn.Conv2d)
         and computes_own(module)
         and module.weight.device.type == "cpu"
         and module.weight.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
+        and bool(library.is_available() and library.enabled)
         and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
         and (not bf16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
     )
 
 
 def _packed(weight: Tensor, shape: tuple[int, ...], padding: tuple[int, int]) -> Tensor:
-    packed: Tensor = torch._C._nn.mkldnn_reorder_conv2d_weight(
+    library: Any = torch._C._nn
+    packed: Tensor = library.mkldnn_reorder_conv2d_weight(
         weight.contiguous().to_mkldnn(), padding, (1, 1), (1, 1), 1, shape
     )
     return packed
