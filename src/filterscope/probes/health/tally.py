@@ -6,8 +6,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from filterscope.probes.spatial import pieces, spatial_mean
+
 PLACES = 16  # positions of each map that the correlation between filters looks at
-CACHED = 1 << 18  # values that fit the cache of a processor; fresh memory for whole batches takes ten times as long
 
 
 @dataclass
@@ -52,19 +53,22 @@ class Tally:
 
     def add(self, outputs: Tensor, labels: Tensor | None = None) -> None:
         """Take in a batch of outputs `(N, filters, h, w)` with the images' labels `(N,)` where they are known."""
-        maps = outputs.detach().float().flatten(2)
-        self.peak = torch.maximum(self.peak, maps.amax(2).amax(0).double().cpu())
-        responses, positive = rectified(maps)
-        self.positive += positive.sum(0)
-        self.images += len(maps)
-        self.values += len(maps) * maps.shape[2]
-        self.powers += torch.stack([responses.pow(power).sum(0) for power in (1, 2, 3, 4)])
+        peaks, responses, positive = _looked_at(outputs)
+        self.peak = torch.maximum(self.peak, peaks)
+        self.positive += positive
+        self.images += len(outputs)
+        self.values += outputs[:, 0].numel()
+        squares = responses.square()
+        powers = (responses, squares, squares * responses, squares.square())
+        self.powers += torch.stack([each.sum(0) for each in powers])
         if labels is not None:
             known = labels.cpu()
             self.class_sizes += torch.bincount(known, minlength=len(self.class_sizes)).double()
             self.class_sums.index_add_(0, known, responses)
-        at = torch.linspace(0, maps.shape[2] - 1, min(PLACES, maps.shape[2]), device=maps.device).round().long()
-        seen = maps[:, :, at].clamp_min(0).transpose(1, 2).flatten(0, 1)
+        places = outputs[0, 0].numel()
+        at = torch.linspace(0, places - 1, min(PLACES, places), device=outputs.device).round().long()
+        rows = outputs.detach().permute(0, 2, 3, 1).flatten(1, 2)
+        seen = rows[:, at].float().clamp_min(0).flatten(0, 1)
         self.places += len(seen)
         self.sums += seen.sum(0).double().cpu()
         self.products += (seen.T @ seen).double().cpu()
@@ -86,12 +90,13 @@ class Tally:
             setattr(self, name, whole.cpu())
 
 
-def rectified(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean and the number of the positive values of each map, `(N, filters)` float64 on the CPU."""
-    step = max(1, CACHED // maps[0].numel()) if maps.device.type == "cpu" else len(maps)
-    means, counts = [], []
-    for some in torch.split(maps, step):
-        positive = some.relu()
-        means.append(positive.mean(2))
-        counts.append(positive.sign_().sum(2))
-    return torch.cat(means).double().cpu(), torch.cat(counts).double().cpu()
+def _looked_at(outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the filters' peaks, their responses `(N, filters)` and how often they are positive, float64 on the CPU."""
+    places = outputs[0, 0].numel()
+    peaks, responses, positive = [], [], []
+    for maps in pieces(outputs):
+        peaks.append(maps.amax((0, 2, 3)))
+        responses.append(spatial_mean(maps.relu_()))
+        positive.append((places * spatial_mean(maps.sign_())).round().sum(0, dtype=torch.float64))
+    peak, count = torch.stack(peaks).amax(0), torch.stack(positive).sum(0)
+    return peak.double().cpu(), torch.cat(responses).double().cpu(), count.cpu()

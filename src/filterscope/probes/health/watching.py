@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
-from filterscope.probes.health.tally import Tally, rectified
+from filterscope.probes.health.tally import Tally
 from filterscope.probes.observing import device_of, observing
+from filterscope.probes.spatial import rectified_mean
 
 
 @dataclass
@@ -72,7 +73,7 @@ def watch(
         for i, some in enumerate(torch.split(images, batch_size)):
             classifier(some.to(device_of(classifier)))
             for name, output in recorder.outputs.items():
-                responses[name].append(rectified(output.float().flatten(2))[0].float())
+                responses[name].append(rectified_mean(output).cpu())
             recorder.add(None if known is None else known[i])
     return recorder.tallies, {name: torch.cat(parts) for name, parts in responses.items()}
 

@@ -7,15 +7,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from filterscope.models.classifier import Classifier
-from filterscope.models.layers import find_layer
+from filterscope.probes.spatial import rectified_mean
 from filterscope.probes.synthesis.trust import LEVELS, ActivationStatistics, LayerStatistics
 
 SAMPLE = 1024  # images, at most, that quantiles are taken from
-_CACHED = 1 << 19  # values that a processor's cache holds
 
 
 @dataclass
@@ -85,12 +83,10 @@ def recording_statistics(classifier: Classifier, layers: Sequence[str]) -> Itera
     handles = []
 
     def watch(name: str) -> None:
-        relu = _rectifier(classifier, name)
-
         def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            seen[name].add(_means(output.detach(), rectified=relu is not None).cpu())
+            seen[name].add(_means(output.detach()).cpu())
 
-        handles.append((relu or classifier.module_of(name)).register_forward_hook(hook))
+        handles.append(classifier.module_of(name).register_forward_hook(hook))
 
     try:
         for name in layers:
@@ -103,23 +99,9 @@ def recording_statistics(classifier: Classifier, layers: Sequence[str]) -> Itera
             handle.remove()
 
 
-def _rectifier(classifier: Classifier, layer: str) -> nn.Module | None:
-    """Return the ReLU that gets what a layer of maps puts out and nothing else, where there is one."""
-    path, _, place = find_layer(classifier.layers, layer).path.rpartition(".")
-    parent = classifier.get_submodule(path)
-    if not isinstance(parent, nn.Sequential) or not place.isdigit() or int(place) + 1 >= len(parent):
-        return None
-    own, after = parent[int(place)], parent[int(place) + 1]
-    return after if isinstance(own, nn.Conv2d | nn.BatchNorm2d) and type(after) is nn.ReLU else None
-
-
-def _means(output: Tensor, *, rectified: bool) -> Tensor:
-    """Return what `mean_response` returns, a few images at a time: a whole batch does not fit the cache."""
-    if output.dim() == 2:
-        return output.float()
-    places = tuple(range(2, output.dim()))
-    few = torch.split(output, max(1, _CACHED // output[0].numel()))
-    return torch.cat([(some if rectified else F.relu(some)).mean(dim=places, dtype=torch.float32) for some in few])
+def _means(output: Tensor) -> Tensor:
+    """Return what `mean_response` returns."""
+    return output.float() if output.dim() == 2 else rectified_mean(output)
 
 
 def _of_all(seen: dict[str, Responses]) -> dict[str, Responses]:
