@@ -111,3 +111,36 @@ def test_real_alexnet_filters_stand_apart_from_twins_and_from_their_own_shuffles
         z = structure(kernels, together=i == 0, draws=199).z
         for null in (torch.randn(kernels.shape, generator=torch.Generator().manual_seed(0)), shuffled(kernels)):
             assert auroc(z, structure(null, together=i == 0, draws=199).z) >= 0.99
+
+
+def test_a_null_drawn_earlier_judges_hardly_changed_filters_as_one_drawn_anew():
+    generator = torch.Generator().manual_seed(3)
+    kernels = torch.randn(64, 16, 3, 3, generator=generator)
+    kernels[:20] += torch.randn(20, 16, 1, 1, generator=generator) * torch.tensor([-1.0, 0.0, 1.0])
+    before = structure(kernels)
+    later = kernels + 0.01 * torch.randn(kernels.shape, generator=generator)
+    reused, anew = structure(later, before=before), structure(later)
+    assert torch.equal(reused.null, before.null)
+    assert torch.equal(reused.concentration, anew.concentration)
+    assert (reused.p - anew.p).abs().max() < 0.03
+    assert torch.equal(reused.structured, anew.structured)
+
+
+def test_a_filter_whose_slices_weigh_otherwise_gets_a_null_of_its_own_again():
+    kernels = torch.randn(8, 16, 3, 3, generator=torch.Generator().manual_seed(3))
+    before = structure(kernels)
+    kernels[5, 0] *= 10
+    reused, anew = structure(kernels, before=before), structure(kernels)
+    assert torch.allclose(reused.null[5], anew.null[5], rtol=1e-5)
+    others = torch.arange(8) != 5
+    assert torch.equal(reused.null[others], before.null[others])
+
+
+def test_the_mean_of_the_null_depends_on_the_moments_alone():
+    """Two filters of the same moments and other weights have nulls of the same mean."""
+    one = torch.randn(1, 16, 3, 3, generator=torch.Generator().manual_seed(3))
+    other = one.flatten(2)[:, :, torch.randperm(9, generator=torch.Generator().manual_seed(1))].view_as(one).flip(1)
+    found = structure(torch.cat([one, other]), draws=4000)
+    assert torch.allclose(found.moments[0], found.moments[1], rtol=1e-5)
+    error = found.null.std(1).mean() / 4000**0.5
+    assert (found.null.mean(1).diff().abs() < 5 * error).all()

@@ -15,34 +15,36 @@ def test_watched_statistics_equal_measured_ones():
     torch.manual_seed(0)
     network = heads.replace(small_cnn_backbone(in_channels=1, image_size=32), num_classes=4).eval()
     images = torch.rand(50, 1, 32, 32)
-    with recording_statistics(network, LAYERS) as statistics, torch.no_grad():
+    with recording_statistics(network, LAYERS) as recorder, torch.no_grad():
         for batch in torch.split(images, 16):
             network(batch)
+            recorder.add()
     assert not any(module._forward_hooks for module in network.modules())
-    watched, measured = statistics(), measure_statistics(network, images, LAYERS)
+    watched, measured = recorder.statistics(), measure_statistics(network, images, LAYERS)
     for layer in LAYERS:
         for name, value in vars(measured.of(layer)).items():
             assert torch.allclose(torch.as_tensor(getattr(watched.of(layer), name)), torch.as_tensor(value), atol=1e-5)
 
 
-def test_what_a_relu_makes_of_a_layer_is_watched_where_it_follows_and_a_linear_is_watched_itself():
+def test_maps_are_rectified_and_a_linear_is_watched_as_it_is():
     torch.manual_seed(0)
     network = heads.replace(torchvision_backbone(name="alexnet", weights=None), num_classes=4).eval()
     images = torch.rand(3, 3, 64, 64)
     layers = ["block1_conv1", "block1_relu1", "block1_pool", "fc1", "head"]
-    with recording_statistics(network, layers) as statistics, torch.no_grad():
+    with recording_statistics(network, layers) as recorder, torch.no_grad():
         network(images)
+        recorder.add()
     measured = measure_statistics(network, images, layers)
     for layer in layers:
-        assert torch.allclose(statistics().of(layer).largest, measured.of(layer).largest, atol=1e-5)
+        assert torch.allclose(recorder.statistics().of(layer).largest, measured.of(layer).largest, atol=1e-5)
     assert (measured.of("fc1").largest < 0).any()  # as it is, not rectified
 
 
 def test_nothing_is_known_of_layers_that_did_not_run():
     network = heads.replace(small_cnn_backbone(in_channels=1, image_size=32), num_classes=4)
-    with recording_statistics(network, LAYERS) as statistics:
+    with recording_statistics(network, LAYERS) as recorder:
         pass
-    assert statistics().layers == {}
+    assert recorder.statistics().layers == {}
 
 
 def test_the_sample_stays_bounded_and_the_extremes_exact(monkeypatch: pytest.MonkeyPatch):

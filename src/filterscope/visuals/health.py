@@ -136,10 +136,12 @@ class Health:
 
     def _structure(self, classifier: Classifier, layer: str, now: Tensor, store: dict[str, Any]) -> Structure:
         """Return the structure of a layer, tested anew only where the kernels have changed."""
-        state = f"{self.draws} {self.level} {fingerprint(classifier, layer, alone=True)}"
+        state = f"2 {self.draws} {self.level} {fingerprint(classifier, layer, alone=True)}"
         if store.get("state") != state:
             colours = layer == convolutions(classifier.layers)[0]
-            found = structure(now, together=colours, draws=self.draws, level=self.level)
+            known = store.get("structure", {})
+            before = Structure(**known) if "null" in known else None
+            found = structure(now, together=colours, draws=self.draws, level=self.level, before=before)
             store |= {"state": state, "structure": vars(found), "entropy": variance_entropy(now)}
         return Structure(**store["structure"])
 

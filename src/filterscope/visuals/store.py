@@ -3,10 +3,12 @@
 import csv
 import io
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
@@ -40,10 +42,13 @@ def keep(
         writer: a `torch.utils.tensorboard.SummaryWriter`, or None.
         epoch: the number of finished epochs, or None outside training.
     """
+    pictures = {tag: output for tag, output in shown.items() if isinstance(output, Picture)}
+    with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:  # compressing leaves the interpreter free
+        encoded = dict(zip(pictures, pool.map(encode_png, pictures.values()), strict=True))
     for tag, output in shown.items():
         step = epoch or 0
         if isinstance(output, Picture):
-            _keep_picture(tag, output, folder=folder, writer=writer, epoch=epoch)
+            _keep_picture(tag, output, encoded[tag], folder=folder, writer=writer, epoch=epoch)
         elif isinstance(output, Table):
             if folder is not None:
                 write_file(_place(folder, tag, epoch, "csv"), table_csv(output).encode())
@@ -99,8 +104,9 @@ def _place(folder: Path, tag: str, epoch: int | None, suffix: str) -> Path:
     return folder / f"{tag}.{suffix}" if epoch is None else folder / tag / f"epoch_{epoch:03d}.{suffix}"
 
 
-def _keep_picture(tag: str, picture: Picture, *, folder: Path | None, writer: Any, epoch: int | None) -> None:
-    png = encode_png(picture)
+def _keep_picture(
+    tag: str, picture: Picture, png: bytes, *, folder: Path | None, writer: Any, epoch: int | None
+) -> None:
     if folder is not None:
         write_file(_place(folder / "pictures", tag, epoch, "png"), png)
     if writer is None:

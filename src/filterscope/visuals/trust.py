@@ -28,9 +28,9 @@ def watching_statistics(
     # All ranks must come to the same list, and what is known of frozen layers is known to the first alone.
     names = dict.fromkeys(find_layer(classifier.layers, layer).name for layer in layers)
     due = [layer for layer in names if not (past.epoch and frozen(classifier, layer))]
-    with recording_statistics(classifier, due) as statistics:
-        yield lambda _labels: None
-    past.gathered.setdefault("statistics", {}).update(statistics().layers)
+    with recording_statistics(classifier, due) as recorder:
+        yield lambda _labels: recorder.add()
+    past.gathered.setdefault("statistics", {}).update(recorder.statistics().layers)
 
 
 def real_statistics(

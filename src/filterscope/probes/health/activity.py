@@ -41,7 +41,7 @@ def activity(tally: Tally) -> Activity:
     variance = (tally.powers[1] / images - mean.square()).clamp_min(0)
     return Activity(
         images=images,
-        dead=tally.peak <= 0,
+        dead=tally.positive == 0,
         apoz=1 - tally.positive / tally.values,
         dormancy=mean / mean.mean().clamp_min(1e-300),
         mean=mean,

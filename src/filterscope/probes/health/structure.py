@@ -23,6 +23,7 @@ from filterscope.errors import UserError
 POWER = 32.0  # (positions − 1)·√slices at which about eight in ten real filters are found; benchmarks/health.py
 CHUNK = 1 << 22  # floats in a work buffer
 TILE = 128  # filters
+MOVED = 0.02  # relative change of the moments from which on a filter's null is drawn anew
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,9 @@ class Structure:
 
     `concentration` is 1 for even energy; `z` is its distance from its own null in standard deviations; `p` is the
     exact permutation p-value; `structured` is Benjamini–Hochberg's decision over the layer. Where `testable` is False
-    the kernels are too small for the test to find most real filters, and `structured` being False means nothing.
+    the kernels are too small for the test to find most real filters, and `structured` being False means nothing. `null`
+    is `(filters, draws)`, the concentrations of permuted kernels; `moments`, `(filters, 2)`, are what its mean depends
+    on, as they were when it was drawn.
     """
 
     concentration: Tensor
@@ -39,10 +42,18 @@ class Structure:
     p: Tensor
     structured: Tensor
     testable: bool
+    null: Tensor
+    moments: Tensor
 
 
 def structure(
-    kernels: Tensor, *, together: bool = False, draws: int = 299, level: float = 0.05, seed: int = 0
+    kernels: Tensor,
+    *,
+    together: bool = False,
+    draws: int = 299,
+    level: float = 0.05,
+    seed: int = 0,
+    before: Structure | None = None,
 ) -> Structure:
     """Test every filter of a layer for structure.
 
@@ -53,6 +64,8 @@ def structure(
             from a whole layer of noise.
         level: of the false-discovery rate.
         seed: of the draws.
+        before: of the same filters a little earlier: its null serves those that have hardly changed in what it depends
+            on, which is not where their weights stand.
 
     Raises:
         UserError: `kernels` has another shape, or `draws` is too small for the level.
@@ -65,10 +78,15 @@ def structure(
     filters = len(kernels)
     if len(frequencies) < 2:
         nothing = torch.zeros(filters)
-        return Structure(concentration=nothing + 1, z=nothing, p=nothing + 1, structured=nothing > 0, testable=False)
-    generator = torch.Generator().manual_seed(seed)
+        return Structure(
+            concentration=nothing + 1, z=nothing, p=nothing + 1, structured=nothing > 0, testable=False,
+            null=torch.ones(filters, draws), moments=_moments(slices),
+        )  # fmt: skip
     observed = _concentration(slices, frequencies.T[None])[:, 0]
-    null = _null(slices, frequencies, draws=draws, together=together, generator=generator)
+    null, moments = _null_since(
+        None if together else before, slices, frequencies, draws=draws, together=together, seed=seed
+    )
+    generator = torch.Generator().manual_seed(seed + 1)
     hits, drawn = _hits(observed, null), torch.full((filters,), draws)
     left, total = (hits == 0).nonzero()[:, 0], draws
     # Filters that no draw reached are drawn again until their p can be small enough for as few as they are.
@@ -85,6 +103,8 @@ def structure(
         p=p,
         structured=torch.from_numpy(false_discovery_control(p.double().numpy())) <= level,
         testable=has_power(kernels.shape),
+        null=null,
+        moments=moments,
     )
 
 
@@ -137,6 +157,33 @@ def _concentration(slices: Tensor, waves: Tensor) -> Tensor:
             torch.mm(slices[channel, first : first + TILE], waves[min(channel, len(waves) - 1)], out=product)
             sums.addcmul_(product, product)
     return energy.view(filters, -1, positions - 1).square().sum(2) * (positions - 1)
+
+
+def _moments(slices: Tensor) -> Tensor:
+    """Return the sums over slices of their squared energies and of all weights' fourth powers, `(filters, 2)`.
+
+    Permuting a slice on its own keeps both, and the mean of the null is a linear function of them.
+    """
+    squares = slices.square()
+    return torch.stack([squares.sum(2).square().sum(0), squares.square().sum((0, 2))], dim=1)
+
+
+def _null_since(
+    before: Structure | None, slices: Tensor, waves: Tensor, *, draws: int, together: bool, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Return the null and the moments it was drawn at: those of before where they still hold."""
+    moments, filters = _moments(slices), slices.shape[1]
+    moved = torch.ones(filters, dtype=torch.bool)
+    null = torch.empty(filters, draws)
+    if before is not None and before.null.shape == null.shape and before.moments.shape == moments.shape:
+        null = before.null
+        moved = ((moments - before.moments).abs() > MOVED * moments).any(1)
+        moments = torch.where(moved[:, None], moments, before.moments)
+    if moved.any():
+        generator = torch.Generator().manual_seed(seed)
+        drawn = _null(slices[:, moved].contiguous(), waves, draws=draws, together=together, generator=generator)
+        null = null.clone().index_copy_(0, moved.nonzero()[:, 0], drawn)
+    return null, moments
 
 
 def _null(slices: Tensor, waves: Tensor, *, draws: int, together: bool, generator: torch.Generator) -> Tensor:

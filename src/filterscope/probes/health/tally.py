@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from filterscope.probes.spatial import pieces, spatial_mean
+from filterscope.probes.spatial import rectified_mean_and_count
 
 PLACES = 16  # positions of each map that the correlation between filters looks at
 
@@ -15,14 +15,14 @@ PLACES = 16  # positions of each map that the correlation between filters looks 
 class Tally:
     """Sums over all that one layer's filters put out; what a filter puts out is rectified first.
 
-    `peak`, `positive`, `powers`, `sums`, `products` have a last dimension of one entry per filter; a *response* is the
-    mean of a filter's rectified map over one image. `powers` are the sums of the responses' powers one to four,
-    `class_sums` the responses' sums per class, `products` the filters' products at `PLACES` positions of each map.
+    `positive`, `powers`, `sums`, `products` have a last dimension of one entry per filter; a *response* is the mean of
+    a filter's rectified map over one image. `positive` counts the values that are so, `powers` are the sums of the
+    responses' powers one to four, `class_sums` the responses' sums per class, `products` the filters' products at
+    `PLACES` positions of each map.
     """
 
     images: Tensor
     values: Tensor
-    peak: Tensor
     positive: Tensor
     powers: Tensor
     class_sizes: Tensor
@@ -41,7 +41,6 @@ class Tally:
         return cls(
             images=zeros(),
             values=zeros(),
-            peak=zeros(filters) - torch.inf,
             positive=zeros(filters),
             powers=zeros(4, filters),
             class_sizes=zeros(classes),
@@ -53,9 +52,8 @@ class Tally:
 
     def add(self, outputs: Tensor, labels: Tensor | None = None) -> None:
         """Take in a batch of outputs `(N, filters, h, w)` with the images' labels `(N,)` where they are known."""
-        peaks, responses, positive = _looked_at(outputs)
-        self.peak = torch.maximum(self.peak, peaks)
-        self.positive += positive
+        responses, positive = (each.double().cpu() for each in rectified_mean_and_count(outputs))
+        self.positive += positive.sum(0)
         self.images += len(outputs)
         self.values += outputs[:, 0].numel()
         squares = responses.square()
@@ -76,8 +74,7 @@ class Tally:
     def merge(self, other: "Tally") -> None:
         """Take in what another process has gathered."""
         for name, tensor in vars(other).items():
-            mine = getattr(self, name)
-            setattr(self, name, torch.maximum(mine, tensor) if name == "peak" else mine + tensor)
+            setattr(self, name, getattr(self, name) + tensor)
 
     def reduce(self) -> None:
         """Sum over all processes of a distributed run; without one nothing happens."""
@@ -86,17 +83,5 @@ class Tally:
         device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
         for name, tensor in vars(self).items():
             whole = tensor.to(device)
-            dist.all_reduce(whole, op=dist.ReduceOp.MAX if name == "peak" else dist.ReduceOp.SUM)
+            dist.all_reduce(whole)
             setattr(self, name, whole.cpu())
-
-
-def _looked_at(outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the filters' peaks, their responses `(N, filters)` and how often they are positive, float64 on the CPU."""
-    places = outputs[0, 0].numel()
-    peaks, responses, positive = [], [], []
-    for maps in pieces(outputs):
-        peaks.append(maps.amax((0, 2, 3)))
-        responses.append(spatial_mean(maps.relu_()))
-        positive.append((places * spatial_mean(maps.sign_())).round().sum(0, dtype=torch.float64))
-    peak, count = torch.stack(peaks).amax(0), torch.stack(positive).sum(0)
-    return peak.double().cpu(), torch.cat(responses).double().cpu(), count.cpu()

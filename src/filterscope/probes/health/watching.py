@@ -38,7 +38,7 @@ def recording(classifier: Classifier, layers: Sequence[str]) -> Iterator[Recorde
 
     def keep(name: str) -> None:
         def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            recorder.outputs[name] = output.detach()
+            recorder.outputs[name] = output
 
         handles.append(passed_on(classifier, name).register_forward_hook(hook))
 

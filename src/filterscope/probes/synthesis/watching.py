@@ -1,6 +1,6 @@
 """The statistics of real images from a forward pass that runs anyway, in bounded memory and over all processes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,28 +72,42 @@ class Responses:
             self.sample, self.stride = self.sample[::2], 2 * self.stride
 
 
-@contextmanager
-def recording_statistics(classifier: Classifier, layers: Sequence[str]) -> Iterator[Callable[[], ActivationStatistics]]:
-    """Watch layers while somebody else runs the network.
+@dataclass
+class StatisticsRecorder:
+    """Gathers the statistics of several layers; call `add` after each batch's forward pass."""
 
-    Yields a function to be called when all has run, after the block too: it returns the statistics over all processes
-    of a distributed run, each of which must call it.
-    """
-    seen = {name: Responses() for name in layers}
+    seen: dict[str, Responses]
+    outputs: list[tuple[str, Tensor]] = field(default_factory=list)
+
+    def add(self) -> None:
+        """Take in what the last forward pass put out; by now others who watch may have computed the same means."""
+        for name, output in self.outputs:
+            self.seen[name].add(_means(output).cpu())
+        self.outputs.clear()
+
+    def statistics(self) -> ActivationStatistics:
+        """Return what all processes of a distributed run have seen; each of them must call this."""
+        return ActivationStatistics(
+            layers={name: each.statistics() for name, each in _of_all(self.seen).items() if each.count}
+        )
+
+
+@contextmanager
+def recording_statistics(classifier: Classifier, layers: Sequence[str]) -> Iterator[StatisticsRecorder]:
+    """Watch layers while somebody else runs the network."""
+    recorder = StatisticsRecorder(seen={name: Responses() for name in layers})
     handles = []
 
     def watch(name: str) -> None:
         def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            seen[name].add(_means(output.detach()).cpu())
+            recorder.outputs.append((name, output))
 
         handles.append(classifier.module_of(name).register_forward_hook(hook))
 
     try:
         for name in layers:
             watch(name)
-        yield lambda: ActivationStatistics(
-            layers={name: each.statistics() for name, each in _of_all(seen).items() if each.count}
-        )
+        yield recorder
     finally:
         for handle in handles:
             handle.remove()
@@ -101,7 +115,7 @@ def recording_statistics(classifier: Classifier, layers: Sequence[str]) -> Itera
 
 def _means(output: Tensor) -> Tensor:
     """Return what `mean_response` returns."""
-    return output.float() if output.dim() == 2 else rectified_mean(output)
+    return output.detach().float() if output.dim() == 2 else rectified_mean(output)
 
 
 def _of_all(seen: dict[str, Responses]) -> dict[str, Responses]:
