@@ -11,7 +11,7 @@ from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions
 from filterscope.probes.filters import kernels, shared_patterns, strongest_inputs
 from filterscope.visuals.draw import Cell, grid, shape, side
-from filterscope.visuals.tiles import kernel, side_by_side, signed, signed_legend
+from filterscope.visuals.tiles import kernel, side_by_side, signed_legend, signed_maps
 from filterscope.visuals.verdicts import Picked, check_order, pick
 from filterscope.visuals.visual import Examples, Past, Picture, Pixels, epoch_label, occasion
 
@@ -110,12 +110,11 @@ def filter_tiles(weights: Tensor, size: int) -> tuple[list[Pixels], str]:
     if height * width == 1:
         edge = math.ceil(math.sqrt(inputs))
         padded = torch.nn.functional.pad(weights.flatten(1), (0, edge * edge - inputs))
-        return [signed(w, size) for w in padded.reshape(-1, edge, edge)], "points"
+        return list(signed_maps(padded.reshape(-1, edge, edge), size)), "points"
     patterns, _ = shared_patterns(weights)
-    strongest = strongest_inputs(weights, 3)
-    tiles = []
-    for w, pattern, top in zip(weights, patterns, strongest, strict=True):
-        largest = float(w[top].abs().max())
-        small = [signed(w[i], size // 4 - 2, largest=largest) for i in top]
-        tiles.append(side_by_side(signed(pattern, size - size // 4 - 2), small))
-    return tiles, "shared"
+    strongest = torch.stack([w[top] for w, top in zip(weights, strongest_inputs(weights, 3), strict=True)])
+    largest = strongest.abs().amax((1, 2, 3)).repeat_interleave(strongest.shape[1])
+    small = signed_maps(strongest.flatten(0, 1), size // 4 - 2, largest=largest)
+    rows = small.reshape(*strongest.shape[:2], *small.shape[1:])
+    tiles = signed_maps(patterns, size - size // 4 - 2)
+    return [side_by_side(tile, list(row)) for tile, row in zip(tiles, rows, strict=True)], "shared"

@@ -38,16 +38,23 @@ def signed(values: Tensor, size: int, *, largest: float | None = None) -> Pixels
 
     The scale is symmetric: `largest` is the value of full red, by default the map's own largest absolute value.
     """
-    values = values.detach().float().cpu().nan_to_num()
-    top = max(largest if largest is not None else float(values.abs().max()), 1e-12)
-    return _mapped(0.5 + 0.5 * (values / top), SIGNED, size)
+    pixels: Pixels = signed_maps(values[None], size, largest=None if largest is None else torch.tensor([largest]))[0]
+    return pixels
+
+
+def signed_maps(maps: Tensor, size: int, *, largest: Tensor | None = None) -> Pixels:
+    """Return maps `(n, h, w)` as tiles `(n, height, width, 3)` as `signed` does; `largest` has one entry for each."""
+    values = maps.detach().float().cpu().nan_to_num()
+    top = values.abs().amax((1, 2)) if largest is None else largest.float().cpu()
+    return _mapped(0.5 + 0.5 * (values / top.clamp_min(1e-12)[:, None, None]), SIGNED, size)
 
 
 def unsigned(values: Tensor, size: int) -> Pixels:
     """Return a map `(h, w)` from its own minimum (dark) to its own maximum (bright); a constant one is all dark."""
     values = values.detach().float().cpu().nan_to_num()
     low, high = torch.aminmax(values)
-    return _mapped((values - low) / (high - low).clamp_min(1e-12), UNSIGNED, size)
+    pixels: Pixels = _mapped(((values - low) / (high - low).clamp_min(1e-12))[None], UNSIGNED, size)[0]
+    return pixels
 
 
 def warmth(values: Tensor) -> Pixels:
@@ -138,11 +145,11 @@ def _colours(name: str) -> Pixels:
 
 
 def _mapped(values: Tensor, name: str, size: int) -> Pixels:
-    if max(values.shape) > size:
-        values = _fit(values[None], size)[0]
+    if max(values.shape[1:]) > size:
+        values = _fit(values, size)
     levels = values.clamp(0, 1).mul_(255).round_().to(torch.uint8)
     # Enlarging repeats pixels, so a byte each is repeated, not a number and its way to a colour.
-    pixels: Pixels = np.take(_colours(name), _fit(levels[None], size)[0].numpy(), axis=0)  # six times as fast as [ ]
+    pixels: Pixels = np.take(_colours(name), _fit(levels, size).numpy(), axis=0)  # six times as fast as [ ]
     return pixels
 
 

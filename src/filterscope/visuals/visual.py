@@ -1,7 +1,9 @@
 """What a visual is: a frozen dataclass that turns a classifier and examples into pictures, numbers and tables."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -14,6 +16,9 @@ from filterscope.models.layers import find_layer
 from filterscope.visuals.site import Site
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+# Weights that were hashed while nothing changes them; the tensors stay alive, so that no other takes one's identity.
+_hashed: ContextVar[dict[int, tuple[Tensor, bytes]] | None] = ContextVar("hashed", default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +140,9 @@ class Visual(Protocol):
 def render(visuals: Mapping[str, Visual], classifier: Classifier, examples: Examples, past: Past) -> dict[str, Output]:
     """Let every visual whose turn it is look, those of lower `turn` first, and return what they show by tag."""
     shown: dict[str, Output] = {}
-    for visual in in_turn(visuals, past):
-        shown |= visual(classifier, examples, past)
+    with _hashing_once():
+        for visual in in_turn(visuals, past):
+            shown |= visual(classifier, examples, past)
     return shown
 
 
@@ -215,10 +221,28 @@ def fingerprint(classifier: Classifier, layer: str, extra: Sequence[Tensor] = ()
     In a network that is no plain chain this is all layers that come before it in the module order. With `alone` it is
     the layer itself only.
     """
-    digest = hashlib.sha256()
-    for tensor in (*_state_of(classifier, layer, alone), *extra):
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    parts = [_digest(tensor) for tensor in _state_of(classifier, layer, alone)]
+    return hashlib.sha256(b"".join(parts + [_digest(tensor, new=True) for tensor in extra])).hexdigest()
+
+
+@contextmanager
+def _hashing_once() -> Iterator[None]:
+    token = _hashed.set({})
+    try:
+        yield
+    finally:
+        _hashed.reset(token)
+
+
+def _digest(tensor: Tensor, *, new: bool = False) -> bytes:
+    known = None if new else _hashed.get()
+    if known is not None and id(tensor) in known:
+        return known[id(tensor)][1]
+    values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    digest = hashlib.sha256(values.data).digest()
+    if known is not None:
+        known[id(tensor)] = (tensor, digest)
+    return digest
 
 
 def frozen(classifier: Classifier, layer: str, *, alone: bool = False) -> bool:
