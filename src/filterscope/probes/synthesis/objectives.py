@@ -199,7 +199,7 @@ class Specific(_Layered):
 
     mean: Tensor
     std: Tensor
-    margin: float = 0.75
+    margin: float = 0.7
     weight: float = 3.0
     temperature: float = 0.3
     leak: float = 0.0

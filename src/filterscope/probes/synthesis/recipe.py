@@ -64,7 +64,7 @@ class Recipe:
     scale: float = 0.1
     rotate: float = 10.0
     leak: float = 0.05
-    leak_steps: int = 40
+    leak_steps: int = 24
     total_variation: float = 0.0
     l2: float = 0.0
     blur: float = 0.0
