@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from health_kernels import calibration, natural, planted, separation
+from health_kernels import calibration, natural, planted, reused, separation
 from health_networks import alexnet
 from health_silencing import decisive
 from report import Report, arguments, real_data
@@ -82,7 +82,14 @@ def main(parts: Sequence[str]) -> int:
     return 0 if report.show(options.json) else 1
 
 
-PARTS = {"separation": separation, "planted": planted, "natural": natural, "watching": watching, "decisive": decisive}
+PARTS = {
+    "separation": separation,
+    "reused": reused,
+    "planted": planted,
+    "natural": natural,
+    "watching": watching,
+    "decisive": decisive,
+}
 
 if __name__ == "__main__":
     raise SystemExit(main(["calibration", *PARTS]))
