@@ -37,7 +37,7 @@ from filterscope.probes.synthesis import (
 )
 from filterscope.probes.synthesis.objectives import mean_response
 
-PLAIN = Recipe(objective="channel", learning_rate=0.15)
+PLAIN = Recipe(objective="channel", learning_rate=0.15, anneal=0.3)
 SPECIFIC = Recipe()
 
 
