@@ -25,8 +25,8 @@ PAIRS: dict[str, tuple[str, int, Sequence[str], Sequence[str], Sequence[str]]] =
     "cached": ("alexnet", 10, SLOW, ("finetune.views=4",), PROBE),
     "one_view": ("alexnet", 10, SLOW, ("finetune.views=0",), PROBE),
     "decoded": ("alexnet", 10, SLOW, ("data.cache={cache}",), PROBE),
-    "vgg16_frozen": ("vgg16", 2, SLOW, (), PROBE),
-    "vgg16_cached": ("vgg16", 2, SLOW, ("finetune.views=2",), PROBE),
+    "vgg16_frozen": ("vgg16", 4, SLOW, (), PROBE),
+    "vgg16_cached": ("vgg16", 4, SLOW, ("finetune.views=2",), PROBE),
 }
 
 

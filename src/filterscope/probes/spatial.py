@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _NOTE = "_filterscope_rectified_mean"
-_PIECE = 1 << 21  # numbers; fresh memory for more takes ten times as long, fewer leave threads nothing to share
+_PIECE = 1 << 21  # numbers; fresh memory for more takes far longer, fewer leave threads nothing to share
 
 
 def rectified_mean(maps: Tensor) -> Tensor:

@@ -136,7 +136,7 @@ class Health:
 
     def _structure(self, classifier: Classifier, layer: str, now: Tensor, store: dict[str, Any]) -> Structure:
         """Return the structure of a layer, tested anew only where the kernels have changed."""
-        state = f"2 {self.draws} {self.level} {fingerprint(classifier, layer, alone=True)}"
+        state = f"{self.draws} {self.level} {fingerprint(classifier, layer, alone=True)}"
         if store.get("state") != state:
             colours = layer == convolutions(classifier.layers)[0]
             known = store.get("structure", {})

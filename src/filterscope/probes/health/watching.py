@@ -72,9 +72,10 @@ def watch(
     with observing(classifier), torch.no_grad(), recording(classifier, layers) as recorder:
         for i, some in enumerate(torch.split(images, batch_size)):
             classifier(some.to(device_of(classifier)))
-            for name, output in recorder.outputs.items():
-                responses[name].append(rectified_mean(output).cpu())
+            outputs = dict(recorder.outputs)
             recorder.add(None if known is None else known[i])
+            for name, output in outputs.items():  # the means are noted by now
+                responses[name].append(rectified_mean(output).cpu())
     return recorder.tallies, {name: torch.cat(parts) for name, parts in responses.items()}
 
 

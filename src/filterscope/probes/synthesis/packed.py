@@ -1,7 +1,7 @@
 """A frozen convolution whose weights are laid out once as the processor's library wants them.
 
 oneDNN multiplies blocks of weights, and lays the weights out in such blocks anew at every call, forwards and backwards.
-Where maps are small and channels many that takes as long as half of the convolution itself.
+Where maps are small and channels many that is much of the work.
 """
 
 from typing import Any, cast
