@@ -15,8 +15,9 @@ from filterscope.models.classifier import Classifier
 from filterscope.models.heads import replace
 from filterscope.probes.health.activity import activity
 from filterscope.probes.health.classes import class_information
-from filterscope.probes.health.tally import Tally
+from filterscope.probes.health.tally import PLACES, Look, Tally
 from filterscope.probes.health.watching import passed_on, recording
+from filterscope.probes.spatial import rectified_mean
 
 
 def network() -> Classifier:
@@ -61,7 +62,7 @@ def test_planted_dead_filters_are_found_exactly():
 
 
 def test_readings_are_those_of_their_definitions():
-    outputs = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    outputs = torch.randn(12, 3, 2, 4, generator=torch.Generator().manual_seed(0))
     read, rectified = activity(tallied(outputs)), outputs.relu().double()
     assert torch.allclose(read.apoz, (rectified == 0).double().mean((0, 2, 3)))
     assert torch.allclose(read.mean, rectified.mean((0, 2, 3)))
@@ -69,6 +70,21 @@ def test_readings_are_those_of_their_definitions():
     assert torch.allclose(read.dormancy, read.mean / read.mean.mean())
     expected = np.corrcoef(rectified.transpose(0, 1).flatten(1).numpy())
     assert np.allclose(read.correlation.numpy(), expected, atol=1e-6)
+
+
+def test_a_look_shares_its_means_with_others_who_look_at_the_same_output():
+    outputs = torch.randn(3, 2, 4, 4)
+    assert Look.at(outputs).responses is rectified_mean(outputs)
+
+
+def test_in_large_maps_positive_values_are_counted_at_some_places():
+    outputs = (
+        torch.randn(100, 3, 20, 20, generator=torch.Generator().manual_seed(0))
+        + torch.tensor([-1, 0, 1])[:, None, None]
+    )
+    read, tally = activity(tallied(outputs)), tallied(outputs)
+    assert tally.places == 100 * PLACES
+    assert torch.allclose(read.apoz, (outputs <= 0).double().mean((0, 2, 3)), atol=0.05)
 
 
 def test_scaled_copies_correlate_perfectly_and_constant_filters_with_nothing():

@@ -90,7 +90,11 @@ class Health:
         # All ranks must come to the same list, and what has been judged is known to the first alone.
         due = [layer for layer in self._names(classifier) if not (past.epoch and frozen(classifier, layer))]
         with recording(classifier, due) as recorder:
-            yield recorder.add
+
+            def take(labels: Tensor | None) -> None:
+                recorder.add(labels)
+
+            yield take
         reduce_all(recorder.tallies)
         past.gathered["activity"] = recorder.tallies
 

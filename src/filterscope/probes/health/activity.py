@@ -41,8 +41,8 @@ def activity(tally: Tally) -> Activity:
     variance = (tally.powers[1] / images - mean.square()).clamp_min(0)
     return Activity(
         images=images,
-        dead=tally.positive == 0,
-        apoz=1 - tally.positive / tally.values,
+        dead=tally.powers[0] == 0,
+        apoz=1 - tally.positive / tally.places,
         dormancy=mean / mean.mean().clamp_min(1e-300),
         mean=mean,
         deviation=variance.sqrt(),

@@ -6,9 +6,28 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from filterscope.probes.spatial import rectified_mean_and_count
+from filterscope.probes.spatial import rectified_mean, spread
 
-PLACES = 16  # positions of each map that the correlation between filters looks at
+PLACES = 8  # positions of each map that are looked at one by one
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one batch came to.
+
+    The `responses` `(N, filters)`, and what the filters put out, rectified, at up to `PLACES` positions of each map,
+    `rows` `(positions, filters)`.
+    """
+
+    responses: Tensor
+    rows: Tensor
+
+    @classmethod
+    def at(cls, outputs: Tensor) -> "Look":
+        """Look at a batch of outputs `(N, filters, h, w)`."""
+        places = outputs.detach().permute(0, 2, 3, 1).flatten(1, 2)
+        seen = places.index_select(1, spread(*outputs.shape[2:], most=PLACES).to(outputs.device))
+        return cls(responses=rectified_mean(outputs), rows=seen.float().clamp_min(0).flatten(0, 1))
 
 
 @dataclass
@@ -16,18 +35,17 @@ class Tally:
     """Sums over all that one layer's filters put out; what a filter puts out is rectified first.
 
     `positive`, `powers`, `sums`, `products` have a last dimension of one entry per filter; a *response* is the mean of
-    a filter's rectified map over one image. `positive` counts the values that are so, `powers` are the sums of the
-    responses' powers one to four, `class_sums` the responses' sums per class, `products` the filters' products at
-    `PLACES` positions of each map.
+    a filter's rectified map over one image. `powers` are the sums of the responses' powers one to four, `class_sums`
+    the responses' sums per class. At `PLACES` positions of each map, `places` in all, `positive` counts where a filter
+    is so, `sums` are what the filters put out, and `products` the filters' products.
     """
 
     images: Tensor
-    values: Tensor
-    positive: Tensor
     powers: Tensor
     class_sizes: Tensor
     class_sums: Tensor
     places: Tensor
+    positive: Tensor
     sums: Tensor
     products: Tensor
 
@@ -40,22 +58,23 @@ class Tally:
 
         return cls(
             images=zeros(),
-            values=zeros(),
-            positive=zeros(filters),
             powers=zeros(4, filters),
             class_sizes=zeros(classes),
             class_sums=zeros(classes, filters),
             places=zeros(),
+            positive=zeros(filters),
             sums=zeros(filters),
             products=zeros(filters, filters),
         )
 
     def add(self, outputs: Tensor, labels: Tensor | None = None) -> None:
         """Take in a batch of outputs `(N, filters, h, w)` with the images' labels `(N,)` where they are known."""
-        responses, positive = (each.double().cpu() for each in rectified_mean_and_count(outputs))
-        self.positive += positive.sum(0)
-        self.images += len(outputs)
-        self.values += outputs[:, 0].numel()
+        self.take(Look.at(outputs), labels)
+
+    def take(self, look: Look, labels: Tensor | None = None) -> None:
+        """Take in what was seen of a batch, with the images' labels `(N,)` where they are known."""
+        responses = look.responses.double().cpu()
+        self.images += len(responses)
         squares = responses.square()
         powers = (responses, squares, squares * responses, squares.square())
         self.powers += torch.stack([each.sum(0) for each in powers])
@@ -63,13 +82,10 @@ class Tally:
             known = labels.cpu()
             self.class_sizes += torch.bincount(known, minlength=len(self.class_sizes)).double()
             self.class_sums.index_add_(0, known, responses)
-        places = outputs[0, 0].numel()
-        at = torch.linspace(0, places - 1, min(PLACES, places), device=outputs.device).round().long()
-        rows = outputs.detach().permute(0, 2, 3, 1).flatten(1, 2)
-        seen = rows[:, at].float().clamp_min(0).flatten(0, 1)
-        self.places += len(seen)
-        self.sums += seen.sum(0).double().cpu()
-        self.products += (seen.T @ seen).double().cpu()
+        self.places += len(look.rows)
+        self.positive += (look.rows > 0).sum(0).double().cpu()
+        self.sums += look.rows.sum(0).double().cpu()
+        self.products += (look.rows.T @ look.rows).double().cpu()
 
     def merge(self, other: "Tally") -> None:
         """Take in what another process has gathered."""

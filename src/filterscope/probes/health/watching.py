@@ -1,6 +1,6 @@
 """Gathering the tallies of convolutions, in a forward pass that runs anyway or in one of its own."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
-from filterscope.probes.health.tally import Tally
+from filterscope.probes.health.tally import Look, Tally
 from filterscope.probes.observing import device_of, observing
-from filterscope.probes.spatial import rectified_mean
+from filterscope.probes.spatial import looking
 
 
 @dataclass
@@ -20,39 +20,35 @@ class Recorder:
     """Gathers the tallies of several layers; give it each batch's labels after the batch's forward pass."""
 
     tallies: dict[str, Tally]
-    outputs: dict[str, Tensor] = field(default_factory=dict)
+    looks: dict[str, Look] = field(default_factory=dict)
+    finish: Callable[[], None] = lambda: None
 
-    def add(self, labels: Tensor | None = None) -> None:
-        """Take in what the last forward pass put out."""
-        for name, output in self.outputs.items():
-            self.tallies[name].add(output, labels)
-        self.outputs.clear()
+    def add(self, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """Take in what the last forward pass put out, and return the responses, `(images, filters)` each."""
+        self.finish()
+        for name, look in self.looks.items():
+            self.tallies[name].take(look, labels)
+        responses = {name: look.responses for name, look in self.looks.items()}
+        self.looks.clear()
+        return responses
 
 
 @contextmanager
 def recording(classifier: Classifier, layers: Sequence[str]) -> Iterator[Recorder]:
     """Watch convolutions while somebody else runs the network: call the recorder's `add(labels)` after each batch."""
     tallies: dict[str, Tally] = {}
-    handles = []
+    for name in layers:
+        filters = find_layer(classifier.layers, name).num_channels
+        if not isinstance(classifier.module_of(name), nn.Conv2d) or filters is None:
+            raise UserError(f"layer {name!r} has no kernels, so its filters' activity cannot be gathered")
+        tallies[name] = Tally.empty(filters=filters, classes=classifier.num_classes)
     recorder = Recorder(tallies=tallies)
 
-    def keep(name: str) -> None:
-        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            recorder.outputs[name] = output
+    def look(name: str, outputs: Tensor) -> None:
+        recorder.looks[name] = Look.at(outputs)
 
-        handles.append(passed_on(classifier, name).register_forward_hook(hook))
-
-    try:
-        for name in layers:
-            filters = find_layer(classifier.layers, name).num_channels
-            if not isinstance(classifier.module_of(name), nn.Conv2d) or filters is None:
-                raise UserError(f"layer {name!r} has no kernels, so its filters' activity cannot be gathered")
-            tallies[name] = Tally.empty(filters=filters, classes=classifier.num_classes)
-            keep(name)
+    with looking(classifier, {name: passed_on(classifier, name) for name in layers}, look) as recorder.finish:
         yield recorder
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def watch(
@@ -72,10 +68,8 @@ def watch(
     with observing(classifier), torch.no_grad(), recording(classifier, layers) as recorder:
         for i, some in enumerate(torch.split(images, batch_size)):
             classifier(some.to(device_of(classifier)))
-            outputs = dict(recorder.outputs)
-            recorder.add(None if known is None else known[i])
-            for name, output in outputs.items():  # the means are noted by now
-                responses[name].append(rectified_mean(output).cpu())
+            for name, each in recorder.add(None if known is None else known[i]).items():
+                responses[name].append(each.cpu())
     return recorder.tallies, {name: torch.cat(parts) for name, parts in responses.items()}
 
 

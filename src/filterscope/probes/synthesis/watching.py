@@ -1,16 +1,16 @@
 """The statistics of real images from a forward pass that runs anyway, in bounded memory and over all processes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from filterscope.models.classifier import Classifier
-from filterscope.probes.spatial import rectified_mean
+from filterscope.probes.spatial import looking, rectified_mean
 from filterscope.probes.synthesis.trust import LEVELS, ActivationStatistics, LayerStatistics
 
 SAMPLE = 1024  # images, at most, that quantiles are taken from
@@ -77,13 +77,15 @@ class StatisticsRecorder:
     """Gathers the statistics of several layers; call `add` after each batch's forward pass."""
 
     seen: dict[str, Responses]
-    outputs: list[tuple[str, Tensor]] = field(default_factory=list)
+    means: dict[str, Tensor] = field(default_factory=dict)
+    finish: Callable[[], None] = lambda: None
 
     def add(self) -> None:
-        """Take in what the last forward pass put out; by now others who watch may have computed the same means."""
-        for name, output in self.outputs:
-            self.seen[name].add(_means(output).cpu())
-        self.outputs.clear()
+        """Take in what the last forward pass put out."""
+        self.finish()
+        for name, means in self.means.items():
+            self.seen[name].add(means.cpu())
+        self.means.clear()
 
     def statistics(self) -> ActivationStatistics:
         """Return what all processes of a distributed run have seen; each of them must call this."""
@@ -96,21 +98,12 @@ class StatisticsRecorder:
 def recording_statistics(classifier: Classifier, layers: Sequence[str]) -> Iterator[StatisticsRecorder]:
     """Watch layers while somebody else runs the network."""
     recorder = StatisticsRecorder(seen={name: Responses() for name in layers})
-    handles = []
 
-    def watch(name: str) -> None:
-        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            recorder.outputs.append((name, output))
+    def look(name: str, output: Tensor) -> None:
+        recorder.means[name] = _means(output)
 
-        handles.append(classifier.module_of(name).register_forward_hook(hook))
-
-    try:
-        for name in layers:
-            watch(name)
+    with looking(classifier, {name: classifier.module_of(name) for name in layers}, look) as recorder.finish:
         yield recorder
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _means(output: Tensor) -> Tensor:
