@@ -21,12 +21,19 @@ def noise(*shape: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("height", [1, 2, 40])
-def test_png_gives_back_the_very_pixels(height: int) -> None:
-    pixels = noise(height, 60, 3)
-    for picture in (pixels, pixels[:, ::2]):
+@pytest.mark.parametrize(("colours", "mode"), [(1, "P"), (256, "P"), (257, "RGB"), (2400, "RGB")])
+def test_png_gives_back_the_very_pixels(height: int, colours: int, mode: str) -> None:
+    known = np.unique(noise(4000, 3), axis=0)[:colours]
+    pixels = known[np.arange(height * 2400) % colours].reshape(height, 2400, 3)
+    for picture in (pixels, np.repeat(pixels, 2, axis=1)[:, ::2]):
         image = Image.open(io.BytesIO(encode_png(Picture(pixels=picture))))
-        assert image.mode == "RGB"
-        assert (np.asarray(image) == picture).all()
+        assert image.mode == mode
+        assert (np.asarray(image.convert("RGB")) == picture).all()
+
+
+def test_of_few_colours_a_pixel_takes_one_byte() -> None:
+    few = noise(200, 3)[np.random.default_rng(1).integers(0, 200, (100, 100))]
+    assert len(encode_png(Picture(pixels=few))) < 11_000
 
 
 def test_repeated_lines_cost_next_to_nothing() -> None:

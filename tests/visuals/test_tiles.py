@@ -3,25 +3,25 @@ import numpy as np
 import pytest
 import torch
 
-from filterscope.visuals.tiles import bars, kernel, photo, short, signed, unsigned, value_range
+from filterscope.visuals.tiles import bars, few_colours, kernel, photo, short, signed, unsigned_maps, value_range
 
 
 def test_map_above_one_is_drawn_without_wrapping() -> None:
     ramp = torch.linspace(0, 7.5, 64).view(1, 64).expand(64, 64)
-    tile = unsigned(ramp, 64).astype(int)
+    tile = unsigned_maps(ramp[None], 64)[0].astype(int)
     expected = (matplotlib.colormaps["viridis"](np.linspace(0, 1, 64))[:, :3] * 255).round()
     assert np.abs(tile[0] - expected).max() <= 2
 
 
 def test_constant_map_is_drawn() -> None:
     for value in (0.0, 3.0, -2.0):
-        assert len(np.unique(unsigned(torch.full((4, 4), value), 40).reshape(-1, 3), axis=0)) == 1
+        assert len(np.unique(unsigned_maps(torch.full((1, 4, 4), value), 40).reshape(-1, 3), axis=0)) == 1
     assert (signed(torch.zeros(4, 4), 40) >= 245).all()  # zero is white
 
 
 def test_a_map_that_is_not_finite_is_drawn() -> None:
     values = torch.tensor([[float("nan"), float("inf")], [0.0, 1.0]])
-    assert unsigned(values, 20).shape == signed(values, 20).shape == (20, 20, 3)
+    assert unsigned_maps(values[None], 20)[0].shape == signed(values, 20).shape == (20, 20, 3)
 
 
 def test_signed_maps_show_zero_white_positive_red_negative_blue() -> None:
@@ -92,3 +92,15 @@ def test_ranges_have_the_decimals_of_their_larger_end() -> None:
     assert value_range(torch.tensor([0.04, 12.3])) == "0…12"
     assert value_range(torch.tensor([-2.71, 0.5])) == "−2.7…0.5"
     assert value_range(torch.tensor([3.0, 3.0])) == "3.0"
+
+
+def test_photographs_share_few_colours_and_look_the_same() -> None:
+    ramp = np.linspace(0, 255, 60).astype(np.uint8)
+    first = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None], 128), axis=2).astype(np.uint8)
+    second = first[:, :30, ::-1].copy()
+    reduced = few_colours([first, second], 96)
+    assert [tile.shape for tile in reduced] == [first.shape, second.shape]
+    assert len(np.unique(np.concatenate([tile.reshape(-1, 3) for tile in reduced]), axis=0)) <= 96
+    for tile, plain in zip(reduced, (first, second), strict=True):
+        blocks = [each.astype(float).reshape(6, 10, -1, 10, 3).mean((1, 3)) for each in (tile, plain)]
+        assert np.abs(blocks[0] - blocks[1]).mean() < 3  # dithering keeps the mean of a neighbourhood

@@ -17,6 +17,8 @@ NOTE = 30
 CAPTION = 36
 NAME = 26
 SMALLEST = 18
+# Of the edges of letters: as many as the eye needs, so that a picture's letters take up little of a PNG's palette.
+_SHADES = [round(value / 255 * 7) * 255 // 7 for value in range(256)]
 
 
 @lru_cache
@@ -57,7 +59,7 @@ def _shape(text: str, size: int, bold: bool, anchor: str, x: float, y: float) ->
     left, top = left - 1, top - 1
     mask = Image.new("L", (right - left + 2, bottom - top + 2))
     ImageDraw.Draw(mask).text((x - left, y - top), text, font=letters, fill=255, anchor=anchor)
-    return mask, left, top
+    return mask.point(_SHADES), left, top
 
 
 def fitting(text: str, *, width: float, size: int, smallest: int = SMALLEST) -> tuple[str, int]:

@@ -8,7 +8,17 @@ from torch import Tensor
 from filterscope.errors import UserError
 from filterscope.visuals.draw import BACKGROUND, GAP, MARGIN, WIDTH, Cell, grid, shape, side
 from filterscope.visuals.lettering import named
-from filterscope.visuals.tiles import bars, photo, short, signed, signed_legend, unsigned, unsigned_legend, value_range
+from filterscope.visuals.tiles import (
+    bars,
+    few_colours,
+    photo,
+    short,
+    signed_legend,
+    signed_maps,
+    unsigned_legend,
+    unsigned_maps,
+    value_range,
+)
 from filterscope.visuals.verdicts import Picked
 from filterscope.visuals.visual import Picture
 
@@ -75,7 +85,7 @@ def draw_maps(
         notes=[note, still],
         legend={"bars": None, "signed": signed_legend("−", "+"), "map": unsigned_legend()}[kind],
         key=picked.key,
-        thumbnail=photo(images[0], 150) if alone else None,
+        thumbnail=few_colours([photo(images[0], 150)])[0] if alone else None,
         column_labels=[] if wrapped else ["channel", *(str(channel) for channel in channels)],
     )
     seen = f" Images: {', '.join(labels)}." if any(labels) else ""
@@ -86,17 +96,18 @@ def _map_cells(images: Tensor, maps: Tensor, picked: Picked, columns: int, *, be
     """Draw each image's maps in lines of `columns`, with the image itself `beside` the first line."""
     size = side(columns + beside)
     negative = float(maps.min()) < 0
-    tile = signed if negative else unsigned
+    draw = signed_maps if negative else unsigned_maps
     cells: list[Cell] = []
-    for image, row in zip(images, maps, strict=True):
+    shown = few_colours([photo(image, size) for image in images]) if beside else [None] * len(images)
+    for image, row in zip(shown, maps, strict=True):
         drawn = []
-        for i, (values, channel) in enumerate(zip(row, picked.channels, strict=True)):
+        for i, (values, tile, channel) in enumerate(zip(row, draw(row, size), picked.channels, strict=True)):
             scale = f"±{short(float(values.abs().max()))}" if negative else value_range(values)
             caption = (str(channel), scale) if len(picked.channels) > columns else (scale,)
-            drawn.append(Cell(pixels=tile(values, size), caption=caption, frame=picked.frame(i)))
+            drawn.append(Cell(pixels=tile, caption=caption, frame=picked.frame(i)))
         for start in range(0, len(drawn), columns):
-            if beside:
-                cells.append(_EMPTY if start else Cell(pixels=photo(image, size)))
+            if image is not None:
+                cells.append(_EMPTY if start else Cell(pixels=image))
             part = drawn[start : start + columns]
             cells += [*part, *[_EMPTY] * (columns - len(part))]
     return cells

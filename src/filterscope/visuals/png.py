@@ -4,27 +4,67 @@ import struct
 import zlib
 
 import numpy as np
+from PIL import Image
 
-from filterscope.visuals.visual import Picture
+from filterscope.visuals.visual import Picture, Pixels
 
-_UP, _RGB = 2, 2  # of the PNG specification: a filter, and a kind of pixel
+_NONE, _UP = 0, 2  # filters of the PNG specification
+_RGB, _PALETTE = 2, 3  # and kinds of pixels
+_MOST = 256  # colours of a palette
 
 
 def encode_png(picture: Picture) -> bytes:
-    """Return the picture as a PNG file, compressed lightly.
+    """Return the picture as a PNG file, pixel for pixel, compressed lightly.
 
-    Every line is stored as its difference to the one above: half the time that trying all of PNG's filters on each line
-    takes, and the same size within a tenth, because tiles are enlarged and grounds are plain.
+    Pictures of few colours have a palette. Of others every line is stored as its difference to the one above: half the
+    time that trying all of PNG's filters on each line takes, and the same size within a tenth, because tiles are
+    enlarged and grounds are plain. Where they are not, as in photographs, deflate finds nothing that repeats and is
+    asked for runs alone, in half the time.
     """
-    height, width = picture.pixels.shape[:2]
-    lines = np.ascontiguousarray(picture.pixels).reshape(height, -1)
-    filtered = np.empty((height, 1 + lines.shape[1]), dtype=np.uint8)
-    filtered[:, 0] = _UP
-    filtered[0, 1:] = lines[0]
-    np.subtract(lines[1:], lines[:-1], out=filtered[1:, 1:])
-    header = struct.pack(">IIBBBBB", width, height, 8, _RGB, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(filtered.data, 1)), (b"IEND", b""))
+    pixels = np.ascontiguousarray(picture.pixels)
+    height, width = pixels.shape[:2]
+    known = Image.fromarray(pixels).getcolors(_MOST)
+    if known is not None:
+        palette = np.array([colour for _, colour in known], dtype=np.uint8)
+        kind, extra = _PALETTE, [(b"PLTE", palette.tobytes())]
+        lines = np.empty((height, 1 + width), dtype=np.uint8)
+        lines[:, 0] = _NONE
+        lines[:, 1:] = _indices(pixels, palette)
+        press = zlib.compressobj(2)
+    else:
+        kind, extra = _RGB, []
+        lines = _differences(pixels.reshape(height, -1))
+        repeats = np.count_nonzero(lines[::16] == 0) > 0.6 * lines[::16].size
+        press = zlib.compressobj(1, strategy=zlib.Z_DEFAULT_STRATEGY if repeats else zlib.Z_RLE)
+    data = press.compress(lines.data) + press.flush()
+    header = struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)
+    chunks = ((b"IHDR", header), *extra, (b"IDAT", data), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
         for kind, data in chunks
     )
+
+
+def _indices(pixels: Pixels, palette: Pixels) -> Pixels:
+    """Return for each pixel where in the palette `(n, 3)` its colour stands."""
+    table = np.empty(1 << 24, dtype=np.uint8)  # of which no more than the palette's entries are ever touched
+    table[_numbers(palette)] = np.arange(len(palette), dtype=np.uint8)
+    return table.take(_numbers(pixels))
+
+
+def _numbers(colours: Pixels) -> np.ndarray[tuple[int, ...], np.dtype[np.uint32]]:
+    """Return each colour as one number, `(…, 3)` → `(…)`."""
+    numbers = colours[..., 0].astype(np.uint32)
+    for channel in (1, 2):
+        numbers <<= 8
+        numbers |= colours[..., channel]
+    return numbers
+
+
+def _differences(lines: Pixels) -> Pixels:
+    """Return each line's filter and its difference to the line above, `(h, n)` → `(h, 1 + n)`."""
+    filtered = np.empty((len(lines), 1 + lines.shape[1]), dtype=np.uint8)
+    filtered[:, 0] = _UP
+    filtered[0, 1:] = lines[0]
+    np.subtract(lines[1:], lines[:-1], out=filtered[1:, 1:])
+    return filtered

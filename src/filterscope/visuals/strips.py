@@ -15,7 +15,7 @@ from filterscope.probes.activations import activations
 from filterscope.probes.filters import kernels
 from filterscope.visuals.draw import BACKGROUND, Cell, grid
 from filterscope.visuals.filters import filter_tiles
-from filterscope.visuals.tiles import photo, signed
+from filterscope.visuals.tiles import photo, signed_maps
 from filterscope.visuals.verdicts import COLOURS
 from filterscope.visuals.visual import Examples, Past, Picture, Pixels, frozen
 
@@ -135,7 +135,7 @@ def _tiles(classifier: Classifier, layer: str, channels: list[int], maps: Tensor
     drawn = filter_tiles(kernels(classifier, layer)[channels], TILE)[0]
     tiles = {
         "kernel": _stack(drawn),
-        "response": _stack([signed(maps[channel], TILE) for channel in channels]),
+        "response": torch.from_numpy(signed_maps(maps[channels], TILE)),
     }
     made = past.store.get("synthesis", {}).get(layer, {})
     if "tiles" in made and set(channels) <= set(made["channels"]):

@@ -1,17 +1,22 @@
 """Tensors to tiles: every scale is said, no value wraps, a constant map is no accident."""
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from filterscope.visuals.draw import BACKGROUND, EDGE, FAINT, Legend
 from filterscope.visuals.visual import Pixels
 
+# Of a map, zero in the middle: neighbours cannot be told apart, and half a PNG's palette is left for letters and
+# photographs.
+LEVELS = 127
 SIGNED = "RdBu_r"
 UNSIGNED = "viridis"
 
@@ -24,6 +29,24 @@ def photo(image: Tensor, size: int) -> Pixels:
     values = image.detach().float().cpu().nan_to_num().clamp(0, 1)
     values = values.expand(3, -1, -1) if len(values) == 1 else values[:3]
     return _to_uint8(_fit(values, size, smooth=max(values.shape[-2:]) >= 64))
+
+
+def few_colours(tiles: Sequence[Pixels], count: int = 96) -> list[Pixels]:
+    """Return the tiles in at most `count` colours between them, dithered, for a picture that is to have a palette."""
+    return list(_few_colours(tuple((tile.shape, tile.tobytes()) for tile in tiles), count))
+
+
+# A photograph stands beside the maps of every layer, in every epoch.
+@lru_cache(maxsize=64)
+def _few_colours(tiles: tuple[tuple[tuple[int, ...], bytes], ...], count: int) -> tuple[Pixels, ...]:
+    height, width = sum(shape[0] for shape, _ in tiles), max(shape[1] for shape, _ in tiles)
+    whole, tops = Image.new("RGB", (width, height)), [0]
+    for shape, content in tiles:
+        whole.paste(Image.frombytes("RGB", (shape[1], shape[0]), content), (0, tops[-1]))
+        tops.append(tops[-1] + shape[0])
+    palette = whole.quantize(count, method=Image.Quantize.FASTOCTREE)
+    pixels = np.asarray(whole.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).convert("RGB"))
+    return tuple(pixels[top : top + shape[0], : shape[1]] for (shape, _), top in zip(tiles, tops, strict=False))
 
 
 def kernel(values: Tensor, size: int) -> Pixels:
@@ -49,17 +72,19 @@ def signed_maps(maps: Tensor, size: int, *, largest: Tensor | None = None) -> Pi
     return _mapped(0.5 + 0.5 * (values / top.clamp_min(1e-12)[:, None, None]), SIGNED, size)
 
 
-def unsigned(values: Tensor, size: int) -> Pixels:
-    """Return a map `(h, w)` from its own minimum (dark) to its own maximum (bright); a constant one is all dark."""
-    values = values.detach().float().cpu().nan_to_num()
-    low, high = torch.aminmax(values)
-    pixels: Pixels = _mapped(((values - low) / (high - low).clamp_min(1e-12))[None], UNSIGNED, size)[0]
-    return pixels
+def unsigned_maps(maps: Tensor, size: int) -> Pixels:
+    """Return maps `(n, h, w)` as tiles `(n, height, width, 3)`, each from its own minimum (dark) to its own maximum.
+
+    A constant map is all dark.
+    """
+    values = maps.detach().float().cpu().nan_to_num()
+    low, high = values.amin((1, 2), keepdim=True), values.amax((1, 2), keepdim=True)
+    return _mapped((values - low) / (high - low).clamp_min(1e-12), UNSIGNED, size)
 
 
 def warmth(values: Tensor) -> Pixels:
-    """Return values `(h, w)` in [0, 1] in the colours of `unsigned`, a pixel each."""
-    pixels: Pixels = _colours(UNSIGNED)[(values.clamp(0, 1) * 255).round().long().cpu().numpy()]
+    """Return values `(h, w)` in [0, 1] in the colours of `unsigned_maps`, a pixel each."""
+    pixels: Pixels = _colours(UNSIGNED)[(values.clamp(0, 1) * (LEVELS - 1)).round().long().cpu().numpy()]
     return pixels
 
 
@@ -78,8 +103,8 @@ def bars(values: Tensor, width: int, height: int) -> Pixels:
     level = np.asarray(values)[owner]
     y = high - (np.arange(height)[:, None] + 0.5) / height * span
     tile = np.full((height, width, 3), tuple((b + e) // 3 for b, e in zip(BACKGROUND, EDGE, strict=True)), np.uint8)
-    tile[(y > 0) & (y <= level)] = _colours(SIGNED)[216]
-    tile[(y < 0) & (y >= level)] = _colours(SIGNED)[52]
+    tile[(y > 0) & (y <= level)] = _colours(SIGNED)[107]
+    tile[(y < 0) & (y >= level)] = _colours(SIGNED)[26]
     wide = width // max(len(values), 1)
     if wide >= 4:  # a dark line between bars, where there is room for one
         tile[:, np.flatnonzero(np.diff(owner))] = tile[:, np.flatnonzero(np.diff(owner))] // 3
@@ -107,7 +132,7 @@ def signed_legend(low: str = "−", high: str = "+") -> Legend:
 
 
 def unsigned_legend(low: str = "min", high: str = "max") -> Legend:
-    """Return the colour bar of `unsigned`."""
+    """Return the colour bar of `unsigned_maps`."""
     return Legend(colours=_colours(UNSIGNED), low=low, high=high)
 
 
@@ -140,14 +165,14 @@ def value_range(values: Tensor) -> str:
 
 @lru_cache
 def _colours(name: str) -> Pixels:
-    colours = matplotlib.colormaps[name](np.linspace(0, 1, 256))[:, :3]
+    colours = matplotlib.colormaps[name](np.linspace(0, 1, LEVELS))[:, :3]
     return np.asarray((colours * 255).round(), dtype=np.uint8)
 
 
 def _mapped(values: Tensor, name: str, size: int) -> Pixels:
     if max(values.shape[1:]) > size:
         values = _fit(values, size)
-    levels = values.clamp(0, 1).mul_(255).round_().to(torch.uint8)
+    levels = values.clamp(0, 1).mul_(LEVELS - 1).round_().to(torch.uint8)
     # Enlarging repeats pixels, so a byte each is repeated, not a number and its way to a colour.
     pixels: Pixels = np.take(_colours(name), _fit(levels, size).numpy(), axis=0)  # six times as fast as [ ]
     return pixels
