@@ -16,19 +16,27 @@ def replacing(path: Path, *, sync: bool = False) -> Iterator[IO[bytes]]:
     The old file stays until the new one is complete; after an exception the temporary one is gone. Two processes that
     write the same file do not meet. With `sync` file and folder are on the disk when the block has ended.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
-        with temporary.open("wb") as file:
+        with _opened(temporary) as file:
             yield file
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
         temporary.replace(path)
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
     if sync:
         sync_folder(path.parent)
+
+
+def _opened(path: Path) -> IO[bytes]:
+    try:
+        return path.open("wb")
+    except FileNotFoundError:  # nearly always the folder is there, and asking for it takes as long as opening the file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("wb")
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -104,7 +104,7 @@ def test_pictures_that_lost_their_channel_climb_longer(classifier: Classifier, e
         past.epoch = 1
         strong(network, examples, past)
         steps.append(strong._going_on(LAYER, past).steps)
-    assert steps == [3, 15]
+    assert steps == [3, 24]
 
 
 def test_pictures_are_held_against_the_whole_validation_pass(classifier: Classifier, examples: Examples) -> None:

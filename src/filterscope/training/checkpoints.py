@@ -56,6 +56,7 @@ class KeepCheckpoints(Checkpoint):
         self.mode = mode
         self.best: float | None = None
         self.best_epoch: int | None = None
+        self._content: dict[str, Any] = {}
 
     @property
     def best_path(self) -> Path:
@@ -103,15 +104,24 @@ class KeepCheckpoints(Checkpoint):
         trainer.save_checkpoint(self._next_path)
         if trainer.is_global_zero:
             if better:
-                write_for_looking(self._next_path, self.best_path)
+                write_for_looking(self._content, self.best_path)
             self.midway_path.unlink(missing_ok=True)  # first: the finished epoch must never seem older than its middle
             self._next_path.replace(self.last_path)
             sync_folder(self.folder)
+        self._content = {}
         trainer.strategy.barrier("checkpoints")  # other ranks read best.ckpt for the test
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take note of what is being written, so that it need not be read again."""
+        del trainer, pl_module
+        self._content = checkpoint
 
     def keep_midway(self, trainer: pl.Trainer) -> None:
         """Write `midway.ckpt`, from which a run goes on inside the epoch; the epoch's end removes it."""
         trainer.save_checkpoint(self.midway_path)
+        self._content = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best so far."""
@@ -156,9 +166,8 @@ def read_whole(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     return content
 
 
-def write_for_looking(whole: Path, path: Path) -> None:
+def write_for_looking(content: dict[str, Any], path: Path) -> None:
     """Write the part of a checkpoint that looking needs: weights, config and past, without the optimizer's state."""
-    content = torch.load(whole, map_location="cpu", weights_only=True, mmap=True)
     kept = {key: value for key, value in content.items() if key not in ("optimizer_states", "callbacks", "loops")}
     with replacing(path, sync=True) as file:
         torch.save(kept, file)

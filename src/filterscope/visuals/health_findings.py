@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from filterscope.probes.health.activity import Activity
 from filterscope.probes.health.classes import ClassInformation
@@ -38,23 +39,31 @@ class Findings:
 def told(found: Findings) -> dict[str, Any]:
     """Return what is said of a layer, in what a checkpoint may hold.
 
-    `verdicts`, `reasons` and `z` have an entry per filter, `numbers` has one per measure, `rows` are the filters' cells
-    behind layer, number, verdict and reason, `dead` counts, `best` and `worst` name filters, `testable` says whether
-    the kernels are large enough to tell structure from noise.
+    `verdicts`, `reasons` and `z` have an entry per filter, `numbers` has one per measure, `rows` holds what `cells`
+    returns as a tensor (writing thousands of numbers one by one takes a checkpoint long), `dead` counts, `best` and
+    `worst` name filters, `testable` says whether the kernels are large enough to tell structure from noise.
     """
     best, worst = _extremes(found)
     return {
         "verdicts": [each.verdict for each in found.verdicts],
         "reasons": [each.reason for each in found.verdicts],
-        "z": found.structure.z.tolist(),
+        "z": found.structure.z,
         "testable": found.structure.testable,
         "images": found.activity.images,
         "dead": int(found.activity.dead.sum()),
         "numbers": _measures(found),
-        "rows": _cells(found),
+        "rows": _measured(found),
         "best": best,
         "worst": worst,
     }
+
+
+def cells(about: Mapping[str, Any]) -> list[tuple[float | int, ...]]:
+    """Return each filter's cells behind layer, number, verdict and reason, from what `told` returned of a layer."""
+    columns = torch.as_tensor(about["rows"], dtype=torch.float64).T.tolist()
+    of = COLUMNS[4:].index("duplicate_of")
+    columns[of] = [int(other) for other in columns[of]]
+    return list(zip(*columns, strict=True))
 
 
 def numbers(said: Told) -> dict[str, Output]:
@@ -73,10 +82,10 @@ def numbers(said: Told) -> dict[str, Output]:
 def by_filter(said: Told) -> Table:
     """Return a table with a row per filter."""
     rows = [
-        (layer, i, verdict, reason, *cells)
+        (layer, i, verdict, reason, *measured)
         for layer, about in said.items()
-        for i, (verdict, reason, cells) in enumerate(
-            zip(about["verdicts"], about["reasons"], about["rows"], strict=True)
+        for i, (verdict, reason, measured) in enumerate(
+            zip(about["verdicts"], about["reasons"], cells(about), strict=True)
         )
     ]
     return Table(columns=COLUMNS, rows=tuple(rows), description="A row per filter: the verdict, why, and the numbers.")
@@ -136,7 +145,7 @@ def _measures(found: Findings) -> dict[str, float]:
     return values
 
 
-def _cells(found: Findings) -> list[tuple[float | int, ...]]:
+def _measured(found: Findings) -> Tensor:
     classes = found.classes
     nothing = torch.full((len(found.verdicts),), torch.nan)
     measured = (
@@ -145,4 +154,4 @@ def _cells(found: Findings) -> list[tuple[float | int, ...]]:
         *((classes.eta_squared, classes.p, classes.selectivity) if classes else (nothing, nothing, nothing)),
         *(found.duplicates.cosine, found.duplicates.of, found.drift.cosine, found.drift.distance),
     )
-    return list(zip(*(tensor.tolist() for tensor in measured), strict=True))
+    return torch.stack([tensor.double() for tensor in measured], dim=1)

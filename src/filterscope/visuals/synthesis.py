@@ -66,8 +66,8 @@ class Synthesis:
     crops: int = 0
     untrained: bool = False
     order: str = "number"
-    steps: int | None = 3
-    catch_up: int = 5
+    steps: int | None = 2
+    catch_up: int = 8
     keep: str | None = None
     seed: int = 0
     every: int = 1

@@ -90,7 +90,7 @@ def pick(
     about = past.store.get("health", {}).get(judged, {})
     if "verdicts" not in about:
         raise UserError(f"no verdicts on {judged} to order {layer} by; choose health too: visuals=[health,…]")
-    said, structure = about["verdicts"], about["z"]
+    said, structure = about["verdicts"], torch.as_tensor(about["z"]).tolist()
     kept = past.store.setdefault("picked", {}) if keep and past.epoch is not None else {}
     if isinstance(channels, int) and channels < len(said):
         if len(kept.get(keep, ())) != channels:

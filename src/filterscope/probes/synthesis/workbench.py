@@ -30,8 +30,9 @@ class Synthesis:
         curve: `(steps, N)`, the objective under the transforms.
         activation: `(N,)`, the rectified mean of the own channel's map at the end, without transforms.
         rank: `(N,)`, how many channels of the layer the picture excites more than its own; 0 is best.
-        rose: `(N,)`, whether the activation ended above that of the noise from which a cold ascent starts; where a
-            channel shall be excited little, whether the objective ended above its start.
+        rose: `(N,)`, whether the activation ended above that of the noise from which a cold ascent starts, or above
+            those of all real images; where a channel shall be excited little, whether the objective ended above its
+            start.
         responses: `(N, K)`, the rectified means of all channels of the layer.
     """
 
@@ -124,7 +125,6 @@ class Workbench:
         generators = [_generator(self.layer, channels[place], faces[place], seed) for place in places]
         noise = self.parameterisation.draw(generators).to(self.network.device)
         begun = noise if start is None else start[places].to(self.network.device)
-        before = self._responses(self.parameterisation.images(noise))
         parameters, curve = ascend(
             self.network, self.objective(own), self.parameterisation, begun, generators,
             warm=start is not None, stepped=stepped,
@@ -132,16 +132,24 @@ class Workbench:
         images = self.parameterisation.images(parameters)
         responses = self._responses(images)
         index = torch.arange(len(own)), torch.tensor(own)
+        activation = responses[index]
         made = Synthesis(
             images=(images if self.recipe.bounded else shown(images)).cpu(),
             parameters=parameters.cpu(),
             curve=curve.cpu(),
-            activation=responses[index],
+            activation=activation,
             rank=ranks(responses, own, self.known),
-            rose=(curve[-1] > curve[0]).cpu() if self.recipe.descends else responses[index] > before[index],
+            rose=(curve[-1] > curve[0]).cpu() if self.recipe.descends else self._above(noise, activation, own),
             responses=responses,
         )
         return made.at(range(len(channels)))
+
+    def _above(self, noise: Tensor, activation: Tensor, own: Sequence[int]) -> Tensor:
+        """Return which channels are excited more than by the noise a cold ascent starts from."""
+        if self.known is not None and bool((activation > self.known.largest[list(own)]).all()):
+            return torch.ones(len(own), dtype=torch.bool)  # more than by any real image: noise need not be looked at
+        before = self._responses(self.parameterisation.images(noise))
+        return activation > before[torch.arange(len(own)), torch.tensor(own)]
 
     def _responses(self, images: Tensor) -> Tensor:
         output = self.network(images)[self.layer]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from filterscope.visuals.health_findings import COLUMNS
+from filterscope.visuals.health_findings import COLUMNS, cells
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +73,13 @@ def judged(about: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
     """
     if "rows" not in about:
         return [{"verdict": "", "reason": ""} for _ in range(count)]
+    measured = cells(about)
     names = ["activation" if name == "dormancy" else name for name in COLUMNS[4:]]
     return [
         {
             "verdict": about["verdicts"][i],
             "reason": about["reasons"][i],
-            **{name: plain(value) for name, value in zip(names, about["rows"][i], strict=True)},
+            **{name: plain(value) for name, value in zip(names, measured[i], strict=True)},
         }
         for i in range(count)
     ]
