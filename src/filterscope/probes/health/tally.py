@@ -25,9 +25,9 @@ class Look:
     @classmethod
     def at(cls, outputs: Tensor) -> "Look":
         """Look at a batch of outputs `(N, filters, h, w)`."""
-        places = outputs.detach().permute(0, 2, 3, 1).flatten(1, 2)
-        seen = places.index_select(1, spread(*outputs.shape[2:], most=PLACES).to(outputs.device))
-        return cls(responses=rectified_mean(outputs), rows=seen.float().clamp_min(0).flatten(0, 1))
+        at = spread(*outputs.shape[2:], most=PLACES).to(outputs.device)
+        seen = outputs.detach().flatten(2).index_select(2, at)  # no copy of the maps, whatever their layout
+        return cls(responses=rectified_mean(outputs), rows=seen.float().clamp_min(0).transpose(1, 2).flatten(0, 1))
 
 
 @dataclass
