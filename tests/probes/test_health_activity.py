@@ -77,6 +77,11 @@ def test_a_look_shares_its_means_with_others_who_look_at_the_same_output():
     assert Look.at(outputs).responses is rectified_mean(outputs)
 
 
+def test_what_is_not_a_number_is_never_positive():
+    read = activity(tallied(torch.tensor([[float("nan"), 1.0]])[:, :, None, None].expand(3, 2, 4, 4)))
+    assert read.dead.tolist() == [True, False]
+
+
 def test_in_large_maps_positive_values_are_counted_at_some_places():
     outputs = (
         torch.randn(100, 3, 20, 20, generator=torch.Generator().manual_seed(0))

@@ -1,13 +1,16 @@
 """Looking at a network without leaving a trace in it or in what comes after."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from filterscope.models.classifier import Classifier
+from filterscope.probes.spatial import note_rectified
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -55,6 +58,50 @@ def tapping(classifier: Classifier, layers: Sequence[str]) -> Iterator[dict[str,
         for name in layers:
             keep(name)
         yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def hooked(
+    classifier: nn.Module, modules: Mapping[str, nn.Module], look: Callable[[Tensor], T]
+) -> Iterator[Callable[[], dict[str, T]]]:
+    """Look at what modules put out while somebody else runs the network.
+
+    Where the module that comes next is a ReLU that takes these maps, `look` sees them when that one is done, with what
+    it made of them noted at them; others are kept until the pass has ended. Yields a function to be called after each
+    forward pass, which returns what `look` made of each module's output.
+    """
+    after = dict(zip(known := list(classifier.modules()), known[1:], strict=False))
+    waiting: dict[str, Tensor] = {}
+    looked: dict[str, T] = {}
+    handles = []
+
+    def watch(name: str, module: nn.Module) -> None:
+        def put_out(_module: nn.Module, _inputs: object, maps: Tensor) -> None:
+            waiting[name] = maps
+
+        def rectify(_module: nn.Module, inputs: tuple[Tensor, ...], rectified: Tensor) -> None:
+            if waiting.get(name) is inputs[0]:
+                note_rectified(inputs[0], rectified)
+                looked[name] = look(waiting.pop(name))
+
+        handles.append(module.register_forward_hook(put_out))
+        following = after.get(module)
+        if isinstance(following, nn.ReLU) and not following.inplace:
+            handles.append(following.register_forward_hook(rectify))
+
+    def finish() -> dict[str, T]:
+        seen = looked | {name: look(maps) for name, maps in waiting.items()}
+        looked.clear()
+        waiting.clear()
+        return seen
+
+    try:
+        for name, module in modules.items():
+            watch(name, module)
+        yield finish
     finally:
         for handle in handles:
             handle.remove()

@@ -1,56 +1,19 @@
 """What maps come to over all their places, fast: a batch of maps is far larger than a processor's cache."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 _MEAN, _RECTIFIED = "_filterscope_rectified_mean", "_filterscope_rectified"
 _PIECE = 1 << 21  # numbers; fresh memory for more takes far longer, fewer leave threads nothing to share
 
 
-@contextmanager
-def looking(
-    classifier: nn.Module, modules: Mapping[str, nn.Module], look: Callable[[str, Tensor], None]
-) -> Iterator[Callable[[], None]]:
-    """Let `look(name, maps)` see what modules put out while somebody else runs the network.
-
-    Where the module that comes next is a ReLU that takes these maps, it looks when that one is done: what it makes of
-    them is noted at the maps, so that `rectified_mean` need not rectify them again. Yields a function to be called
-    after each forward pass, at which the other maps are looked at; until then they are kept.
-    """
-    after = dict(zip(known := list(classifier.modules()), known[1:], strict=False))
-    waiting: dict[str, Tensor] = {}
-    handles = []
-
-    def watch(name: str, module: nn.Module) -> None:
-        def put_out(_module: nn.Module, _inputs: object, maps: Tensor) -> None:
-            waiting[name] = maps
-
-        def rectify(_module: nn.Module, inputs: tuple[Tensor, ...], rectified: Tensor) -> None:
-            if waiting.get(name) is inputs[0]:
-                setattr(inputs[0], _RECTIFIED, rectified)
-                look(name, waiting.pop(name))
-
-        handles.append(module.register_forward_hook(put_out))
-        following = after.get(module)
-        if isinstance(following, nn.ReLU) and not following.inplace:
-            handles.append(following.register_forward_hook(rectify))
-
-    def look_at_the_rest() -> None:
-        while waiting:
-            look(*waiting.popitem())
-
-    try:
-        for name, module in modules.items():
-            watch(name, module)
-        yield look_at_the_rest
-    finally:
-        for handle in handles:
-            handle.remove()
+def note_rectified(maps: Tensor, rectified: Tensor) -> None:
+    """Note at maps what a ReLU made of them, so that `rectified_mean` need not rectify them again."""
+    setattr(maps, _RECTIFIED, rectified)
 
 
 def rectified_mean(maps: Tensor) -> Tensor:

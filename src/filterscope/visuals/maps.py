@@ -20,7 +20,7 @@ from filterscope.visuals.tiles import (
     value_range,
 )
 from filterscope.visuals.verdicts import Picked
-from filterscope.visuals.visual import Picture
+from filterscope.visuals.visual import Picture, Pixels
 
 _MOST_MAPS = 7  # of one image in one line
 _EMPTY = Cell(pixels=np.full((1, 1, 3), BACKGROUND, dtype=np.uint8))
@@ -85,7 +85,7 @@ def draw_maps(
         notes=[note, still],
         legend={"bars": None, "signed": signed_legend("−", "+"), "map": unsigned_legend()}[kind],
         key=picked.key,
-        thumbnail=few_colours([photo(images[0], 150)])[0] if alone else None,
+        thumbnail=_photos(images, 150)[0] if alone else None,
         column_labels=[] if wrapped else ["channel", *(str(channel) for channel in channels)],
     )
     seen = f" Images: {', '.join(labels)}." if any(labels) else ""
@@ -98,7 +98,7 @@ def _map_cells(images: Tensor, maps: Tensor, picked: Picked, columns: int, *, be
     negative = float(maps.min()) < 0
     draw = signed_maps if negative else unsigned_maps
     cells: list[Cell] = []
-    shown = few_colours([photo(image, size) for image in images]) if beside else [None] * len(images)
+    shown = _photos(images, size) if beside else [None] * len(images)
     for image, row in zip(shown, maps, strict=True):
         drawn = []
         for i, (values, tile, channel) in enumerate(zip(row, draw(row, size), picked.channels, strict=True)):
@@ -117,9 +117,13 @@ def _bar_cells(images: Tensor, values: Tensor, labels: Sequence[str]) -> list[Ce
     size = 150
     wide = WIDTH - 2 * MARGIN - size - GAP
     cells = []
-    for image, row, label in zip(images, values, labels, strict=True):
+    for image, row, label in zip(_photos(images, size), values, labels, strict=True):
         cells += [
-            Cell(pixels=photo(image, size), caption=named(label, width=size)),
+            Cell(pixels=image, caption=named(label, width=size)),
             Cell(pixels=bars(row, wide, size), caption=(value_range(row),)),
         ]
     return cells
+
+
+def _photos(images: Tensor, size: int) -> list[Pixels]:
+    return few_colours([photo(image, size) for image in images])

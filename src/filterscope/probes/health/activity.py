@@ -13,7 +13,8 @@ from filterscope.probes.health.tally import Tally
 class Activity:
     """What a tally says of each filter, tensors of one entry per filter.
 
-    `dead`: never positive. `apoz`: the share of outputs that are not positive (Hu et al. 2016). `dormancy`: the mean
+    `dead`: never positive. `apoz`: the share of outputs that are not positive (Hu et al. 2016), at
+    some places of each map. `dormancy`: the mean
     rectified output as a multiple of the layer's mean (Sokar et al. 2023; τ-dormant means ≤ τ). `mean` and `deviation`
     are those of the responses over images. `correlation` is `(filters, filters)`, of rectified outputs at the same
     place; 0 where a filter never changes.
@@ -41,7 +42,7 @@ def activity(tally: Tally) -> Activity:
     variance = (tally.powers[1] / images - mean.square()).clamp_min(0)
     return Activity(
         images=images,
-        dead=tally.powers[0] == 0,
+        dead=~(tally.powers[0] > 0),
         apoz=1 - tally.positive / tally.places,
         dormancy=mean / mean.mean().clamp_min(1e-300),
         mean=mean,

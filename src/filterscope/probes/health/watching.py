@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,7 @@ from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
 from filterscope.probes.health.tally import Look, Tally
-from filterscope.probes.observing import device_of, observing
-from filterscope.probes.spatial import looking
+from filterscope.probes.observing import device_of, hooked, observing
 
 
 @dataclass
@@ -20,17 +19,14 @@ class Recorder:
     """Gathers the tallies of several layers; give it each batch's labels after the batch's forward pass."""
 
     tallies: dict[str, Tally]
-    looks: dict[str, Look] = field(default_factory=dict)
-    finish: Callable[[], None] = lambda: None
+    looked: Callable[[], dict[str, Look]]
 
     def add(self, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Take in what the last forward pass put out, and return the responses, `(images, filters)` each."""
-        self.finish()
-        for name, look in self.looks.items():
+        looks = self.looked()
+        for name, look in looks.items():
             self.tallies[name].take(look, labels)
-        responses = {name: look.responses for name, look in self.looks.items()}
-        self.looks.clear()
-        return responses
+        return {name: look.responses for name, look in looks.items()}
 
 
 @contextmanager
@@ -42,13 +38,8 @@ def recording(classifier: Classifier, layers: Sequence[str]) -> Iterator[Recorde
         if not isinstance(classifier.module_of(name), nn.Conv2d) or filters is None:
             raise UserError(f"layer {name!r} has no kernels, so its filters' activity cannot be gathered")
         tallies[name] = Tally.empty(filters=filters, classes=classifier.num_classes)
-    recorder = Recorder(tallies=tallies)
-
-    def look(name: str, outputs: Tensor) -> None:
-        recorder.looks[name] = Look.at(outputs)
-
-    with looking(classifier, {name: passed_on(classifier, name) for name in layers}, look) as recorder.finish:
-        yield recorder
+    with hooked(classifier, {name: passed_on(classifier, name) for name in layers}, Look.at) as looked:
+        yield Recorder(tallies=tallies, looked=looked)
 
 
 def watch(

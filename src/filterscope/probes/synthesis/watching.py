@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from filterscope.models.classifier import Classifier
-from filterscope.probes.spatial import looking, rectified_mean
+from filterscope.probes.observing import hooked
+from filterscope.probes.spatial import rectified_mean
 from filterscope.probes.synthesis.trust import LEVELS, ActivationStatistics, LayerStatistics
 
 SAMPLE = 1024  # images, at most, that quantiles are taken from
@@ -77,15 +78,12 @@ class StatisticsRecorder:
     """Gathers the statistics of several layers; call `add` after each batch's forward pass."""
 
     seen: dict[str, Responses]
-    means: dict[str, Tensor] = field(default_factory=dict)
-    finish: Callable[[], None] = lambda: None
+    means: Callable[[], dict[str, Tensor]]
 
     def add(self) -> None:
         """Take in what the last forward pass put out."""
-        self.finish()
-        for name, means in self.means.items():
+        for name, means in self.means().items():
             self.seen[name].add(means.cpu())
-        self.means.clear()
 
     def statistics(self) -> ActivationStatistics:
         """Return what all processes of a distributed run have seen; each of them must call this."""
@@ -97,13 +95,8 @@ class StatisticsRecorder:
 @contextmanager
 def recording_statistics(classifier: Classifier, layers: Sequence[str]) -> Iterator[StatisticsRecorder]:
     """Watch layers while somebody else runs the network."""
-    recorder = StatisticsRecorder(seen={name: Responses() for name in layers})
-
-    def look(name: str, output: Tensor) -> None:
-        recorder.means[name] = _means(output)
-
-    with looking(classifier, {name: classifier.module_of(name) for name in layers}, look) as recorder.finish:
-        yield recorder
+    with hooked(classifier, {name: classifier.module_of(name) for name in layers}, _means) as means:
+        yield StatisticsRecorder(seen={name: Responses() for name in layers}, means=means)
 
 
 def _means(output: Tensor) -> Tensor:
