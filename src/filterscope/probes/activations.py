@@ -4,11 +4,11 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
-from filterscope.probes.observing import device_of, observing, tapping
+from filterscope.probes.observing import device_of, observing, run, tapping
 
 
 def activations(classifier: Classifier, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
@@ -23,15 +23,14 @@ def activations(classifier: Classifier, images: Tensor, layers: Sequence[str]) -
         `{name: (N, channels, h, w)}`, float32 on the CPU, `(N, features)` for a Linear.
     """
     with observing(classifier), torch.no_grad(), tapping(classifier, layers) as outputs:
-        classifier(images.to(device_of(classifier)))
+        run(classifier, images)
         return {name: outputs[name].float().cpu() for name in layers}
 
 
 def probabilities(classifier: Classifier, images: Tensor) -> Tensor:
     """Return the class probabilities `(N, classes)` of images in [0, 1], float32 on the CPU."""
     with observing(classifier), torch.no_grad():
-        logits: Tensor = classifier(images.to(device_of(classifier)))
-        return logits.float().softmax(dim=1).cpu()
+        return run(classifier, images).float().softmax(dim=1).cpu()
 
 
 def published_probabilities(classifier: Classifier, images: Tensor) -> Tensor:
@@ -44,8 +43,6 @@ def published_probabilities(classifier: Classifier, images: Tensor) -> Tensor:
     """
     if classifier.unpublished or classifier.published is None:
         raise UserError(f"what the published network says is not known: {classifier.unpublished}")
-    device = device_of(classifier)
-    last = copy.deepcopy(classifier.published).to(device)
+    last = copy.deepcopy(classifier.published).to(device_of(classifier))
     with observing(classifier), torch.no_grad():
-        logits: Tensor = last(classifier.backbone(images.to(device)))
-        return logits.float().softmax(dim=1).cpu()
+        return run(nn.Sequential(classifier.backbone, last), images).float().softmax(dim=1).cpu()

@@ -1,7 +1,8 @@
 """Looking at a network without leaving a trace in it or in what comes after."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
@@ -11,6 +12,29 @@ from filterscope.models.classifier import Classifier
 from filterscope.probes.spatial import note_rectified
 
 T = TypeVar("T")
+Precision = Callable[[], AbstractContextManager[Any]]
+
+_precision: ContextVar[Precision] = ContextVar("precision", default=nullcontext)
+
+
+@contextmanager
+def computing_in(precision: Precision) -> Iterator[None]:
+    """Let `run` compute in the precision of a training inside the block: `precision` opens its autocast.
+
+    So pictures show what the training and its metrics see, in as little time.
+    """
+    token = _precision.set(precision)
+    try:
+        yield
+    finally:
+        _precision.reset(token)
+
+
+def run(model: nn.Module, images: Tensor) -> Tensor:
+    """Return what the model makes of images, on its device and in the precision of `computing_in`."""
+    with _precision.get()():
+        output: Tensor = model(images.to(device_of(model)))
+    return output
 
 
 @contextmanager

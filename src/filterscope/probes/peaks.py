@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.probes.health.watching import passed_on
-from filterscope.probes.observing import device_of, observing
+from filterscope.probes.observing import observing, run
 from filterscope.probes.synthesis.crops import Field
 
 
@@ -53,7 +53,7 @@ def peaks(classifier: Classifier, images: Tensor, layers: Sequence[str], *, batc
             # `observing` removes the hooks again.
             passed_on(classifier, name).register_forward_hook(gathered[name].hook)
         for some in torch.split(images, batch_size):
-            classifier(some.to(device_of(classifier)))
+            run(classifier, some)
     return {name: each.joined() for name, each in gathered.items()}
 
 

@@ -1,5 +1,7 @@
 """Checkpoints that are whole or not there: `best.ckpt` and `last.ckpt`, written beside their place and renamed."""
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,23 @@ class AtomicCheckpointIO(CheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write the checkpoint; the old file under the name stays until the new one is complete."""
-        del storage_options
-        with replacing(Path(path), sync=True) as file:
-            torch.save(checkpoint, file)
+        """Write the checkpoint; the old file under the name stays until the new one is complete.
+
+        Args:
+            checkpoint: what to write.
+            path: where.
+            storage_options: `{"for_looking": other path}` where the part of it that looking needs is to be written
+                too, at the same time: most of the work is checksums, on one core. Both files are complete, or neither.
+        """
+        looking = (storage_options or {}).get("for_looking")
+        with ExitStack() as stack:
+            # Left in reverse order: what looks shall be there when the whole is.
+            files = {stack.enter_context(replacing(Path(path), sync=True)): checkpoint}
+            if looking is not None:
+                files[stack.enter_context(replacing(Path(looking), sync=True))] = _for_looking(checkpoint)
+            with ThreadPoolExecutor(max_workers=len(files)) as pool:
+                for _ in pool.map(torch.save, files.values(), files):
+                    pass
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
@@ -56,7 +71,6 @@ class KeepCheckpoints(Checkpoint):
         self.mode = mode
         self.best: float | None = None
         self.best_epoch: int | None = None
-        self._content: dict[str, Any] = {}
 
     @property
     def best_path(self) -> Path:
@@ -100,28 +114,17 @@ class KeepCheckpoints(Checkpoint):
         better = self._improves(score)
         if better:
             self.best, self.best_epoch = score, epoch
-        # Under a third name until best.ckpt is made from it: last.ckpt must never know of a best that is not there.
-        trainer.save_checkpoint(self._next_path)
+        # Under a third name until best.ckpt is in its place: last.ckpt must never know of a best that is not there.
+        trainer.save_checkpoint(self._next_path, storage_options={"for_looking": self.best_path} if better else None)
         if trainer.is_global_zero:
-            if better:
-                write_for_looking(self._content, self.best_path)
             self.midway_path.unlink(missing_ok=True)  # first: the finished epoch must never seem older than its middle
             self._next_path.replace(self.last_path)
             sync_folder(self.folder)
-        self._content = {}
         trainer.strategy.barrier("checkpoints")  # other ranks read best.ckpt for the test
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Take note of what is being written, so that it need not be read again."""
-        del trainer, pl_module
-        self._content = checkpoint
 
     def keep_midway(self, trainer: pl.Trainer) -> None:
         """Write `midway.ckpt`, from which a run goes on inside the epoch; the epoch's end removes it."""
         trainer.save_checkpoint(self.midway_path)
-        self._content = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best so far."""
@@ -166,8 +169,6 @@ def read_whole(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     return content
 
 
-def write_for_looking(content: dict[str, Any], path: Path) -> None:
-    """Write the part of a checkpoint that looking needs: weights, config and past, without the optimizer's state."""
-    kept = {key: value for key, value in content.items() if key not in ("optimizer_states", "callbacks", "loops")}
-    with replacing(path, sync=True) as file:
-        torch.save(kept, file)
+def _for_looking(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a checkpoint that looking needs: weights, config and past, without the optimizer's state."""
+    return {key: value for key, value in content.items() if key not in ("optimizer_states", "callbacks", "loops")}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.probes.health.watching import passed_on
-from filterscope.probes.observing import device_of, observing
+from filterscope.probes.observing import observing, run
 
 Filters = Mapping[str, Sequence[int] | Tensor]
 """Numbers of filters by layer."""
@@ -28,7 +28,7 @@ def accuracy(classifier: Classifier, images: Tensor, labels: Tensor, *, batch_si
     right = 0
     with observing(classifier), torch.no_grad():
         for some, known in zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True):
-            logits = classifier(some.to(device_of(classifier)))
+            logits = run(classifier, some)
             right += int((logits.argmax(1).cpu() == known.cpu()).sum())
     return right / len(images)
 

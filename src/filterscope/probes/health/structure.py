@@ -82,7 +82,7 @@ def structure(
             concentration=nothing + 1, z=nothing, p=nothing + 1, structured=nothing > 0, testable=False,
             null=torch.ones(filters, draws), moments=_moments(slices),
         )  # fmt: skip
-    observed = _concentration(slices, frequencies.T[None])[:, 0]
+    observed = _unevenness((slices @ frequencies.T).square_().sum(0))
     null, moments = _null_since(
         None if together else before, slices, frequencies, draws=draws, together=together, seed=seed
     )
@@ -120,7 +120,8 @@ def variance_entropy(kernels: Tensor) -> float:
     random slices, low where few patterns make up all of them. Gavrikov & Keuper, CNN Filter DB, CVPR 2022.
     """
     slices = kernels.flatten(2).flatten(0, 1).double()
-    variances = torch.linalg.svdvals(slices - slices.mean(0)).square()
+    centred = slices - slices.mean(0)
+    variances = torch.linalg.eigvalsh(centred.T @ centred).clamp_min(0)
     shares = variances / variances.sum().clamp_min(1e-300)
     return float(-(shares * shares.clamp_min(1e-300).log10()).sum())
 
@@ -156,7 +157,12 @@ def _concentration(slices: Tensor, waves: Tensor) -> Tensor:
         for channel in range(channels):
             torch.mm(slices[channel, first : first + TILE], waves[min(channel, len(waves) - 1)], out=product)
             sums.addcmul_(product, product)
-    return energy.view(filters, -1, positions - 1).square().sum(2) * (positions - 1)
+    return _unevenness(energy.view(filters, -1, positions - 1))
+
+
+def _unevenness(energy: Tensor) -> Tensor:
+    """Return how unevenly one unit of energy is spread over frequencies, `(…, frequencies)` → `(…)`; 1 where evenly."""
+    return energy.square().sum(-1) * energy.shape[-1]
 
 
 def _moments(slices: Tensor) -> Tensor:

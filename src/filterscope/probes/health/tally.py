@@ -1,5 +1,6 @@
 """Sums over what a layer's filters put out: batch by batch, in bounded memory, over all processes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,13 @@ class Look:
 
     responses: Tensor
     rows: Tensor
+
+    @classmethod
+    def joined(cls, looks: Sequence["Look"]) -> "Look":
+        """Return what several batches came to together."""
+        return cls(
+            responses=torch.cat([look.responses for look in looks]), rows=torch.cat([look.rows for look in looks])
+        )
 
     @classmethod
     def at(cls, outputs: Tensor) -> "Look":

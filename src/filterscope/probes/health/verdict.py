@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from filterscope.probes.health.activity import Activity
 from filterscope.probes.health.classes import ClassInformation
 from filterscope.probes.health.similarity import Duplicates
@@ -43,38 +41,43 @@ def verdicts(
         duplicates: among its filters.
         idle: the threshold τ of dormancy.
     """
-    return [_verdict(i, structure, activity, classes, duplicates, idle) for i in range(len(structure.p))]
+    rows = zip(
+        activity.dead.tolist(),
+        structure.structured.tolist(),
+        structure.p.tolist(),
+        structure.z.tolist(),
+        duplicates.of.tolist(),
+        activity.dormancy.tolist(),
+        _explained(classes, len(structure.p)),
+        strict=True,
+    )
+    found = []
+    for i, (dead, structured, p, z, of, share, explained) in enumerate(rows):
+        looks = f"structured ({z:.1f} deviations from chance)"
+        if not structure.testable:
+            looks = "kernel too small to tell structure from noise"
+        if dead:
+            found.append(Verdict(verdict="dead", reason=f"never positive on {activity.images} images"))
+        elif structure.testable and not structured:
+            found.append(Verdict(verdict="noise", reason=f"its weights stand as they would by chance (p {_p(p)})"))
+        elif of >= 0:
+            alike = f"does what filter {of} does (correlation of outputs {float(activity.correlation[i, of]):.3f})"
+            found.append(Verdict(verdict="duplicate", reason=alike, duplicate_of=of))
+        elif share <= idle:
+            little = f"{looks}, but puts out {share:.2g} of what the layer does on average"
+            found.append(Verdict(verdict="idle", reason=little))
+        else:
+            found.append(Verdict(verdict="useful", reason=f"{looks} and active; {explained}"))
+    return found
 
 
-def _verdict(
-    i: int,
-    structure: Structure,
-    activity: Activity,
-    classes: ClassInformation | None,
-    duplicates: Duplicates,
-    idle: float,
-) -> Verdict:
-    looks = _looks(structure, i)
-    if activity.dead[i]:
-        return Verdict(verdict="dead", reason=f"never positive on {activity.images} images")
-    if structure.testable and not structure.structured[i]:
-        return Verdict(verdict="noise", reason=f"its weights stand as they would by chance (p {_p(structure.p[i])})")
-    if (of := int(duplicates.of[i])) >= 0:
-        alike = f"does what filter {of} does (correlation of outputs {float(activity.correlation[i, of]):.3f})"
-        return Verdict(verdict="duplicate", reason=alike, duplicate_of=of)
-    if (share := float(activity.dormancy[i])) <= idle:
-        return Verdict(verdict="idle", reason=f"{looks}, but puts out {share:.2g} of what the layer does on average")
+def _explained(classes: ClassInformation | None, filters: int) -> list[str]:
+    """Return for each filter what classes explain of its response."""
     if classes is None:
-        return Verdict(verdict="useful", reason=f"{looks} and active; too few labelled images to ask about classes")
-    about = f"η² {float(classes.eta_squared[i]):.2f}, p {_p(classes.p[i])}"
-    return Verdict(verdict="useful", reason=f"{looks} and active; of its response, classes explain {about}")
+        return ["too few labelled images to ask about classes"] * filters
+    each = zip(classes.eta_squared.tolist(), classes.p.tolist(), strict=True)
+    return [f"of its response, classes explain η² {share:.2f}, p {_p(p)}" for share, p in each]
 
 
-def _looks(structure: Structure, i: int) -> str:
-    if not structure.testable:
-        return "kernel too small to tell structure from noise"
-    return f"structured ({float(structure.z[i]):.1f} deviations from chance)"
-
-
-def _p(p: Tensor) -> str:
-    return "< 0.001" if p < 0.001 else f"= {float(p):.2g}"
+def _p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"= {p:.2g}"

@@ -1,8 +1,10 @@
 """Gathering the tallies of convolutions, in a forward pass that runs anyway or in one of its own."""
 
+import itertools
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -11,22 +13,44 @@ from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
 from filterscope.probes.health.tally import Look, Tally
-from filterscope.probes.observing import device_of, hooked, observing
+from filterscope.probes.observing import hooked, observing, run
+
+_TOGETHER = 512  # images; summing up a batch's few numbers takes mostly calls
 
 
 @dataclass
 class Recorder:
     """Gathers the tallies of several layers; give it each batch's labels after the batch's forward pass."""
 
-    tallies: dict[str, Tally]
     looked: Callable[[], dict[str, Look]]
+    _tallies: dict[str, Tally]
+    _waiting: dict[str, list[tuple[Look, Tensor | None]]] = field(default_factory=lambda: defaultdict(list))
+    _images: int = 0
 
     def add(self, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Take in what the last forward pass put out, and return the responses, `(images, filters)` each."""
-        looks = self.looked()
-        for name, look in looks.items():
-            self.tallies[name].take(look, labels)
-        return {name: look.responses for name, look in looks.items()}
+        responses = {}
+        for name, look in self.looked().items():
+            self._waiting[name].append((look, labels))
+            responses[name] = look.responses
+        self._images += max(map(len, responses.values()), default=0)
+        if self._images >= _TOGETHER:
+            self._sum_up()
+        return responses
+
+    @property
+    def tallies(self) -> dict[str, Tally]:
+        """The tallies of all that was taken in, by layer."""
+        self._sum_up()
+        return self._tallies
+
+    def _sum_up(self) -> None:
+        for name, waiting in self._waiting.items():
+            for known, some in itertools.groupby(waiting, key=lambda each: each[1] is not None):
+                looks, labels = zip(*some, strict=True)
+                self._tallies[name].take(Look.joined(looks), torch.cat(labels) if known else None)
+        self._waiting.clear()
+        self._images = 0
 
 
 @contextmanager
@@ -39,7 +63,7 @@ def recording(classifier: Classifier, layers: Sequence[str]) -> Iterator[Recorde
             raise UserError(f"layer {name!r} has no kernels, so its filters' activity cannot be gathered")
         tallies[name] = Tally.empty(filters=filters, classes=classifier.num_classes)
     with hooked(classifier, {name: passed_on(classifier, name) for name in layers}, Look.at) as looked:
-        yield Recorder(tallies=tallies, looked=looked)
+        yield Recorder(looked, tallies)
 
 
 def watch(
@@ -58,7 +82,7 @@ def watch(
     known = None if labels is None else torch.split(labels, batch_size)
     with observing(classifier), torch.no_grad(), recording(classifier, layers) as recorder:
         for i, some in enumerate(torch.split(images, batch_size)):
-            classifier(some.to(device_of(classifier)))
+            run(classifier, some)
             for name, each in recorder.add(None if known is None else known[i]).items():
                 responses[name].append(each.cpu())
     return recorder.tallies, {name: torch.cat(parts) for name, parts in responses.items()}

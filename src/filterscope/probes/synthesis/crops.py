@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import ACTIVATIONS, NORMS
-from filterscope.probes.observing import device_of, observing, tapping
+from filterscope.probes.observing import device_of, observing, run, tapping
 from filterscope.probes.synthesis.truncate import twin
 
 
@@ -118,7 +118,7 @@ def _peaks(
     values, places, width = [], [], 1
     with observing(classifier), torch.no_grad(), tapping(classifier, [layer]) as outputs:
         for images in batches:
-            classifier(images.to(device_of(classifier)))
+            run(classifier, images)
             output = outputs[layer][:, channels].float()
             width = output.shape[-1] if output.dim() == 4 else 1
             peak = (F.relu(output) if output.dim() == 4 else output[..., None]).flatten(2).max(dim=2)

@@ -4,12 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
-from filterscope.probes.observing import device_of, observing, tapping
+from filterscope.probes.observing import observing, run, tapping
 from filterscope.probes.synthesis.objectives import mean_along, mean_response
 
 LEVELS = torch.linspace(0, 1, 101)
@@ -36,7 +37,7 @@ class LayerStatistics:
             largest=responses.max(dim=0).values,
             mean=responses.mean(dim=0),
             std=responses.std(dim=0, correction=0),
-            quantiles=torch.quantile(responses, LEVELS, dim=0),
+            quantiles=quantiles(responses),
             count=len(responses),
         )
 
@@ -82,6 +83,17 @@ class ActivationStatistics:
         return cls(layers={name: LayerStatistics(**layer) for name, layer in stored.items()})
 
 
+def quantiles(responses: Tensor) -> Tensor:
+    """Return the quantiles at `LEVELS` of the responses `(images, K)`, `(101, K)`, as `torch.quantile`, but faster.
+
+    NumPy sorts with the processor's vectors, each channel by itself.
+    """
+    ordered = torch.from_numpy(np.sort(responses.T.contiguous().cpu().numpy(), axis=1))
+    place = LEVELS.double() * (len(responses) - 1)
+    below, above = place.floor().long(), place.ceil().long()
+    return torch.lerp(ordered[:, below], ordered[:, above], (place - below).to(ordered.dtype)).T.contiguous()
+
+
 def measure_statistics(
     classifier: Classifier,
     images: Tensor | Iterable[Tensor],
@@ -105,7 +117,7 @@ def measure_statistics(
     with observing(classifier), torch.no_grad(), tapping(classifier, layers) as outputs:
         for batch in batches:
             if len(batch):
-                classifier(batch.to(device_of(classifier)))
+                run(classifier, batch)
                 for name in layers:
                     output = outputs[name]
                     means = mean_response(output) if directions is None else mean_along(output, directions)

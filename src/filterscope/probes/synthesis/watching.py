@@ -12,7 +12,7 @@ from torch import Tensor
 from filterscope.models.classifier import Classifier
 from filterscope.probes.observing import hooked
 from filterscope.probes.spatial import rectified_mean
-from filterscope.probes.synthesis.trust import LEVELS, ActivationStatistics, LayerStatistics
+from filterscope.probes.synthesis.trust import ActivationStatistics, LayerStatistics, quantiles
 
 SAMPLE = 1024  # images, at most, that quantiles are taken from
 
@@ -64,7 +64,7 @@ class Responses:
             largest=self.largest,
             mean=mean.float(),
             std=(square - mean.square()).clamp_min(0).sqrt().float(),
-            quantiles=torch.quantile(self.sample, LEVELS, dim=0),
+            quantiles=quantiles(self.sample),
             count=self.count,
         )
 
