@@ -13,11 +13,12 @@ from torch import Tensor
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
 from filterscope.probes.observing import device_of, observing
+from filterscope.probes.synthesis.ascent import in_bf16
 from filterscope.probes.synthesis.batches import check, faces_of, micro_batch_size, split
 from filterscope.probes.synthesis.images import Parameterisation
 from filterscope.probes.synthesis.keeping import Kept
 from filterscope.probes.synthesis.recipe import Recipe
-from filterscope.probes.synthesis.truncate import Reach, reach_of
+from filterscope.probes.synthesis.truncate import Reach, reach_of, twin
 from filterscope.probes.synthesis.trust import LayerStatistics
 from filterscope.probes.synthesis.workbench import Synthesis, Workbench, joined
 
@@ -140,8 +141,12 @@ def _make(
 ) -> list[Synthesis]:
     total, before = sum(batch.work for batch in plan), 0
     made = []
+    twins: dict[tuple[bool, bool], Classifier] = {}
     for number, batches in itertools.groupby(plan, key=lambda batch: batch.job):
         job, kept_here = jobs[number], kept[number]
+        alike = job.recipe.normalize, in_bf16(job.recipe, device_of(classifier))
+        if alike not in twins:
+            twins[alike] = twin(classifier)
         bench = Workbench(
             classifier,
             job.layer,
@@ -149,6 +154,7 @@ def _make(
             statistics=job.statistics,
             directions=job.directions,
             reach=reaches[number],
+            network=twins[alike],
         )
         faces = faces_of(job.channels)
         for batch in batches:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from filterscope.probes.synthesis.shortcuts import computes_own
 
 _Packs = tuple[Tensor, Tensor]
+_SHAPES = 2  # of images, for which weights are kept laid out
 
 
 class PackedConv(nn.Module):
@@ -30,6 +31,8 @@ class PackedConv(nn.Module):
         """Return the convolution's output."""
         images = images.to(self.weight.dtype)
         if images.shape not in self._packs:
+            if len(self._packs) == _SHAPES:  # as many layers as there may be, each with micro-batches of its own size
+                self._packs.clear()
             self._packs[images.shape] = self._pack(images.shape)
         return cast(Tensor, _Packed.apply(images, self._packs[images.shape], self.bias, self.padding))
 

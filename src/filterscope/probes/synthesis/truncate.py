@@ -82,6 +82,8 @@ class Truncated:
         normalize: whether the backbone normalises them.
         bf16: run convolutions and Linears in bfloat16.
         reach: where it is known.
+        network: a `twin` of the classifier that others of the same `normalize` and `bf16` work on too: what one has
+            made ready the next finds so. None: one of its own.
 
     Raises:
         UserError: as `reach_of`.
@@ -96,9 +98,10 @@ class Truncated:
         normalize: bool = True,
         bf16: bool = False,
         reach: Reach | None = None,
+        network: Classifier | None = None,
     ) -> None:
         self.reach = reach or reach_of(classifier, [layers], size)[0]
-        self.network = twin(classifier)
+        self.network = network or twin(classifier)
         self.bf16 = bf16
         self.device = next(self.network.parameters()).device
         self.targets = {name: self.network.module_of(name) for name in layers}

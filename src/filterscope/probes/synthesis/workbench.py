@@ -67,6 +67,7 @@ class Workbench:
         objective: makes another objective than the recipe's.
         directions: `(D, K)`, to make pictures of instead of channels; `statistics` are of them then.
         reach: of the layer at the recipe's size, where it is known.
+        network: a `twin` that serves all workbenches whose recipes agree in `normalize` and precision, or None.
 
     Raises:
         UserError: an unknown layer, one without channels, a size that the network cannot take.
@@ -82,6 +83,7 @@ class Workbench:
         objective: Maker | None = None,
         directions: Tensor | None = None,
         reach: Reach | None = None,
+        network: Classifier | None = None,
     ) -> None:
         self.layer = find_layer(classifier.layers, layer).name
         self.recipe = recipe
@@ -96,6 +98,7 @@ class Workbench:
             normalize=recipe.normalize,
             bf16=in_bf16(recipe, device_of(classifier)),
             reach=reach,
+            network=network,
         )
         self.objective = objective or named(recipe, self.layer, statistics, self.network, directions)
 
@@ -122,13 +125,16 @@ class Workbench:
         fill = max(0, count - len(channels))
         places = [*range(len(channels)), *[len(channels) - 1] * fill]
         own = [channels[place] for place in places]
-        generators = [_generator(self.layer, channels[place], faces[place], seed) for place in places]
-        noise = self.parameterisation.draw(generators).to(self.network.device)
-        begun = noise if start is None else start[places].to(self.network.device)
+        named = [(channels[place], faces[place]) for place in places]
         parameters, curve = ascend(
-            self.network, self.objective(own), self.parameterisation, begun, generators,
-            warm=start is not None, stepped=stepped,
-        )  # fmt: skip
+            self.network,
+            self.objective(own),
+            self.parameterisation,
+            self._noise(named, seed) if start is None else start[places].to(self.network.device),
+            [self._generator("turns", *each, seed) for each in named],
+            warm=start is not None,
+            stepped=stepped,
+        )
         images = self.parameterisation.images(parameters)
         responses = self._responses(images)
         index = torch.arange(len(own)), torch.tensor(own)
@@ -139,23 +145,29 @@ class Workbench:
             curve=curve.cpu(),
             activation=activation,
             rank=ranks(responses, own, self.known),
-            rose=(curve[-1] > curve[0]).cpu() if self.recipe.descends else self._above(noise, activation, own),
+            rose=(curve[-1] > curve[0]).cpu() if self.recipe.descends else self._above(named, seed, activation),
             responses=responses,
         )
         return made.at(range(len(channels)))
 
-    def _above(self, noise: Tensor, activation: Tensor, own: Sequence[int]) -> Tensor:
+    def _above(self, named: Sequence[tuple[int, int]], seed: int, activation: Tensor) -> Tensor:
         """Return which channels are excited more than by the noise a cold ascent starts from."""
-        if self.known is not None and bool((activation > self.known.largest[list(own)]).all()):
+        own = [channel for channel, _ in named]
+        if self.known is not None and bool((activation > self.known.largest[own]).all()):
             return torch.ones(len(own), dtype=torch.bool)  # more than by any real image: noise need not be looked at
-        before = self._responses(self.parameterisation.images(noise))
+        before = self._responses(self.parameterisation.images(self._noise(named, seed)))
         return activation > before[torch.arange(len(own)), torch.tensor(own)]
+
+    def _noise(self, named: Sequence[tuple[int, int]], seed: int) -> Tensor:
+        """Return what the pictures of channels, `(channel, face)` each, start from."""
+        return self.parameterisation.draw([self._generator("noise", *each, seed) for each in named]).to(
+            self.network.device
+        )
+
+    def _generator(self, what: str, channel: int, face: int, seed: int) -> torch.Generator:
+        digest = hashlib.sha256(f"{what} {self.layer} {channel} {face} {seed}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
     def _responses(self, images: Tensor) -> Tensor:
         output = self.network(images)[self.layer]
         return (mean_response(output) if self.directions is None else mean_along(output, self.directions)).cpu()
-
-
-def _generator(layer: str, channel: int, face: int, seed: int) -> torch.Generator:
-    digest = hashlib.sha256(f"{layer} {channel} {face} {seed}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
