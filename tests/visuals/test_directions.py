@@ -1,6 +1,7 @@
 """Pictures of directions in channel space."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from filterscope import building
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.probes.activations import activations
-from filterscope.probes.synthesis import Job, Recipe, measure_statistics, synthesize, synthesize_all
+from filterscope.probes.synthesis import Job, Recipe, measure_statistics, start_from, synthesize, synthesize_all
 from filterscope.probes.synthesis.objectives import mean_along
 from filterscope.visuals.directions import Directions, _name
 from filterscope.visuals.visual import Examples, Past
@@ -39,10 +40,12 @@ def test_a_picture_of_a_direction_rises_along_it(classifier: Classifier, layer: 
 
 
 def test_a_direction_along_one_class_makes_the_picture_of_its_logit(classifier: Classifier) -> None:
-    job = Job(layer="head", channels=(0,), recipe=RECIPE, directions=2 * torch.eye(4)[[1]])
+    noise = torch.rand(1, 3, RECIPE.size, RECIPE.size, generator=torch.Generator().manual_seed(0))
+    start = start_from(noise, recipe=RECIPE)
+    job = Job(layer="head", channels=(0,), recipe=RECIPE, directions=2 * torch.eye(4)[[1]], start=start)
     (along,) = synthesize_all(classifier, [job])
-    logit = synthesize(classifier, "head", [1], recipe=Recipe(**RECIPE.as_dict() | {"objective": "logit"}))
-    assert float(along.activation[0]) == pytest.approx(float(logit.activation[0]), rel=0.1)
+    logit = synthesize(classifier, "head", [1], recipe=replace(RECIPE, objective="logit"), start=start)
+    assert float(along.activation[0]) == pytest.approx(float(logit.activation[0]), rel=1e-4)
 
 
 def test_directions_are_compared_with_real_images_and_kept(

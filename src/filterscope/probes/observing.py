@@ -19,10 +19,7 @@ _precision: ContextVar[Precision] = ContextVar("precision", default=nullcontext)
 
 @contextmanager
 def computing_in(precision: Precision) -> Iterator[None]:
-    """Let `run` compute in the precision of a training inside the block: `precision` opens its autocast.
-
-    So pictures show what the training and its metrics see, in as little time.
-    """
+    """Let `run` compute in a precision inside the block: `precision` opens an autocast."""
     token = _precision.set(precision)
     try:
         yield

@@ -16,7 +16,6 @@ from filterscope.data.datamodule import ImageDataModule
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.foreign import as_classifier, network_of
-from filterscope.probes.observing import computing_in
 from filterscope.training.runlog import RunLog
 from filterscope.visuals.named import visuals_of
 from filterscope.visuals.store import keep
@@ -158,8 +157,13 @@ class LogVisuals(pl.Callback):
         self._watching.__exit__(type(exception), exception, exception.__traceback__)
 
     def _show(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, epoch: int) -> Mapping[str, Output]:
-        with computing_in(trainer.precision_plugin.forward_context):
-            shown = render(self.visuals, self._classifier(trainer, pl_module), self._examples(trainer), self.past)
+        shown = render(
+            self.visuals,
+            self._classifier(trainer, pl_module),
+            self._examples(trainer),
+            self.past,
+            precision=trainer.precision_plugin.forward_context,
+        )
         keep(shown, folder=self.folder, writer=_writer(trainer), epoch=epoch)
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):  # Weights & Biases, and who else speaks as it does

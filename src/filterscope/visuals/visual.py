@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
+from filterscope.probes.observing import Precision, computing_in
 from filterscope.visuals.site import Site
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -137,10 +138,21 @@ class Visual(Protocol):
         ...
 
 
-def render(visuals: Mapping[str, Visual], classifier: Classifier, examples: Examples, past: Past) -> dict[str, Output]:
-    """Let every visual whose turn it is look, those of lower `turn` first, and return what they show by tag."""
+def render(
+    visuals: Mapping[str, Visual],
+    classifier: Classifier,
+    examples: Examples,
+    past: Past,
+    *,
+    precision: Precision = nullcontext,
+) -> dict[str, Output]:
+    """Let every visual whose turn it is look, those of lower `turn` first, and return what they show by tag.
+
+    `precision` opens the autocast in which examples run through the network: a training's, so that pictures show what
+    it and its metrics see, and take as little time.
+    """
     shown: dict[str, Output] = {}
-    with _hashing_once():
+    with _hashing_once(), computing_in(precision):
         for visual in in_turn(visuals, past):
             shown |= visual(classifier, examples, past)
     return shown

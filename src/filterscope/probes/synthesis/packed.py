@@ -27,14 +27,14 @@ class PackedConv(nn.Module):
         self.padding = cast("tuple[int, int]", conv.padding)
         self._packs: dict[torch.Size, _Packs] = {}
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the convolution's output."""
+    def forward(self, images: Tensor, *, rectify: bool = False) -> Tensor:
+        """Return the convolution's output, or what a ReLU makes of it, without another pass over the maps."""
         images = images.to(self.weight.dtype)
         if images.shape not in self._packs:
             if len(self._packs) == _SHAPES:  # as many layers as there may be, each with micro-batches of its own size
                 self._packs.clear()
             self._packs[images.shape] = self._pack(images.shape)
-        return cast(Tensor, _Packed.apply(images, self._packs[images.shape], self.bias, self.padding))
+        return cast(Tensor, _Packed.apply(images, self._packs[images.shape], self.bias, self.padding, rectify))
 
     def _pack(self, shape: torch.Size) -> _Packs:
         """Return the weights as images of this shape, and the gradients of what becomes of them, want them."""
@@ -48,15 +48,23 @@ class PackedConv(nn.Module):
 
 class _Packed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, images: Tensor, packs: _Packs, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
+    def forward(
+        ctx: Any, images: Tensor, packs: _Packs, bias: Tensor | None, padding: tuple[int, int], rectifies: bool
+    ) -> Tensor:
         """Return the convolution's output."""
-        ctx.turned, ctx.padding = packs[1], padding
-        return _convolved(images, packs[0], bias, padding)
+        ctx.turned, ctx.padding, ctx.rectifies = packs[1], padding, rectifies
+        output = _convolved(images, packs[0], bias, padding, then="relu" if rectifies else "none")
+        if rectifies:
+            ctx.save_for_backward(output)
+        return output
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         """Return the gradient of the images."""
-        return _convolved(gradients[0], ctx.turned, None, _turned(ctx.padding, ctx.turned)), None, None, None
+        gradient = gradients[0]
+        if ctx.rectifies:
+            gradient = torch.ops.aten.threshold_backward(gradient, *ctx.saved_tensors, 0)
+        return _convolved(gradient, ctx.turned, None, _turned(ctx.padding, ctx.turned)), None, None, None, None
 
 
 def packs(module: nn.Module, *, bf16: bool = False) -> bool:
@@ -85,8 +93,10 @@ def _turned(padding: tuple[int, int], weight: Tensor) -> tuple[int, int]:
     return weight.shape[2] - 1 - padding[0], weight.shape[3] - 1 - padding[1]
 
 
-def _convolved(images: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
+def _convolved(
+    images: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int], *, then: str = "none"
+) -> Tensor:
     output: Tensor = torch.ops.mkldnn._convolution_pointwise(
-        images, weight, bias, padding, (1, 1), (1, 1), 1, "none", [], ""
+        images, weight, bias, padding, (1, 1), (1, 1), 1, then, [], ""
     )
     return output

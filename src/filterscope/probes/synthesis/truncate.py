@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions
+from filterscope.probes.synthesis.fused import following, plans_for
 from filterscope.probes.synthesis.packed import PackedConv, packs
 from filterscope.probes.synthesis.shortcuts import SpaceToDepthConv, computes_own, folds, own_channel
 
@@ -109,6 +110,7 @@ class Truncated:
             self.network.backbone.mean = torch.zeros_like(self.network.backbone.mean)
             self.network.backbone.std = torch.ones_like(self.network.backbone.std)
         self._quicken()
+        self._plans = plans_for(self.network, kept=set(self.targets.values()))
 
     def __call__(self, images: Tensor, own: Tensor | None = None, slope: float = 0.0) -> dict[str, Tensor]:
         """Return what the layers put out.
@@ -128,6 +130,7 @@ class Truncated:
         with contextlib.ExitStack() as stack:
             for name, module in self.targets.items():
                 stack.callback(self._tap(name, module, keep, own, slope).remove)
+            stack.enter_context(following(self._plans))
             stack.enter_context(contextlib.suppress(_Reached))
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
                 self.network(images)

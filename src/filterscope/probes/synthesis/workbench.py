@@ -126,12 +126,13 @@ class Workbench:
         places = [*range(len(channels)), *[len(channels) - 1] * fill]
         own = [channels[place] for place in places]
         named = [(channels[place], faces[place]) for place in places]
+        generators = self._generators(named, seed)
         parameters, curve = ascend(
             self.network,
             self.objective(own),
             self.parameterisation,
-            self._noise(named, seed) if start is None else start[places].to(self.network.device),
-            [self._generator("turns", *each, seed) for each in named],
+            self._noise(generators) if start is None else start[places].to(self.network.device),
+            generators,
             warm=start is not None,
             stepped=stepped,
         )
@@ -155,18 +156,16 @@ class Workbench:
         own = [channel for channel, _ in named]
         if self.known is not None and bool((activation > self.known.largest[own]).all()):
             return torch.ones(len(own), dtype=torch.bool)  # more than by any real image: noise need not be looked at
-        before = self._responses(self.parameterisation.images(self._noise(named, seed)))
+        before = self._responses(self.parameterisation.images(self._noise(self._generators(named, seed))))
         return activation > before[torch.arange(len(own)), torch.tensor(own)]
 
-    def _noise(self, named: Sequence[tuple[int, int]], seed: int) -> Tensor:
-        """Return what the pictures of channels, `(channel, face)` each, start from."""
-        return self.parameterisation.draw([self._generator("noise", *each, seed) for each in named]).to(
-            self.network.device
-        )
+    def _generators(self, named: Sequence[tuple[int, int]], seed: int) -> list[torch.Generator]:
+        """Return what the noise of pictures `(channel, face)`, then their shifts and turns, are drawn from."""
+        digests = (hashlib.sha256(f"{self.layer} {c} {face} {seed}".encode()).digest() for c, face in named)
+        return [torch.Generator().manual_seed(int.from_bytes(digest[:7], "little")) for digest in digests]
 
-    def _generator(self, what: str, channel: int, face: int, seed: int) -> torch.Generator:
-        digest = hashlib.sha256(f"{what} {self.layer} {channel} {face} {seed}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+    def _noise(self, generators: Sequence[torch.Generator]) -> Tensor:
+        return self.parameterisation.draw(generators).to(self.network.device)
 
     def _responses(self, images: Tensor) -> Tensor:
         output = self.network(images)[self.layer]
