@@ -40,6 +40,7 @@ for past.epoch in (0, 1):
     with torch.no_grad():
         classifier.backbone.network[0].weight.mul_(1.1)
 torch.save({"shown": shown, "made": made}, f"{sys.argv[2]}/rank{dist.get_rank()}.pt")
+dist.barrier()  # a rank that leaves while others still talk to it may abort
 dist.destroy_process_group()
 """
 
