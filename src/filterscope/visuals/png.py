@@ -23,13 +23,14 @@ def encode_png(picture: Picture) -> bytes:
     """
     pixels = np.ascontiguousarray(picture.pixels)
     height, width = pixels.shape[:2]
-    known = Image.fromarray(pixels).getcolors(_MOST)
+    image = Image.fromarray(pixels)
+    known = image.getcolors(_MOST)
     if known is not None:
         palette = np.array([colour for _, colour in known], dtype=np.uint8)
         kind, extra = _PALETTE, [(b"PLTE", palette.tobytes())]
         lines = np.empty((height, 1 + width), dtype=np.uint8)
         lines[:, 0] = _NONE
-        lines[:, 1:] = _indices(pixels, palette)
+        lines[:, 1:] = _indices(image, palette)
         press = zlib.compressobj(2)
     else:
         kind, extra = _RGB, []
@@ -45,20 +46,13 @@ def encode_png(picture: Picture) -> bytes:
     )
 
 
-def _indices(pixels: Pixels, palette: Pixels) -> Pixels:
-    """Return for each pixel where in the palette `(n, 3)` its colour stands."""
+def _indices(image: Image.Image, palette: Pixels) -> Pixels:
+    """Return for each pixel where in the palette `(n, 3)` its colour stands, `(h, w)`."""
     table = np.empty(1 << 24, dtype=np.uint8)  # of which no more than the palette's entries are ever touched
-    table[_numbers(palette)] = np.arange(len(palette), dtype=np.uint8)
-    return table.take(_numbers(pixels))
-
-
-def _numbers(colours: Pixels) -> np.ndarray[tuple[int, ...], np.dtype[np.uint32]]:
-    """Return each colour as one number, `(…, 3)` → `(…)`."""
-    numbers = colours[..., 0].astype(np.uint32)
-    for channel in (1, 2):
-        numbers <<= 8
-        numbers |= colours[..., channel]
-    return numbers
+    red, green, blue = palette.astype(np.uint32).T
+    table[red | green << 8 | blue << 16] = np.arange(len(palette), dtype=np.uint8)
+    colours = np.frombuffer(image.tobytes("raw", "RGBX"), dtype="<u4").reshape(image.height, image.width)
+    return table.take(colours & 0xFFFFFF, mode="clip")  # none is larger: `clip` looks for none, as `raise` does
 
 
 def _differences(lines: Pixels) -> Pixels:
