@@ -47,12 +47,24 @@ def encode_png(picture: Picture) -> bytes:
 
 
 def _indices(image: Image.Image, palette: Pixels) -> Pixels:
-    """Return for each pixel where in the palette `(n, 3)` its colour stands, `(h, w)`."""
-    table = np.empty(1 << 24, dtype=np.uint8)  # of which no more than the palette's entries are ever touched
-    red, green, blue = palette.astype(np.uint32).T
-    table[red | green << 8 | blue << 16] = np.arange(len(palette), dtype=np.uint8)
-    colours = np.frombuffer(image.tobytes("raw", "RGBX"), dtype="<u4").reshape(image.height, image.width)
-    return table.take(colours & 0xFFFFFF, mode="clip")  # none is larger: `clip` looks for none, as `raise` does
+    """Return for each pixel where in the palette `(n, 3)` its colour stands, `(h, w)`.
+
+    A table of all 2²⁴ colours would be larger than a processor's cache. Multiplying scatters the palette's few over one
+    of 2¹⁶, by a factor for which no two meet; what goes beyond 32 bits is lost, and a pixel's fourth byte with it.
+    """
+    pixels = np.frombuffer(image.tobytes("raw", "RGBX"), dtype="<u4").reshape(image.height, image.width)
+    known = np.pad(palette, ((0, 0), (0, 1))).view("<u4")[:, 0]
+    factors = np.random.default_rng(0)
+    while True:
+        factor = np.uint32(int(factors.integers(1 << 24)) << 8)
+        places = known * factor >> 16
+        if len(np.unique(places)) == len(known):
+            break
+    table = np.zeros(1 << 16, dtype=np.uint8)
+    table[places] = np.arange(len(palette), dtype=np.uint8)
+    scattered = pixels * factor
+    scattered >>= 16
+    return table.take(scattered, mode="clip")  # none is larger: `clip` looks for none, as `raise` does
 
 
 def _differences(lines: Pixels) -> Pixels:
