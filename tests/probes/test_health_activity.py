@@ -61,6 +61,25 @@ def test_planted_dead_filters_are_found_exactly():
     assert not activity(recorder.tallies["conv_1"]).dead.any()
 
 
+def test_many_small_batches_come_to_what_one_large_one_does():
+    classifier = network()
+    shown = images(1100)
+    labels = torch.arange(1100) % 3
+    with recording(classifier, ["conv_1", "conv_2"]) as recorder, torch.no_grad():
+        for i, (some, known) in enumerate(zip(shown.split(100), labels.split(100), strict=True)):
+            classifier(some)
+            recorder.add(known if i != 4 else None)  # of one batch nobody knows the classes
+    for layer, tally in recorder.tallies.items():
+        with recording(classifier, [layer]) as whole, torch.no_grad():
+            classifier(shown)
+            whole.add(labels)
+        for name, expected in vars(whole.tallies[layer]).items():
+            if not name.startswith("class"):
+                assert torch.allclose(getattr(tally, name), expected, rtol=1e-5)
+        assert tally.images == 1100
+        assert tally.class_sizes.sum() == 1000
+
+
 def test_readings_are_those_of_their_definitions():
     outputs = torch.randn(12, 3, 2, 4, generator=torch.Generator().manual_seed(0))
     read, rectified = activity(tallied(outputs)), outputs.relu().double()

@@ -6,6 +6,7 @@ import torch
 from filterscope.models import heads
 from filterscope.models.backbone import small_cnn_backbone, torchvision_backbone
 from filterscope.probes.synthesis import measure_statistics, watching
+from filterscope.probes.synthesis.trust import LEVELS, quantiles
 from filterscope.probes.synthesis.watching import Responses, recording_statistics
 
 LAYERS = ["block1_conv1", "block2_pool", "head"]
@@ -60,6 +61,14 @@ def test_the_sample_stays_bounded_and_the_extremes_exact(monkeypatch: pytest.Mon
     assert torch.equal(known.largest, values.max(dim=0).values)
     assert torch.allclose(known.std, values.std(dim=0, correction=0), atol=1e-6)
     assert torch.allclose(known.quantiles[50], values.median(dim=0).values, atol=0.15)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 1020])
+def test_quantiles_are_those_of_torch(count):
+    responses = torch.randn(count, 5, generator=torch.Generator().manual_seed(0)).relu_()
+    assert torch.equal(quantiles(responses), torch.quantile(responses, LEVELS, dim=0))
+    responses[count // 2, 3] = torch.nan
+    assert torch.allclose(quantiles(responses), torch.quantile(responses, LEVELS, dim=0), equal_nan=True)
 
 
 def test_two_that_have_seen_parts_have_seen_the_whole():

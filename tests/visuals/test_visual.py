@@ -1,9 +1,11 @@
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
 
 from filterscope.models.classifier import Classifier
+from filterscope.visuals.predictions import Predictions
 from filterscope.visuals.visual import Examples, Past, fingerprint, frozen, occasion, render
 
 
@@ -30,6 +32,15 @@ def test_every_says_in_which_epochs_a_visual_draws(
 
 def test_without_training_a_visual_always_draws(classifier: Classifier, examples: Examples) -> None:
     assert render({"epochs": Epochs(every=0)}, classifier, examples, Past()) == {"epoch": 0.0}
+
+
+def test_examples_run_in_the_precision_of_the_training(classifier: Classifier, examples: Examples) -> None:
+    ran = []
+    classifier.head.register_forward_hook(lambda _module, _inputs, output: ran.append(output.dtype))
+    looked = {"predictions": Predictions()}
+    render(looked, classifier, examples, Past(), precision=partial(torch.autocast, "cpu", dtype=torch.bfloat16))
+    render(looked, classifier, examples, Past())
+    assert ran == [torch.bfloat16, torch.float32]
 
 
 def notes(classifier: Classifier, past: Past, epochs: range) -> list[str | None]:

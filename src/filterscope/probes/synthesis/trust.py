@@ -91,7 +91,8 @@ def quantiles(responses: Tensor) -> Tensor:
     ordered = torch.from_numpy(np.sort(responses.T.contiguous().cpu().numpy(), axis=1))
     place = LEVELS.double() * (len(responses) - 1)
     below, above = place.floor().long(), place.ceil().long()
-    return torch.lerp(ordered[:, below], ordered[:, above], (place - below).to(ordered.dtype)).T.contiguous()
+    read = torch.lerp(ordered[:, below], ordered[:, above], (place - below).to(ordered.dtype))
+    return read.masked_fill_(ordered[:, -1:].isnan(), torch.nan).T.contiguous()  # what is no number is sorted last
 
 
 def measure_statistics(

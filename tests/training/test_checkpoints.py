@@ -1,0 +1,48 @@
+"""A checkpoint and its part for looking are written side by side: both complete, or neither."""
+
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+import torch
+
+from filterscope.training.checkpoints import AtomicCheckpointIO
+
+OLD = {"state_dict": {"weight": torch.zeros(3)}, "optimizer_states": [torch.zeros(6)], "callbacks": {}, "loops": {}}
+NEW = {**OLD, "state_dict": {"weight": torch.ones(3)}}
+
+
+def read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(path, weights_only=True)
+    return content
+
+
+def test_the_part_for_looking_has_the_weights_and_not_the_optimizer(tmp_path: Path) -> None:
+    whole, looking = tmp_path / "last.ckpt", tmp_path / "best.ckpt"
+    AtomicCheckpointIO().save_checkpoint(NEW, whole, {"for_looking": looking})
+    assert read(whole).keys() == NEW.keys()
+    assert read(looking).keys() == {"state_dict"}
+    assert read(looking)["state_dict"]["weight"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("failing", ["state_dict", "optimizer_states"])
+def test_when_one_cannot_be_written_both_stay_as_they_were(
+    failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file for looking alone has no optimizer's state; so each of the two fails once."""
+    whole, looking = tmp_path / "last.ckpt", tmp_path / "best.ckpt"
+    AtomicCheckpointIO().save_checkpoint(OLD, whole, {"for_looking": looking})
+    save = torch.save
+
+    def full(content: dict[str, Any], file: IO[bytes]) -> None:
+        file.write(b"half a file")
+        if ("optimizer_states" in content) == (failing == "optimizer_states"):
+            raise OSError("no space left")
+        save(content, file)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="no space left"):
+        AtomicCheckpointIO().save_checkpoint(NEW, whole, {"for_looking": looking})
+    assert sorted(tmp_path.iterdir()) == [looking, whole]
+    for file in (whole, looking):
+        assert read(file)["state_dict"]["weight"].tolist() == [0, 0, 0]
