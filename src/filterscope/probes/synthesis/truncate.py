@@ -83,8 +83,8 @@ class Truncated:
         normalize: whether the backbone normalises them.
         bf16: run convolutions and Linears in bfloat16.
         reach: where it is known.
-        network: a `twin` of the classifier that others of the same `normalize` and `bf16` work on too: what one has
-            made ready the next finds so. None: one of its own.
+        network: a `twin` of the classifier on which others of the same `normalize` and `bf16` have worked before, and
+            will not again: what they made ready this one finds so. None: one of its own.
 
     Raises:
         UserError: as `reach_of`.
