@@ -3,13 +3,12 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn.modules.conv import Conv2d
 
 from filterscope.probes.synthesis.fused import following, plans_for
 from filterscope.probes.synthesis.packed import PackedConv, packs
 
 pytestmark = pytest.mark.skipif(
-    not packs(Conv2d(4, 6, 3)), reason="this processor's library packs no weights, so nothing is fused"
+    not packs(nn.Conv2d(4, 6, 3)), reason="this processor's library packs no weights, so nothing is fused"
 )
 
 

@@ -1,5 +1,6 @@
 """A checkpoint and its part for looking are written side by side: both complete, or neither."""
 
+import os
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,22 +26,30 @@ def test_the_part_for_looking_has_the_weights_and_not_the_optimizer(tmp_path: Pa
     assert read(looking)["state_dict"]["weight"].tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize("when", ["saved", "synced"])
 @pytest.mark.parametrize("failing", ["state_dict", "optimizer_states"])
 def test_when_one_cannot_be_written_both_stay_as_they_were(
-    failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    failing: str, when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file for looking alone has no optimizer's state; so each of the two fails once."""
     whole, looking = tmp_path / "last.ckpt", tmp_path / "best.ckpt"
     AtomicCheckpointIO().save_checkpoint(OLD, whole, {"for_looking": looking})
-    save = torch.save
+    save, sync, full = torch.save, os.fsync, set()
 
-    def full(content: dict[str, Any], file: IO[bytes]) -> None:
-        file.write(b"half a file")
-        if ("optimizer_states" in content) == (failing == "optimizer_states"):
-            raise OSError("no space left")
+    def saved(content: dict[str, Any], file: IO[bytes]) -> None:
         save(content, file)
+        if ("optimizer_states" in content) == (failing == "optimizer_states"):
+            full.add(file.fileno())
+            if when == "saved":
+                raise OSError("no space left")
 
-    monkeypatch.setattr(torch, "save", full)
+    def synced(descriptor: int) -> None:
+        if descriptor in full:
+            raise OSError("no space left")
+        sync(descriptor)
+
+    monkeypatch.setattr(torch, "save", saved)
+    monkeypatch.setattr(os, "fsync", synced)
     with pytest.raises(OSError, match="no space left"):
         AtomicCheckpointIO().save_checkpoint(NEW, whole, {"for_looking": looking})
     assert sorted(tmp_path.iterdir()) == [looking, whole]

@@ -1,9 +1,10 @@
 """Checkpoints that are whole or not there: `best.ckpt` and `last.ckpt`, written beside their place and renamed."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytorch_lightning as pl
 import torch
@@ -34,15 +35,13 @@ class AtomicCheckpointIO(CheckpointIO):
             storage_options: `{"for_looking": other path}` where the part of it that looking needs is to be written
                 too, at the same time: most of the work is checksums, on one core. Both files are complete, or neither.
         """
-        looking = (storage_options or {}).get("for_looking")
-        with ExitStack() as stack:
-            # Left in reverse order: what looks shall be there when the whole is.
-            files = {stack.enter_context(replacing(Path(path), sync=True)): checkpoint}
-            if looking is not None:
-                files[stack.enter_context(replacing(Path(looking), sync=True))] = _for_looking(checkpoint)
-            with ThreadPoolExecutor(max_workers=len(files)) as pool:
-                for _ in pool.map(torch.save, files.values(), files):
-                    pass
+        contents = {Path(path): checkpoint}
+        if storage_options:
+            contents[Path(storage_options["for_looking"])] = _for_looking(checkpoint)
+        with ExitStack() as stack, ThreadPoolExecutor(max_workers=len(contents)) as pool:
+            # Renamed in reverse order, so that what looks is there when the whole is.
+            files = [stack.enter_context(replacing(place, sync=True)) for place in contents]
+            list(pool.map(_write, contents.values(), files))
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
@@ -167,6 +166,13 @@ def read_whole(path: Path, *, mmap: bool = False) -> dict[str, Any]:
             f"{path} is not a checkpoint that training can go on from: it lacks one of {', '.join(_NEEDED)}"
         )
     return content
+
+
+def _write(content: dict[str, Any], file: IO[bytes]) -> None:
+    """Write a checkpoint and put it on the disk: what a full disk refuses shows here, before anything is renamed."""
+    torch.save(content, file)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _for_looking(content: dict[str, Any]) -> dict[str, Any]:

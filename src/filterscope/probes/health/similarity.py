@@ -26,7 +26,7 @@ def duplicates(kernels: Tensor, correlation: Tensor | None = None, *, alike: flo
     """
     flat = kernels.detach().cpu().double().flatten(1)
     sizes = torch.linalg.vector_norm(flat, dim=1)
-    straight = flat / sizes.clamp_min(1e-12)[:, None]
+    straight = F.normalize(flat, dim=1)
     cosine = straight @ straight.T
     likeness = cosine if correlation is None else torch.maximum(cosine, correlation.cpu().double())
     index = torch.arange(len(flat))
