@@ -25,7 +25,7 @@ from filterscope.models.layers import find_layer
 from filterscope.probes.synthesis import Recipe, synthesize
 
 PIXELS = Recipe(objective="channel", image="pixels", jitter=0, scale=0, rotate=0, leak=0, leak_steps=0, memory=4)
-FOURIER = Recipe(objective="channel", memory=4)
+FOURIER = Recipe(objective="channel", settle=0, memory=4)
 NOTEBOOK = Recipe(
     objective="channel", image="pixels", learning_rate=0.1, anneal=0, ascent="normalized", start="uniform",
     bounded=False, decorrelate=False, normalize=False, jitter=0, scale=0, rotate=0, leak=0, leak_steps=0, memory=4,

@@ -420,7 +420,7 @@ def test_the_notebook_recipe_of_the_experiment_is_the_notebooks(composed: Compos
     assert Recipe(**knobs) == Recipe(
         objective="channel", image="pixels", size=96, steps=500, learning_rate=0.1, ascent="normalized",
         start="uniform", bounded=False, decorrelate=False, normalize=False, jitter=0.0, scale=0.0, rotate=0.0,
-        leak=0.0, leak_steps=0, anneal=0.0, precision="fp32",
+        settle=0.0, leak=0.0, leak_steps=0, anneal=0.0, precision="fp32",
     )  # fmt: skip
 
 

@@ -150,6 +150,17 @@ def test_a_given_image_is_what_the_ascent_starts_from(grey, image):
     assert torch.allclose(made.images, given, atol=1e-4)
 
 
+@pytest.mark.parametrize(("settle", "same"), [(1.0, True), (0.5, False), (0.0, False)])
+def test_steps_that_settle_see_the_picture_itself(grey, settle, same):
+    turned = synthesize(grey, "block2_conv1", [2, 5], recipe=quick(settle=settle))
+    still = synthesize(grey, "block2_conv1", [2, 5], recipe=quick(jitter=0, scale=0, rotate=0))
+    assert torch.equal(turned.curve, still.curve) is same
+    # Without a learning rate the picture stays as it is, so that a step's score tells what was seen.
+    seen = synthesize(grey, "block2_conv1", [2, 5], recipe=quick(settle=settle, learning_rate=0.0, leak=0.0)).curve
+    itself = (seen - still.curve[0]).abs().amax(dim=1) < 1e-7
+    assert itself.tolist() == [step >= 8 - 8 * settle for step in range(8)]
+
+
 def test_the_notebooks_recipe_is_its_own_arithmetic(colour):
     """Uniform start, raw pixels, mean of the rectified map, `g · rsqrt(max(Σg², 1e-12))`, step 0.1."""
     recipe = Recipe(
@@ -307,7 +318,8 @@ def test_what_cannot_be_is_said_in_one_line(grey, change, said):
 @pytest.mark.parametrize(
     "knobs",
     [{"objective": "beauty"}, {"objective": {}}, {"image": "wavelets"}, {"steps": 0}, {"size": 3.5}, {"leak": "a lot"},
-     {"objective": {"channel": "much"}}, {"bounded": 1}, {"precision": "fp8"}],
+     {"objective": {"channel": "much"}}, {"bounded": 1}, {"precision": "fp8"}, {"settle": 1.5},
+     {"anneal": 2}],
 )  # fmt: skip
 def test_an_impossible_recipe_is_refused(knobs):
     with pytest.raises(UserError, match="recipe"):

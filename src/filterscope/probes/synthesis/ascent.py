@@ -25,20 +25,21 @@ def ascend(
 ) -> tuple[Tensor, Tensor]:
     """Return the parameters `(N, …)` after the recipe's steps and the objective at every step, `(steps, N)`.
 
-    A warm start has no leaky steps, a cold one no more than a third of all; `stepped` is told after every step how many
-    are done.
+    A warm start has no leaky steps, a cold one no more than a third of all; the last steps settle what the network sees
+    in the end, the picture itself. `stepped` is told after every step how many are done.
     """
     recipe = parameterisation.recipe
     parameters = start.detach().clone().contiguous().requires_grad_()
     warps = draw_warps(recipe, generators).to(start.device) if recipe.transforms else None
     own = objective.own.to(start.device) if objective.own is not None and network.computes_own else None
     leaky = 0 if warm else min(recipe.leak_steps, recipe.steps // 3)
+    settled = recipe.steps - round(recipe.settle * recipe.steps)
     climb = _adam() if recipe.ascent == "adam" else _normalized()
     curve = torch.empty(recipe.steps, len(start), device=start.device)
     for step in range(recipe.steps):
         with torch.enable_grad():
             images = parameterisation.images(parameters)
-            seen = images if warps is None else warp(images, warps[step])
+            seen = images if warps is None or step >= settled else warp(images, warps[step])
             slope = recipe.leak if step < leaky else 0.0
             outputs = network(seen, own, slope)
             scores = objective(outputs, slope)

@@ -14,9 +14,11 @@ _CHOICES = {
     "precision": ("auto", "fp32", "bf16"),
 }
 _AT_LEAST = {
-    "size": 1, "steps": 1, "learning_rate": 0.0, "anneal": 0.0, "jitter": 0.0, "scale": 0.0, "rotate": 0.0, "leak": 0.0,
-    "leak_steps": 0, "total_variation": 0.0, "l2": 0.0, "blur": 0.0, "blur_every": 1, "memory": 0.0,
+    "size": 1, "steps": 1, "learning_rate": 0.0, "anneal": 0.0, "jitter": 0.0, "scale": 0.0, "rotate": 0.0,
+    "settle": 0.0, "leak": 0.0, "leak_steps": 0, "total_variation": 0.0, "l2": 0.0, "blur": 0.0, "blur_every": 1,
+    "memory": 0.0,
 }  # fmt: skip
+_SHARES = ("anneal", "settle")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,8 @@ class Recipe:
         jitter: largest shift, pixels.
         scale: largest relative change of size.
         rotate: largest angle, degrees.
+        settle: over which share of the steps, at the end, the network sees the picture itself, not shifted, scaled or
+            rotated, 0 to 1.
         leak: slope for negative activations in the first `leak_steps` steps, so that a dead start can rise.
         leak_steps: how many.
         total_variation: weight of the mean absolute difference of neighbouring pixels, taken off the objective.
@@ -63,6 +67,7 @@ class Recipe:
     jitter: float = 8.0
     scale: float = 0.1
     rotate: float = 10.0
+    settle: float = 0.1
     leak: float = 0.05
     leak_steps: int = 24
     total_variation: float = 0.0
@@ -79,6 +84,9 @@ class Recipe:
         for name, least in _AT_LEAST.items():
             if not _number(getattr(self, name)) or getattr(self, name) < least:
                 raise UserError(f"recipe.{name}={getattr(self, name)!r}; it must be a number of at least {least}")
+        for name in _SHARES:
+            if getattr(self, name) > 1.0:
+                raise UserError(f"recipe.{name}={getattr(self, name)!r}; it is a share of the steps, 0 to 1")
         for name in ("bounded", "decorrelate", "normalize"):
             if not isinstance(getattr(self, name), bool):
                 raise UserError(f"recipe.{name}={getattr(self, name)!r}; possible are true and false")
