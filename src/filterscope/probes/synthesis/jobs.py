@@ -20,7 +20,7 @@ from filterscope.probes.synthesis.keeping import Kept
 from filterscope.probes.synthesis.recipe import Recipe
 from filterscope.probes.synthesis.truncate import Reach, reach_of, twin
 from filterscope.probes.synthesis.trust import LayerStatistics
-from filterscope.probes.synthesis.workbench import Synthesis, Workbench, joined
+from filterscope.probes.synthesis.workbench import Synthesis, Workbench, placed
 
 Progress = Callable[[str, float], None]
 """Is told which layer is being worked on and which share of all work is done, 0 to 1."""
@@ -75,18 +75,20 @@ def synthesize_all(
         UserError: as `synthesize`, before anything is made.
     """
     with observing(classifier), torch.no_grad():
-        plan, found = [], []
+        plan: list[_Batch] = []
+        parts: list[list[tuple[Sequence[int], Synthesis]]] = []
         kept: list[Kept | None] = []
         reaches = _reaches(classifier, jobs)
         for number, (job, reach) in enumerate(zip(jobs, reaches, strict=True)):
             count = _check(classifier, job, reach)
             kept.append(_kept(classifier, job, reach, count, keep))
-            found.append(_found(job, kept[-1]))
-            plan += _batches(number, job, reach, count, done=found[-1])
+            found = _found(job, kept[-1])
+            parts.append([((place,), pictures) for place, pictures in found.items()])
+            plan += _batches(number, job, reach, count, done=found)
         made = _together(classifier, jobs, reaches, plan, kept, progress)
     for batch, pictures in zip(plan, made, strict=True):
-        found[batch.job].update({place: pictures.at([i]) for i, place in enumerate(batch.places)})
-    return [joined([pictures[place] for place in range(len(pictures))]) for pictures in found]
+        parts[batch.job].append((batch.places, pictures))
+    return [placed(each) for each in parts]
 
 
 def assist(classifier: Classifier) -> None:

@@ -18,7 +18,7 @@ from filterscope.probes.synthesis.ascent import in_bf16
 from filterscope.probes.synthesis.images import Parameterisation
 from filterscope.probes.synthesis.recipe import Recipe
 from filterscope.probes.synthesis.truncate import Reach
-from filterscope.probes.synthesis.workbench import Synthesis, joined
+from filterscope.probes.synthesis.workbench import Synthesis, placed
 
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
@@ -84,7 +84,7 @@ class Kept:
             np.savez_compressed(file, image=image, **{name: value.numpy() for name, value in numbers.items()})
             write_file(self._file(channel, face), file.getvalue())
             kept.append(self._from(image, numbers))
-        return joined(kept)
+        return placed([((i,), one) for i, one in enumerate(kept)])
 
     def _file(self, channel: int, face: int) -> Path:
         return self.folder / f"{self.name}_{channel}_{face}_{self.digest}.npz"

@@ -13,7 +13,7 @@ from filterscope.probes.synthesis.images import Parameterisation
 from filterscope.probes.synthesis.objectives import Maker
 from filterscope.probes.synthesis.recipe import Recipe
 from filterscope.probes.synthesis.trust import ActivationStatistics
-from filterscope.probes.synthesis.workbench import Synthesis, Workbench, joined
+from filterscope.probes.synthesis.workbench import Synthesis, Workbench, placed
 
 
 def synthesize(
@@ -66,9 +66,8 @@ def synthesize(
                 start=None if start is None else start[places],
                 stepped=_tell(progress, done * recipe.steps, len(batches) * recipe.steps),
             )
-            parts.append(made)
-    order = [place for places in batches for place in places]
-    return joined(parts).at([order.index(place) for place in range(len(channels))])
+            parts.append((places, made))
+    return placed(parts)
 
 
 def start_from(images: Tensor, recipe: Recipe) -> Tensor:

@@ -50,8 +50,20 @@ class Synthesis:
         return Synthesis(**{n: v[:, chosen] if n == "curve" else v[chosen] for n, v in vars(self).items()})
 
 
-def joined(parts: Sequence[Synthesis]) -> Synthesis:
-    """Return all pictures of the parts, one part after the other."""
+def placed(parts: Sequence[tuple[Sequence[int], Synthesis]]) -> Synthesis:
+    """Return the pictures of all parts, each at the place it is said to be for; the places are 0 to one less than all.
+
+    What lies right already is not copied.
+    """
+    order = [place for places, _ in parts for place in places]
+    made = [pictures for _, pictures in parts]
+    whole = made[0] if len(made) == 1 else _joined(made)
+    if order == list(range(len(order))):
+        return whole
+    return whole.at(sorted(range(len(order)), key=order.__getitem__))
+
+
+def _joined(parts: Sequence[Synthesis]) -> Synthesis:
     names = Synthesis.__dataclass_fields__
     return Synthesis(**{n: torch.cat([getattr(part, n) for part in parts], dim=int(n == "curve")) for n in names})
 
@@ -149,7 +161,7 @@ class Workbench:
             rose=(curve[-1] > curve[0]).cpu() if self.recipe.descends else self._above(named, seed, activation),
             responses=responses,
         )
-        return made.at(range(len(channels)))
+        return made.at(range(len(channels))) if fill else made
 
     def _above(self, named: Sequence[tuple[int, int]], seed: int, activation: Tensor) -> Tensor:
         """Return which channels are excited more than by the noise a cold ascent starts from."""
