@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from filterscope.errors import UserError
 from filterscope.models import heads
-from filterscope.models.backbone import small_cnn_backbone, torchvision_backbone
+from filterscope.models.backbone import torchvision_backbone
 from filterscope.probes.activations import activations
 from filterscope.probes.synthesis import (
     ActivationStatistics,
@@ -19,27 +19,7 @@ from filterscope.probes.synthesis import (
     start_from,
     synthesize,
 )
-from filterscope.probes.synthesis.batches import micro_batch_size
-from filterscope.probes.synthesis.truncate import reach_of
-
-
-def quick(**knobs):
-    return Recipe(
-        **{"size": 32, "steps": 8, "precision": "fp32", "jitter": 2.0, "objective": "channel", "learning_rate": 0.05}
-        | knobs
-    )
-
-
-@pytest.fixture(scope="module")
-def grey():
-    torch.manual_seed(0)
-    return heads.replace(small_cnn_backbone(in_channels=1, image_size=32), num_classes=4)
-
-
-@pytest.fixture(scope="module")
-def colour():
-    torch.manual_seed(0)
-    return heads.linear(torchvision_backbone(name="vgg11_bn", weights=None), num_classes=4)
+from quick import quick
 
 
 @pytest.mark.parametrize("layer", ["block1_conv1", "block2_conv1", "block2_relu1", "fc1", "head"])
@@ -70,32 +50,6 @@ def test_a_negative_weight_descends(grey):
     down = synthesize(grey, "block1_conv1", [0, 1], recipe=quick(objective={"logit": -1.0}))
     assert (down.curve[-1] > down.curve[0]).all()
     assert (-down.curve[-1] < up.curve[-1]).all()
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_place_in_a_padded_micro_batch_does_not_change_a_bit(colour, precision):
-    recipe = quick(objective="specific", precision=precision)
-    together = synthesize(colour, "block2_conv1", [0, 1, 2, 3, 4, 5, 6], recipe=recipe, micro_batch=3)
-    for order in ([5, 2, 0], [2], [6, 4, 3, 2]):
-        other = synthesize(colour, "block2_conv1", order, recipe=recipe, micro_batch=3)
-        assert torch.equal(other.images, together.images[order])
-        assert torch.equal(other.curve, together.curve[:, order])
-        assert torch.equal(other.responses, together.responses[order])
-
-
-def test_pictures_are_spread_evenly_over_as_few_micro_batches_as_hold_them(colour):
-    (reach,) = reach_of(colour, [["block2_conv1"]], 64)
-    most = micro_batch_size(reach, quick(size=64), torch.device("cpu"), 10_000)
-    for pictures in (1, most, most + 1, 3 * most - 1):
-        count = micro_batch_size(reach, quick(size=64), torch.device("cpu"), pictures)
-        batches = -(-pictures // most)
-        assert (batches - 1) * count < pictures <= batches * count <= pictures + batches - 1
-
-
-def test_another_micro_batch_size_changes_the_activation_by_less_than_two_percent(colour):
-    one = synthesize(colour, "block2_conv1", [0, 1, 2, 3], recipe=quick(), micro_batch=1)
-    four = synthesize(colour, "block2_conv1", [0, 1, 2, 3], recipe=quick(), micro_batch=4)
-    assert torch.allclose(one.activation, four.activation, rtol=0.02)
 
 
 def test_a_seed_decides_every_draw(grey):
@@ -223,14 +177,6 @@ def test_pictures_can_be_made_in_inference_mode(grey):
 def test_a_frozen_network_can_be_looked_at(grey):
     frozen = copy.deepcopy(grey).requires_grad_(False)
     assert synthesize(frozen, "block2_conv1", [2], recipe=quick()).rose.all()
-
-
-def test_progress_counts_every_step_of_every_micro_batch(grey):
-    told = []
-    synthesize(
-        grey, "block1_conv1", [0, 1, 2], recipe=quick(steps=2), micro_batch=2, progress=lambda *x: told.append(x)
-    )
-    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_regularisers_make_pictures_smoother_and_greyer(grey):

@@ -1,0 +1,10 @@
+"""A recipe with which pictures take a moment."""
+
+from filterscope.probes.synthesis import Recipe
+
+
+def quick(**knobs):
+    return Recipe(
+        **{"size": 32, "steps": 8, "precision": "fp32", "jitter": 2.0, "objective": "channel", "learning_rate": 0.05}
+        | knobs
+    )
