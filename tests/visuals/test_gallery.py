@@ -20,7 +20,6 @@ from filterscope.probes.peaks import cut, peaks
 from filterscope.probes.synthesis import Recipe, receptive_field
 from filterscope.visuals.gallery.facts import served
 from filterscope.visuals.gallery.gallery import Gallery
-from filterscope.visuals.gallery.history import History
 from filterscope.visuals.gallery.sheets import atlas, layout, within
 from filterscope.visuals.gallery.small import small_kernels
 from filterscope.visuals.health import Health
@@ -275,31 +274,6 @@ def test_a_gallery_that_was_tampered_with_is_no_way_in(
         return
     with pytest.raises(UserError, match=message):
         gallery(classifier, many, Past())
-
-
-def test_history_remembers_every_epoch_as_it_was_and_thins_out_evenly(classifier: Classifier, many: Examples) -> None:
-    past, known = Past(), {}
-    remember = History(epochs=3)
-    for past.epoch in range(6):
-        assert remember(classifier, many, past) == {}
-        known[past.epoch] = small_kernels(kernels(classifier, "block1_conv1"))[0]
-        with torch.no_grad():
-            for parameter in classifier.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    kept = past.store["history"]["block1_conv1"]
-    assert len(kept) == 3
-    assert {0, 5} <= set(kept)
-    for epoch, seen in kept.items():
-        assert (seen["kernels"].numpy() == known[epoch]).all()
-        assert seen["responses"].shape == (8, 16, 16)
-
-
-def test_frozen_layers_have_no_history(classifier: Classifier, many: Examples) -> None:
-    past = Past(epoch=0)
-    for parameter in classifier.backbone.network[0].parameters():
-        parameter.requires_grad = False
-    History()(classifier, many, past)
-    assert list(past.store["history"]) == ["block2_conv1"]
 
 
 def test_in_a_training_the_gallery_is_made_when_that_has_ended() -> None:
