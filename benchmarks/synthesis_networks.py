@@ -72,6 +72,7 @@ def lucent_pictures(
     fourier: bool = True,
     transforms: bool = True,
     upsample: bool = True,
+    seed: int = 0,
 ) -> list[Tensor]:
     """Return lucent's picture of a channel after each of so many steps of one ascent, `(1, 3, size, size)` each.
 
@@ -85,9 +86,10 @@ def lucent_pictures(
         fourier: or pixels.
         transforms: its standard ones, or none.
         upsample: to 224 pixels before the network, as is its default.
+        seed: of its noise.
     """
-    torch.manual_seed(channel)
-    np.random.seed(channel)  # noqa: NPY002 lucent draws from it
+    torch.manual_seed(channel + 10_000 * seed)
+    np.random.seed(channel + 10_000 * seed)  # noqa: NPY002 lucent draws from it
     images = tool.render.render_vis(
         network,
         f"{path.replace('.', '_')}:{channel}",
@@ -112,15 +114,17 @@ def kept_picture(
     others: Sequence[int],
     size: int,
     folder: Path,
+    seed: int = 0,
 ) -> Tensor:
     """Return lucent's picture of a channel after so many steps, with its defaults, unless an earlier run left it here.
 
     The ascent that makes it passes the numbers of steps of `others` too, and keeps those pictures as well.
     """
     passed = sorted({steps, *others})
-    files = {each: folder / f"lucent-0.1.8_{name}_{path}_{channel}_{size}px_{each}steps.pt" for each in passed}
+    what = f"lucent-0.1.8_{name}_{path}_{channel}_{size}px_seed{seed}"
+    files = {each: folder / f"{what}_{each}steps.pt" for each in passed}
     if not files[steps].exists():
-        made = lucent_pictures(tool, network, path, channel, steps=passed, size=size)
+        made = lucent_pictures(tool, network, path, channel, steps=passed, size=size, seed=seed)
         for file, picture in zip(files.values(), made, strict=True):
             with replacing(file) as stream:
                 torch.save(picture, stream)

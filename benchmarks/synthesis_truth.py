@@ -6,7 +6,7 @@ causes, without transforms, at the size at which the picture was made. Beside th
 slope of the spectrum and the total variation, of the pictures and of the real images.
 
 FILTERSCOPE_REAL=<folder> python benchmarks/synthesis_truth.py [--quick] [--json FILE] [--only TEXT]
-    [--layers NAME …] [--pictures FOLDER] [--rivals FOLDER]
+    [--layers NAME …] [--seed N] [--pictures FOLDER] [--rivals FOLDER]
 
 torch-lucent comes with the extra `benchmarks`.
 """
@@ -95,7 +95,7 @@ def total_variation(images: Tensor) -> float:
 class Run:
     """A network and how long pictures of it ascend: lucent's and the plain recipe's `steps`, `specific` the other's.
 
-    `count` channels a layer, evenly spaced, are held against so many real `images`.
+    `count` channels a layer, evenly spaced, are held against so many real `images`; `seed` decides all noise.
     """
 
     name: str
@@ -103,6 +103,7 @@ class Run:
     steps: int
     specific: tuple[int, ...]
     images: int
+    seed: int = 0
 
 
 RUNS = (
@@ -137,7 +138,7 @@ def compare(report: Report, run: Run, layers: Sequence[str], *, size: int, rival
         path = find_layer(network.layers, layer).path.removeprefix("backbone.network.")
         made = {f"lucent {run.steps}": _lucent(tool, run, other, path, channels, size, rivals)}
         for way, recipe in ours.items():
-            made[way] = synthesize(network, layer, channels, recipe=recipe, statistics=known).images
+            made[way] = synthesize(network, layer, channels, recipe=recipe, statistics=known, seed=run.seed).images
         for way, pictures in made.items():
             scores[way].append(score(network, layer, channels, pictures, known.of(layer)))
             sheets[way].append(pictures)
@@ -158,11 +159,14 @@ def _lucent(
     tool: SimpleNamespace, run: Run, network: nn.Module, path: str, channels: list[int], size: int, folder: Path
 ) -> Tensor:
     others = [other.steps for other in RUNS if other.name == run.name] if run in RUNS else []
-    kept = (
-        kept_picture(tool, run.name, network, path, channel, steps=run.steps, others=others, size=size, folder=folder)
+    kept = [
+        kept_picture(
+            tool, run.name, network, path, channel, steps=run.steps, others=others, size=size, folder=folder,
+            seed=run.seed,
+        )
         for channel in channels
-    )
-    return torch.cat(list(kept))
+    ]  # fmt: skip
+    return torch.cat(kept)
 
 
 def _rows(report: Report, what: str, made: dict[str, Score]) -> None:
@@ -193,12 +197,20 @@ def main() -> None:
         },
         only={"metavar": "TEXT", "default": "", "help": "one network alone, or `alexnet 512`: at so many steps"},
         layers={"metavar": "NAME", "nargs": "+", "help": "these alone"},
+        seed={"metavar": "N", "type": int, "default": 0, "help": "of all noise, lucent's and ours (%(default)s)"},
     )  # fmt: skip
     report = Report("synthesis: truth")
     for run in QUICK if options.quick else RUNS:
         if options.only in f"{run.name} {run.steps}":
             layers = tuple(options.layers or CONVOLUTIONS[run.name])
-            compare(report, run, layers, size=128, rivals=options.rivals, folder=options.pictures)
+            compare(
+                report,
+                replace(run, seed=options.seed),
+                layers,
+                size=128,
+                rivals=options.rivals,
+                folder=options.pictures,
+            )
     raise SystemExit(0 if report.show(options.json) else 1)
 
 
