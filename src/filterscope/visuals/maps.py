@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from filterscope.errors import UserError
@@ -59,6 +60,7 @@ def draw_maps(
     if maps.ndim not in (2, 4):
         raise UserError(f"{layer} puts out {maps.ndim - 1} dimensions an image; only maps and features can be drawn")
     channels = picked.channels
+    maps = maps.detach().float().cpu().contiguous()  # a map's numbers side by side, because they are gone through often
     kind = "bars" if maps.ndim == 2 else "signed" if float(maps.min()) < 0 else "map"
     of_all = f"{len(channels)} of {total}" if len(channels) < total else f"all {total}"
     what = "features" if kind == "bars" else "channels"
@@ -101,8 +103,9 @@ def _map_cells(images: Tensor, maps: Tensor, picked: Picked, columns: int, *, be
     shown = _photos(images, size) if beside else [None] * len(images)
     for image, row in zip(shown, maps, strict=True):
         drawn = []
-        for i, (values, tile, channel) in enumerate(zip(row, draw(row, size), picked.channels, strict=True)):
-            scale = f"±{short(float(values.abs().max()))}" if negative else value_range(values)
+        ends = torch.stack(row.flatten(1).aminmax(dim=1), dim=1)
+        for i, (low_high, tile, channel) in enumerate(zip(ends, draw(row, size), picked.channels, strict=True)):
+            scale = f"±{short(float(low_high.abs().max()))}" if negative else value_range(low_high)
             caption = (str(channel), scale) if len(picked.channels) > columns else (scale,)
             drawn.append(Cell(pixels=tile, caption=caption, frame=picked.frame(i)))
         for start in range(0, len(drawn), columns):
