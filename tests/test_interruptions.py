@@ -60,7 +60,9 @@ def files_of(run: Path) -> dict[str, bytes]:
 def events_of(run: Path) -> dict[str, list[tuple[int, Any]]]:
     """Return the step and value of everything that all event files of a run hold together, by tag."""
     found: dict[str, list[tuple[int, Any]]] = {}
-    for file in sorted(run.glob("events.out.tfevents.*")):
+    # Their names end in a counter of this process; files of one second have nothing else that tells their order.
+    files = run.glob("events.out.tfevents.*")
+    for file in sorted(files, key=lambda file: (file.name.split(".")[3], int(file.suffix[1:]))):
         events = EventAccumulator(str(file), size_guidance={"images": 0, "scalars": 0, "tensors": 0})
         events.Reload()
         for tag in events.Tags()["scalars"]:
