@@ -85,7 +85,7 @@ def sheet(subject: Subject, way: str, keep: Path) -> Picture:
         row_labels=LAYERS[name],
         label_width=LABELS,
     )
-    return Picture(pixels=pixels)
+    return Picture(drawn=pixels)
 
 
 def main() -> None:

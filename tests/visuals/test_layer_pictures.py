@@ -12,6 +12,7 @@ from filterscope.probes.synthesis import Recipe
 from filterscope.visuals.activations import Activations, most_varied
 from filterscope.visuals.filters import Filters, draw_filters, filter_tiles
 from filterscope.visuals.maps import draw_maps
+from filterscope.visuals.pixels import rgb
 from filterscope.visuals.responses import Responses
 from filterscope.visuals.synthesis import Synthesis
 from filterscope.visuals.trust import trust_lines
@@ -98,7 +99,7 @@ def test_kernels_without_weights_are_drawn() -> None:
 def test_a_kernel_that_is_one_pattern_on_all_inputs_shows_this_pattern() -> None:
     pattern = torch.tensor([[1.0, 0.0, -1.0]] * 3)
     tiles, _ = filter_tiles(pattern.expand(1, 8, 3, 3) * torch.rand(8).view(1, 8, 1, 1), 100)
-    large = tiles[0][:, :69].astype(int)
+    large = rgb(tiles[0])[:, :69].astype(int)
     assert large[30, 10, 0] > large[30, 10, 2] + 50  # left positive, red
     assert large[30, 34].min() >= 240  # middle zero, white
     assert large[30, 60, 2] > large[30, 60, 0] + 50  # right negative, blue

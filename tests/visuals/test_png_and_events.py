@@ -26,19 +26,19 @@ def test_png_gives_back_the_very_pixels(height: int, colours: int, mode: str) ->
     known = np.unique(noise(4000, 3), axis=0)[:colours]
     pixels = known[np.arange(height * 2400) % colours].reshape(height, 2400, 3)
     for picture in (pixels, np.repeat(pixels, 2, axis=1)[:, ::2]):
-        image = Image.open(io.BytesIO(encode_png(Picture(pixels=picture))))
+        image = Image.open(io.BytesIO(encode_png(Picture(drawn=picture))))
         assert image.mode == mode
         assert (np.asarray(image.convert("RGB")) == picture).all()
 
 
 def test_of_few_colours_a_pixel_takes_one_byte() -> None:
     few = noise(200, 3)[np.random.default_rng(1).integers(0, 200, (100, 100))]
-    assert len(encode_png(Picture(pixels=few))) < 11_000
+    assert len(encode_png(Picture(drawn=few))) < 11_000
 
 
 def test_repeated_lines_cost_next_to_nothing() -> None:
     line = noise(1, 500, 3)
-    once, often = (len(encode_png(Picture(pixels=np.repeat(line, count, axis=0)))) for count in (1, 100))
+    once, often = (len(encode_png(Picture(drawn=np.repeat(line, count, axis=0)))) for count in (1, 100))
     assert often < 2 * once
 
 
@@ -64,7 +64,7 @@ def test_checksums_are_those_of_tensorboard(length: int) -> None:
 
 def test_tensorboard_reads_a_large_picture(tmp_path: Path) -> None:
     writer = SummaryWriter(str(tmp_path))
-    picture = Picture(pixels=noise(100, 400, 3))
+    picture = Picture(drawn=noise(100, 400, 3))
     keep({"filters/conv1": picture}, writer=writer, epoch=3)
     writer.close()
     (file,) = tmp_path.iterdir()
@@ -74,7 +74,7 @@ def test_tensorboard_reads_a_large_picture(tmp_path: Path) -> None:
 
 def test_tensorboard_refuses_the_picture_where_a_bit_is_wrong(tmp_path: Path) -> None:
     writer = SummaryWriter(str(tmp_path))
-    keep({"filters/conv1": Picture(pixels=noise(100, 400, 3))}, writer=writer)
+    keep({"filters/conv1": Picture(drawn=noise(100, 400, 3))}, writer=writer)
     writer.close()
     (file,) = tmp_path.iterdir()
     content = bytearray(file.read_bytes())

@@ -142,7 +142,7 @@ def draw_comparison(
     compared = (
         f"× = times the best of {statistics.count} real images" if statistics else "not compared with real images"
     )
-    pixels = grid(
+    drawn = grid(
         cells,
         columns=len(channels),
         title=layer,
@@ -152,7 +152,7 @@ def draw_comparison(
         label_width=labels,
     )
     how = _HOW.format(layer=layer, count=len(made), compared=f"{compared[0].upper()}{compared[1:]}.")
-    return Picture(pixels=pixels, description=how)
+    return Picture(drawn=drawn, description=how)
 
 
 def _drawn(total: int, count: int, generator: torch.Generator) -> list[int]:

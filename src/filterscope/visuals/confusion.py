@@ -7,9 +7,10 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from filterscope.visuals.draw import BACKGROUND, BLUE, FAINT, INK, MARGIN, VERMILION, WIDTH, Cell, Colour, grid
+from filterscope.visuals.draw import BACKGROUND, BLUE, FAINT, INK, MARGIN, VERMILION, WIDTH, Cell, grid
 from filterscope.visuals.lettering import fitting, font, text_width
-from filterscope.visuals.visual import Picture, Pixels, Table, name_of
+from filterscope.visuals.pixels import Colour, Pixels
+from filterscope.visuals.visual import Picture, Table, name_of
 
 _NAMED = 20  # classes; more have no room for their names at the axes
 _EMPTY: Colour = (38, 41, 48)
@@ -39,9 +40,9 @@ def confusion_picture(counts: Tensor, class_names: Sequence[str], *, aside: str 
             f"{names[true]} → {names[said]}: {count}×" for count, true, said in commonest_mistakes(counts, mistakes)
         )
     cell = Cell(pixels=_named_matrix(counts, names) if len(counts) <= _NAMED else _matrix(counts, _ROOM), caption=lines)
-    pixels = grid([cell], columns=1, title="confusion", aside=aside, notes=[note])
+    drawn = grid([cell], columns=1, title="confusion", aside=aside, notes=[note])
     listed = "".join(f"\n- {line}" for line in lines)
-    return Picture(pixels=pixels, description=_HOW + (f" Commonest mistakes:\n{listed}" if lines else ""))
+    return Picture(drawn=drawn, description=_HOW + (f" Commonest mistakes:\n{listed}" if lines else ""))
 
 
 def accuracy_table(counts: Tensor, class_names: Sequence[str]) -> Table:

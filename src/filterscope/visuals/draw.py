@@ -3,14 +3,13 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-from PIL import Image, ImageDraw
 
-from filterscope.visuals.lettering import CAPTION, NAME, NOTE, SMALLEST, TITLE, fitting, text_width, wrap, write
-from filterscope.visuals.visual import Pixels
-
-Colour = tuple[int, int, int]
+from filterscope.visuals.canvas import Canvas
+from filterscope.visuals.lettering import CAPTION, NAME, NOTE, SMALLEST, TITLE, fitting, text_width, wrap
+from filterscope.visuals.pixels import Colour, Indexed, Pixels, Tile
 
 WIDTH = 1000
 MARGIN = 24
@@ -30,6 +29,8 @@ YELLOW: Colour = (240, 228, 66)
 
 FRAME = 6
 OUTSIDE = 4  # pixels of a frame that lie around its tile
+_LINE = round(1.3 * NOTE)  # of notes
+_UNDER_TITLE = MARGIN + TITLE + GAP
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class Cell:
     is drawn around the tile. `mark` is a sign (✓ or ✗) in its corner.
     """
 
-    pixels: Pixels
+    pixels: Tile
     caption: tuple[str, ...] = ()
     toned: int = 1
     frame: Colour | None = None
@@ -76,12 +77,12 @@ def grid(
     notes: Sequence[str] = (),
     legend: Legend | None = None,
     key: Sequence[tuple[str, Colour]] = (),
-    thumbnail: Pixels | None = None,
+    thumbnail: Tile | None = None,
     row_labels: Sequence[str] = (),
     column_labels: Sequence[str] = (),
     label_width: int = 0,
-) -> Pixels:
-    """Draw tiles row by row below a header, uint8 `(H, 1000, 3)`.
+) -> Tile:
+    """Draw tiles row by row below a header, uint8 `(H, 1000, 3)`, in a palette where all tiles are.
 
     Tiles keep their size; a column is as wide as its widest tile. `aside` stands at the right of the title (the
     epoch), `notes` below it, then the `key` of the frames, `thumbnail` at the left of all. `label_width` is kept
@@ -93,61 +94,72 @@ def grid(
     gap = min(free // max(len(widths) - 1, 1), 3 * GAP) if len(rows) > 1 or len(widths) > 1 else GAP
     start = MARGIN + label_width + (free // 2 if len(widths) == 1 else 0)
     lefts = [start + sum(widths[:c]) + c * gap for c in range(len(widths))]
-    header = _header(title, aside, notes, legend, thumbnail, key)
+    header = _Header(title=title, aside=aside, notes=notes, legend=legend, thumbnail=thumbnail, key=key)
     top = header.height + (round(1.3 * CAPTION) if column_labels else 0)
     tops, y = [], top
     for row in rows:
         tops.append(y)
         y += max(cell.pixels.shape[0] for cell in row) + _caption_height(row) + GAP
-    image = Image.new("RGB", (WIDTH, y + MARGIN - GAP), BACKGROUND)
-    image.paste(header, (0, 0))
-    pen = ImageDraw.Draw(image)
+    canvas = Canvas(WIDTH, y + MARGIN - GAP, BACKGROUND)
+    header.draw(canvas)
     for label, left, width in zip(column_labels, lefts, widths, strict=False):
-        _text(image, label, (left, top - round(1.25 * CAPTION)), width=width + gap - 4, size=CAPTION, colour=FAINT)
+        _text(canvas, label, (left, top - round(1.25 * CAPTION)), width=width + gap - 4, size=CAPTION, colour=FAINT)
     sizes = _caption_sizes(rows, widths, gap)
     for i, (row, row_top) in enumerate(zip(rows, tops, strict=True)):
         height = max(cell.pixels.shape[0] for cell in row)
         if i < len(row_labels):
             at = (MARGIN, row_top + (height - CAPTION) // 2)
-            _text(image, row_labels[i], at, width=label_width - GAP, size=CAPTION, colour=FAINT, anchor="l")
+            _text(canvas, row_labels[i], at, width=label_width - GAP, size=CAPTION, colour=FAINT, anchor="l")
         for cell, left, width in zip(row, lefts, widths, strict=False):
-            _draw_cell(image, pen, cell, (left, row_top), (width, height), room=width + gap - 8, sizes=sizes)
-    pen.rectangle((0, 0, WIDTH - 1, image.height - 1), outline=EDGE, width=2)
-    return np.asarray(image)
+            _draw_cell(canvas, cell, (left, row_top), (width, height), room=width + gap - 8, sizes=sizes)
+    canvas.outline(EDGE, (0, 0, WIDTH, canvas.height), width=2)
+    return canvas.finished()
 
 
-def _header(
-    title: str,
-    aside: str,
-    notes: Sequence[str],
-    legend: Legend | None,
-    thumbnail: Pixels | None,
-    key: Sequence[tuple[str, Colour]],
-) -> Image.Image:
-    left = MARGIN + (thumbnail.shape[1] + 2 * GAP if thumbnail is not None else 0)
-    bar = _legend_width(legend) + 2 * GAP if legend else 0
-    lines = [line for note in notes for line in wrap(note, width=WIDTH - MARGIN - left - bar, size=NOTE)]
-    step = round(1.3 * NOTE)
-    written = max(len(lines) * step, step if legend else 0)
-    height = MARGIN + TITLE + GAP + written + (step + GAP if key else 0) + GAP + 6
-    if thumbnail is not None:
-        height = max(height, MARGIN + thumbnail.shape[0] + 2 * GAP)
-    image = Image.new("RGB", (WIDTH, height), BACKGROUND)
-    if thumbnail is not None:
-        image.paste(Image.fromarray(thumbnail), (MARGIN, MARGIN))
-    room = WIDTH - MARGIN - left - (text_width(aside, TITLE) + 3 * GAP if aside else 0)
-    _text(image, title, (left, MARGIN - 6), width=room, size=TITLE, colour=INK, anchor="l")
-    _text(image, aside, (WIDTH - MARGIN, MARGIN - 6), width=WIDTH, size=TITLE, colour=FAINT, anchor="r")
-    top = MARGIN + TITLE + GAP
-    for i, line in enumerate(lines):
-        write(image, line, (left, top + i * step), size=NOTE, bold=False, colour=FAINT)
-    if legend is not None:
-        _draw_legend(image, legend, top)
-    _draw_key(image, key, (left, top + written + GAP))
-    return image
+@dataclass(frozen=True, kw_only=True)
+class _Header:
+    """What stands above the tiles."""
+
+    title: str
+    aside: str
+    notes: Sequence[str]
+    legend: Legend | None
+    thumbnail: Tile | None
+    key: Sequence[tuple[str, Colour]]
+
+    @property
+    def height(self) -> int:
+        height = self._key_top + (_LINE + GAP if self.key else 0) + 6
+        return max(height, MARGIN + self.thumbnail.shape[0] + 2 * GAP) if self.thumbnail is not None else height
+
+    def draw(self, canvas: Canvas) -> None:
+        if self.thumbnail is not None:
+            canvas.paste(self.thumbnail, (MARGIN, MARGIN))
+        room = WIDTH - MARGIN - self._left - (text_width(self.aside, TITLE) + 3 * GAP if self.aside else 0)
+        _text(canvas, self.title, (self._left, MARGIN - 6), width=room, size=TITLE, colour=INK, anchor="l")
+        _text(canvas, self.aside, (WIDTH - MARGIN, MARGIN - 6), width=WIDTH, size=TITLE, colour=FAINT, anchor="r")
+        for i, line in enumerate(self._lines):
+            canvas.write(line, (self._left, _UNDER_TITLE + i * _LINE), size=NOTE, bold=False, colour=FAINT)
+        if self.legend is not None:
+            _draw_legend(canvas, self.legend, _UNDER_TITLE)
+        _draw_key(canvas, self.key, (self._left, self._key_top))
+
+    @property
+    def _left(self) -> int:
+        return MARGIN + (self.thumbnail.shape[1] + 2 * GAP if self.thumbnail is not None else 0)
+
+    @property
+    def _key_top(self) -> int:
+        return _UNDER_TITLE + max(len(self._lines) * _LINE, _LINE if self.legend else 0) + GAP
+
+    @cached_property
+    def _lines(self) -> list[str]:
+        bar = _legend_width(self.legend) + 2 * GAP if self.legend else 0
+        room = WIDTH - MARGIN - self._left - bar
+        return [line for note in self.notes for line in wrap(note, width=room, size=NOTE)]
 
 
-def _draw_key(image: Image.Image, key: Sequence[tuple[str, Colour]], at: tuple[int, int]) -> None:
+def _draw_key(canvas: Canvas, key: Sequence[tuple[str, Colour]], at: tuple[int, int]) -> None:
     left, top = at
     words, size = [text for text, _ in key], NOTE
     while (
@@ -155,8 +167,8 @@ def _draw_key(image: Image.Image, key: Sequence[tuple[str, Colour]], at: tuple[i
     ):
         size -= 1
     for text, colour in key:
-        image.paste(colour, (left, top + 4, left + size - 3, top + size + 1))
-        write(image, text, (left + size + 4, top), size=size, colour=colour)
+        canvas.fill(colour, (left, top + 4, left + size - 3, top + size + 1))
+        canvas.write(text, (left + size + 4, top), size=size, colour=colour)
         left += size + 4 + round(text_width(text, size)) + 2 * GAP
 
 
@@ -164,14 +176,13 @@ def _legend_width(legend: Legend) -> int:
     return round(text_width(legend.low, NOTE) + text_width(legend.high, NOTE)) + 140 + 2 * GAP
 
 
-def _draw_legend(image: Image.Image, legend: Legend, top: int) -> None:
+def _draw_legend(canvas: Canvas, legend: Legend, top: int) -> None:
     left = WIDTH - MARGIN - _legend_width(legend)
     bar_left = left + round(text_width(legend.low, NOTE)) + GAP
-    write(image, legend.low, (left, top), size=NOTE, colour=FAINT)
-    write(image, legend.high, (bar_left + 140 + GAP, top), size=NOTE, colour=FAINT)
-    columns = np.linspace(0, len(legend.colours) - 1, 140).round().astype(int)
-    bar = np.repeat(legend.colours[columns][None], 26, axis=0)
-    image.paste(Image.fromarray(bar), (bar_left, top + 6))
+    canvas.write(legend.low, (left, top), size=NOTE, colour=FAINT)
+    canvas.write(legend.high, (bar_left + 140 + GAP, top), size=NOTE, colour=FAINT)
+    columns = np.linspace(0, len(legend.colours) - 1, 140).round().astype(np.uint8)
+    canvas.paste(Indexed(places=np.tile(columns, (26, 1)), palette=legend.colours), (bar_left, top + 6))
 
 
 def _caption_height(row: Sequence[Cell]) -> int:
@@ -194,8 +205,7 @@ def _is_number(line: str) -> bool:
 
 
 def _draw_cell(
-    image: Image.Image,
-    pen: ImageDraw.ImageDraw,
+    canvas: Canvas,
     cell: Cell,
     at: tuple[int, int],
     box: tuple[int, int],
@@ -205,30 +215,30 @@ def _draw_cell(
 ) -> None:
     height, width = cell.pixels.shape[:2]
     left, top = at[0] + (box[0] - width) // 2, at[1] + (box[1] - height) // 2
-    image.paste(Image.fromarray(np.ascontiguousarray(cell.pixels)), (left, top))
+    canvas.paste(cell.pixels, (left, top))
     if cell.frame is not None:
         # Mostly around the tile: a small kernel's outer weights are to be seen too.
-        edges = (left - OUTSIDE, top - OUTSIDE, left + width - 1 + OUTSIDE, top + height - 1 + OUTSIDE)
-        pen.rectangle(edges, outline=cell.frame, width=FRAME)
+        edges = (left - OUTSIDE, top - OUTSIDE, left + width + OUTSIDE, top + height + OUTSIDE)
+        canvas.outline(cell.frame, edges, width=FRAME)
     if cell.mark:
-        _draw_mark(image, cell.mark, (left + width, top), cell.frame or INK)
+        _draw_mark(canvas, cell.mark, (left + width, top), cell.frame or INK)
     for i, line in enumerate(cell.caption):
         toned = i >= len(cell.caption) - cell.toned
         colour = cell.frame if toned and cell.frame is not None else INK
         y = at[1] + box[1] + 1 + round(i * 1.15 * CAPTION)
         at_line = (at[0] + (box[0] - room) // 2, y)
-        _text(image, line, at_line, width=room, size=sizes[not _is_number(line)], colour=colour)
+        _text(canvas, line, at_line, width=room, size=sizes[not _is_number(line)], colour=colour)
 
 
-def _draw_mark(image: Image.Image, mark: str, corner: tuple[int, int], colour: Colour) -> None:
+def _draw_mark(canvas: Canvas, mark: str, corner: tuple[int, int], colour: Colour) -> None:
     size = 56
     left, top = corner[0] - size, corner[1]
-    image.paste(colour, (left, top, left + size, top + size))
-    write(image, mark, (left + size / 2, top + size / 2), size=50, colour=BACKGROUND, anchor="mm")
+    canvas.fill(colour, (left, top, left + size, top + size))
+    canvas.write(mark, (left + size / 2, top + size / 2), size=50, colour=BACKGROUND, on=colour, anchor="mm")
 
 
 def _text(
-    image: Image.Image,
+    canvas: Canvas,
     text: str,
     at: tuple[int, int],
     *,
@@ -240,4 +250,4 @@ def _text(
     text, fitted = fitting(text, width=width, size=size)
     x = at[0] + width / 2 if anchor == "m" else at[0]
     # One baseline per line, whatever size a single label shrank to.
-    write(image, text, (x, at[1] + 0.95 * size), size=fitted, colour=colour, anchor=f"{anchor}s")
+    canvas.write(text, (x, at[1] + 0.95 * size), size=fitted, colour=colour, anchor=f"{anchor}s")

@@ -117,5 +117,5 @@ def draw_images(
         Cell(pixels=photo(image, size), caption=named(caption, width=size))
         for image, caption in zip(images, captions, strict=True)
     ]
-    pixels = grid(cells, columns=columns, title=title, aside=aside, notes=[note])
-    return Picture(pixels=pixels, description=description)
+    drawn = grid(cells, columns=columns, title=title, aside=aside, notes=[note])
+    return Picture(drawn=drawn, description=description)

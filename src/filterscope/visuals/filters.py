@@ -11,9 +11,10 @@ from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions
 from filterscope.probes.filters import kernels, shared_patterns, strongest_inputs
 from filterscope.visuals.draw import Cell, grid, shape, side
+from filterscope.visuals.pixels import Tile
 from filterscope.visuals.tiles import kernel, side_by_side, signed_legend, signed_maps
 from filterscope.visuals.verdicts import Picked, check_order, pick
-from filterscope.visuals.visual import Examples, Past, Picture, Pixels, epoch_label, occasion
+from filterscope.visuals.visual import Examples, Past, Picture, epoch_label, occasion
 
 _HOW = {
     "colour": "Every filter is a small image: mid-grey is a weight of zero, and each is scaled by its own largest "
@@ -83,7 +84,7 @@ def draw_filters(
         "shared": f"{of_all}, {height}×{width}. Large: the shape its {inputs} inputs share. Small: the 3 strongest",
         "points": f"{of_all}, 1×1: its weights of {inputs} inputs, row by row",
     }[kind]
-    pixels = grid(
+    drawn = grid(
         [
             Cell(pixels=tile, caption=(str(channel), *picked.word(i)), frame=picked.frame(i))
             for i, (tile, channel) in enumerate(zip(tiles, picked.channels, strict=True))
@@ -96,10 +97,10 @@ def draw_filters(
         key=picked.key,
     )
     about = f"**{layer}**: {of_all}, {height}×{width} over {inputs} input channel{'s' * (inputs > 1)}. {_HOW[kind]}"
-    return Picture(pixels=pixels, description=about)
+    return Picture(drawn=drawn, description=about)
 
 
-def filter_tiles(weights: Tensor, size: int) -> tuple[list[Pixels], str]:
+def filter_tiles(weights: Tensor, size: int) -> tuple[list[Tile], str]:
     """Return a tile per kernel and which way of drawing was taken.
 
     The ways are `colour` (three inputs), `grey` (one), `shared` (more) and `points` (1×1 kernels of more).
@@ -115,6 +116,5 @@ def filter_tiles(weights: Tensor, size: int) -> tuple[list[Pixels], str]:
     strongest = torch.stack([w[top] for w, top in zip(weights, strongest_inputs(weights, 3), strict=True)])
     largest = strongest.abs().amax((1, 2, 3)).repeat_interleave(strongest.shape[1])
     small = signed_maps(strongest.flatten(0, 1), size // 4 - 2, largest=largest)
-    rows = small.reshape(*strongest.shape[:2], *small.shape[1:])
-    tiles = signed_maps(patterns, size - size // 4 - 2)
-    return [side_by_side(tile, list(row)) for tile, row in zip(tiles, rows, strict=True)], "shared"
+    tiles, each = signed_maps(patterns, size - size // 4 - 2), strongest.shape[1]
+    return [side_by_side(tiles[i], small[i * each : (i + 1) * each]) for i in range(len(tiles))], "shared"

@@ -70,10 +70,10 @@ def draw_gradcam(
         cells.append(Cell(pixels=photo(image, size), caption=named(name, width=size) if name else ()))
         cells.append(Cell(pixels=photo(overlaid(image, values), size), caption=named(guess, width=size)))
     note = "left: the image; right: bright where the evidence lies for what the network says"
-    pixels = grid(
+    drawn = grid(
         cells, columns=2 * pairs, title=f"Grad-CAM, {layer}", aside=aside, notes=[note], legend=unsigned_legend()
     )
-    return Picture(pixels=pixels, description=_HOW.format(layer=layer))
+    return Picture(drawn=drawn, description=_HOW.format(layer=layer))
 
 
 def overlaid(image: Tensor, values: Tensor) -> Tensor:

@@ -6,11 +6,16 @@ be three pixels wide to survive, so labels are large and bold.
 
 import math
 import re
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import matplotlib
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from filterscope.visuals.pixels import Pixels
 
 TITLE = 46
 NOTE = 30
@@ -18,7 +23,7 @@ CAPTION = 36
 NAME = 26
 SMALLEST = 18
 # Of the edges of letters: as many as the eye needs, so that a picture's letters take up little of a PNG's palette.
-_SHADES = [round(value / 255 * 7) * 255 // 7 for value in range(256)]
+SHADES = tuple(shade * 255 // 7 for shade in range(8))
 
 
 @lru_cache
@@ -34,32 +39,34 @@ def text_width(text: str, size: int, *, bold: bool = True) -> float:
     return float(font(size, bold).getlength(text))
 
 
-def write(
-    image: Image.Image,
-    text: str,
-    at: tuple[float, float],
-    *,
-    size: int,
-    colour: tuple[int, int, int],
-    bold: bool = True,
-    anchor: str = "la",
-) -> None:
-    """Write a text into an image; `anchor` as Pillow knows it."""
-    x, y = math.floor(at[0]), math.floor(at[1])
-    mask, left, top = _shape(text, size, bold, anchor, at[0] - x, at[1] - y)
-    image.paste(colour, (x + left, y + top), mask)
+@dataclass(frozen=True, kw_only=True)
+class Stencil:
+    """The shape of a text.
+
+    Attributes:
+        shades: which of `SHADES` the opacity of each pixel is, uint8 `(h, w)`.
+        touched: where it is opaque at all, bool `(h, w)`.
+        left: where its left edge lies, to the right of the point it is written at.
+        top: where its upper edge lies, below that point.
+    """
+
+    shades: Pixels
+    touched: np.ndarray[Any, np.dtype[np.bool_]]
+    left: int
+    top: int
 
 
 # Numbers and notes come back in every epoch, and shaping them takes longer than all else that is drawn.
 @lru_cache(maxsize=1 << 12)
-def _shape(text: str, size: int, bold: bool, anchor: str, x: float, y: float) -> tuple[Image.Image, int, int]:
-    """Return the shape of a text as a mask, and where its corner lies from the point it is written at."""
+def stencil(text: str, size: int, *, bold: bool, anchor: str, x: float, y: float) -> Stencil:
+    """Return the shape of a text written at a point `(x, y)` inside a pixel; `anchor` as Pillow knows it."""
     letters = font(size, bold)
     left, top, right, bottom = (math.floor(edge) for edge in letters.getbbox(text, anchor=anchor))
     left, top = left - 1, top - 1
     mask = Image.new("L", (right - left + 2, bottom - top + 2))
     ImageDraw.Draw(mask).text((x - left, y - top), text, font=letters, fill=255, anchor=anchor)
-    return mask.point(_SHADES), left, top
+    shades = np.rint(np.asarray(mask) / 255 * (len(SHADES) - 1)).astype(np.uint8)
+    return Stencil(shades=shades, touched=shades > 0, left=left, top=top)
 
 
 def fitting(text: str, *, width: float, size: int, smallest: int = SMALLEST) -> tuple[str, int]:

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from filterscope.errors import UserError
 from filterscope.visuals.draw import BACKGROUND, GAP, MARGIN, WIDTH, Cell, grid, shape, side
 from filterscope.visuals.lettering import named
+from filterscope.visuals.pixels import Indexed, blank
 from filterscope.visuals.tiles import (
     bars,
     few_colours,
@@ -21,10 +21,10 @@ from filterscope.visuals.tiles import (
     value_range,
 )
 from filterscope.visuals.verdicts import Picked
-from filterscope.visuals.visual import Picture, Pixels
+from filterscope.visuals.visual import Picture
 
 _MOST_MAPS = 7  # of one image in one line
-_EMPTY = Cell(pixels=np.full((1, 1, 3), BACKGROUND, dtype=np.uint8))
+_EMPTY = Cell(pixels=blank(BACKGROUND, 1, 1))
 
 _HOW = {
     "map": "Each row is one image, shown at its left; each column is one channel: bright where the channel answers "
@@ -79,7 +79,7 @@ def draw_maps(
         alone = wrapped and len(images) == 1
         cells = _map_cells(images, maps, picked, columns, beside=not alone)
         columns += not alone
-    pixels = grid(
+    drawn = grid(
         cells,
         columns=columns,
         title=layer,
@@ -91,7 +91,7 @@ def draw_maps(
         column_labels=[] if wrapped else ["channel", *(str(channel) for channel in channels)],
     )
     seen = f" Images: {', '.join(labels)}." if any(labels) else ""
-    return Picture(pixels=pixels, description=f"**{layer}**: {of_all} {what}. {_HOW[kind]}{seen}")
+    return Picture(drawn=drawn, description=f"**{layer}**: {of_all} {what}. {_HOW[kind]}{seen}")
 
 
 def _map_cells(images: Tensor, maps: Tensor, picked: Picked, columns: int, *, beside: bool) -> list[Cell]:
@@ -128,5 +128,5 @@ def _bar_cells(images: Tensor, values: Tensor, labels: Sequence[str]) -> list[Ce
     return cells
 
 
-def _photos(images: Tensor, size: int) -> list[Pixels]:
+def _photos(images: Tensor, size: int) -> list[Indexed]:
     return few_colours([photo(image, size) for image in images])

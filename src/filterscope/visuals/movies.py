@@ -14,9 +14,10 @@ from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of, convolutions, find_layer
 from filterscope.visuals.draw import Cell, grid, shape, side
 from filterscope.visuals.gallery.small import coloured
+from filterscope.visuals.pixels import Pixels, rgb
 from filterscope.visuals.tiles import photo
 from filterscope.visuals.verdicts import COLOURS
-from filterscope.visuals.visual import Encoded, Examples, Past, Pixels
+from filterscope.visuals.visual import Encoded, Examples, Past
 
 KINDS = {"kernel": "kernels", "synthesis": "synthesis", "response": "responses"}
 
@@ -101,7 +102,8 @@ def _frame(layer: str, kind: str, seen: Mapping[str, Any], channels: Sequence[in
         for channel, tile in zip(channels, _tiles(kind, seen, channels), strict=True)
     ]
     key = [(verdict, colour) for verdict, colour in COLOURS.items()] if said else []
-    return grid(cells, columns=columns, title=layer, aside=f"epoch {epoch}", notes=[f"{kind} of each filter"], key=key)
+    notes = [f"{kind} of each filter"]
+    return rgb(grid(cells, columns=columns, title=layer, aside=f"epoch {epoch}", notes=notes, key=key))
 
 
 def _tiles(kind: str, seen: Mapping[str, Any], channels: Sequence[int]) -> Tensor:

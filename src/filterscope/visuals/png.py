@@ -6,11 +6,11 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from filterscope.visuals.visual import Picture, Pixels
+from filterscope.visuals.pixels import MOST, Indexed, Pixels, Tile
+from filterscope.visuals.visual import Picture
 
 _NONE, _UP = 0, 2  # filters of the PNG specification
 _RGB, _PALETTE = 2, 3  # and kinds of pixels
-_MOST = 256  # colours of a palette
 
 
 def encode_png(picture: Picture) -> bytes:
@@ -21,20 +21,17 @@ def encode_png(picture: Picture) -> bytes:
     enlarged and grounds are plain. Where they are not, as in photographs, deflate finds nothing that repeats and is
     asked for runs alone, in half the time.
     """
-    pixels = np.ascontiguousarray(picture.pixels)
-    height, width = pixels.shape[:2]
-    image = Image.fromarray(pixels)
-    known = image.getcolors(_MOST)
-    if known is not None:
-        palette = np.array([colour for _, colour in known], dtype=np.uint8)
-        kind, extra = _PALETTE, [(b"PLTE", palette.tobytes())]
+    drawn = _indexed(picture.drawn)
+    height, width = drawn.shape[:2]
+    if isinstance(drawn, Indexed):
+        kind, extra = _PALETTE, [(b"PLTE", drawn.palette.tobytes())]
         lines = np.empty((height, 1 + width), dtype=np.uint8)
         lines[:, 0] = _NONE
-        lines[:, 1:] = _indices(image, palette)
+        lines[:, 1:] = drawn.places
         press = zlib.compressobj(2)
     else:
         kind, extra = _RGB, []
-        lines = _differences(pixels.reshape(height, -1))
+        lines = _differences(drawn.reshape(height, -1))
         repeats = np.count_nonzero(lines[::16] == 0) > 0.6 * lines[::16].size
         press = zlib.compressobj(1, strategy=zlib.Z_DEFAULT_STRATEGY if repeats else zlib.Z_RLE)
     data = press.compress(lines.data) + press.flush()
@@ -46,7 +43,20 @@ def encode_png(picture: Picture) -> bytes:
     )
 
 
-def _indices(image: Image.Image, palette: Pixels) -> Pixels:
+def _indexed(drawn: Tile) -> Tile:
+    """Return what was drawn in colour in a palette where it has few colours."""
+    if isinstance(drawn, Indexed):
+        return drawn
+    pixels = np.ascontiguousarray(drawn)
+    image = Image.fromarray(pixels)
+    known = image.getcolors(MOST)
+    if known is None:
+        return pixels
+    palette = np.array([colour for _, colour in known], dtype=np.uint8)
+    return Indexed(places=_places(image, palette), palette=palette)
+
+
+def _places(image: Image.Image, palette: Pixels) -> Pixels:
     """Return for each pixel where in the palette `(n, 3)` its colour stands, `(h, w)`.
 
     A table of all 2²⁴ colours would be larger than a processor's cache. Multiplying scatters the palette's few over one

@@ -111,8 +111,8 @@ def draw_published(
         caption = (*named(name, width=size), *said)
         cells.append(Cell(pixels=photo(image, size), caption=caption, toned=len(said), frame=YELLOW))
     note = "as published, before finetuning; below the true name the likeliest category"
-    pixels = grid(cells, columns=columns, title="published network", aside=aside, notes=[note])
-    return Picture(pixels=pixels, description=_HOW_PUBLISHED)
+    drawn = grid(cells, columns=columns, title="published network", aside=aside, notes=[note])
+    return Picture(drawn=drawn, description=_HOW_PUBLISHED)
 
 
 def draw_predictions(
@@ -151,5 +151,5 @@ def draw_predictions(
     else:
         hits = int((guesses == labels.cpu()).sum())
         note, how = f"{hits} of {len(images)} right; below the true name what the network says", _HOW
-    pixels = grid(cells, columns=columns, title="predictions", aside=aside, notes=[note])
-    return Picture(pixels=pixels, description=how)
+    drawn = grid(cells, columns=columns, title="predictions", aside=aside, notes=[note])
+    return Picture(drawn=drawn, description=how)

@@ -105,7 +105,7 @@ def draw_responses(
         "pixels": f"{'its kernel' if own else 'its main pattern'} on the pixels (as filter2D)",
         "network": "its answer in the network",
     }
-    pixels = grid(
+    drawn = grid(
         cells,
         columns=(1 + len(answers)) * abreast,
         title=layer,
@@ -116,7 +116,7 @@ def draw_responses(
         column_labels=["filter", *answers] * abreast,
     )
     explained = " ".join(_HOW_ANSWERED[answer] for answer in answers).format(how="" if own else _PATTERN)
-    return Picture(pixels=pixels, description=f"**{layer}**: {count}. " + _HOW.format(answers=explained))
+    return Picture(drawn=drawn, description=f"**{layer}**: {count}. " + _HOW.format(answers=explained))
 
 
 def _strong(values: Tensor) -> float | None:

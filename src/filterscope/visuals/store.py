@@ -111,7 +111,7 @@ def _keep_picture(
         write_file(_place(folder / "pictures", tag, epoch, "png"), png)
     if writer is None:
         return
-    height, width = picture.pixels.shape[:2]
+    height, width = picture.drawn.shape[:2]
     # As `tf.summary.image` writes it. Of `Summary.Image`, TensorBoard's default loader drops the description (2.21).
     values = [str(width).encode(), str(height).encode(), png]
     shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=len(values))])

@@ -15,9 +15,10 @@ from filterscope.probes.activations import activations
 from filterscope.probes.filters import kernels
 from filterscope.visuals.draw import BACKGROUND, Cell, grid
 from filterscope.visuals.filters import filter_tiles
+from filterscope.visuals.pixels import Tile, blank, rgb
 from filterscope.visuals.tiles import photo, signed_maps
 from filterscope.visuals.verdicts import COLOURS
-from filterscope.visuals.visual import Examples, Past, Picture, Pixels, frozen
+from filterscope.visuals.visual import Examples, Past, Picture, frozen
 
 TILE = 88
 KINDS = ("kernel", "synthesis", "response")
@@ -110,7 +111,7 @@ def draw_strip(known: Mapping[str, Any], layer: str, image: Tensor) -> Picture:
             labels.append(f"{channel}" if kind == kinds[0] else "")
             cells += [_cell(known["epochs"][epoch], kind, place, last=kind == kinds[-1]) for epoch in epochs]
     said = {verdict for epoch in epochs for verdict in known["epochs"][epoch]["verdicts"]}
-    pixels = grid(
+    drawn = grid(
         cells,
         columns=len(epochs),
         title=layer,
@@ -121,11 +122,11 @@ def draw_strip(known: Mapping[str, Any], layer: str, image: Tensor) -> Picture:
         column_labels=[str(epoch) for epoch in epochs],
         label_width=90,
     )
-    return Picture(pixels=pixels, description=f"**{layer}**, filters {known['channels']}. {_HOW}")
+    return Picture(drawn=drawn, description=f"**{layer}**, filters {known['channels']}. {_HOW}")
 
 
 def _cell(seen: Mapping[str, Any], kind: str, place: int, *, last: bool) -> Cell:
-    tile: Pixels = seen[kind][place].numpy() if kind in seen else np.full((TILE, TILE, 3), BACKGROUND, np.uint8)
+    tile: Tile = seen[kind][place].numpy() if kind in seen else blank(BACKGROUND, TILE, TILE)
     verdict = seen["verdicts"][place]
     return Cell(pixels=tile, caption=(verdict,) if last and verdict else (), frame=COLOURS.get(verdict))
 
@@ -135,7 +136,7 @@ def _tiles(classifier: Classifier, layer: str, channels: list[int], maps: Tensor
     drawn = filter_tiles(kernels(classifier, layer)[channels], TILE)[0]
     tiles = {
         "kernel": _stack(drawn),
-        "response": torch.from_numpy(signed_maps(maps[channels], TILE)),
+        "response": torch.from_numpy(signed_maps(maps[channels], TILE).rgb()),
     }
     made = past.store.get("synthesis", {}).get(layer, {})
     if "tiles" in made and set(channels) <= set(made["channels"]):
@@ -143,5 +144,5 @@ def _tiles(classifier: Classifier, layer: str, channels: list[int], maps: Tensor
     return tiles
 
 
-def _stack(tiles: Sequence[Pixels]) -> Tensor:
-    return torch.stack([torch.from_numpy(np.ascontiguousarray(tile)) for tile in tiles])
+def _stack(tiles: Sequence[Tile]) -> Tensor:
+    return torch.stack([torch.from_numpy(np.ascontiguousarray(rgb(tile))) for tile in tiles])

@@ -95,7 +95,7 @@ def draw_synthesis(
     note = f"{count}: what excites each most; " + (
         f"× = times the best of {real}" if real else "not compared with real images"
     )
-    pixels = grid(
+    drawn = grid(
         cells,
         columns=columns,
         title=layer,
@@ -106,7 +106,7 @@ def draw_synthesis(
         column_labels=["synthesized"] * faces + beside.columns if rows else (),
         label_width=_LABELS if rows else 0,
     )
-    return Picture(pixels=pixels, description=f"**{layer}**: {count}. {_how(beside, real)}")
+    return Picture(drawn=drawn, description=f"**{layer}**: {count}. {_how(beside, real)}")
 
 
 def _how(beside: Beside, real: str) -> str:

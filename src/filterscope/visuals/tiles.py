@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from filterscope.visuals.draw import BACKGROUND, EDGE, FAINT, Legend
-from filterscope.visuals.visual import Pixels
+from filterscope.visuals.pixels import Indexed, Pixels
 
 # Of a map, zero in the middle: neighbours cannot be told apart, and half a PNG's palette is left for letters and
 # photographs.
@@ -31,22 +31,26 @@ def photo(image: Tensor, size: int) -> Pixels:
     return _to_uint8(_fit(values, size, smooth=max(values.shape[-2:]) >= 64))
 
 
-def few_colours(tiles: Sequence[Pixels], count: int = 96) -> list[Pixels]:
+def few_colours(tiles: Sequence[Pixels], count: int = 96) -> list[Indexed]:
     """Return the tiles in at most `count` colours between them, dithered, for a picture that is to have a palette."""
     return list(_few_colours(tuple((tile.shape, tile.tobytes()) for tile in tiles), count))
 
 
 # A photograph stands beside the maps of every layer, in every epoch.
 @lru_cache(maxsize=64)
-def _few_colours(tiles: tuple[tuple[tuple[int, ...], bytes], ...], count: int) -> tuple[Pixels, ...]:
+def _few_colours(tiles: tuple[tuple[tuple[int, ...], bytes], ...], count: int) -> tuple[Indexed, ...]:
     height, width = sum(shape[0] for shape, _ in tiles), max(shape[1] for shape, _ in tiles)
     whole, tops = Image.new("RGB", (width, height)), [0]
     for shape, content in tiles:
         whole.paste(Image.frombytes("RGB", (shape[1], shape[0]), content), (0, tops[-1]))
         tops.append(tops[-1] + shape[0])
-    palette = whole.quantize(count, method=Image.Quantize.FASTOCTREE)
-    pixels = np.asarray(whole.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).convert("RGB"))
-    return tuple(pixels[top : top + shape[0], : shape[1]] for (shape, _), top in zip(tiles, tops, strict=False))
+    dithered = whole.quantize(
+        palette=whole.quantize(count, method=Image.Quantize.FASTOCTREE), dither=Image.Dither.FLOYDSTEINBERG
+    )
+    drawn = Indexed(
+        places=np.asarray(dithered), palette=np.array(dithered.getpalette(), np.uint8).reshape(-1, 3)[:count]
+    )
+    return tuple(drawn[top : top + shape[0], : shape[1]] for (shape, _), top in zip(tiles, tops, strict=False))
 
 
 def kernel(values: Tensor, size: int) -> Pixels:
@@ -56,23 +60,22 @@ def kernel(values: Tensor, size: int) -> Pixels:
     return _to_uint8(_fit(scaled.expand(3, -1, -1), size))
 
 
-def signed(values: Tensor, size: int, *, largest: float | None = None) -> Pixels:
+def signed(values: Tensor, size: int, *, largest: float | None = None) -> Indexed:
     """Return a map `(h, w)` from blue (negative) over white (zero) to red (positive).
 
     The scale is symmetric: `largest` is the value of full red, by default the map's own largest absolute value.
     """
-    pixels: Pixels = signed_maps(values[None], size, largest=None if largest is None else torch.tensor([largest]))[0]
-    return pixels
+    return signed_maps(values[None], size, largest=None if largest is None else torch.tensor([largest]))[0]
 
 
-def signed_maps(maps: Tensor, size: int, *, largest: Tensor | None = None) -> Pixels:
+def signed_maps(maps: Tensor, size: int, *, largest: Tensor | None = None) -> Indexed:
     """Return maps `(n, h, w)` as tiles `(n, height, width, 3)` as `signed` does; `largest` has one entry for each."""
     values = maps.detach().float().cpu().nan_to_num()
     top = values.abs().amax((1, 2)) if largest is None else largest.float().cpu()
     return _mapped(0.5 + 0.5 * (values / top.clamp_min(1e-12)[:, None, None]), SIGNED, size)
 
 
-def unsigned_maps(maps: Tensor, size: int) -> Pixels:
+def unsigned_maps(maps: Tensor, size: int) -> Indexed:
     """Return maps `(n, h, w)` as tiles `(n, height, width, 3)`, each from its own minimum (dark) to its own maximum.
 
     A constant map is all dark.
@@ -88,7 +91,7 @@ def warmth(values: Tensor) -> Pixels:
     return pixels
 
 
-def bars(values: Tensor, width: int, height: int) -> Pixels:
+def bars(values: Tensor, width: int, height: int) -> Indexed:
     """Return the values `(n,)` as bars around a zero line: red up for positive, blue down for negative ones.
 
     With more values than pixels a column shows the one of largest absolute value.
@@ -102,28 +105,31 @@ def bars(values: Tensor, width: int, height: int) -> Pixels:
     owner = (np.arange(width) * len(values)) // width
     level = np.asarray(values)[owner]
     y = high - (np.arange(height)[:, None] + 0.5) / height * span
-    tile = np.full((height, width, 3), tuple((b + e) // 3 for b, e in zip(BACKGROUND, EDGE, strict=True)), np.uint8)
-    tile[(y > 0) & (y <= level)] = _colours(SIGNED)[107]
-    tile[(y < 0) & (y >= level)] = _colours(SIGNED)[26]
+    places = np.zeros((height, width), np.uint8)
+    places[(y > 0) & (y <= level)] = 1
+    places[(y < 0) & (y >= level)] = 2
     wide = width // max(len(values), 1)
     if wide >= 4:  # a dark line between bars, where there is room for one
-        tile[:, np.flatnonzero(np.diff(owner))] = tile[:, np.flatnonzero(np.diff(owner))] // 3
+        places[:, np.flatnonzero(np.diff(owner))] += 4
     zero = min(round(high / span * height), height - 1)
-    tile[max(zero - 1, 0) : zero + 1] = FAINT
-    return tile
+    places[max(zero - 1, 0) : zero + 1] = 3
+    ground = [(b + e) // 3 for b, e in zip(BACKGROUND, EDGE, strict=True)]
+    colours = np.array([ground, _colours(SIGNED)[107], _colours(SIGNED)[26], FAINT], np.uint8)
+    return Indexed(places=places, palette=np.concatenate([colours, colours // 3]))
 
 
-def side_by_side(left: Pixels, right: list[Pixels], gap: int = 3) -> Pixels:
-    """Return a tile with smaller ones stacked at its right side."""
-    height = left.shape[0]
-    width = max(tile.shape[1] for tile in right)
-    whole = np.full((height, left.shape[1] + gap + width, 3), BACKGROUND, dtype=np.uint8)
-    whole[:, : left.shape[1]] = left
+def side_by_side(left: Indexed, right: Indexed, gap: int = 3) -> Indexed:
+    """Return a tile with smaller ones `(n, h, w, 3)` of the same palette stacked at its right side."""
+    height, width = left.shape[:2]
+    _, small, wide, _ = right.shape
+    ground = len(left.palette)
+    whole = np.full((height, width + gap + wide), ground, dtype=np.uint8)
+    whole[:, :width] = left.places
     step = height / len(right)
-    for i, tile in enumerate(right):
-        top = round(i * step + (step - tile.shape[0]) / 2)
-        whole[top : top + tile.shape[0], left.shape[1] + gap : left.shape[1] + gap + tile.shape[1]] = tile
-    return whole
+    for i, tile in enumerate(right.places):
+        top = round(i * step + (step - small) / 2)
+        whole[top : top + small, width + gap :] = tile
+    return Indexed(places=whole, palette=np.concatenate([left.palette, np.array([BACKGROUND], np.uint8)]))
 
 
 def signed_legend(low: str = "−", high: str = "+") -> Legend:
@@ -169,13 +175,11 @@ def _colours(name: str) -> Pixels:
     return np.asarray((colours * 255).round(), dtype=np.uint8)
 
 
-def _mapped(values: Tensor, name: str, size: int) -> Pixels:
+def _mapped(values: Tensor, name: str, size: int) -> Indexed:
     if max(values.shape[1:]) > size:
         values = _fit(values, size)
     levels = values.clamp(0, 1).mul_(LEVELS - 1).round_().to(torch.uint8)
-    # Enlarging repeats pixels, so a byte each is repeated, not a number and its way to a colour.
-    pixels: Pixels = np.take(_colours(name), _fit(levels, size).numpy(), axis=0)  # six times as fast as [ ]
-    return pixels
+    return Indexed(places=_fit(levels, size).numpy(), palette=_colours(name))
 
 
 def _fit(values: Tensor, size: int, *, smooth: bool = False) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of, find_layer
-from filterscope.visuals.draw import BLUE, FAINT, GREEN, VERMILION, YELLOW, Colour
+from filterscope.visuals.draw import BLUE, FAINT, GREEN, VERMILION, YELLOW
+from filterscope.visuals.pixels import Colour
 from filterscope.visuals.visual import Past
 
 ORDERS = ("number", "verdict")

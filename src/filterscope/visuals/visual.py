@@ -7,16 +7,14 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
 from filterscope.probes.observing import Precision, computing_in
+from filterscope.visuals.pixels import Pixels, Tile, rgb
 from filterscope.visuals.site import Site
-
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 # Weights that were hashed while nothing changes them; the tensors stay alive, so that no other takes one's identity.
 _hashed: ContextVar[dict[int, tuple[Tensor, bytes]] | None] = ContextVar("hashed", default=None)
@@ -24,10 +22,15 @@ _hashed: ContextVar[dict[int, tuple[Tensor, bytes]] | None] = ContextVar("hashed
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """An image to show: `pixels` is uint8 `(H, W, 3)`; `description` says in Markdown what one sees."""
+    """An image to show, `drawn` in colour or in a palette; `description` says in Markdown what one sees."""
 
-    pixels: Pixels
+    drawn: Tile
     description: str = ""
+
+    @property
+    def pixels(self) -> Pixels:
+        """The image in colour, uint8 `(H, W, 3)`."""
+        return rgb(self.drawn)
 
 
 @dataclass(frozen=True, kw_only=True)

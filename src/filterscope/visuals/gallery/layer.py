@@ -18,9 +18,10 @@ from filterscope.visuals.filters import filter_tiles
 from filterscope.visuals.gallery.facts import plain, served
 from filterscope.visuals.gallery.sheets import Atlas, Layout, atlas, layout, within
 from filterscope.visuals.gallery.small import coloured, small_kernels
+from filterscope.visuals.pixels import Pixels, rgb
 from filterscope.visuals.tiles import photo, signed
 from filterscope.visuals.verdicts import COLOURS
-from filterscope.visuals.visual import Examples, Pixels, example_name
+from filterscope.visuals.visual import Examples, example_name
 
 KERNEL, FACE, CROP, RESPONSE, STEP, THUMB = 128, 128, 104, 96, 72, 96  # pixels of a side
 MANY = 1024  # filters of a layer from which on the pictures of its page are smaller
@@ -111,7 +112,7 @@ def view_of(classifier: Classifier, name: str, seen: Seen, examples: Examples, *
     inputs = strongest_inputs(weights, 3).tolist() if way == "shared" else None
     classes = served(seen.peaks.responses, examples.labels) if seen.peaks else [[] for _ in weights]
     best = seen.peaks.best(seen.crops) if seen.peaks else None
-    drawn = filter_tiles(weights, KERNEL)[0]
+    drawn = [rgb(tile) for tile in filter_tiles(weights, KERNEL)[0]]
     # A browser decodes and holds an atlas whole, four bytes a pixel: of more filters it has no more of them.
     less = min(1.0, (MANY / len(weights)) ** 0.5)
     facts, sheets, strips = [], [], []
@@ -213,7 +214,7 @@ def _captions(seen: Seen, i: int, sources: Sequence[int], examples: Examples) ->
 def _responses(seen: Seen, i: int) -> dict[str, Pixels]:
     if seen.maps is None:
         return {}
-    return {f"response{k}": signed(each[i], RESPONSE) for k, each in enumerate(seen.maps)}
+    return {f"response{k}": signed(each[i], RESPONSE).rgb() for k, each in enumerate(seen.maps)}
 
 
 def _steps(seen: Seen, epochs: Sequence[int], i: int) -> dict[str, Pixels]:

@@ -14,9 +14,9 @@ from filterscope.visuals.gallery.changes import Change, changes
 from filterscope.visuals.gallery.facts import MEASURES, counted
 from filterscope.visuals.gallery.layer import LayerView
 from filterscope.visuals.gallery.sheets import Atlas, atlas, within
+from filterscope.visuals.pixels import Pixels
 from filterscope.visuals.site import MADE_BY, MANIFEST, Site
 from filterscope.visuals.verdicts import COLOURS
-from filterscope.visuals.visual import Pixels
 
 WORDS = {
     "useful": "nothing speaks against it",

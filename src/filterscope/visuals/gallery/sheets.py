@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps
 
-from filterscope.visuals.visual import Pixels
+from filterscope.visuals.pixels import Pixels
 
 QUALITIES = (75, 65, 50, 35, 20, 10)
 _SHELF = 520  # pixels: a sheet is about as wide

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from filterscope.probes.filters import shared_patterns
+from filterscope.visuals.pixels import Pixels
 from filterscope.visuals.tiles import kernel, signed_maps
-from filterscope.visuals.visual import Pixels
 
 
 def small_kernels(weights: Tensor) -> tuple[Pixels, str]:
@@ -25,8 +25,8 @@ def small_kernels(weights: Tensor) -> tuple[Pixels, str]:
     if height * width == 1:
         edge = math.ceil(math.sqrt(inputs))
         squares = F.pad(weights.flatten(1), (0, edge * edge - inputs)).reshape(-1, edge, edge)
-        return signed_maps(squares, edge), "points"
-    return signed_maps(shared_patterns(weights)[0], longest), "shared"
+        return signed_maps(squares, edge).rgb(), "points"
+    return signed_maps(shared_patterns(weights)[0], longest).rgb(), "shared"
 
 
 def small_maps(maps: Tensor, most: int) -> Tensor:
@@ -41,4 +41,4 @@ def small_maps(maps: Tensor, most: int) -> Tensor:
 def coloured(maps: Tensor) -> Pixels:
     """Return what `small_maps` made, `(n, h, w)`, as `(n, h, w, 3)`: red positive, blue negative, white zero."""
     values = (maps.float() - 128) / 127
-    return signed_maps(values, max(values.shape[1:]), largest=torch.ones(len(values)))
+    return signed_maps(values, max(values.shape[1:]), largest=torch.ones(len(values))).rgb()
