@@ -16,14 +16,20 @@ class Canvas:
     """A ground to draw on; what comes later lies above, and what does not lie on it is cut off.
 
     Its pixels are places in a palette until a tile in colour comes or one colour too many; then they become colours,
-    which look the same and take three times as long to draw, and more to encode.
+    which look the same and take three times as long to draw, and more to encode. Whoever knows that they will begins
+    `in_colour`.
     """
 
-    def __init__(self, width: int, height: int, ground: Colour) -> None:
+    def __init__(self, width: int, height: int, ground: Colour, *, in_colour: bool = False) -> None:
         self.width, self.height, self.ground = width, height, ground
         self._palette: dict[Colour, int] | None = {ground: 0}
         self._tables: dict[Any, Pixels] = {}  # what the colours of tiles and letters are in `_pixels`
-        self._pixels: Pixels = np.zeros((height, width), np.uint8)
+        if in_colour:
+            self._palette = None
+            self._pixels: Pixels = np.empty((height, width, 3), np.uint8)
+            self._pixels.reshape(height, -1)[...] = np.tile(np.array(ground, np.uint8), width)  # line by line is faster
+        else:
+            self._pixels = np.zeros((height, width), np.uint8)
 
     def fill(self, colour: Colour, box: Box) -> None:
         """Fill a box."""
@@ -48,8 +54,8 @@ class Canvas:
         else:
             self._turn()
             pixels = tile
-        there, part = self._window(at, pixels)
-        there[...] = pixels[part]
+        rows, columns, part = self._window(at, pixels)
+        self._pixels[rows, columns] = pixels[part]
 
     def write(
         self,
@@ -67,10 +73,13 @@ class Canvas:
         letters = stencil(text, size, bold=bold, anchor=anchor, x=at[0] - x, y=at[1] - y)
         beneath = self.ground if on is None else on
         inks = self._inks((colour, beneath), lambda: (_mixed(colour, beneath, shade) for shade in SHADES))
-        there, part = self._window((x + letters.left, y + letters.top), letters.shades)
-        touched = letters.touched[part]
-        drawn = inks.take(letters.shades[part], axis=0)
-        np.copyto(there, drawn, where=touched if drawn.ndim == 2 else touched[..., None])
+        rows, columns, part = self._window((x + letters.left, y + letters.top), letters.shades)
+        drawn, touched = inks.take(letters.shades[part], axis=0), letters.touched[part]
+        if drawn.ndim == 2:
+            np.copyto(self._pixels[rows, columns], drawn, where=touched)
+        else:  # by lines of bytes, in half the time
+            lines = self._pixels.reshape(self.height, -1)[rows, 3 * columns.start : 3 * columns.stop]
+            np.copyto(lines, drawn.reshape(len(drawn), 3 * drawn.shape[1]), where=touched.repeat(3, axis=1))
 
     def finished(self) -> Tile:
         """Return what was drawn, uint8 `(H, W, 3)` or places in a palette."""
@@ -78,12 +87,13 @@ class Canvas:
             return self._pixels
         return Indexed(places=self._pixels, palette=np.array(list(self._palette), np.uint8))
 
-    def _window(self, at: tuple[int, int], pixels: Pixels) -> tuple[Pixels, tuple[slice, slice]]:
-        """Return the part of the canvas on which pixels at a place lie, and which of them do."""
+    def _window(self, at: tuple[int, int], pixels: Pixels) -> tuple[slice, slice, tuple[slice, slice]]:
+        """Return the rows and columns of the canvas on which pixels at a place lie, and which of them do."""
         left, top = at
         height, width = pixels.shape[:2]
-        part = slice(max(-top, 0), self.height - top), slice(max(-left, 0), self.width - left)
-        return self._pixels[max(top, 0) : max(top + height, 0), max(left, 0) : max(left + width, 0)], part
+        part = slice(max(-top, 0), max(self.height - top, 0)), slice(max(-left, 0), max(self.width - left, 0))
+        rows = slice(max(top, 0), max(min(top + height, self.height), 0))
+        return rows, slice(max(left, 0), max(min(left + width, self.width), 0)), part
 
     def _inks(self, key: Any, colours: Callable[[], Iterable[Colour]]) -> Pixels:
         """Return what colours are in `_pixels`: their places in the palette, `(n,)`, or they themselves, `(n, 3)`.

@@ -100,7 +100,9 @@ def grid(
     for row in rows:
         tops.append(y)
         y += max(cell.pixels.shape[0] for cell in row) + _caption_height(row) + GAP
-    canvas = Canvas(WIDTH, y + MARGIN - GAP, BACKGROUND)
+    tiles = [cell.pixels for cell in cells] + ([] if thumbnail is None else [thumbnail])
+    in_colour = not all(isinstance(tile, Indexed) for tile in tiles)
+    canvas = Canvas(WIDTH, y + MARGIN - GAP, BACKGROUND, in_colour=in_colour)
     header.draw(canvas)
     for label, left, width in zip(column_labels, lefts, widths, strict=False):
         _text(canvas, label, (left, top - round(1.25 * CAPTION)), width=width + gap - 4, size=CAPTION, colour=FAINT)
