@@ -87,13 +87,14 @@ def reused(report: Report, quick: bool, real: Path) -> None:
     """What it changes that a filter moved by 3 % of its norm is held against the null it had before."""
     del quick
     weights = read_tensors(real / "weights" / "alexnet_features.pth").values()
-    layers = [kernels for kernels in weights if kernels.dim() == 4][1:]  # the colours' null is always drawn anew
+    layers = [kernels for kernels in weights if kernels.dim() == 4]
     redrawn, shift, verdicts, p = [], 0.0, 0, 0.0
     for kernels in [*layers, *map(torch.randn_like, layers)]:
+        colours = kernels.shape[1] == 3
         noise = torch.randn_like(kernels)
         size = kernels.flatten(1).norm(dim=1) / noise.flatten(1).norm(dim=1)
-        before, moved = structure(kernels), kernels + 0.03 * size[:, None, None, None] * noise
-        again, anew = structure(moved, before=before), structure(moved)
+        before, moved = structure(kernels, together=colours), kernels + 0.03 * size[:, None, None, None] * noise
+        again, anew = structure(moved, together=colours, before=before), structure(moved, together=colours)
         redrawn.append((again.moments != before.moments).any(1).float().mean())
         shift = max(shift, float(((again.z - anew.z).abs() / anew.z.abs().clamp_min(1)).max()))
         verdicts += int((again.structured != anew.structured).sum())

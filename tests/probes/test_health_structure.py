@@ -136,6 +136,39 @@ def test_a_filter_whose_slices_weigh_otherwise_gets_a_null_of_its_own_again():
     assert torch.equal(reused.null[others], before.null[others])
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_the_mean_of_the_null_is_a_linear_function_of_the_moments(together: bool) -> None:
+    """Of filters that are alike in nothing, the moments explain all but what is left to chance."""
+    generator = torch.Generator().manual_seed(3)
+    kernels = torch.randn(200, 3, 5, 5, generator=generator)
+    kernels[:80] *= torch.rand(80, 3, 1, 1, generator=generator) ** 3  # slices of all weights
+    kernels[40:120] += kernels[40:120].roll(1, 1) * torch.rand(80, 1, 1, 1, generator=generator)  # alike
+    kernels[100:160] *= (torch.rand(60, 1, 5, 5, generator=generator) < 0.3) + 0.1  # few large weights
+    kernels[140:] **= 3
+    found = structure(kernels, together=together, draws=2000)
+    mean, error = found.null.mean(1).double(), found.null.std(1).double() / 2000**0.5
+    known = torch.cat([torch.ones(200, 1), found.moments], dim=1).double()
+    fitted = known @ torch.linalg.lstsq(known / error[:, None], (mean / error)[:, None]).solution
+    left = (mean - fitted[:, 0]) / error
+    assert left.abs().max() < 5
+    assert (mean - mean.mean()).abs().max() > 50 * error.median()  # there was something to explain
+    if together:  # all filters see the same permutations
+        assert left.std() < 2
+
+
+def test_colours_keep_their_null_while_they_hardly_change() -> None:
+    generator = torch.Generator().manual_seed(3)
+    kernels = torch.randn(8, 3, 7, 7, generator=generator)
+    before = structure(kernels, together=True)
+    kernels += 0.003 * torch.randn(kernels.shape, generator=generator)
+    kernels[5, 0] *= 10
+    reused, anew = (structure(kernels, together=True, before=each) for each in (before, None))
+    others = torch.arange(8) != 5
+    assert torch.equal(reused.null[others], before.null[others])
+    assert torch.allclose(reused.null[5], anew.null[5], rtol=1e-5)
+    assert not torch.allclose(reused.null[5], before.null[5], rtol=1e-2)
+
+
 def test_the_mean_of_the_null_depends_on_the_moments_alone():
     """Two filters of the same moments and other weights have nulls of the same mean."""
     one = torch.randn(1, 16, 3, 3, generator=torch.Generator().manual_seed(3))

@@ -119,7 +119,7 @@ class Health:
     def _judge(
         self, classifier: Classifier, layer: str, tally: Tally, responses: Tensor, store: dict[str, Any]
     ) -> Findings:
-        now = kernels(classifier, layer)
+        now = kernels(classifier, layer).contiguous()  # gone through often, and laid out channels-last in training
         still = frozen(classifier, layer)
         start = store.setdefault("kernels", torch.empty(0) if frozen(classifier, layer, alone=True) else now)
         before = store.setdefault("responses", torch.empty(0) if still else responses)

@@ -24,10 +24,10 @@ def duplicates(kernels: Tensor, correlation: Tensor | None = None, *, alike: flo
     outputs is given, such a correlation. Of two that are alike, the one with the larger kernel is the original (of
     equals the first). A negated kernel is no copy: after rectification it answers where the other is silent.
     """
-    flat = kernels.detach().cpu().double().flatten(1)
-    sizes = torch.linalg.vector_norm(flat, dim=1)
+    flat = kernels.detach().cpu().flatten(1)
+    sizes = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64)
     straight = F.normalize(flat, dim=1)
-    cosine = straight @ straight.T
+    cosine = (straight @ straight.T).double()
     likeness = cosine if correlation is None else torch.maximum(cosine, correlation.cpu().double())
     index = torch.arange(len(flat))
     larger = (sizes > sizes[:, None] * (1 + 1e-6)) | ((sizes >= sizes[:, None] * (1 - 1e-6)) & (index < index[:, None]))
@@ -49,11 +49,14 @@ def drift(start: Tensor, now: Tensor) -> Drift:
     """Compare a layer's kernels with those at the start; kernels that did not move read exactly 1 and 0."""
     if start.shape != now.shape:
         raise UserError(f"kernels of shape {tuple(now.shape)} cannot be compared with {tuple(start.shape)}")
-    was, now = start.detach().cpu().double().flatten(1), now.detach().cpu().double().flatten(1)
-    gone = torch.linalg.vector_norm(now - was, dim=1)
-    cosine = torch.where(gone == 0, 1.0, F.cosine_similarity(was, now, dim=1).clamp(-1, 1))
-    size = torch.linalg.vector_norm(was, dim=1)
-    return Drift(cosine=cosine, distance=torch.where(gone == 0, 0.0, gone / size.clamp_min(1e-300)))
+    was, now = start.detach().cpu().flatten(1), now.detach().cpu().flatten(1)
+    gone, was, now = (torch.linalg.vector_norm(each, dim=1, dtype=torch.float64) for each in (now - was, was, now))
+    # By the law of cosines.
+    cosine = (was.square() + now.square() - gone.square()) / (2 * was * now).clamp_min(1e-300)
+    return Drift(
+        cosine=torch.where(gone == 0, 1.0, cosine.clamp(-1, 1)),
+        distance=torch.where(gone == 0, 0.0, gone / was.clamp_min(1e-300)),
+    )
 
 
 def linear_cka(start: Tensor, now: Tensor) -> float:

@@ -80,12 +80,10 @@ def structure(
         nothing = torch.zeros(filters)
         return Structure(
             concentration=nothing + 1, z=nothing, p=nothing + 1, structured=nothing > 0, testable=False,
-            null=torch.ones(filters, draws), moments=_moments(slices),
+            null=torch.ones(filters, draws), moments=_moments(slices, together=together),
         )  # fmt: skip
     observed = _unevenness((slices @ frequencies.T).square_().sum(0))
-    null, moments = _null_since(
-        None if together else before, slices, frequencies, draws=draws, together=together, seed=seed
-    )
+    null, moments = _null_since(before, slices, frequencies, draws=draws, together=together, seed=seed)
     generator = torch.Generator().manual_seed(seed + 1)
     hits, drawn = _hits(observed, null), torch.full((filters,), draws)
     left, total = (hits == 0).nonzero()[:, 0], draws
@@ -119,19 +117,19 @@ def variance_entropy(kernels: Tensor) -> float:
     The entropy (base 10) of the explained variances of the slices' principal components: near the upper end for
     random slices, low where few patterns make up all of them. Gavrikov & Keuper, CNN Filter DB, CVPR 2022.
     """
-    slices = kernels.flatten(2).flatten(0, 1).double()
+    slices = kernels.detach().cpu().flatten(2).flatten(0, 1)
     centred = slices - slices.mean(0)
-    variances = torch.linalg.eigvalsh(centred.T @ centred).clamp_min(0)
+    variances = torch.linalg.eigvalsh((centred.T @ centred).double()).clamp_min(0)
     shares = variances / variances.sum().clamp_min(1e-300)
     return float(-(shares * shares.clamp_min(1e-300).log10()).sum())
 
 
 def _prepared(kernels: Tensor) -> Tensor:
-    flat = kernels.detach().cpu().double().flatten(2)
+    flat = kernels.detach().cpu().float().flatten(2)
     flat = flat - flat.mean(2, keepdim=True)
-    size: Tensor = torch.linalg.vector_norm(flat, dim=(1, 2), keepdim=True)
-    flat = flat / size.clamp_min(1e-300)
-    return flat.float().transpose(0, 1).contiguous()  # (slices, filters, positions), one unit of energy per filter
+    size: Tensor = torch.linalg.vector_norm(flat, dim=(1, 2), keepdim=True, dtype=torch.float64)
+    flat = flat * size.clamp_min(1e-30).reciprocal().float()
+    return flat.transpose(0, 1).contiguous()  # (slices, filters, positions), one unit of energy per filter
 
 
 def _frequencies(height: int, width: int) -> Tensor:
@@ -165,20 +163,24 @@ def _unevenness(energy: Tensor) -> Tensor:
     return energy.square().sum(-1) * energy.shape[-1]
 
 
-def _moments(slices: Tensor) -> Tensor:
-    """Return the sums over slices of their squared energies and of all weights' fourth powers, `(filters, 2)`.
+def _moments(slices: Tensor, *, together: bool) -> Tensor:
+    """Return two sums that permuting keeps and the mean of the null is a linear function of, `(filters, 2)`.
 
-    Permuting a slice on its own keeps both, and the mean of the null is a linear function of them.
+    They are the sum over slices of their squared energies and that of all weights' fourth powers; where all slices are
+    permuted `together`, the sums of the squared products of any two slices and of the squared energies of positions.
     """
     squares = slices.square()
-    return torch.stack([squares.sum(2).square().sum(0), squares.square().sum((0, 2))], dim=1)
+    if not together:
+        return torch.stack([squares.sum(2).square().sum(0), squares.square().sum((0, 2))], dim=1)
+    products = torch.einsum("cfp,dfp->fcd", slices, slices)
+    return torch.stack([products.square().sum((1, 2)), squares.sum(0).square().sum(1)], dim=1)
 
 
 def _null_since(
     before: Structure | None, slices: Tensor, waves: Tensor, *, draws: int, together: bool, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Return the null and the moments it was drawn at: those of before where they still hold."""
-    moments, filters = _moments(slices), slices.shape[1]
+    moments, filters = _moments(slices, together=together), slices.shape[1]
     moved = torch.ones(filters, dtype=torch.bool)
     null = torch.empty(filters, draws)
     if before is not None and before.null.shape == null.shape and before.moments.shape == moments.shape:
