@@ -65,8 +65,21 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return what the network makes of images in [0, 1]."""
-        features: Tensor = self.network((images - self.mean) / self.std)
+        features: Tensor = self.network(self._normalized(images))
         return features
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        if images.device.type != "cpu" or images.dim() != 4 or not _lies_by_pixel(images):
+            return (images - self.mean).div_(self.std)
+        # Three numbers at a time take five times as long as a whole row's.
+        count, channels, height, width = images.shape
+        rows = images.permute(0, 2, 3, 1).view(count * height, width * channels)
+        mean, std = (each.flatten().repeat(width) for each in (self.mean, self.std))
+        return (rows - mean).div_(std).view(count, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _lies_by_pixel(images: Tensor) -> bool:
+    return images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
 
 
 def torchvision_backbone(
