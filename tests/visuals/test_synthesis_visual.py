@@ -12,7 +12,8 @@ from rich.console import Console
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.probes.synthesis import Recipe, measure_statistics, workbench
-from filterscope.visuals.synthesis import Synthesis
+from filterscope.probes.synthesis.images import Parameterisation
+from filterscope.visuals.synthesis import KEPT, Synthesis
 from filterscope.visuals.trust import real_statistics
 from filterscope.visuals.visual import Examples, Past
 from filterscope.visuals.waiting import progress_bar
@@ -76,6 +77,19 @@ def test_every_face_goes_on_where_it_ended(classifier: Classifier, examples: Exa
     assert torch.equal(past.store["synthesis"][LAYER]["parameters"], left["parameters"])
     assert len(left["parameters"]) == 4
     assert len(left["tiles"]) == 2  # strips show the first face
+
+
+def test_what_pictures_go_on_from_is_kept_in_half_the_bytes_and_looks_the_same(
+    classifier: Classifier, examples: Examples
+) -> None:
+    past, recipe = Past(epoch=0), Recipe(size=KEPT, steps=40, precision="fp32")
+    visual(recipe=recipe)(classifier, examples, past)
+    left = past.store["synthesis"][LAYER]
+    assert left["parameters"].dtype == torch.float16
+    assert left["parameters"].float().abs().max() > 1
+    images = Parameterisation(recipe=recipe, channels=3).images(left["parameters"].float())
+    shades = (images * 255).permute(0, 2, 3, 1) - left["tiles"].float()
+    assert shades.abs().max() <= 1.0  # half of that is rounding to whole shades
 
 
 def test_the_last_epoch_is_made_anew_from_the_first_noise(classifier: Classifier, examples: Examples) -> None:

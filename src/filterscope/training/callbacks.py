@@ -80,6 +80,7 @@ class LogVisuals(pl.Callback):
         self.past = Past()
         self.summaries: dict[str, Table] = {}
         self._found: Classifier | None = None
+        self._packed: dict[str, Any] | None = None  # the examples as checkpoints hold them
         self._watching = ExitStack()
         self._take: Callable[[Tensor | None], None] | None = None
 
@@ -199,7 +200,9 @@ class LogVisuals(pl.Callback):
         del pl_module
         about = checkpoint.setdefault("filterscope", {})
         about["past"] = {"epoch": self.past.epoch, "store": self.past.store}
-        about["examples"] = pack_examples(self._examples(trainer))
+        if self._packed is None:
+            self._packed = pack_examples(self._examples(trainer))
+        about["examples"] = self._packed
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

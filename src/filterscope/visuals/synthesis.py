@@ -31,6 +31,7 @@ from filterscope.visuals.verdicts import Picked, check_order, pick
 from filterscope.visuals.visual import Examples, Past, Picture, epoch_label, occasion
 from filterscope.visuals.waiting import progress_bar
 
+_LARGEST = torch.finfo(torch.float16).max
 KEPT = 88  # pixels of the side of the tiles that strips show of earlier epochs
 
 
@@ -159,7 +160,7 @@ class Synthesis:
         left: dict[str, Any] = past.store.get("synthesis", {}).get(layer, {})
         if past.epoch is None or past.last or not set(channels) <= set(left.get("channels", ())):
             return None
-        start: Tensor = left["parameters"]
+        start: Tensor = left["parameters"].float()
         if len(start) != len(left["channels"]) * self.faces:
             return None
         first = (left["channels"].index(channel) * self.faces for channel in channels)
@@ -169,7 +170,8 @@ class Synthesis:
         small = torch.stack([torch.from_numpy(photo(image, KEPT)) for image in made.images[:: self.faces]])
         past.store.setdefault("synthesis", {})[layer] = {
             "channels": channels,
-            "parameters": made.parameters,
+            # Every checkpoint holds them; half the bytes move a picture by less than one of its 256 shades.
+            "parameters": made.parameters.clamp(-_LARGEST, _LARGEST).half(),
             "tiles": small,
             "lost": self._lost(made, channels, known),
         }
