@@ -71,7 +71,7 @@ class Backbone(nn.Module):
     def _normalized(self, images: Tensor) -> Tensor:
         if images.device.type != "cpu" or images.dim() != 4 or not _lies_by_pixel(images):
             return (images - self.mean).div_(self.std)
-        # Three numbers at a time take five times as long as a whole row's.
+        # The same bits as above, where three numbers at a time take far longer than a row's.
         count, channels, height, width = images.shape
         rows = images.permute(0, 2, 3, 1).view(count * height, width * channels)
         mean, std = (each.flatten().repeat(width) for each in (self.mean, self.std))
