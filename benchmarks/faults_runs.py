@@ -186,7 +186,8 @@ def contents(run: Path) -> dict[str, bytes]:
 def events(run: Path) -> dict[str, list[Any]]:
     """Return the step and value of every scalar, image and text in the event files of a run together."""
     found: dict[str, list[Any]] = {}
-    for file in sorted(run.glob("events.out.tfevents.*")):
+    files = run.glob("events.out.tfevents.*")
+    for file in sorted(files, key=lambda file: (file.name.split(".")[3], int(file.suffix[1:]))):  # second, counter
         read = EventAccumulator(str(file), size_guidance={"images": 0, "scalars": 0, "tensors": 0})
         read.Reload()
         tags = read.Tags()

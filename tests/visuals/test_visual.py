@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from filterscope.models.classifier import Classifier
+from filterscope.visuals.fingerprints import fingerprint, frozen
 from filterscope.visuals.predictions import Predictions
-from filterscope.visuals.visual import Examples, Past, fingerprint, frozen, occasion, render
+from filterscope.visuals.visual import Examples, Past, occasion, render
 
 
 @dataclass(frozen=True, kw_only=True)

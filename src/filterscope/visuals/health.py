@@ -19,9 +19,10 @@ from filterscope.probes.health.structure import Structure, structure, variance_e
 from filterscope.probes.health.tally import Tally
 from filterscope.probes.health.verdict import verdicts
 from filterscope.probes.health.watching import recording, reduce_all, watch
+from filterscope.visuals.fingerprints import fingerprint, frozen
 from filterscope.visuals.health_findings import Findings, by_filter, by_layer, numbers, told
 from filterscope.visuals.health_warnings import warn_of_deaths, warn_of_standstill
-from filterscope.visuals.visual import Examples, Output, Past, fingerprint, frozen
+from filterscope.visuals.visual import Examples, Output, Past
 
 
 @dataclass(frozen=True, kw_only=True)

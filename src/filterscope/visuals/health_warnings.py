@@ -9,7 +9,7 @@ from torch import Tensor
 
 from filterscope.models.classifier import Classifier
 from filterscope.probes.filters import kernels
-from filterscope.visuals.visual import frozen
+from filterscope.visuals.fingerprints import frozen
 
 log = logging.getLogger(__name__)
 

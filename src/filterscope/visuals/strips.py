@@ -15,10 +15,11 @@ from filterscope.probes.activations import activations
 from filterscope.probes.filters import kernels
 from filterscope.visuals.draw import BACKGROUND, Cell, grid
 from filterscope.visuals.filters import filter_tiles
+from filterscope.visuals.fingerprints import frozen
 from filterscope.visuals.pixels import Tile, blank, rgb
 from filterscope.visuals.tiles import photo, signed_maps
 from filterscope.visuals.verdicts import COLOURS
-from filterscope.visuals.visual import Examples, Past, Picture, frozen
+from filterscope.visuals.visual import Examples, Past, Picture
 
 TILE = 88
 KINDS = ("kernel", "synthesis", "response")

@@ -10,7 +10,8 @@ from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
 from filterscope.probes.synthesis import ActivationStatistics, LayerStatistics, Synthesis, measure_statistics
 from filterscope.probes.synthesis.watching import recording_statistics
-from filterscope.visuals.visual import Examples, Past, fingerprint, frozen
+from filterscope.visuals.fingerprints import fingerprint, frozen
+from filterscope.visuals.visual import Examples, Past
 
 HOW = (
     "The line below a picture's number says how far to trust it. **12×**: it excites the channel twelve times as much "

@@ -13,9 +13,10 @@ from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions, find_layer
 from filterscope.probes.activations import activations
 from filterscope.probes.filters import kernels
+from filterscope.visuals.fingerprints import frozen
 from filterscope.visuals.gallery.small import small_kernels, small_maps
 from filterscope.visuals.strips import most_crowded
-from filterscope.visuals.visual import Examples, Output, Past, frozen
+from filterscope.visuals.visual import Examples, Output, Past
 
 SYNTHESIS = 64  # pixels of the side of the synthesized pictures that are remembered
 
