@@ -11,6 +11,8 @@ from filterscope.visuals.pixels import MOST, Colour, Indexed, Pixels, Tile
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom; the last two lie outside
 
+_ALL = slice(None), slice(None)
+
 
 class Canvas:
     """A ground to draw on; what comes later lies above, and what does not lie on it is cut off.
@@ -91,6 +93,8 @@ class Canvas:
         """Return the rows and columns of the canvas on which pixels at a place lie, and which of them do."""
         left, top = at
         height, width = pixels.shape[:2]
+        if 0 <= left <= self.width - width and 0 <= top <= self.height - height:  # nearly always
+            return slice(top, top + height), slice(left, left + width), _ALL
         part = slice(max(-top, 0), max(self.height - top, 0)), slice(max(-left, 0), max(self.width - left, 0))
         rows = slice(max(top, 0), max(min(top + height, self.height), 0))
         return rows, slice(max(left, 0), max(min(left + width, self.width), 0)), part
