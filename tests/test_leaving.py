@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from filterscope import folders
+from filterscope.data.loading import ImageLoader
 from filterscope.errors import UserError
 from filterscope.faults import explain
 from filterscope.slurm import JOB_FILE, note_job, restarted
@@ -187,6 +188,29 @@ except BaseException as error:
     print(explain(error), flush=True)
 os._exit(0)
 """
+
+
+def test_the_signal_of_a_loaders_death_does_not_disturb_who_tells_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection may break before the signal comes, out of which PyTorch raises an error anywhere."""
+    from torch.utils.data import DataLoader
+
+    def die(_signal: int, _frame: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    def broken(_self: object) -> Iterator[object]:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        raise ConnectionResetError(104, "Connection reset by peer")
+        yield
+
+    monkeypatch.setattr(DataLoader, "__iter__", broken)
+    before = signal.signal(signal.SIGALRM, die)
+    try:
+        with pytest.raises(UserError, match=r"died \(DataLoader worker \(pid 7\) is killed.*smaller data\.num_workers"):
+            next(iter(ImageLoader([])))
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)  # it has come
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_loader_process_that_is_killed_is_one_line(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The loader: uint8 batches from the workers, float32 images in [0, 1] out of it, and a worker's fault in one line."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from filterscope.data.transforms import View, to_float
 from filterscope.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
+
+_TOLD_WITHIN = 1.0  # seconds after a process died
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +78,24 @@ class ImageLoader(DataLoader[Batch]):
             # A process that is killed while it hands a batch over leaves a connection without an end.
             if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
-            reason = (str(error).splitlines() or ["its connection broke"])[0]
+            known = error if isinstance(error, RuntimeError) else _awaited_death() or error
+            reason = (str(known).splitlines() or ["its connection broke"])[0]
             raise UserError(
                 f"a loader process died ({reason}), mostly for want of memory; "
                 "try a smaller data.num_workers or data.batch_size"
             ) from error
+
+
+def _awaited_death() -> RuntimeError | None:
+    """Wait until PyTorch learns from a signal that a loader process died, and return the error it makes of that.
+
+    It raises it wherever the program is just then, which must not be where the first sign of it is being told.
+    """
+    try:
+        time.sleep(_TOLD_WITHIN)
+    except RuntimeError as error:
+        return error
+    return None
 
 
 def as_it_is(batch: Any) -> Any:
