@@ -18,7 +18,7 @@ class Canvas:
     """A ground to draw on; what comes later lies above, and what does not lie on it is cut off.
 
     Its pixels are places in a palette until a tile in colour comes or one colour too many; then they become colours,
-    which look the same and take three times as long to draw, and more to encode. Whoever knows that they will begins
+    which look the same and are three times the bytes to draw and to encode. Whoever knows that they will begins
     `in_colour`.
     """
 
@@ -52,7 +52,7 @@ class Canvas:
         if isinstance(tile, Indexed):
             palette = tile.palette
             inks = self._inks(palette.tobytes(), lambda: map(tuple, palette.tolist()))
-            pixels = inks.take(tile.places, axis=0)  # six times as fast as [ ]
+            pixels = inks.take(tile.places, axis=0)
         else:
             self._turn()
             pixels = tile

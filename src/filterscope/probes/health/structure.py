@@ -128,7 +128,7 @@ def _prepared(kernels: Tensor) -> Tensor:
     flat = kernels.detach().cpu().float().flatten(2)
     flat = flat - flat.mean(2, keepdim=True)
     size: Tensor = torch.linalg.vector_norm(flat, dim=(1, 2), keepdim=True, dtype=torch.float64)
-    flat = flat * size.clamp_min(1e-30).reciprocal().float()
+    flat = flat * size.clamp_min(torch.finfo(torch.float32).tiny).reciprocal().float()
     return flat.transpose(0, 1).contiguous()  # (slices, filters, positions), one unit of energy per filter
 
 
