@@ -117,9 +117,10 @@ def variance_entropy(kernels: Tensor) -> float:
     The entropy (base 10) of the explained variances of the slices' principal components: near the upper end for
     random slices, low where few patterns make up all of them. Gavrikov & Keuper, CNN Filter DB, CVPR 2022.
     """
-    slices = kernels.detach().cpu().flatten(2).flatten(0, 1)
+    # In double precision before the product: float32 sums differ between processors by more than small shares.
+    slices = kernels.detach().cpu().double().flatten(2).flatten(0, 1)
     centred = slices - slices.mean(0)
-    variances = torch.linalg.eigvalsh((centred.T @ centred).double()).clamp_min(0)
+    variances = torch.linalg.eigvalsh(centred.T @ centred).clamp_min(0)
     shares = variances / variances.sum().clamp_min(1e-300)
     return float(-(shares * shares.clamp_min(1e-300).log10()).sum())
 
