@@ -17,9 +17,9 @@ from hypothesis import seed as seeded
 from report import Report
 
 import fuzzing
+from filterscope.cli.error_messages import describe_error
+from filterscope.config.from_checkpoint import open_run
 from filterscope.errors import UserError
-from filterscope.faults import explain
-from filterscope.runs import open_run
 
 _MEMORY = 12 << 30  # bytes; what asks for more is refused as on a small machine
 
@@ -71,7 +71,7 @@ class Count:
         try:
             self.refused += act() is not None
         except BaseException as error:
-            if explain(error) is not None:
+            if describe_error(error) is not None:
                 self.refused += 1
                 return
             self.broken += 1

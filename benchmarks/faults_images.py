@@ -11,7 +11,7 @@ from faults_runs import config, start
 from PIL import Image
 from report import Report
 
-from filterscope.assembly import build_data
+from filterscope.config.factory import build_data
 from filterscope.data.flowers import FlowersDataModule
 from filterscope.errors import UserError
 

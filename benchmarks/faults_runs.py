@@ -23,14 +23,14 @@ import torch  # noqa: E402
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
 from train import train  # noqa: E402
 
-from filterscope import assembly, finishing, launching  # noqa: E402, F401 (train imports them when it runs)
-from filterscope.edge import plain  # noqa: E402
-from filterscope.faults import explain  # noqa: E402
-from filterscope.stopping import Stopped, switch  # noqa: E402
-from filterscope.training.resuming import read_whole  # noqa: E402
+from filterscope.cli.error_messages import describe_error  # noqa: E402
+from filterscope.cli.main import resolve_config  # noqa: E402
+from filterscope.runtime.signals import Stopped, stop_request  # noqa: E402
+from filterscope.training import results  # noqa: E402, F401 (train imports them when it runs)
+from filterscope.training.resume import read_whole  # noqa: E402
 from tiny import TINY  # noqa: E402
 
-VISUALS = "visuals=[health,filters,responses,activations,synthesis,strips,history,predictions,examples]"
+VISUALS = "visuals=[health,filters,responses,activations,synthesis,timeline,history,predictions,examples]"
 
 
 def config(*overrides: str) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def config(*overrides: str) -> dict[str, Any]:
         each for each in (*TINY, VISUALS) if each.split("=")[0] not in given and not (other and each.startswith(other))
     ]
     with hydra.initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        return plain(hydra.compose("train", [*kept, *overrides]))
+        return resolve_config(hydra.compose("train", [*kept, *overrides]))
 
 
 @dataclass
@@ -128,13 +128,13 @@ def _be(
                 "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
                 "TORCHELASTIC_RUN_ID": "faults",
             }  # fmt: skip
-        switch.install()
+        stop_request.install()
         train(cfg | {"resume": str(folder) if resume else None}, folder)
         code = 0
     except Stopped as stopped:
         code = stopped.exit_code
     except BaseException as error:
-        line = explain(error)
+        line = describe_error(error)
         (run.notes / f"said{rank}").write_text(
             line if line is not None else f"Traceback: {type(error).__name__}: {error}"
         )

@@ -17,13 +17,13 @@ from playwright.sync_api import Browser, sync_playwright
 from report import Report, arguments, real_data
 from torch import nn
 
+from filterscope.analysis.synthesis import Recipe
 from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
-from filterscope.probes.synthesis import Recipe
 from filterscope.visuals.gallery.gallery import Gallery
-from filterscope.visuals.health import Health
-from filterscope.visuals.site import write_site
-from filterscope.visuals.visual import Examples, Past
+from filterscope.visuals.health.health import Health
+from filterscope.visuals.output.site import write_site
+from filterscope.visuals.visual import Examples, VisualState
 
 REPOSITORY = Path(__file__).parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -47,7 +47,7 @@ VIEW = """() => new Promise((done) => requestAnimationFrame(() => setTimeout(
 def command(real: Path | None, quick: bool, folder: Path) -> list[str]:
     """Return the command for a gallery of AlexNet as published on real flowers, or of a random one without them."""
     if real is None:
-        chosen = ["model.weights=null", "data=embedded", "data.image_size=224"]
+        chosen = ["model.weights=null", "data=synthetic_flowers", "data.image_size=224"]
     else:
         chosen = [f"model.weights={real / 'weights' / 'alexnet_features.pth'}", "data=flowers", f"data.root={real}"]
     script = [sys.executable, str(REPOSITORY / "visualize.py"), "model=alexnet", "visuals=gallery"]
@@ -67,7 +67,7 @@ def wide(folder: Path) -> Path:
         backbone = Backbone(network, name=name, mean=[0.5] * 3, std=[0.25] * 3, image_size=32)
         classifier = Classifier(backbone, nn.Linear(WIDE, 4), num_classes=4)
         gallery = Gallery(recipes=recipes, faces=1, crops=3, images=1, health=health, beside=beside)
-        write_site(folder / name / "gallery", gallery(classifier, examples, Past())["gallery"])
+        write_site(folder / name / "gallery", gallery(classifier, examples, VisualState())["gallery"])
     return folder / "second" / "gallery"
 
 

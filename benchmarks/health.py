@@ -16,10 +16,10 @@ from health_networks import alexnet
 from health_silencing import decisive
 from report import Report, arguments, real_data
 
+from filterscope.analysis.health.recorder import recording_activity
 from filterscope.models.layers import convolutions
-from filterscope.probes.health.watching import recording
-from filterscope.visuals.health import Health
-from filterscope.visuals.visual import Examples, Past
+from filterscope.visuals.health.health import Health
+from filterscope.visuals.visual import Examples, VisualState
 
 
 def watching(report: Report, quick: bool, real: Path) -> None:
@@ -36,23 +36,23 @@ def watching(report: Report, quick: bool, real: Path) -> None:
             classifier(images)
 
     def watched() -> None:
-        with torch.no_grad(), recording(classifier, layers) as recorder:
+        with torch.no_grad(), recording_activity(classifier, layers) as recorder:
             classifier(images)
             recorder.add(labels)
 
     def step() -> None:
         torch.autograd.grad(classifier(images).sum(), list(classifier.parameters()))
 
-    with torch.no_grad(), recording(classifier, layers) as recorder:
+    with torch.no_grad(), recording_activity(classifier, layers) as recorder:
         classifier(images)
         recorder.add(labels)
-    examples, past = Examples(images=images[:16], labels=labels[:16]), Past(epoch=0)
+    examples, state = Examples(images=images[:16], labels=labels[:16]), VisualState(epoch=0)
 
     def judged() -> None:
         for layer in kernels:
             layer += 1e-6  # else their structure would be known
-        past.epoch, past.gathered = (past.epoch or 0) + 1, {"activity": recorder.tallies}
-        Health()(classifier, examples, past)
+        state.epoch, state.gathered = (state.epoch or 0) + 1, {"activity": recorder.tallies}
+        Health()(classifier, examples, state)
 
     times: dict[Callable[[], None], list[float]] = {validate: [], watched: [], step: [], judged: []}
     for work in [*times] * (4 if quick else 12):

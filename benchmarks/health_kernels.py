@@ -10,15 +10,15 @@ from report import Report, seconds
 from scipy.stats import kstest, rankdata
 from torch import Tensor, nn
 
+from filterscope.analysis.health.activity import activity
+from filterscope.analysis.health.classes import class_information
+from filterscope.analysis.health.recorder import record_activity
+from filterscope.analysis.health.running_sums import RunningSums
+from filterscope.analysis.health.similarity import drift, duplicates, linear_cka
+from filterscope.analysis.health.spectrum import natural_preference, reinitialized_copy
+from filterscope.analysis.health.structure import structure
 from filterscope.models.layers import convolutions
 from filterscope.models.weights import read_tensors
-from filterscope.probes.health.activity import activity
-from filterscope.probes.health.classes import class_information
-from filterscope.probes.health.similarity import drift, duplicates, linear_cka
-from filterscope.probes.health.spectrum import natural_preference, random_twin
-from filterscope.probes.health.structure import structure
-from filterscope.probes.health.tally import Tally
-from filterscope.probes.health.watching import watch
 
 SHAPES = {
     "alexnet": [(64, 3, 11), (192, 64, 5), (384, 192, 3), (256, 384, 3), (256, 256, 3)],
@@ -112,9 +112,9 @@ def planted(report: Report, quick: bool, real: Path) -> None:
     dead = torch.arange(3, 192, 17)
     with torch.no_grad():
         classifier.module_of("block2_conv1").bias[dead] = -1e3
-    tallies, responses = watch(classifier, images, layers=["block2_conv1"])
+    tallies, responses = record_activity(classifier, images, layers=["block2_conv1"])
     named = activity(tallies["block2_conv1"]).dead
-    alive = watch(alexnet(real, 10).eval(), images, layers=["block2_conv1"])[0]["block2_conv1"]
+    alive = record_activity(alexnet(real, 10).eval(), images, layers=["block2_conv1"])[0]["block2_conv1"]
     natural = activity(alive).dead
     natural[dead] = True
     report.add("planted dead filters: wrongly said of how many", float((named != natural).sum()), at_most=0)
@@ -153,7 +153,7 @@ def shuffled_labels(responses: Tensor, quick: bool) -> float:
     responses = responses.repeat(8, 1) * torch.rand(8 * len(responses), 1, generator=generator)
     labels = torch.arange(len(responses)) % 7 % 5
     for _ in range(200 if quick else 2000):
-        tally = Tally.empty(filters=1, classes=5)
+        tally = RunningSums.empty(filters=1, classes=5)
         tally.add(responses[:, :, None, None], labels[torch.randperm(len(labels), generator=generator)])
         p.append(float(class_information(tally).p))
     return float(kstest(p, "uniform").pvalue)
@@ -166,7 +166,7 @@ def natural(report: Report, quick: bool, real: Path) -> None:
     classifier = alexnet(real, 10).eval()
     layers = convolutions(classifier.layers)
     own = natural_preference(classifier, images, layers=layers)
-    twin = natural_preference(random_twin(classifier), images, layers=layers)
+    twin = natural_preference(reinitialized_copy(classifier), images, layers=layers)
     for layer in layers:
         area = auroc(own[layer].abs(), twin[layer].abs())
         medians = {"pretrained": float(own[layer].abs().median()), "random": float(twin[layer].abs().median())}

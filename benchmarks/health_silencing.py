@@ -8,15 +8,15 @@ import torch
 from health_networks import Images, alexnet, fashion, finetune, flowers, from_scratch, partition, wide
 from report import Report
 
+from filterscope.analysis.health.ablation import Silencing, accuracy, silencing
+from filterscope.analysis.health.activity import activity
+from filterscope.analysis.health.classes import class_information
+from filterscope.analysis.health.recorder import record_activity
+from filterscope.analysis.health.similarity import duplicates
+from filterscope.analysis.health.structure import structure
+from filterscope.analysis.health.verdict import Verdict, verdicts
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions
-from filterscope.probes.health.ablation import Silencing, accuracy, silencing
-from filterscope.probes.health.activity import activity
-from filterscope.probes.health.classes import class_information
-from filterscope.probes.health.similarity import duplicates
-from filterscope.probes.health.structure import structure
-from filterscope.probes.health.verdict import Verdict, verdicts
-from filterscope.probes.health.watching import watch
 
 KINDS = ("unused", "random", "useful")
 UNSEEN = (1, 2, 3)
@@ -97,7 +97,7 @@ def compare(report: Report, data: str, networks: list[Costs]) -> None:
 def judge(classifier: Classifier, seen: Images) -> dict[str, list[Verdict]]:
     """Return the verdicts on all layers."""
     layers = convolutions(classifier.layers)
-    tallies, _ = watch(classifier, *seen, layers=layers)
+    tallies, _ = record_activity(classifier, *seen, layers=layers)
     said = {}
     for layer in layers:
         kernels, acts = classifier.module_of(layer).weight.detach(), activity(tallies[layer])

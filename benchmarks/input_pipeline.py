@@ -19,8 +19,8 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from filterscope.data.folder import FolderDataModule
-from filterscope.data.transforms import Augmentation
-from filterscope.memory import hold_memory
+from filterscope.data.preprocessing import Augmentation
+from filterscope.runtime.malloc import keep_freed_memory
 
 PASSES = 5  # over the images, so that the first one's warming up weighs little
 
@@ -32,7 +32,7 @@ def by_hand(root: Path, views: list[object], count: int) -> Callable[[], None]:
     loader: DataLoader[object] = DataLoader(Subset(images, range(min(count, len(images)))), batch_size=64, shuffle=True)
 
     def read() -> None:
-        hold_memory(False)
+        keep_freed_memory(False)
         for _ in loader:
             pass
 
@@ -55,7 +55,7 @@ def ours(root: Path, augment: Augmentation, cache: Path | None = None, *, raw: b
     loader.raw = raw
 
     def read() -> int:
-        hold_memory()
+        keep_freed_memory()
         return sum(len(images) for _ in range(PASSES) for images, _ in loader)
 
     return read

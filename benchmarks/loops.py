@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from filterscope import assembly, building, launching
+from filterscope.cli.main import resolve_config
+from filterscope.config import factory, instantiate, trainer_factory
 from filterscope.data.datamodule import ImageDataModule
-from filterscope.edge import plain
-from filterscope.memory import hold_memory
+from filterscope.runtime.malloc import keep_freed_memory
 from filterscope.training.module import FinetuneModule
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -55,7 +55,7 @@ class Run:
 
     def fit(self) -> None:
         """Train, without the validation before it."""
-        hold_memory()
+        keep_freed_memory()
         self.trainer.fit(self.module, self.data)
         shutil.rmtree(str(self.trainer.default_root_dir), ignore_errors=True)
 
@@ -63,29 +63,29 @@ class Run:
 def compose(*overrides: str) -> dict[str, Any]:
     """Return the plain config that these overrides make of `conf/train.yaml`."""
     with hydra.initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        return plain(hydra.compose("train", list(overrides)))
+        return resolve_config(hydra.compose("train", list(overrides)))
 
 
 def run(*overrides: str, validate: bool) -> Run:
     """Build a run; without `validate` it trains and does nothing else."""
-    launching.quieten()
+    trainer_factory.silence_libraries()
     cfg = compose("trainer.enable_progress_bar=false", *overrides)
     if not validate:
         cfg["trainer"]["limit_val_batches"] = 0
     torch.manual_seed(0)
-    data = assembly.build_data(cfg)
-    classifier = assembly.build_classifier(cfg, data)
-    visuals = assembly.answerable(assembly.build_visuals(cfg), classifier)
-    module = assembly.build_module(cfg, classifier, data)
+    data = factory.build_data(cfg)
+    classifier = factory.build_classifier(cfg, data)
+    visuals = factory.supported_visuals(factory.build_visuals(cfg), classifier)
+    module = factory.build_module(cfg, classifier, data)
     folder = Path(tempfile.mkdtemp(prefix="filterscope-"))
-    return Run(trainer=launching.build_trainer(cfg, folder, visuals, data), module=module, data=data)
+    return Run(trainer=trainer_factory.build_trainer(cfg, folder, visuals, data), module=module, data=data)
 
 
 def network(name: str, weights: Path, num_classes: int) -> tuple[nn.Module, nn.Linear]:
     """Return the convolutional part of a published network, pooled, and the Linear behind it: plain modules."""
     cfg = compose(f"model={name}", f"model.weights={weights}", "head=linear")
-    backbone = building.build(cfg["model"], where="model")
-    classifier = building.build(cfg["head"], where="head")(backbone, num_classes=num_classes)
+    backbone = instantiate.instantiate(cfg["model"], where="model")
+    classifier = instantiate.instantiate(cfg["head"], where="head")(backbone, num_classes=num_classes)
     return classifier.backbone.network, classifier.head
 
 
@@ -138,7 +138,7 @@ class ByHand:
 
     def __call__(self) -> None:
         """Train."""
-        hold_memory(False)
+        keep_freed_memory(False)
         self.trunk.train()
         for _ in range(self.epochs):
             for images, labels in self.loader:
@@ -156,7 +156,7 @@ def bare(mine: Run) -> Callable[[], None]:
     loader, steps = data.train_dataloader(), int(mine.trainer.limit_train_batches or 10**9)
 
     def work() -> None:
-        hold_memory()
+        keep_freed_memory()
         module.train()
         for number, (images, labels) in enumerate(loader):
             if number == steps:

@@ -20,19 +20,19 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.transforms import ToPILImage
 
-from filterscope.data.decoding import read_image
-from filterscope.data.embedded import EmbeddedDataModule
-from filterscope.data.transforms import fixed_view, to_float
+from filterscope.analysis.activations import activations
+from filterscope.data.image_io import read_image
+from filterscope.data.preprocessing import fixed_view, to_float
+from filterscope.data.synthetic_flowers import SyntheticFlowersDataModule
 from filterscope.models import heads
 from filterscope.models.backbone import torchvision_backbone
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import block_ends
-from filterscope.probes.activations import activations
 from filterscope.visuals.activations import Activations
-from filterscope.visuals.maps import draw_maps
-from filterscope.visuals.store import keep
-from filterscope.visuals.verdicts import Picked
-from filterscope.visuals.visual import Examples, Past
+from filterscope.visuals.filter_selection import FilterSelection
+from filterscope.visuals.map_grid import draw_maps
+from filterscope.visuals.output.writer import write_outputs
+from filterscope.visuals.visual import Examples, VisualState
 
 ENDS = (5, 10, 17, 24, 31)
 CHANNELS = 20
@@ -50,7 +50,7 @@ def figure(writer: SummaryWriter, tag: str, maps: Callable[[int], Tensor]) -> No
 def photograph(real: Path | None) -> Tensor:
     """Return a flower, real or drawn, `(1, 3, 224, 224)` in [0, 1]: noise would make maps that no photograph makes."""
     if real is None:
-        return EmbeddedDataModule(image_size=224, num_train=10, num_val=10, num_test=0).examples(1)[0]
+        return SyntheticFlowersDataModule(image_size=224, num_train=10, num_val=10, num_test=0).examples(1)[0]
     pixels = read_image(str(real / "flowers-102" / "jpg" / "image_00017.jpg"), num_channels=3)
     return to_float(fixed_view(image_size=224, resize_ratio=256 / 224)(pixels))[None]
 
@@ -85,14 +85,14 @@ def main() -> int:
                 figure(writers["matplotlib"], layer, lambda channel, maps=maps: maps[0, channel])
 
         def ours() -> None:
-            keep(visual(classifier, examples, Past()), writer=writers["ours"])
+            write_outputs(visual(classifier, examples, VisualState()), writer=writers["ours"])
 
         def drawing() -> None:
             shown = {}
             for layer, maps in known.items():
-                chosen, drawn = Picked(channels=list(range(CHANNELS))), maps[:, :CHANNELS]
+                chosen, drawn = FilterSelection(channels=list(range(CHANNELS))), maps[:, :CHANNELS]
                 shown[layer] = draw_maps(image, drawn, chosen, layer=layer, total=maps.shape[1], abreast=CHANNELS // 2)
-            keep(shown, writer=writers["drawn"])
+            write_outputs(shown, writer=writers["drawn"])
 
         report = Report("picture logging")
         ours()

@@ -27,10 +27,11 @@ def worker(finetune: str, steps: int, out: Path) -> None:
     import pytorch_lightning as pl
     from torch.utils.data import DataLoader, TensorDataset
 
-    from filterscope import finishing, launching
-    from filterscope.memory import hold_memory
+    from filterscope.config import trainer_factory
     from filterscope.models import heads
     from filterscope.models.backbone import torchvision_backbone
+    from filterscope.runtime.malloc import keep_freed_memory
+    from filterscope.training import results
     from filterscope.training.module import FinetuneModule
     from filterscope.training.policies import Full, LinearProbe
     from filterscope.training.schedules import constant
@@ -46,8 +47,8 @@ def worker(finetune: str, steps: int, out: Path) -> None:
         def on_train_end(self, *_: object, **__: object) -> None:
             self.steps.append(time.perf_counter())
 
-    launching.quieten()
-    hold_memory()
+    trainer_factory.silence_libraries()
+    keep_freed_memory()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     real, ranks = real_data(), int(os.environ.get("WORLD_SIZE", "1"))
@@ -67,7 +68,7 @@ def worker(finetune: str, steps: int, out: Path) -> None:
         accelerator="cpu",
         devices=ranks,
         strategy="ddp" if ranks > 1 else "auto",
-        precision=launching.precision_for("cpu"),
+        precision=trainer_factory.precision_for("cpu"),
         max_epochs=1,
         callbacks=[clock],
         logger=False,
@@ -80,7 +81,7 @@ def worker(finetune: str, steps: int, out: Path) -> None:
     trainer.fit(module, DataLoader(one * steps, batch_size=None))  # type: ignore[arg-type]
     durations = [b - a for a, b in zip(clock.steps[1:], clock.steps[2:], strict=False)]  # the first was warming up
     out.with_suffix(f".{os.environ.get('RANK', os.getpid())}").write_text(json.dumps(durations))
-    finishing.part(trainer)
+    results.part(trainer)
 
 
 def together(finetune: str, steps: int, *, ddp: bool) -> float:

@@ -16,7 +16,7 @@ from pathlib import Path
 from report import Report, arguments, seconds
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-IMPORTS = "import torch, torchvision, pytorch_lightning, matplotlib.figure, filterscope.launching\n"
+IMPORTS = "import torch, torchvision, pytorch_lightning, matplotlib.figure, filterscope.config.trainer_factory\n"
 BARE = """
 import hydra
 @hydra.main(version_base="1.3", config_path={conf!r}, config_name="train")

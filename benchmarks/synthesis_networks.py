@@ -11,11 +11,11 @@ from report import real_data
 from torch import Tensor, nn
 from torchvision.models import get_model
 
-from filterscope.files import replacing
 from filterscope.models import heads
 from filterscope.models.backbone import torchvision_backbone
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
+from filterscope.storage.atomic import atomic_write
 
 CONVOLUTIONS = {
     "alexnet": ("block1_conv1", "block2_conv1", "block3_conv1", "block3_conv2", "block3_conv3"),
@@ -126,7 +126,7 @@ def kept_picture(
     if not files[steps].exists():
         made = lucent_pictures(tool, network, path, channel, steps=passed, size=size, seed=seed)
         for file, picture in zip(files.values(), made, strict=True):
-            with replacing(file) as stream:
+            with atomic_write(file) as stream:
                 torch.save(picture, stream)
     picture: Tensor = torch.load(files[steps], weights_only=True)
     return picture

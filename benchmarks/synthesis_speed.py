@@ -20,9 +20,9 @@ from report import Report, arguments, ratio, seconds
 from synthesis_networks import channels_of, classifier, lucent, lucent_pictures, published
 from torch import Tensor, nn
 
+from filterscope.analysis.synthesis import Recipe, synthesize
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
-from filterscope.probes.synthesis import Recipe, synthesize
 
 PIXELS = Recipe(objective="channel", image="pixels", jitter=0, scale=0, rotate=0, leak=0, leak_steps=0, memory=4)
 FOURIER = Recipe(objective="channel", settle=0, memory=4)

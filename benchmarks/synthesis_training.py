@@ -22,10 +22,11 @@ import pytorch_lightning as pl
 from report import Report, arguments, real_data
 from synthesis_networks import weights_of
 
-from filterscope import assembly, launching
-from filterscope.edge import plain
-from filterscope.probes.synthesis import watching
-from filterscope.training.callbacks import LogVisuals
+from filterscope.analysis.synthesis import statistics_recorder
+from filterscope.cli.main import resolve_config
+from filterscope.config import factory, trainer_factory
+from filterscope.config.trainer_factory import build_trainer
+from filterscope.training.log_visuals import LogVisuals
 
 OVERRIDES = (
     "model=alexnet", "model.allow_random=true", "data=flowers", "finetune=full", "visuals=synthesis",
@@ -85,18 +86,18 @@ def measure(report: Report, epochs: int) -> None:
     overrides = [*OVERRIDES, f"data.root={real_data()}", f"model.weights={weights_of('alexnet')}"]
     overrides += [f"trainer.max_epochs={epochs + 1}", "trainer.enable_progress_bar=false"]
     with hydra.initialize_config_dir(str(config), version_base="1.3"):
-        cfg = plain(hydra.compose("train", overrides))
+        cfg = resolve_config(hydra.compose("train", overrides))
     clock = Clock()
     _time(clock)
-    launching.quieten()
+    trainer_factory.silence_libraries()
     pl.seed_everything(cfg["seed"], verbose=False)
     with tempfile.TemporaryDirectory() as folder:
-        data = assembly.build_data(cfg)
-        classifier = assembly.build_classifier(cfg, data)
-        trainer = launching.build_trainer(cfg, Path(folder), assembly.build_visuals(cfg))
+        data = factory.build_data(cfg)
+        classifier = factory.build_classifier(cfg, data)
+        trainer = build_trainer(cfg, Path(folder), factory.build_visuals(cfg))
         counted = Epochs(clock)
         trainer.callbacks.append(counted)
-        trainer.fit(assembly.build_module(cfg, classifier, data), data)
+        trainer.fit(factory.build_module(cfg, classifier, data), data)
     knobs = cfg["visuals"]["synthesis"]
     about = f"{knobs['channels']} pictures a layer, {knobs['steps']} steps of {cfg['recipe']['size']} px"
     for place, kind in ((1, "processor"), (0, "wall")):
@@ -113,7 +114,7 @@ def measure(report: Report, epochs: int) -> None:
 
 def _time(clock: Clock) -> None:
     """Let the clock run while visuals draw, and while they watch the validation pass."""
-    draw, means, add = LogVisuals.draw, watching._means, watching.Responses.add
+    draw, means, add = LogVisuals.draw, statistics_recorder._means, statistics_recorder.Responses.add
 
     def drawn(*args: object, **knobs: object) -> None:
         with clock.running():
@@ -123,11 +124,11 @@ def _time(clock: Clock) -> None:
         with clock.running():
             return means(*args, **knobs)
 
-    def added(self: watching.Responses, responses: object) -> None:
+    def added(self: statistics_recorder.Responses, responses: object) -> None:
         with clock.running():
             add(self, responses)
 
-    LogVisuals.draw, watching._means, watching.Responses.add = drawn, seen, added
+    LogVisuals.draw, statistics_recorder._means, statistics_recorder.Responses.add = drawn, seen, added
 
 
 def main() -> None:

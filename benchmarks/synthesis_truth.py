@@ -25,17 +25,11 @@ from torchvision.datasets import Flowers102
 from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize, to_dtype
 from torchvision.utils import save_image
 
+from filterscope.analysis.activations import activations
+from filterscope.analysis.synthesis import LayerStatistics, Recipe, measure_statistics, ranks, synthesize
+from filterscope.analysis.synthesis.objectives import mean_response
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
-from filterscope.probes.activations import activations
-from filterscope.probes.synthesis import (
-    LayerStatistics,
-    Recipe,
-    measure_statistics,
-    ranks,
-    synthesize,
-)
-from filterscope.probes.synthesis.objectives import mean_response
 
 PLAIN = Recipe(objective="channel", learning_rate=0.15, anneal=0.3)
 SPECIFIC = Recipe()

@@ -17,7 +17,7 @@ from PIL import Image
 DOCS = Path(__file__).parent
 PICTURES = DOCS / "images"
 RUNS = {
-    "scratch": ("visuals=[health,filters,strips,synthesis]",),
+    "scratch": ("visuals=[health,filters,timeline,synthesis]",),
     "head": (
         "visuals=[health,filters]",
         "model=alexnet",
@@ -99,7 +99,7 @@ def main() -> None:
     options = parser.parse_args()
     for name in RUNS:
         run(name, options.real, options.runs)
-    picture(options.runs, "scratch", "strips")
+    picture(options.runs, "scratch", "timeline")
     picture(options.runs, "head", "filters", height=640)
     chart(options.runs)
 

@@ -13,16 +13,17 @@ from hydra.utils import instantiate
 from PIL import Image
 from rich.console import Console
 
+from filterscope.analysis.synthesis import ActivationStatistics, Job, Recipe, measure_statistics, synthesize_all
 from filterscope.data.flowers import FlowersDataModule
 from filterscope.models import heads
 from filterscope.models.backbone import torchvision_backbone
 from filterscope.models.classifier import Classifier
-from filterscope.probes.synthesis import ActivationStatistics, Job, Recipe, measure_statistics, synthesize_all
-from filterscope.visuals.draw import Cell, grid, side
-from filterscope.visuals.tiles import photo
+from filterscope.visuals.drawing.grid import Cell, grid, side
+from filterscope.visuals.drawing.tiles import photo
+from filterscope.visuals.output.outputs import Picture
+from filterscope.visuals.progress import progress_bar
 from filterscope.visuals.trust import trust_lines
-from filterscope.visuals.visual import Past, Picture
-from filterscope.visuals.waiting import progress_bar
+from filterscope.visuals.visual import VisualState
 
 DOCS = Path(__file__).resolve().parent
 IMAGES = 100
@@ -69,7 +70,7 @@ def sheet(subject: Subject, way: str, keep: Path) -> Picture:
         total = len(known.of(layer).mean)
         channels = tuple(i * total // COLUMNS for i in range(COLUMNS))
         jobs.append(Job(layer=layer, channels=channels, recipe=how, statistics=known.of(layer)))
-    with progress_bar(f"{name}, {way}", Past(), Console()) as progress:
+    with progress_bar(f"{name}, {way}", VisualState(), Console()) as progress:
         made = synthesize_all(subject.classifier, jobs, keep=keep, progress=progress)
     tile = side(COLUMNS, labels=LABELS)
     cells = []

@@ -12,7 +12,7 @@ import hydra
 import pytest
 from pytorch_lightning.utilities import rank_zero_only
 
-from filterscope.edge import plain
+from filterscope.cli.main import resolve_config
 from tiny import REPOSITORY
 
 
@@ -45,7 +45,7 @@ def composed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Composed]:
 
     def compose(*overrides: str, config: str = "train") -> Composed:
         with hydra.initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-            return plain(hydra.compose(config, list(overrides)))
+            return resolve_config(hydra.compose(config, list(overrides)))
 
     monkeypatch.delenv("FILTERSCOPE_DATA", raising=False)
     return compose

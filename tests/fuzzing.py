@@ -12,9 +12,9 @@ from hydra.errors import HydraException
 from hypothesis import strategies as st
 from omegaconf.errors import OmegaConfBaseException
 
-from filterscope.edge import UNCOMPOSABLE, check_paths, plain
+from filterscope.cli.main import UNCOMPOSABLE, check_paths, resolve_config
+from filterscope.cli.resume_arguments import resume_arguments
 from filterscope.errors import UserError
-from filterscope.stored import take_up
 from tiny import REPOSITORY, TINY
 
 REFUSED = (UserError, HydraException, OmegaConfBaseException, OSError)
@@ -60,23 +60,24 @@ def overrides() -> st.SearchStrategy[list[str]]:
 
 def set_up(given: list[str], folder: Path) -> str | None:
     """Do with overrides all that a run does before its first step; return the line that refuses them, or None."""
-    from filterscope import assembly, finishing, launching
+    from filterscope.config import factory, trainer_factory
+    from filterscope.training import results
 
     os.environ.setdefault("https_proxy", "http://127.0.0.1:9")  # nothing is downloaded
     try:
-        take_up([each for each in given if not each.startswith("resume=")])
+        resume_arguments([each for each in given if not each.startswith("resume=")])
         composed = hydra.compose("train", [*SMALL, *given])
     except (*REFUSED, *UNCOMPOSABLE) as error:
         return str(error)
     try:
-        cfg = plain(composed)
+        cfg = resolve_config(composed)
         check_paths(cfg)
-        data = assembly.build_data(cfg)
-        classifier = assembly.build_classifier(cfg, data)
-        visuals = assembly.answerable(assembly.build_visuals(cfg), classifier)
-        finishing.check_export(classifier, cfg["export"])
-        module = assembly.build_module(cfg, classifier, data)
-        launching.build_trainer(cfg, folder, visuals)
+        data = factory.build_data(cfg)
+        classifier = factory.build_classifier(cfg, data)
+        visuals = factory.supported_visuals(factory.build_visuals(cfg), classifier)
+        results.check_export_format(classifier, cfg["export"])
+        module = factory.build_module(cfg, classifier, data)
+        trainer_factory.build_trainer(cfg, folder, visuals)
         del module
     except REFUSED as error:
         return str(error)

@@ -37,9 +37,9 @@ def planted_vgg16(path: Path) -> Path:
 
 
 def _planted(path: Path, build: Callable[..., Any]) -> Path:
-    from filterscope.models.weights import weightless
+    from filterscope.models.weights import on_meta_device
 
-    with weightless():
+    with on_meta_device():
         shapes = {name: tensor.shape for name, tensor in build().state_dict().items()}
     generator = torch.Generator().manual_seed(0)
     state = {

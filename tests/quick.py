@@ -1,6 +1,6 @@
 """A recipe with which pictures take a moment."""
 
-from filterscope.probes.synthesis import Recipe
+from filterscope.analysis.synthesis import Recipe
 
 
 def quick(**knobs):

@@ -12,9 +12,9 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from train import train
 from visualize import visualize
 
-from filterscope.edge import plain
+from filterscope.cli.main import resolve_config
+from filterscope.cli.tensorboard import run_tensorboard
 from filterscope.errors import UserError
-from filterscope.opening import tensorboard
 from tiny import REPOSITORY, TINY
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -75,7 +75,7 @@ def page(browser: Browser) -> Iterator[Page]:
 
 def _composed(config: str, *overrides: str) -> dict:
     with hydra.initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        return plain(hydra.compose(config, list(overrides)))
+        return resolve_config(hydra.compose(config, list(overrides)))
 
 
 def _numbers(page: Page) -> list[int]:
@@ -210,7 +210,7 @@ def test_nobody_is_shut_out(page, gallery, name, scheme):
 def test_tensorboard_shows_the_pictures_of_every_epoch(browser, run):
     page = browser.new_page()
     page.set_default_timeout(120_000)
-    with tensorboard(run) as address:
+    with run_tensorboard(run) as address:
         page.goto(f"{address}#images")
         card = page.locator("tf-image-loader").first
         expect(card.locator("img")).to_be_visible(timeout=120_000)

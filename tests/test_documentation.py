@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from filterscope import assembly, opening
+from filterscope.cli import tensorboard
+from filterscope.config import factory
 from tiny import REPOSITORY
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -78,7 +79,7 @@ def test_every_command_of_the_scripts_composes_and_its_visuals_build(
         return  # run by tests of their own
     for job in _jobs(overrides):
         job = [each for each in job if not each.startswith(("hydra/launcher=", "hydra.launcher."))]  # looked at below
-        assert isinstance(assembly.build_visuals(composed(*job, config=script.removesuffix(".py"))), dict)
+        assert isinstance(factory.build_visuals(composed(*job, config=script.removesuffix(".py"))), dict)
 
 
 def test_launchers_that_are_spoken_of_are_there_and_have_the_knobs() -> None:
@@ -109,7 +110,7 @@ def test_every_other_command_is_as_its_program_takes_it(words: list[str]) -> Non
         assert words[1] == "install"
         assert {extra for some in extras for extra in some.split(",")} <= known.keys()
     elif program == "tensorboard":
-        assert words[-2:] == list(opening.FLAGS)
+        assert words[-2:] == list(tensorboard.FLAGS)
     else:
         assert program in ("pytest", "eval")  # test_completion.py runs what is evaluated
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from train import train
 
 import fuzzing
-from filterscope.edge import plain
+from filterscope.cli.main import resolve_config
+from filterscope.config.from_checkpoint import open_run
 from filterscope.errors import UserError
-from filterscope.runs import open_run
 from tiny import TINY
 
 FEW = settings(
@@ -30,7 +30,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
     folder = tmp_path_factory.mktemp("run")
     with fuzzing.composing():
-        train(plain(hydra.compose("train", [*TINY, "visuals=[filters,health]", "trainer.max_epochs=1"])), folder)
+        train(
+            resolve_config(hydra.compose("train", [*TINY, "visuals=[filters,health]", "trainer.max_epochs=1"])), folder
+        )
         yield folder / "checkpoints" / "last.ckpt"
 
 
@@ -101,7 +103,7 @@ def test_a_checkpoint_that_no_step_can_be_computed_from_is_refused_before_one(
     change(changed)
     (tmp_path / "checkpoints").mkdir()
     torch.save(changed, tmp_path / "checkpoints" / "last.ckpt")
-    cfg = plain(hydra.compose("train", [*TINY, "visuals=[filters,health]", "trainer.max_epochs=2"]))
+    cfg = resolve_config(hydra.compose("train", [*TINY, "visuals=[filters,health]", "trainer.max_epochs=2"]))
     with pytest.raises(UserError, match=r"last\.ckpt does not fit its run: ValueError"):
         train(cfg | {"resume": str(tmp_path)}, tmp_path)
 

@@ -16,15 +16,15 @@ import yaml
 from train import train
 
 import hostile
-from filterscope.data.decoding import BadImageError, check_image, read_image
+from filterscope.cli.resume_arguments import check_stored_config
+from filterscope.config.from_checkpoint import open_run, read_checkpoint
+from filterscope.data.image_io import BadImageError, check_image, read_image
 from filterscope.errors import UserError
 from filterscope.models.weights import read_tensors
-from filterscope.runs import open_run, read_checkpoint
-from filterscope.stored import check_stored
-from filterscope.training.checkpoints import read_whole
+from filterscope.training.checkpoints import load_training_checkpoint
 from tiny import REPOSITORY, TINY
 
-READERS = (read_checkpoint, read_whole, read_tensors)
+READERS = (read_checkpoint, load_training_checkpoint, read_tensors)
 
 
 @pytest.fixture
@@ -38,11 +38,11 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of an honest run."""
     import hydra
 
-    from filterscope.edge import plain
+    from filterscope.cli.main import resolve_config
 
     folder = tmp_path_factory.mktemp("honest")
     with hydra.initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        train(plain(hydra.compose("train", [*TINY, "visuals=filters", "trainer.max_epochs=0"])), folder)
+        train(resolve_config(hydra.compose("train", [*TINY, "visuals=filters", "trainer.max_epochs=0"])), folder)
     return folder
 
 
@@ -91,8 +91,9 @@ def changed(honest: Path, place: Path, change: Callable[[dict[str, Any]], None])
 
 TARGETS = (
     "os.system", "torch.load", "numpy.load", "builtins.open", "builtins.exec", "subprocess.run", "pickle.load",
-    "functools.partial", "importlib.import_module", "hydra.utils.instantiate", "filterscope.building.build",
-    "filterscope.files.write_file", "filterscope.models.heads.UserError.with_traceback", "shutil.rmtree",
+    "functools.partial", "importlib.import_module", "hydra.utils.instantiate",
+    "filterscope.config.instantiate.instantiate",
+    "filterscope.storage.atomic.write_file", "filterscope.models.heads.UserError.with_traceback", "shutil.rmtree",
     "torch.hub.load_state_dict_from_url", "filterscope.models.heads.replace.__globals__", "", "..", "os.system\n",
 )  # fmt: skip
 
@@ -227,9 +228,9 @@ def test_a_run_folder_of_a_stranger_is_looked_at_before_it_is_gone_on_with(
     }
     stored = tmp_path / ".hydra" / "config.yaml"
     stored.write_text(yaml.safe_dump(nodes))
-    check_stored(tmp_path)
+    check_stored_config(tmp_path)
     stored.write_text(STORED[trick](nodes))
-    assert "config.yaml" in refused(check_stored, tmp_path)
+    assert "config.yaml" in refused(check_stored_config, tmp_path)
 
 
 def test_an_image_that_unpacks_to_a_bomb_is_refused_by_its_header(tmp_path: Path) -> None:

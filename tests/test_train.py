@@ -8,12 +8,12 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from train import train
 
-from filterscope.assembly import build_data
+from filterscope.analysis.activations import activations
+from filterscope.analysis.health.running_sums import PLACES
+from filterscope.analysis.reductions import spread_positions
+from filterscope.config.factory import build_data
+from filterscope.config.from_checkpoint import open_run
 from filterscope.errors import UserError
-from filterscope.probes.activations import activations
-from filterscope.probes.health.tally import PLACES
-from filterscope.probes.spatial import spread
-from filterscope.runs import open_run
 from filterscope.training.module import FinetuneModule
 from tiny import TINY
 
@@ -47,12 +47,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of one whole tiny run that several tests look at."""
     import hydra
 
-    from filterscope.edge import plain
+    from filterscope.cli.main import resolve_config
     from tiny import REPOSITORY
 
     folder = tmp_path_factory.mktemp("run")
     with hydra.initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        cfg = plain(hydra.compose("train", list(TINY)))
+        cfg = resolve_config(hydra.compose("train", list(TINY)))
     train(cfg, folder)
     return folder
 
@@ -61,7 +61,7 @@ LAYERS = ("block1_conv1", "block2_conv1")
 TAGS = (
     *(f"filters/{layer}" for layer in LAYERS),
     *(f"synthesis/{layer}" for layer in LAYERS),
-    *(f"strips/{layer}" for layer in LAYERS),
+    *(f"timeline/{layer}" for layer in LAYERS),
     "activations/block1_pool",
     "activations/block2_pool",
     "predictions/val",
@@ -128,7 +128,7 @@ def test_the_number_of_workers_does_not_change_the_result(run: Path, composed: C
 def test_an_interrupted_run_resumes_to_the_same_bits(
     finetune: str, composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overrides = (*TINY, f"finetune={finetune}", "trainer.max_epochs=3", "visuals=[activations,health,strips]")
+    overrides = (*TINY, f"finetune={finetune}", "trainer.max_epochs=3", "visuals=[activations,health,timeline]")
     if finetune == "gradual":
         overrides = (*overrides, "finetune.release_epoch=2")
     train(composed(*overrides), tmp_path / "whole")
@@ -175,12 +175,12 @@ def test_zero_epochs_look_and_test_and_keep_a_checkpoint(composed: Compose, tmp_
 
 
 def test_filters_are_judged_by_the_whole_validation_pass(run: Path, composed: Compose) -> None:
-    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["filterscope"]["past"]
+    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["filterscope"]["visual_state"]
     assert saved.keys() == {"epoch", "store"}
     images = torch.cat([images for images, _ in build_data(composed(*TINY)).val_dataloader()])
     classifier = open_run(run / "checkpoints" / "last.ckpt").classifier
     outputs = activations(classifier, images, ["block1_conv1"])["block1_conv1"]
-    looked_at = outputs.flatten(2)[:, :, spread(*outputs.shape[2:], most=PLACES)]
+    looked_at = outputs.flatten(2)[:, :, spread_positions(*outputs.shape[2:], most=PLACES)]
     positive = (looked_at > 0).float().mean(dim=(0, 2))
     known = saved["store"]["health"]["block1_conv1"]
     assert known["images"] == len(images) == 30

@@ -11,9 +11,9 @@ from train import train
 from visualize import visualize
 
 import filterscope
-from filterscope import runs
+from filterscope.config import from_checkpoint
+from filterscope.config.from_checkpoint import find_checkpoint, open_run
 from filterscope.errors import UserError
-from filterscope.runs import find_checkpoint, open_run
 from tiny import TINY
 
 Compose = Callable[..., dict[str, Any]]
@@ -25,7 +25,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run on image files that are deleted afterwards."""
     import hydra
 
-    from filterscope.edge import plain
+    from filterscope.cli.main import resolve_config
     from tiny import REPOSITORY
 
     data = tmp_path_factory.mktemp("data")
@@ -38,7 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 Image.fromarray(pixels).save(data / split / name / f"{i}.png")
     tiny = [override for override in TINY if not override.startswith("data.num")]
     with hydra.initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        cfg = plain(hydra.compose("train", [*tiny, "data=folder", f"data.root={data}", "visuals=synthesis"]))
+        cfg = resolve_config(hydra.compose("train", [*tiny, "data=folder", f"data.root={data}", "visuals=synthesis"]))
     folder = tmp_path_factory.mktemp("run")
     train(cfg, folder)
     shutil.rmtree(data)
@@ -59,7 +59,7 @@ def test_a_moved_checkpoint_is_drawn_when_the_data_is_gone(run: Path, composed: 
 def test_more_images_come_from_the_data_that_the_run_was_trained_on(composed: Compose, tmp_path: Path) -> None:
     train(composed(*TINY, "visuals=filters", "trainer.max_epochs=1", "num_examples=3"), tmp_path / "run")
     cfg = composed(f"ckpt={tmp_path / 'run'}", "visuals=health_causes", config="visualize")
-    subject = runs.subject(cfg)
+    subject = from_checkpoint.load_subject(cfg)
     assert len(subject.examples) == 3
     assert len(subject.examples.sample(25)) == 25
     visualize(cfg, tmp_path / "out")
@@ -67,14 +67,14 @@ def test_more_images_come_from_the_data_that_the_run_was_trained_on(composed: Co
 
 
 def test_more_images_than_a_moved_checkpoint_holds_are_one_clear_line(run: Path, composed: Compose) -> None:
-    subject = runs.subject(composed(f"ckpt={run}", config="visualize"))
+    subject = from_checkpoint.load_subject(composed(f"ckpt={run}", config="visualize"))
     with pytest.raises(UserError, match="no"):
         subject.examples.sample(1000)
 
 
 def test_chosen_data_is_looked_at_instead_of_what_the_checkpoint_holds(run: Path, composed: Compose) -> None:
-    cfg = composed(f"ckpt={run}", "data=embedded", "num_examples=5", "data.num_val=20", config="visualize")
-    examples = runs.subject(cfg).examples
+    cfg = composed(f"ckpt={run}", "data=synthetic_flowers", "num_examples=5", "data.num_val=20", config="visualize")
+    examples = from_checkpoint.load_subject(cfg).examples
     assert len(examples) == 5
     assert examples.labels is None  # ants and bees are no flowers
     assert examples.images.shape[-1] == 24  # the network's own size

@@ -3,13 +3,17 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from filterscope.looking import look
-    from filterscope.runs import load
-    from filterscope.training.callbacks import LogVisuals
+    from filterscope.api import look
+    from filterscope.config.from_checkpoint import load
+    from filterscope.training.log_visuals import LogVisuals
 
 __all__ = ["LogVisuals", "load", "look"]
 
-_HOMES = {"load": "filterscope.runs", "LogVisuals": "filterscope.training.callbacks", "look": "filterscope.looking"}
+_HOMES = {
+    "load": "filterscope.config.from_checkpoint",
+    "LogVisuals": "filterscope.training.log_visuals",
+    "look": "filterscope.api",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ class UserError(ValueError):
     """
 
 
-def nearest(name: object, known: Iterable[object]) -> str:
+def suggestion(name: object, known: Iterable[object]) -> str:
     """Return ` (did you mean …?)` with the known name that is most like one that is none, or nothing."""
     by_text = {str(each).lower(): each for each in known}
     near = difflib.get_close_matches(str(name).lower(), by_text, n=1)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from filterscope.data.animals import ENGLISH, AnimalsDataModule
-from filterscope.data.decoding import read_image
+from filterscope.data.image_io import read_image
 from filterscope.errors import UserError
 
 

@@ -4,7 +4,7 @@ from urllib.error import URLError
 
 import pytest
 
-from filterscope.data.downloading import downloading
+from filterscope.data.fetch import download_lock
 from filterscope.errors import UserError
 
 WHAT = {"what": "the set", "url": "https://example.org/set/", "files": "set.zip"}
@@ -14,7 +14,7 @@ WHAT = {"what": "the set", "url": "https://example.org/set/", "files": "set.zip"
 def test_every_fault_of_a_network_is_one_line_that_helps(tmp_path, error):
     with (
         pytest.raises(UserError, match=r"the set from example\.org .*put set\.zip from") as caught,
-        downloading(**WHAT, place=tmp_path / "set"),
+        download_lock(**WHAT, place=tmp_path / "set"),
     ):
         raise error
     assert str(tmp_path / "set") in str(caught.value)
@@ -25,13 +25,13 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(UserError, match="could not download the set"),
-        downloading(**WHAT, place=tmp_path / "file" / "x"),
+        download_lock(**WHAT, place=tmp_path / "file" / "x"),
     ):
         pass
 
 
 def test_a_mistake_of_ours_keeps_its_own_error(tmp_path):
-    with pytest.raises(KeyError), downloading(**WHAT, place=tmp_path):
+    with pytest.raises(KeyError), download_lock(**WHAT, place=tmp_path):
         raise KeyError("bug")
 
 
@@ -39,7 +39,7 @@ def test_two_who_want_the_same_come_one_after_the_other(tmp_path):
     inside, together = [], []
 
     def fetch() -> None:
-        with downloading(**WHAT, place=tmp_path):
+        with download_lock(**WHAT, place=tmp_path):
             inside.append(1)
             together.append(len(inside))
             threading.Event().wait(0.05)

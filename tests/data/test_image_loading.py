@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from filterscope.data.decoding import BadImageError
 from filterscope.data.folder import FolderDataModule
-from filterscope.data.transforms import Augmentation, fixed_view
+from filterscope.data.image_io import BadImageError
+from filterscope.data.preprocessing import Augmentation, fixed_view
 from filterscope.errors import UserError
 
 

@@ -7,8 +7,8 @@ import torch
 from train import train
 from visualize import visualize
 
+from filterscope.config.from_checkpoint import load
 from filterscope.errors import UserError
-from filterscope.runs import load
 from planted import QUICK, Compose, images_below, pictures, planted_vgg16
 
 ANIMALS = {

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from train import train
 
+from filterscope.analysis.responses import raw_responses, true_responses
+from filterscope.config.from_checkpoint import load
 from filterscope.models import heads
 from filterscope.models.small_cnn import SmallCNN
-from filterscope.probes.responses import raw_responses, true_responses
-from filterscope.runs import load
 from planted import Compose, pictures
 
 

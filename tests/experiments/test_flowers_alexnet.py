@@ -9,12 +9,12 @@ import torch.nn.functional as F
 import torchvision
 from train import train
 
+from filterscope.analysis.activations import published_probabilities
+from filterscope.analysis.responses import true_responses
+from filterscope.config.from_checkpoint import load
 from filterscope.errors import UserError
 from filterscope.models import heads
 from filterscope.models.backbone import torchvision_backbone
-from filterscope.probes.activations import published_probabilities
-from filterscope.probes.responses import true_responses
-from filterscope.runs import load
 from planted import GOLDEN_RETRIEVER, QUICK, Compose, images_below, pictures, planted_alexnet
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from visualize import visualize
 
+from filterscope.analysis.synthesis import Recipe, synthesize
 from filterscope.errors import UserError
 from filterscope.models import heads
 from filterscope.models.backbone import torchvision_backbone
-from filterscope.probes.synthesis import Recipe, synthesize
 from planted import Compose
 
 

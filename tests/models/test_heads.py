@@ -11,9 +11,9 @@ from filterscope.errors import UserError
 from filterscope.models import heads
 from filterscope.models.backbone import Backbone, small_cnn_backbone, torchvision_backbone
 from filterscope.models.classifier import Classifier
-from filterscope.models.shapes import output_shapes
+from filterscope.models.output_shapes import output_shapes
 from filterscope.models.small_cnn import SmallCNN
-from filterscope.models.weights import weightless
+from filterscope.models.weights import on_meta_device
 
 
 def published(name: str, num_classes: int = 1000) -> nn.Module:
@@ -75,7 +75,7 @@ def test_torchvision_loads_what_is_exported_and_says_the_same(name, head, images
 
 
 def test_a_last_layer_without_bias_is_replaced_by_one_without():
-    with weightless():
+    with on_meta_device():
         classifier = heads.replace(torchvision_backbone(name="maxvit_t", weights=None), num_classes=7)
     assert classifier.head.bias is None
 
@@ -90,7 +90,7 @@ def test_an_export_is_a_copy():
 
 @pytest.mark.parametrize(("name", "head"), [("alexnet", "append"), ("alexnet", "linear"), ("squeezenet1_1", "replace")])
 def test_a_head_without_a_place_in_the_published_network_is_not_exported(name, head):
-    with weightless():
+    with on_meta_device():
         classifier = getattr(heads, head)(torchvision_backbone(name=name, weights=None), num_classes=7)
     with pytest.raises(UserError, match=f"{name} as published has no place for this head.*head=replace or head=keep"):
         classifier.export_state_dict()
@@ -118,7 +118,7 @@ def test_small_cnn_computes_what_the_notebook_writes_down():
 
 @pytest.mark.parametrize(("name", "width"), [("vgg11", 512), ("resnet18", 512), ("squeezenet1_1", 512)])
 def test_a_trunk_puts_out_the_pooled_features_and_has_no_head(name, width):
-    with weightless():
+    with on_meta_device():
         classifier = heads.trunk(torchvision_backbone(name=name, weights=None))
     shapes = output_shapes(classifier, in_channels=3, image_size=64)
     assert shapes is not None

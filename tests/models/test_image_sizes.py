@@ -9,11 +9,11 @@ import torchvision
 from filterscope.errors import UserError
 from filterscope.models import heads
 from filterscope.models.backbone import small_cnn_backbone, torchvision_backbone
-from filterscope.models.weights import weightless
+from filterscope.models.weights import on_meta_device
 
 
 def classifier_of(name: str):
-    with weightless():
+    with on_meta_device():
         return heads.replace(torchvision_backbone(name=name, weights=None), num_classes=7)
 
 

@@ -10,11 +10,11 @@ from filterscope.models import heads
 from filterscope.models.backbone import Backbone, small_cnn_backbone, torchvision_backbone
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import block_ends, channels_of, convolutions, find_layer
-from filterscope.models.weights import weightless
+from filterscope.models.weights import on_meta_device
 
 
 def classifier_of(name: str, head: str = "replace", num_classes: int = 7) -> Classifier:
-    with weightless():
+    with on_meta_device():
         backbone = torchvision_backbone(name=name, weights=None)
         return getattr(heads, head)(backbone, num_classes=num_classes)
 
@@ -73,7 +73,7 @@ def test_small_cnn_has_block_names_and_the_notebook_s_own():
 
 
 def test_vgg16_blocks_end_where_the_notebook_cuts():
-    with weightless():
+    with on_meta_device():
         features = torchvision_backbone(name="vgg16", weights=None).network.features
     for parameter in features.to_empty(device="cpu").parameters():
         nn.init.normal_(parameter, std=0.05)

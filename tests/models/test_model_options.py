@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from filterscope.models.weights import weightless
+from filterscope.models.weights import on_meta_device
 
 CONF = Path(__file__).parent.parent.parent / "conf"
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
@@ -21,7 +21,7 @@ def built(model: str, head: str, *overrides: str):
             overrides=[f"+model={model}", f"+head={head}", "+data.image_size=28", "model.weights=null", *overrides]
         )
     OmegaConf.resolve(cfg)
-    with weightless():
+    with on_meta_device():
         backbone = instantiate(cfg.model, _convert_="all")
         return instantiate(cfg.head, _convert_="all")(backbone, num_classes=backbone.num_classes)
 

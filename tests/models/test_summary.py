@@ -6,12 +6,12 @@ import torchvision
 from filterscope.errors import UserError
 from filterscope.models import heads
 from filterscope.models.backbone import torchvision_backbone
-from filterscope.models.summary import summarize
-from filterscope.models.weights import weightless
+from filterscope.models.layer_summary import summarize
+from filterscope.models.weights import on_meta_device
 
 
 def classifier_of(name: str, head: str = "keep", num_classes: int = 1000):
-    with weightless():
+    with on_meta_device():
         return getattr(heads, head)(torchvision_backbone(name=name, weights=None), num_classes=num_classes)
 
 

@@ -11,8 +11,8 @@ from filterscope.models import heads
 from filterscope.models.backbone import Backbone, torchvision_backbone
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import block_ends, convolutions
-from filterscope.models.shapes import output_shapes
-from filterscope.models.weights import weightless
+from filterscope.models.output_shapes import output_shapes
+from filterscope.models.weights import on_meta_device
 
 NETWORKS = list_models(module=torchvision.models)
 # Those that classify with more than one Linear, or with none.
@@ -28,7 +28,7 @@ POOLED_ANEW = {
 
 
 def backbone_of(name: str) -> Backbone:
-    with weightless():
+    with on_meta_device():
         return torchvision_backbone(name=name, weights=None)
 
 
@@ -145,7 +145,7 @@ def test_grey_images_are_refused_with_the_network_that_takes_them():
 
 
 def test_dropout_is_set_everywhere_or_refused():
-    with weightless():
+    with on_meta_device():
         backbone = torchvision_backbone(name="alexnet", weights=None, dropout=0.1)
         assert [m.p for m in backbone.modules() if isinstance(m, nn.Dropout)] == [0.1, 0.1]
         with pytest.raises(UserError, match="resnet18 has no dropout"):
@@ -156,5 +156,5 @@ def test_dropout_is_set_everywhere_or_refused():
 
 @pytest.mark.parametrize("knob", [{"mean": [0.5]}, {"std": [0.1, 0.0, 0.1]}])
 def test_statistics_must_be_one_number_per_channel(knob):
-    with weightless(), pytest.raises(UserError, match=r"must be 3 .*numbers, one per channel"):
+    with on_meta_device(), pytest.raises(UserError, match=r"must be 3 .*numbers, one per channel"):
         torchvision_backbone(name="alexnet", weights=None, **knob)

@@ -14,7 +14,7 @@ from filterscope.errors import UserError
 from filterscope.models import heads
 from filterscope.models.backbone import small_cnn_backbone, torchvision_backbone
 from filterscope.models.small_cnn import SmallCNN
-from filterscope.models.weights import read_tensors, weightless
+from filterscope.models.weights import on_meta_device, read_tensors
 
 SMALL = "squeezenet1_1"  # 5 MB
 
@@ -105,7 +105,7 @@ def test_heads_that_would_keep_random_layers_refuse(alexnet_features):
 
 
 def test_random_weights_that_were_asked_for_are_not_missing():
-    with weightless():
+    with on_meta_device():
         classifier = heads.append(torchvision_backbone(name="alexnet", weights=None), num_classes=7)
     assert classifier.untrained == ()
     assert not classifier.backbone.pretrained
@@ -122,7 +122,7 @@ def test_a_file_of_another_number_of_classes_says_how_many(tmp_path):
 
 
 def test_a_network_of_random_weights_has_the_classes_it_is_told():
-    with weightless():
+    with on_meta_device():
         backbone = torchvision_backbone(name="resnet18", weights=None, num_classes=5)
     assert heads.keep(backbone, num_classes=5).num_classes == 5
 

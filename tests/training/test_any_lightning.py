@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from filterscope import LogVisuals
 from filterscope.errors import UserError
-from filterscope.visuals.visual import Past
+from filterscope.visuals.visual import VisualState
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -105,7 +105,7 @@ def test_what_was_remembered_lies_in_their_checkpoint(tmp_path: Path) -> None:
 
     fit(pl, tmp_path, [LogVisuals(["history"], examples=IMAGES[:2])])
     content = torch.load(tmp_path / "some.ckpt", weights_only=True)
-    assert sorted(content["filterscope"]["past"]["store"]["history"]["conv"]) == [0, 1, 2]
+    assert sorted(content["filterscope"]["visual_state"]["store"]["history"]["conv"]) == [0, 1, 2]
 
 
 def test_the_last_epoch_is_known_as_such(tmp_path: Path) -> None:
@@ -116,8 +116,8 @@ def test_the_last_epoch_is_known_as_such(tmp_path: Path) -> None:
     class Noting:
         every = 1
 
-        def __call__(self, _classifier: object, _examples: object, past: Past) -> dict:
-            told.append((past.epoch, past.last))
+        def __call__(self, _classifier: object, _examples: object, state: VisualState) -> dict:
+            told.append((state.epoch, state.last))
             return {}
 
     fit(pl, tmp_path, [LogVisuals({"noting": Noting()}, examples=IMAGES[:2])])

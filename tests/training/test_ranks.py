@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 import pytorch_lightning as pl
 from filterscope.training.module import FinetuneModule
-from filterscope.training.resting import KeepFeatures
+from filterscope.training.cached_epochs import FeatureCache
 import train
 
 def note(self):
@@ -70,9 +70,9 @@ def test_ranks_agree_bit_for_bit_after_every_epoch(finetune: str, on: str, compo
     assert len(set(first)) == 3  # and they do learn
 
     saved = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
-    for judged in saved["filterscope"]["past"]["store"]["health"].values():
+    for judged in saved["filterscope"]["visual_state"]["store"]["health"].values():
         assert judged["images"] == 31
-    compared = saved["filterscope"]["past"]["store"]["statistics"]
+    compared = saved["filterscope"]["visual_state"]["store"]["statistics"]
     assert {layer: known["count"] for layer, known in compared.items()} == {"block1_conv1": 31, "block2_conv1": 31}
     (table,) = (run / "predictions" / "per_class_val").glob("*.csv")
     with table.open() as file:

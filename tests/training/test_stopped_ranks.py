@@ -34,8 +34,9 @@ import json, os, runpy, sys, time, traceback
 from pathlib import Path
 os.environ["SLURM_JOB_ID"] = "4711"  # only then is SIGUSR1 a wish to stop
 import torch
-from filterscope import assembly, finishing, launching
-from filterscope.stopping import switch
+from filterscope.config import factory, trainer_factory
+from filterscope.training import results
+from filterscope.runtime.signals import stop_request
 from filterscope.training.module import FinetuneModule
 del os.environ["SLURM_JOB_ID"]
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from filterscope.visuals.canvas import Canvas
-from filterscope.visuals.lettering import SHADES, font
-from filterscope.visuals.pixels import Indexed, rgb
+from filterscope.visuals.drawing.canvas import Canvas
+from filterscope.visuals.drawing.pixels import Indexed, rgb
+from filterscope.visuals.drawing.text import SHADES, font
 
 GROUND, INK, FRAME = (24, 26, 31), (245, 245, 242), (236, 112, 20)
 
@@ -80,7 +80,7 @@ def test_what_does_not_lie_on_the_canvas_is_cut_off(at: tuple[int, int], coloure
 
 
 def test_a_picture_of_indexed_tiles_takes_a_byte_a_pixel() -> None:
-    from filterscope.visuals.draw import Cell, grid
+    from filterscope.visuals.drawing.grid import Cell, grid
 
     cells = [Cell(pixels=tile(120), caption=("0…1",), frame=FRAME)] * 3
     indexed = grid(cells, columns=3, title="conv1", notes=["each scaled by itself"], key=[("noise", FRAME)])

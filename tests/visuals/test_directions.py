@@ -9,14 +9,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from filterscope import building
+from filterscope.analysis.activations import activations
+from filterscope.analysis.synthesis import (
+    Job,
+    Recipe,
+    measure_statistics,
+    start_from,
+    synthesize,
+    synthesize_all,
+)
+from filterscope.analysis.synthesis.objectives import mean_along
+from filterscope.config import instantiate
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
-from filterscope.probes.activations import activations
-from filterscope.probes.synthesis import Job, Recipe, measure_statistics, start_from, synthesize, synthesize_all
-from filterscope.probes.synthesis.objectives import mean_along
 from filterscope.visuals.directions import Directions, _name
-from filterscope.visuals.visual import Examples, Past
+from filterscope.visuals.visual import Examples, VisualState
 
 RECIPE = Recipe(size=24, steps=12, precision="fp32", jitter=0, scale=0, rotate=0)
 LAYER = "block2_conv1"
@@ -52,12 +59,12 @@ def test_directions_are_compared_with_real_images_and_kept(
     classifier: Classifier, examples: Examples, tmp_path: Path
 ) -> None:
     visual = Directions(directions=[{0: 1.0, 1: 1.0}, {0: 1.0, 1: -1.0}], recipe=RECIPE, keep=str(tmp_path))
-    (picture,) = visual(classifier, examples, Past()).values()
+    (picture,) = visual(classifier, examples, VisualState()).values()
     assert "all 2 directions" in picture.description
     assert f"Compared with {len(examples)} real images" in picture.description
     assert len(list(tmp_path.glob("*.npz"))) == 2
     other = Directions(directions=[{0: 1.0, 2: 1.0}, {0: 1.0, 1: -1.0}], recipe=RECIPE, keep=str(tmp_path))
-    other(classifier, examples, Past())
+    other(classifier, examples, VisualState())
     assert len(list(tmp_path.glob("*.npz"))) == 4
 
 
@@ -70,12 +77,14 @@ def test_statistics_of_directions_are_of_directions(classifier: Classifier, exam
 
 def test_a_direction_of_a_channel_that_is_not_there_is_refused(classifier: Classifier, examples: Examples) -> None:
     with pytest.raises(UserError, match="channel 99 of block2_conv1 does not exist; it has 0 to 11"):
-        Directions(directions=[{99: 1.0}], recipe=RECIPE)(classifier, examples, Past())
+        Directions(directions=[{99: 1.0}], recipe=RECIPE)(classifier, examples, VisualState())
 
 
 def test_directions_are_chosen_on_the_command_line(composed: Callable[..., dict[str, Any]]) -> None:
     words = ("visuals=directions", "visuals.directions.directions=[{3: 1.0, 17: -0.5}]")
-    visual = building.build(composed(*words, config="visualize")["visuals"]["directions"], where="visuals.directions")
+    visual = instantiate.build(
+        composed(*words, config="visualize")["visuals"]["directions"], where="visuals.directions"
+    )
     assert visual.directions == [{3: 1.0, 17: -0.5}]
 
 

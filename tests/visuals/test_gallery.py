@@ -12,19 +12,19 @@ import torch
 from PIL import Image
 from torch import nn
 
+from filterscope.analysis.filters import kernels
+from filterscope.analysis.synthesis import Recipe, receptive_field
+from filterscope.analysis.top_patches import cut, peaks
 from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
-from filterscope.probes.filters import kernels
-from filterscope.probes.peaks import cut, peaks
-from filterscope.probes.synthesis import Recipe, receptive_field
+from filterscope.visuals.drawing.thumbnails import small_kernels
+from filterscope.visuals.gallery.atlas import atlas, layout, within
 from filterscope.visuals.gallery.facts import served
 from filterscope.visuals.gallery.gallery import Gallery
-from filterscope.visuals.gallery.sheets import atlas, layout, within
-from filterscope.visuals.gallery.small import small_kernels
-from filterscope.visuals.health import Health
-from filterscope.visuals.site import Site, check_site, write_site
-from filterscope.visuals.visual import Examples, Past, Pixels, is_due
+from filterscope.visuals.health.health import Health
+from filterscope.visuals.output.site import Site, check_site, write_site
+from filterscope.visuals.visual import Examples, Pixels, VisualState, is_due
 
 RECIPES = {"specific": Recipe(size=24, steps=1)}
 QUICK = {"recipes": RECIPES, "faces": 1, "crops": 3, "images": 2, "health": Health(draws=19)}
@@ -41,7 +41,7 @@ def many() -> Examples:
 @pytest.fixture
 def made(classifier: Classifier, many: Examples) -> Site:
     classifier.image_size = 32
-    return Gallery(**QUICK)(classifier, many, Past())["gallery"]
+    return Gallery(**QUICK)(classifier, many, VisualState())["gallery"]
 
 
 def _pixels(content: bytes) -> Pixels:
@@ -139,13 +139,13 @@ def test_the_whole_site_is_never_larger_than_it_may_be(classifier: Classifier, m
     classifier.image_size = 32
     knobs = {**QUICK, "crops": 9}
     pool = Examples(images=many.images.repeat(3, 1, 1, 1), labels=many.labels.repeat(3), class_names=NAMES)
-    free = Gallery(**knobs)(classifier, pool, Past())["gallery"]
+    free = Gallery(**knobs)(classifier, pool, VisualState())["gallery"]
     bound = 0.4
     assert free.size > bound * 1e6
-    small = Gallery(**knobs, megabytes=bound)(classifier, pool, Past())["gallery"]
+    small = Gallery(**knobs, megabytes=bound)(classifier, pool, VisualState())["gallery"]
     assert small.size <= bound * 1e6
     with pytest.raises(UserError, match=r"visuals.gallery.megabytes=0.1: 20 filters need at least 0.4"):
-        Gallery(**knobs, megabytes=0.1)(classifier, pool, Past())
+        Gallery(**knobs, megabytes=0.1)(classifier, pool, VisualState())
 
 
 def test_tiles_of_an_atlas_stand_in_the_order_of_their_numbers() -> None:
@@ -168,7 +168,7 @@ def test_tiles_of_a_layout_do_not_overlap() -> None:
 def test_without_images_the_site_says_so_and_shows_the_rest(classifier: Classifier) -> None:
     classifier.image_size = 32
     nothing = Examples(images=torch.empty(0, 3, 32, 32))
-    site = Gallery(**QUICK)(classifier, nothing, Past())["gallery"]
+    site = Gallery(**QUICK)(classifier, nothing, VisualState())["gallery"]
     assert b"There were no images to look at" in site.files["index.html"]
     assert b"No crops of real images" in site.files["filters/block1_conv1.html"]
     assert not any("crop" in place for place in _data(site, "block1_conv1")["layout"]["places"])
@@ -180,7 +180,7 @@ def test_data_that_is_gone_costs_the_crops_alone(classifier: Classifier, example
 
     classifier.image_size = 32
     few = Examples(images=examples.images, labels=examples.labels, class_names=examples.class_names, more=gone)
-    site = Gallery(**QUICK)(classifier, few, Past())["gallery"]
+    site = Gallery(**QUICK)(classifier, few, VisualState())["gallery"]
     assert b"the data was not at hand" in site.files["index.html"]
     assert "response0" in _data(site, "block1_conv1")["layout"]["places"]
 
@@ -188,7 +188,10 @@ def test_data_that_is_gone_costs_the_crops_alone(classifier: Classifier, example
 def test_a_network_without_convolutions_has_no_gallery() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
     backbone = Backbone(network, name="flat", mean=[0.5] * 3, std=[0.25] * 3, image_size=2)
-    assert Gallery().lacks(Classifier(backbone, nn.Identity(), num_classes=4)) == "the network has no convolutions"
+    assert (
+        Gallery().unsupported_reason(Classifier(backbone, nn.Identity(), num_classes=4))
+        == "the network has no convolutions"
+    )
 
 
 def test_a_folder_that_is_not_ours_is_refused_and_left_as_it_is(made: Site, tmp_path: Path) -> None:
@@ -214,7 +217,7 @@ def test_a_gallery_beside_it_is_copied_and_compared(
 ) -> None:
     write_site(tmp_path / "gallery", made)
     classifier.image_size = 32
-    site = Gallery(**QUICK, beside=str(tmp_path))(classifier, many, Past())["gallery"]
+    site = Gallery(**QUICK, beside=str(tmp_path))(classifier, many, VisualState())["gallery"]
     assert site.files["beside/block1_conv1-kernels.webp"] == made.files["atlas/block1_conv1-kernels.webp"]
     assert site.files["beside/block1_conv1-crops.webp"] == made.files["atlas/block1_conv1-crops.webp"]
     assert site.files["compare/block1_conv1.html"].count(b"data-changed=") == 8
@@ -231,7 +234,7 @@ def test_what_has_changed_is_said_of_the_filter_that_has(
     with torch.no_grad():
         classifier.backbone.network[0].weight[5].neg_()
         classifier.backbone.network[0].bias[5].neg_()
-    site = Gallery(**QUICK, beside=str(tmp_path))(classifier, many, Past())["gallery"]
+    site = Gallery(**QUICK, beside=str(tmp_path))(classifier, many, VisualState())["gallery"]
     # The drawing of a kernel with the other sign is the negative: grey ± v becomes grey ∓ v.
     (tile,) = small_kernels(kernels(classifier, "block1_conv1")[[5]])[0]
     expected = 100 * np.abs(2 * (tile.astype(float) - 127.5)).mean() / 255
@@ -247,7 +250,7 @@ def test_other_images_are_not_compared_with_these(
     write_site(tmp_path / "gallery", made)
     classifier.image_size = 32
     others = dataclasses.replace(many, images=1 - many.images)
-    site = Gallery(**QUICK, beside=str(tmp_path))(classifier, others, Past())["gallery"]
+    site = Gallery(**QUICK, beside=str(tmp_path))(classifier, others, VisualState())["gallery"]
     assert not any("images new" in said for _, _, said in _beside(site, "block1_conv1"))
 
 
@@ -270,14 +273,14 @@ def test_a_gallery_that_was_tampered_with_is_no_way_in(
     classifier.image_size = 32
     gallery = Gallery(**QUICK, beside=str(tmp_path))
     if message is None:  # another network: nothing to compare
-        assert "compare/block1_conv1.html" not in gallery(classifier, many, Past())["gallery"].files
+        assert "compare/block1_conv1.html" not in gallery(classifier, many, VisualState())["gallery"].files
         return
     with pytest.raises(UserError, match=message):
-        gallery(classifier, many, Past())
+        gallery(classifier, many, VisualState())
 
 
 def test_in_a_training_the_gallery_is_made_when_that_has_ended() -> None:
     gallery = Gallery(**QUICK)
-    assert [is_due(gallery, Past(epoch=epoch)) for epoch in (0, 1, 2)] == [False] * 3
-    assert is_due(gallery, Past(epoch=2, ended=True))
-    assert is_due(gallery, Past())
+    assert [is_due(gallery, VisualState(epoch=epoch)) for epoch in (0, 1, 2)] == [False] * 3
+    assert is_due(gallery, VisualState(epoch=2, ended=True))
+    assert is_due(gallery, VisualState())

@@ -4,11 +4,11 @@ import torch
 
 from filterscope.models.classifier import Classifier
 from filterscope.visuals.gradcam import GradCAM, overlaid
-from filterscope.visuals.visual import Examples, Past
+from filterscope.visuals.visual import Examples, VisualState
 
 
 def test_every_example_is_drawn_beside_its_evidence(classifier: Classifier, examples: Examples) -> None:
-    picture = GradCAM(images=4)(classifier, examples, Past())["gradcam/block2_conv1"]
+    picture = GradCAM(images=4)(classifier, examples, VisualState())["gradcam/block2_conv1"]
     assert picture.pixels.shape[1] == 1000
     assert "Grad-CAM at **block2_conv1**" in picture.description
 

@@ -7,16 +7,17 @@ import pytest
 import torch
 from torch import nn
 
+from filterscope.analysis.health.running_sums import RunningSums
 from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone, small_cnn_backbone
 from filterscope.models.classifier import Classifier
 from filterscope.models.heads import replace
-from filterscope.probes.health.tally import Tally
-from filterscope.visuals.health import Health
-from filterscope.visuals.health_causes import HealthCauses
-from filterscope.visuals.health_findings import COLUMNS, by_layer
-from filterscope.visuals.visual import Examples, Past, Table
-from filterscope.visuals.watching import watching
+from filterscope.visuals.health.causes import HealthCauses
+from filterscope.visuals.health.findings import COLUMNS, by_layer
+from filterscope.visuals.health.health import Health
+from filterscope.visuals.output.outputs import Table
+from filterscope.visuals.validation import recording_validation
+from filterscope.visuals.visual import Examples, VisualState
 
 
 def network() -> Classifier:
@@ -30,7 +31,7 @@ def examples(count: int = 30) -> Examples:
 
 
 def test_every_filter_has_a_row_and_every_layer_its_numbers():
-    shown = Health()(network(), examples(), Past())
+    shown = Health()(network(), examples(), VisualState())
     table, layers = shown["health"], shown["health/layers"]
     assert isinstance(table, Table)
     assert isinstance(layers, Table)
@@ -46,13 +47,13 @@ def test_every_filter_has_a_row_and_every_layer_its_numbers():
 
 
 def test_a_frozen_layer_reads_exactly_zero_and_one_while_the_other_moves():
-    classifier, past = network(), Past(epoch=0)
+    classifier, state = network(), VisualState(epoch=0)
     classifier.module_of("conv_1").requires_grad_(False)
-    Health()(classifier, examples(), past)
+    Health()(classifier, examples(), state)
     with torch.no_grad():
         classifier.module_of("conv_2").weight.mul_(1.5).add_(0.1)
-    past.epoch = 1
-    shown = Health()(classifier, examples(), past)
+    state.epoch = 1
+    shown = Health()(classifier, examples(), state)
     assert shown["health/drift/block1_conv1"] == 0
     assert shown["health/cka/block1_conv1"] == 1
     assert shown["health/drift/block2_conv1"] > 0.4
@@ -60,71 +61,71 @@ def test_a_frozen_layer_reads_exactly_zero_and_one_while_the_other_moves():
 
 
 def test_a_layer_that_dies_is_told_in_the_log(caplog):
-    classifier, past = network(), Past(epoch=0)
+    classifier, state = network(), VisualState(epoch=0)
     with torch.no_grad():
         classifier.module_of("conv_2").bias.fill_(1)
-        Health()(classifier, examples(), past)
+        Health()(classifier, examples(), state)
         classifier.module_of("conv_2").bias[:7] = -1e3
-    past.epoch = 3
+    state.epoch = 3
     with caplog.at_level(logging.WARNING):
-        Health()(classifier, examples(), past)
+        Health()(classifier, examples(), state)
     assert caplog.messages == ["block2_conv1: 7 of 20 filters have died since epoch 0"]
 
 
 def test_what_a_validation_pass_gathered_is_used_instead_of_the_examples():
-    classifier, past = network(), Past()
-    tally = Tally.empty(filters=10, classes=10)
+    classifier, state = network(), VisualState()
+    tally = RunningSums.empty(filters=10, classes=10)
     tally.add(torch.full((7, 10, 4, 4), -1.0))
-    past.gathered["activity"] = {"block1_conv1": tally}
-    shown = Health()(classifier, examples(), past)
+    state.gathered["activity"] = {"block1_conv1": tally}
+    shown = Health()(classifier, examples(), state)
     assert shown["health/dead/block1_conv1"] == 1
-    assert not past.gathered
+    assert not state.gathered
 
 
 def test_the_validation_pass_is_watched_whoever_runs_it_and_nothing_is_left_behind():
-    classifier, past, seen = network().eval(), Past(epoch=0), examples(30)
-    with torch.no_grad(), watching({"health": Health()}, classifier, past) as take:
+    classifier, state, seen = network().eval(), VisualState(epoch=0), examples(30)
+    with torch.no_grad(), recording_validation({"health": Health()}, classifier, state) as take:
         for images, labels in zip(seen.images.split(8), seen.labels.split(8), strict=True):
             classifier(images)
             take(labels)
     assert not any(module._forward_hooks for module in classifier.modules())
-    watched = Health()(classifier, examples(5), past)
-    alone = Health()(classifier, seen, Past(epoch=0))
+    watched = Health()(classifier, examples(5), state)
+    alone = Health()(classifier, seen, VisualState(epoch=0))
     same = [tag for tag in alone if tag not in ("health", "health/layers") and not tag.startswith("health/cka")]
     assert {tag: watched[tag] for tag in same} == {tag: pytest.approx(alone[tag], abs=1e-6) for tag in same}
-    assert past.store["health"]["block1_conv1"]["images"] == 30
+    assert state.store["health"]["block1_conv1"]["images"] == 30
 
 
 def test_a_validation_that_fails_leaves_neither_hooks_nor_tallies():
-    classifier, past = network(), Past(epoch=0)
-    with pytest.raises(InterruptedError), watching({"health": Health()}, classifier, past):
+    classifier, state = network(), VisualState(epoch=0)
+    with pytest.raises(InterruptedError), recording_validation({"health": Health()}, classifier, state):
         raise InterruptedError
     assert not any(module._forward_hooks for module in classifier.modules())
-    assert not past.gathered
+    assert not state.gathered
 
 
 def test_a_frozen_layer_is_run_and_judged_once():
-    classifier, past = network().eval(), Past(epoch=0)
+    classifier, state = network().eval(), VisualState(epoch=0)
     classifier.backbone.requires_grad_(False)
-    with torch.no_grad(), watching({"health": Health()}, classifier, past) as take:
+    with torch.no_grad(), recording_validation({"health": Health()}, classifier, state) as take:
         classifier(examples().images)
         take(examples().labels)
-    first = Health()(classifier, examples(5), past)
-    past.epoch = 1
+    first = Health()(classifier, examples(5), state)
+    state.epoch = 1
     runs = []
     classifier.register_forward_hook(lambda *_: runs.append(1))
-    with watching({"health": Health()}, classifier, past):
+    with recording_validation({"health": Health()}, classifier, state):
         assert not any(module._forward_hooks for module in classifier.backbone.modules())
-    later = Health()(classifier, examples(5), past)
+    later = Health()(classifier, examples(5), state)
     assert runs == []
     assert later["health"].rows == first["health"].rows
     assert later["health/cka/block1_conv1"] == 1
 
 
 def test_outside_training_what_training_saw_of_the_same_weights_still_counts():
-    classifier, past = network(), Past(epoch=2)
-    said = Health()(classifier, examples(30), past)["health"]
-    again = Past(store=past.store)
+    classifier, state = network(), VisualState(epoch=2)
+    said = Health()(classifier, examples(30), state)["health"]
+    again = VisualState(store=state.store)
     assert Health()(classifier, examples(3), again)["health"].rows == said.rows
     with torch.no_grad():
         classifier.module_of("conv_1").weight.add_(0.1)
@@ -136,11 +137,11 @@ def test_a_layer_that_stands_still_while_others_move_is_told_once(caplog):
     torch.manual_seed(0)
     layers = [part for _ in range(4) for part in (nn.Conv2d(3, 3, 3, padding=1), nn.ReLU())]
     backbone = Backbone(nn.Sequential(*layers, nn.Flatten()), name="deep", mean=[0] * 3, std=[1] * 3)
-    classifier, past = Classifier(backbone, nn.Linear(48, 2), num_classes=2), Past()
+    classifier, state = Classifier(backbone, nn.Linear(48, 2), num_classes=2), VisualState()
     seen = Examples(images=torch.rand(8, 3, 4, 4), labels=torch.arange(8) % 2)
     with caplog.at_level(logging.WARNING):
-        for past.epoch in range(4):
-            Health()(classifier, seen, past)
+        for state.epoch in range(4):
+            Health()(classifier, seen, state)
             with torch.no_grad():
                 for name in ("conv_1", "conv_2", "conv_4"):
                     classifier.module_of(name).weight.mul_(1.1)
@@ -160,31 +161,31 @@ def test_structure_older_than_the_training_is_not_its_merit():
 
 
 def test_what_is_remembered_can_be_read_harmlessly(tmp_path):
-    past = Past(epoch=0)
-    Health()(network(), examples(), past)
-    torch.save(past.store, tmp_path / "past.pt")
-    kept = Past(epoch=1, store=torch.load(tmp_path / "past.pt", weights_only=True))
+    state = VisualState(epoch=0)
+    Health()(network(), examples(), state)
+    torch.save(state.store, tmp_path / "past.pt")
+    kept = VisualState(epoch=1, store=torch.load(tmp_path / "past.pt", weights_only=True))
     assert Health()(network(), examples(), kept)["health/drift/block1_conv1"] == 0
 
 
 def test_looking_changes_neither_weights_nor_random_state():
     classifier = network().train()
-    before, state = {k: v.clone() for k, v in classifier.state_dict().items()}, torch.get_rng_state()
-    Health()(classifier, examples(), Past())
-    assert torch.equal(torch.get_rng_state(), state)
+    before, digest = {k: v.clone() for k, v in classifier.state_dict().items()}, torch.get_rng_state()
+    Health()(classifier, examples(), VisualState())
+    assert torch.equal(torch.get_rng_state(), digest)
     assert classifier.training
     assert all(torch.equal(before[name], tensor) for name, tensor in classifier.state_dict().items())
 
 
 def test_wrong_input_is_one_clear_line():
     with pytest.raises(UserError, match="health needs images"):
-        Health()(network(), Examples(images=torch.empty(0, 1, 28, 28)), Past())
+        Health()(network(), Examples(images=torch.empty(0, 1, 28, 28)), VisualState())
     with pytest.raises(UserError, match="has no kernels"):
-        Health(layers=["fc1"])(network(), examples(), Past())
+        Health(layers=["fc1"])(network(), examples(), VisualState())
     parts = nn.Sequential(nn.Flatten(), nn.Linear(9, 2))
     flat = Classifier(Backbone(parts, name="flat", mean=[0], std=[1]), nn.Linear(2, 2), num_classes=2)
     with pytest.raises(UserError, match="this network has none"):
-        Health()(flat, Examples(images=torch.rand(2, 1, 3, 3)), Past())
+        Health()(flat, Examples(images=torch.rand(2, 1, 3, 3)), VisualState())
 
 
 def test_silencing_compares_sets_of_one_size():
@@ -192,7 +193,7 @@ def test_silencing_compares_sets_of_one_size():
     with torch.no_grad():
         classifier.module_of("conv_1").bias.fill_(1)
         classifier.module_of("conv_1").bias[[2, 5]] = -1e3
-    table = HealthCauses(draws=3, layers=["conv_1"])(classifier, examples(), Past())["health/causes"]
+    table = HealthCauses(draws=3, layers=["conv_1"])(classifier, examples(), VisualState())["health/causes"]
     assert isinstance(table, Table)
     ((layer, filters, silenced, unused, *_rest),) = table.rows
     assert (layer, filters, silenced) == ("all at once", 10, 2)
@@ -206,7 +207,7 @@ def test_layers_are_silenced_by_themselves_on_demand():
         for layer, dead in (("conv_1", [2, 5]), ("conv_2", [1])):
             classifier.module_of(layer).bias.fill_(1)
             classifier.module_of(layer).bias[dead] = -1e3
-    table = HealthCauses(draws=2, each=True)(classifier, examples(), Past())["health/causes"]
+    table = HealthCauses(draws=2, each=True)(classifier, examples(), VisualState())["health/causes"]
     assert isinstance(table, Table)
     silenced = {row[0]: row[2] for row in table.rows}
     assert silenced["block1_conv1"] == 2
@@ -215,11 +216,11 @@ def test_layers_are_silenced_by_themselves_on_demand():
 
 def test_causes_ask_for_more_images_than_the_others_look_at():
     few = dataclasses.replace(examples(8), more=examples)
-    table = HealthCauses(draws=2, images=40)(network(), few, Past())["health/causes"]
+    table = HealthCauses(draws=2, images=40)(network(), few, VisualState())["health/causes"]
     assert isinstance(table, Table)
     assert "of 40 images" in table.description
 
 
 def test_causes_without_labels_are_one_clear_line():
     with pytest.raises(UserError, match="health_causes needs images with labels"):
-        HealthCauses()(network(), Examples(images=torch.rand(4, 1, 28, 28)), Past())
+        HealthCauses()(network(), Examples(images=torch.rand(4, 1, 28, 28)), VisualState())

@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
+from filterscope.analysis.activations import probabilities
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
-from filterscope.probes.activations import probabilities
 from filterscope.visuals.confusion import accuracy_table, commonest_mistakes, confusion_picture
-from filterscope.visuals.draw import BLUE, VERMILION
+from filterscope.visuals.drawing.grid import BLUE, VERMILION
 from filterscope.visuals.examples import Batch, Classes
 from filterscope.visuals.predictions import Predictions, draw_predictions
-from filterscope.visuals.visual import Examples, Past
+from filterscope.visuals.visual import Examples, VisualState
 
 
 def amount(pixels, colour: tuple[int, int, int]) -> int:
@@ -38,7 +38,7 @@ def test_right_and_wrong_differ_without_colour_too() -> None:
 
 def test_predictions_without_labels_judge_nothing(classifier: Classifier, examples: Examples) -> None:
     unknown = Examples(images=examples.images, class_names=examples.class_names)
-    pixels = Predictions()(classifier, unknown, Past())["predictions/val"].pixels
+    pixels = Predictions()(classifier, unknown, VisualState())["predictions/val"].pixels
     assert amount(pixels, BLUE) == amount(pixels, VERMILION) == 0
 
 
@@ -51,21 +51,21 @@ def test_probabilities_are_those_of_the_network_in_evaluation_mode(classifier: C
 
 
 def test_classes_shows_one_example_of_each(classifier: Classifier, examples: Examples) -> None:
-    picture = Classes()(classifier, examples, Past())["examples/classes"]
+    picture = Classes()(classifier, examples, VisualState())["examples/classes"]
     assert picture.description == "One image of each of 4 classes, with its name."
     fewer = Examples(images=examples.images[:2], labels=examples.labels[:2], class_names=examples.class_names)
-    assert "2 of 4 classes" in Classes()(classifier, fewer, Past())["examples/classes"].description
+    assert "2 of 4 classes" in Classes()(classifier, fewer, VisualState())["examples/classes"].description
 
 
 def test_a_batch_is_drawn_with_file_names_where_classes_are_unknown(classifier: Classifier) -> None:
     examples = Examples(images=torch.rand(20, 3, 8, 8), names=tuple(f"{i}.jpg" for i in range(20)))
-    assert Batch(columns=10)(classifier, examples, Past())["examples/batch"].pixels.shape[0] < 600
+    assert Batch(columns=10)(classifier, examples, VisualState())["examples/batch"].pixels.shape[0] < 600
 
 
 @pytest.mark.parametrize("visual", [Batch(), Predictions()])
 def test_no_images_is_an_error(visual, classifier: Classifier) -> None:
     with pytest.raises(UserError, match="images"):
-        visual(classifier, Examples(images=torch.empty(0, 3, 8, 8)), Past())
+        visual(classifier, Examples(images=torch.empty(0, 3, 8, 8)), VisualState())
 
 
 @pytest.mark.parametrize("classes", [2, 10, 20, 102])

@@ -5,19 +5,19 @@ import pytest
 import torch
 from torch import nn
 
+from filterscope.analysis.synthesis import Recipe
 from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
-from filterscope.probes.synthesis import Recipe
 from filterscope.visuals.activations import Activations, most_varied
+from filterscope.visuals.drawing.pixels import rgb
+from filterscope.visuals.filter_selection import FilterSelection
 from filterscope.visuals.filters import Filters, draw_filters, filter_tiles
-from filterscope.visuals.maps import draw_maps
-from filterscope.visuals.pixels import rgb
+from filterscope.visuals.map_grid import draw_maps
 from filterscope.visuals.responses import Responses
 from filterscope.visuals.synthesis import Synthesis
 from filterscope.visuals.trust import trust_lines
-from filterscope.visuals.verdicts import Picked
-from filterscope.visuals.visual import Examples, Past, Visual
+from filterscope.visuals.visual import Examples, Visual, VisualState
 
 RECIPE = Recipe(size=32, steps=6, objective="channel", precision="fp32")
 NO_IMAGES = Examples(images=torch.empty(0, 3, 32, 32))
@@ -26,10 +26,10 @@ NO_IMAGES = Examples(images=torch.empty(0, 3, 32, 32))
 def test_filters_and_synthesis_look_at_every_convolution_activations_at_block_ends(
     classifier: Classifier, examples: Examples
 ) -> None:
-    past = Past(epoch=0)
-    assert list(Filters()(classifier, examples, past)) == ["filters/block1_conv1", "filters/block2_conv1"]
-    assert list(Activations()(classifier, examples, past)) == ["activations/block1_pool", "activations/block2_pool"]
-    made = Synthesis(recipe=RECIPE, channels=2)(classifier, examples, past)
+    state = VisualState(epoch=0)
+    assert list(Filters()(classifier, examples, state)) == ["filters/block1_conv1", "filters/block2_conv1"]
+    assert list(Activations()(classifier, examples, state)) == ["activations/block1_pool", "activations/block2_pool"]
+    made = Synthesis(recipe=RECIPE, channels=2)(classifier, examples, state)
     assert list(made) == ["synthesis/block1_conv1", "synthesis/block2_conv1"]
 
 
@@ -45,7 +45,7 @@ def test_filters_and_synthesis_look_at_every_convolution_activations_at_block_en
 def test_every_picture_is_rgb_and_says_in_markdown_what_one_sees(
     visual: Visual, classifier: Classifier, examples: Examples
 ) -> None:
-    (picture,) = visual(classifier, examples, Past(epoch=2)).values()
+    (picture,) = visual(classifier, examples, VisualState(epoch=2)).values()
     assert picture.pixels.dtype == np.uint8
     assert picture.pixels.shape[1:] == (1000, 3)
     assert picture.description.startswith("**block2_conv1**: ")
@@ -56,26 +56,26 @@ def test_unknown_layers_and_channels_are_told_with_what_exists(
     visual: type, classifier: Classifier, examples: Examples
 ) -> None:
     with pytest.raises(UserError, match=r"unknown layer 'block9_conv1'.*this network has block1_conv1"):
-        visual(layers=["block9_conv1"])(classifier, examples, Past())
+        visual(layers=["block9_conv1"])(classifier, examples, VisualState())
     with pytest.raises(UserError, match="channel 12 of block2_conv1 does not exist; it has 0 to 11"):
-        visual(layers=["block2_conv1"], channels=[12])(classifier, examples, Past())
+        visual(layers=["block2_conv1"], channels=[12])(classifier, examples, VisualState())
 
 
 @pytest.mark.parametrize("visual", [Activations(), Responses()])
 def test_visuals_that_need_images_say_so(visual: Visual, classifier: Classifier) -> None:
     assert visual.needs_images
     with pytest.raises(UserError):
-        visual(classifier, NO_IMAGES, Past())
+        visual(classifier, NO_IMAGES, VisualState())
 
 
 def test_frozen_layers_are_left_out_after_the_first_drawing(classifier: Classifier, examples: Examples) -> None:
     classifier.backbone.requires_grad_(False)
     for visual in (Filters(), Activations(), Responses(), Synthesis(recipe=RECIPE, channels=1)):
-        past = Past(epoch=0)
-        first = visual(classifier, examples, past)
-        past.epoch = 1
+        state = VisualState(epoch=0)
+        first = visual(classifier, examples, state)
+        state.epoch = 1
         assert first
-        assert visual(classifier, examples, past) == {}
+        assert visual(classifier, examples, state) == {}
 
 
 def test_kernels_are_drawn_in_colour_grey_shared_or_as_points() -> None:
@@ -93,7 +93,12 @@ def test_kernels_are_drawn_in_colour_grey_shared_or_as_points() -> None:
 
 def test_kernels_without_weights_are_drawn() -> None:
     for inputs in (1, 3, 16):
-        assert draw_filters(torch.zeros(2, inputs, 3, 3), Picked(channels=[0, 1]), layer="x", total=2).pixels.std() > 0
+        assert (
+            draw_filters(
+                torch.zeros(2, inputs, 3, 3), FilterSelection(channels=[0, 1]), layer="x", total=2
+            ).pixels.std()
+            > 0
+        )
 
 
 def test_a_kernel_that_is_one_pattern_on_all_inputs_shows_this_pattern() -> None:
@@ -114,22 +119,22 @@ def test_the_most_varied_channels_are_those_planted() -> None:
 
 
 def test_the_columns_chosen_first_are_kept(classifier: Classifier, examples: Examples) -> None:
-    past = Past(epoch=0)
+    state = VisualState(epoch=0)
     visual = Activations(channels=3)
-    visual(classifier, examples, past)
-    chosen = {layer: list(channels) for layer, channels in past.store["channels"].items()}
+    visual(classifier, examples, state)
+    chosen = {layer: list(channels) for layer, channels in state.store["channels"].items()}
     with torch.no_grad():
         for parameter in classifier.parameters():
             parameter.normal_()
-    past.epoch = 1
-    visual(classifier, examples, past)
-    assert past.store["channels"] == chosen
+    state.epoch = 1
+    visual(classifier, examples, state)
+    assert state.store["channels"] == chosen
 
 
 def test_a_planted_map_above_one_is_brightest_where_it_is_largest() -> None:
     maps = torch.zeros(1, 1, 8, 8)
     maps[0, 0, 3, 4] = 300.0
-    picture = draw_maps(torch.zeros(1, 3, 16, 16), maps, Picked(channels=[0]), layer="x", total=1)
+    picture = draw_maps(torch.zeros(1, 3, 16, 16), maps, FilterSelection(channels=[0]), layer="x", total=1)
     yellow = (picture.pixels == [253, 231, 37]).all(axis=2)  # the end of viridis
     body = yellow[200:]
     rows, columns = np.nonzero(body)
@@ -138,13 +143,15 @@ def test_a_planted_map_above_one_is_brightest_where_it_is_largest() -> None:
 
 
 def test_features_of_a_linear_are_drawn_as_bars(classifier: Classifier, examples: Examples) -> None:
-    (picture,) = Activations(layers=["head"])(classifier, examples, Past()).values()
+    (picture,) = Activations(layers=["head"])(classifier, examples, VisualState()).values()
     assert "one bar per feature" in picture.description
 
 
 def test_outputs_that_are_neither_maps_nor_features_are_refused() -> None:
     with pytest.raises(UserError, match="only maps and features can be drawn"):
-        draw_maps(torch.zeros(1, 3, 8, 8), torch.zeros(1, 5, 7), Picked(channels=[0]), layer="encoder", total=5)
+        draw_maps(
+            torch.zeros(1, 3, 8, 8), torch.zeros(1, 5, 7), FilterSelection(channels=[0]), layer="encoder", total=5
+        )
 
 
 def test_modules_without_known_channels_are_drawn() -> None:
@@ -159,19 +166,19 @@ def test_modules_without_known_channels_are_drawn() -> None:
     network = nn.Sequential(Block(3, 4), Block(4, 6), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     backbone = Backbone(network, name="blocks", mean=[0.0] * 3, std=[1.0] * 3)
     classifier = Classifier(backbone, nn.Linear(6, 2), num_classes=2)
-    pictures = Activations()(classifier, Examples(images=torch.rand(2, 3, 16, 16)), Past())
+    pictures = Activations()(classifier, Examples(images=torch.rand(2, 3, 16, 16)), VisualState())
     assert list(pictures) == ["activations/0", "activations/1"]
 
 
 def test_grey_images_are_drawn_by_all(grey_classifier: Classifier) -> None:
     examples = Examples(images=torch.rand(2, 1, 32, 32))
     for visual in (Filters(), Activations(), Responses(), Synthesis(recipe=RECIPE, channels=1)):
-        assert visual(grey_classifier, examples, Past())
+        assert visual(grey_classifier, examples, VisualState())
 
 
 def test_without_training_synthesis_starts_from_noise_and_repeats_itself(classifier: Classifier) -> None:
     visual = Synthesis(recipe=RECIPE, layers=["block1_conv1"], channels=2)
-    first, again = (visual(classifier, NO_IMAGES, past)["synthesis/block1_conv1"] for past in [Past()] * 2)
+    first, again = (visual(classifier, NO_IMAGES, state)["synthesis/block1_conv1"] for state in [VisualState()] * 2)
     assert (first.pixels == again.pixels).all()
     assert "no real images to compare with" in first.description
 
@@ -179,7 +186,7 @@ def test_without_training_synthesis_starts_from_noise_and_repeats_itself(classif
 def test_trust_is_told_only_where_there_is_something_to_compare_with(
     classifier: Classifier, examples: Examples
 ) -> None:
-    from filterscope.probes.synthesis import measure_statistics, synthesize
+    from filterscope.analysis.synthesis import measure_statistics, synthesize
 
     made = synthesize(classifier, "block2_conv1", [0, 1], recipe=RECIPE)
     assert all(lines[-1] in ("not compared", "never rose") for lines in trust_lines(made, [0, 1]))
@@ -192,9 +199,9 @@ def test_statistics_of_real_images_are_used_when_the_images_are_gone(
     classifier: Classifier, examples: Examples
 ) -> None:
     visual = Synthesis(recipe=RECIPE, layers=["block1_conv1"], channels=1)
-    past = Past(epoch=0)
-    visual(classifier, examples, past)
-    later = Past(store=past.store)
+    state = VisualState(epoch=0)
+    visual(classifier, examples, state)
+    later = VisualState(store=state.store)
     (picture,) = visual(classifier, NO_IMAGES, later).values()
     assert f"Compared with {len(examples)} real images" in picture.description
     with torch.no_grad():

@@ -10,30 +10,30 @@ from PIL import Image
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.visuals.figures import Figures
-from filterscope.visuals.gallery.history import History
+from filterscope.visuals.history import History
 from filterscope.visuals.movies import Movies
-from filterscope.visuals.store import keep
-from filterscope.visuals.visual import Examples, Past
+from filterscope.visuals.output.writer import write_outputs
+from filterscope.visuals.visual import Examples, VisualState
 
 
 @pytest.fixture
-def past(classifier: Classifier, examples: Examples) -> Past:
+def state(classifier: Classifier, examples: Examples) -> VisualState:
     """Three epochs in which the weights change."""
-    past = Past()
-    for past.epoch in range(3):
-        History()(classifier, examples, past)
+    state = VisualState()
+    for state.epoch in range(3):
+        History()(classifier, examples, state)
         with torch.no_grad():
             classifier.backbone.network[0].weight.add_(torch.randn(8, 3, 5, 5))
-    past.store["health"] = {"block1_conv1": {"verdicts": ["useful"] * 6 + ["noise", "dead"]}}
-    past.epoch = None
-    return past
+    state.store["health"] = {"block1_conv1": {"verdicts": ["useful"] * 6 + ["noise", "dead"]}}
+    state.epoch = None
+    return state
 
 
 @pytest.mark.parametrize("kind", ["webp", "gif"])
 def test_a_film_has_a_frame_for_every_epoch_and_they_differ(
-    classifier: Classifier, examples: Examples, past: Past, kind: str
+    classifier: Classifier, examples: Examples, state: VisualState, kind: str
 ) -> None:
-    made = Movies(format=kind)(classifier, examples, past)
+    made = Movies(format=kind)(classifier, examples, state)
     assert set(made) == {"movies/block1_conv1", "movies/block2_conv1"}
     moving = Image.open(io.BytesIO(made["movies/block1_conv1"].contents[kind]))
     assert moving.n_frames == 3
@@ -46,13 +46,15 @@ def test_a_film_has_a_frame_for_every_epoch_and_they_differ(
 
 def test_without_a_history_there_is_nothing_to_make_a_film_of(classifier: Classifier, examples: Examples) -> None:
     with pytest.raises(UserError, match=r"no epochs of block1_conv1, block2_conv1 are remembered"):
-        Movies()(classifier, examples, Past())
+        Movies()(classifier, examples, VisualState())
 
 
 def test_figures_come_in_every_format_with_text_that_is_text(
-    classifier: Classifier, examples: Examples, past: Past, tmp_path: Path
+    classifier: Classifier, examples: Examples, state: VisualState, tmp_path: Path
 ) -> None:
-    keep(Figures(layers=["block1_conv1", "block2_conv1"], dpi=100)(classifier, examples, past), folder=tmp_path)
+    write_outputs(
+        Figures(layers=["block1_conv1", "block2_conv1"], dpi=100)(classifier, examples, state), folder=tmp_path
+    )
     for name in ("block1_conv1", "block2_conv1", "health"):
         place = tmp_path / "pictures" / "figures"
         assert (place / f"{name}.pdf").read_bytes()[:5] == b"%PDF-"
@@ -62,9 +64,10 @@ def test_figures_come_in_every_format_with_text_that_is_text(
     assert "noise" in (tmp_path / "pictures" / "figures" / "health.svg").read_text()
 
 
-def test_the_same_figure_is_the_same_file(classifier: Classifier, examples: Examples, past: Past) -> None:
+def test_the_same_figure_is_the_same_file(classifier: Classifier, examples: Examples, state: VisualState) -> None:
     one, other = (
-        Figures(dpi=50, formats=["pdf", "svg"])(classifier, examples, past)["figures/health"].contents for _ in range(2)
+        Figures(dpi=50, formats=["pdf", "svg"])(classifier, examples, state)["figures/health"].contents
+        for _ in range(2)
     )
     assert one == other
 

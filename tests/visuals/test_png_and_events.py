@@ -10,10 +10,10 @@ from tensorboard.backend.event_processing.event_file_loader import RawEventFileL
 from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 from torch.utils.tensorboard import SummaryWriter
 
-from filterscope.visuals.checksums import crc32c, masked_crc32c
-from filterscope.visuals.png import encode_png
-from filterscope.visuals.store import keep
-from filterscope.visuals.visual import Picture
+from filterscope.visuals.output.checksums import crc32c, masked_crc32c
+from filterscope.visuals.output.outputs import Picture
+from filterscope.visuals.output.png import encode_png
+from filterscope.visuals.output.writer import write_outputs
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -65,7 +65,7 @@ def test_checksums_are_those_of_tensorboard(length: int) -> None:
 def test_tensorboard_reads_a_large_picture(tmp_path: Path) -> None:
     writer = SummaryWriter(str(tmp_path))
     picture = Picture(drawn=noise(100, 400, 3))
-    keep({"filters/conv1": picture}, writer=writer, epoch=3)
+    write_outputs({"filters/conv1": picture}, writer=writer, epoch=3)
     writer.close()
     (file,) = tmp_path.iterdir()
     *_, event = RawEventFileLoader(str(file)).Load()  # refuses a wrong checksum
@@ -74,7 +74,7 @@ def test_tensorboard_reads_a_large_picture(tmp_path: Path) -> None:
 
 def test_tensorboard_refuses_the_picture_where_a_bit_is_wrong(tmp_path: Path) -> None:
     writer = SummaryWriter(str(tmp_path))
-    keep({"filters/conv1": Picture(drawn=noise(100, 400, 3))}, writer=writer)
+    write_outputs({"filters/conv1": Picture(drawn=noise(100, 400, 3))}, writer=writer)
     writer.close()
     (file,) = tmp_path.iterdir()
     content = bytearray(file.read_bytes())

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from filterscope.analysis.synthesis import Recipe
 from filterscope.models.classifier import Classifier
-from filterscope.probes.synthesis import Recipe
 from filterscope.visuals.comparison import Comparison
+from filterscope.visuals.output.outputs import Picture
 from filterscope.visuals.synthesis import Synthesis
-from filterscope.visuals.visual import Examples, Past, Picture, render
+from filterscope.visuals.visual import Examples, VisualState, render
 
 WORKER = """
 import sys
@@ -19,8 +20,9 @@ import torch
 import torch.distributed as dist
 dist.init_process_group("gloo")
 torch.set_num_threads(1)
-from filterscope.visuals.visual import Past, Picture, assist, render
-from filterscope.probes.synthesis import workbench
+from filterscope.visuals.output.outputs import Picture
+from filterscope.visuals.visual import VisualState, run_workers, render
+from filterscope.analysis.synthesis import layer_renderer
 
 made = []
 whole = workbench.Workbench.make
@@ -68,11 +70,11 @@ def test_two_ranks_draw_what_one_draws(
     assert first["made"]
     assert second["made"]
     assert second["shown"] == {}
-    past = Past()
+    state = VisualState()
     alone = {}
-    for past.epoch in (0, 1):
-        drawn = render(visuals, classifier, examples, past)
-        alone |= {f"{tag} {past.epoch}": o.pixels for tag, o in drawn.items() if isinstance(o, Picture)}
+    for state.epoch in (0, 1):
+        drawn = render(visuals, classifier, examples, state)
+        alone |= {f"{tag} {state.epoch}": o.pixels for tag, o in drawn.items() if isinstance(o, Picture)}
         with torch.no_grad():
             classifier.backbone.network[0].weight.mul_(1.1)  # type: ignore[index, union-attr, operator]
     assert list(first["shown"]) == list(alone)

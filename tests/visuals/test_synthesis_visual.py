@@ -9,15 +9,15 @@ import pytest
 import torch
 from rich.console import Console
 
+from filterscope.analysis.synthesis import Recipe, layer_renderer, measure_statistics
+from filterscope.analysis.synthesis.parameterization import Parameterization
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
-from filterscope.probes.synthesis import Recipe, measure_statistics, workbench
-from filterscope.probes.synthesis.images import Parameterisation
+from filterscope.visuals.progress import progress_bar
 from filterscope.visuals.synthesis import KEPT, Synthesis
 from filterscope.visuals.trust import real_statistics
-from filterscope.visuals.visual import Examples, Past
-from filterscope.visuals.waiting import progress_bar
-from filterscope.visuals.watching import watching
+from filterscope.visuals.validation import recording_validation
+from filterscope.visuals.visual import Examples, VisualState
 
 RECIPE = Recipe(size=24, steps=4, objective="channel", precision="fp32")
 LAYER = "block2_conv1"
@@ -28,8 +28,8 @@ def visual(**knobs: object) -> Synthesis:
 
 
 def test_faces_crops_and_the_untrained_picture_stand_in_a_row(classifier: Classifier, examples: Examples) -> None:
-    alone = visual()(classifier, examples, Past())[f"synthesis/{LAYER}"]
-    row = visual(faces=2, crops=2, untrained=True)(classifier, examples, Past())[f"synthesis/{LAYER}"]
+    alone = visual()(classifier, examples, VisualState())[f"synthesis/{LAYER}"]
+    row = visual(faces=2, crops=2, untrained=True)(classifier, examples, VisualState())[f"synthesis/{LAYER}"]
     assert row.pixels.shape[0] > alone.pixels.shape[0]
     assert "*real*" in row.description
     assert "*untrained*" in row.description
@@ -40,17 +40,17 @@ def test_the_untrained_picture_is_made_once_in_a_training(
     classifier: Classifier, examples: Examples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[int] = []
-    whole = workbench.Workbench.make
+    whole = layer_renderer.Workbench.make
 
-    def counted(self: workbench.Workbench, channels: list[int], *args: object, **knobs: object) -> object:
+    def counted(self: layer_renderer.Workbench, channels: list[int], *args: object, **knobs: object) -> object:
         made.append(len(channels))
         return whole(self, channels, *args, **knobs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(workbench.Workbench, "make", counted)
-    past = Past()
+    monkeypatch.setattr(layer_renderer.Workbench, "make", counted)
+    state = VisualState()
     counts = []
-    for past.epoch in range(3):
-        visual(untrained=True)(classifier, examples, past)
+    for state.epoch in range(3):
+        visual(untrained=True)(classifier, examples, state)
         counts.append(sum(made))
         with torch.no_grad():
             classifier.module_of(LAYER).weight.mul_(1.1)  # type: ignore[operator, union-attr]
@@ -59,22 +59,22 @@ def test_the_untrained_picture_is_made_once_in_a_training(
 
 def test_classes_are_drawn_under_their_names(classifier: Classifier, examples: Examples) -> None:
     classifier.class_names = examples.class_names
-    named = visual(layers=["head"])(classifier, examples, Past())["synthesis/head"]
+    named = visual(layers=["head"])(classifier, examples, VisualState())["synthesis/head"]
     classifier.class_names = ()
-    numbered = visual(layers=["head"])(classifier, examples, Past())["synthesis/head"]
+    numbered = visual(layers=["head"])(classifier, examples, VisualState())["synthesis/head"]
     assert (named.pixels != numbered.pixels).any()
 
 
 def test_every_face_goes_on_where_it_ended(classifier: Classifier, examples: Examples) -> None:
-    past = Past(epoch=0)
+    state = VisualState(epoch=0)
     still = visual(faces=2, recipe=Recipe(size=24, steps=4, learning_rate=0.0, precision="fp32", objective="channel"))
-    still(classifier, examples, past)
-    left = past.store["synthesis"][LAYER]
+    still(classifier, examples, state)
+    left = state.store["synthesis"][LAYER]
     with torch.no_grad():
         classifier.module_of(LAYER).weight.mul_(1.1)  # type: ignore[operator, union-attr]
-    past.epoch = 1
-    still(classifier, examples, past)
-    assert torch.equal(past.store["synthesis"][LAYER]["parameters"], left["parameters"])
+    state.epoch = 1
+    still(classifier, examples, state)
+    assert torch.equal(state.store["synthesis"][LAYER]["parameters"], left["parameters"])
     assert len(left["parameters"]) == 4
     assert len(left["tiles"]) == 2  # strips show the first face
 
@@ -82,56 +82,56 @@ def test_every_face_goes_on_where_it_ended(classifier: Classifier, examples: Exa
 def test_what_pictures_go_on_from_is_kept_in_half_the_bytes_and_looks_the_same(
     classifier: Classifier, examples: Examples
 ) -> None:
-    past, recipe = Past(epoch=0), Recipe(size=KEPT, steps=40, precision="fp32")
-    visual(recipe=recipe)(classifier, examples, past)
-    left = past.store["synthesis"][LAYER]
+    state, recipe = VisualState(epoch=0), Recipe(size=KEPT, steps=40, precision="fp32")
+    visual(recipe=recipe)(classifier, examples, state)
+    left = state.store["synthesis"][LAYER]
     assert left["parameters"].dtype == torch.float16
     assert left["parameters"].float().abs().max() > 1
-    images = Parameterisation(recipe=recipe, channels=3).images(left["parameters"].float())
+    images = Parameterization(recipe=recipe, channels=3).images(left["parameters"].float())
     shades = (images * 255).permute(0, 2, 3, 1) - left["tiles"].float()
     assert shades.abs().max() <= 1.0  # half of that is rounding to whole shades
 
 
 def test_the_last_epoch_is_made_anew_from_the_first_noise(classifier: Classifier, examples: Examples) -> None:
-    past = Past(epoch=0)
+    state = VisualState(epoch=0)
     drawn = visual(every=1)
-    drawn(classifier, examples, past)
+    drawn(classifier, examples, state)
     with torch.no_grad():
         classifier.module_of(LAYER).weight.mul_(1.1)  # type: ignore[operator, union-attr]
-    fresh = Past(epoch=0)
+    fresh = VisualState(epoch=0)
     drawn(classifier, examples, fresh)
-    past.epoch, past.last = 3, True
-    drawn(classifier, examples, past)
-    ends = [each.store["synthesis"][LAYER]["parameters"] for each in (past, fresh)]
+    state.epoch, state.last = 3, True
+    drawn(classifier, examples, state)
+    ends = [each.store["synthesis"][LAYER]["parameters"] for each in (state, fresh)]
     assert torch.equal(*ends)
 
 
 def test_pictures_that_lost_their_channel_climb_longer(classifier: Classifier, examples: Examples) -> None:
     steps = []
     for sign in (1.0, -1.0):
-        past = Past(epoch=0)
+        state = VisualState(epoch=0)
         network = copy.deepcopy(classifier)
         strong = visual(recipe=dataclasses.replace(RECIPE, steps=60, learning_rate=0.2), steps=3)
-        strong(network, examples, past)
+        strong(network, examples, state)
         with torch.no_grad():
             network.module_of(LAYER).weight.mul_(sign)  # type: ignore[operator, union-attr]
-        past.epoch = 1
-        strong(network, examples, past)
-        steps.append(strong._going_on(LAYER, past).steps)
+        state.epoch = 1
+        strong(network, examples, state)
+        steps.append(strong._going_on(LAYER, state).steps)
     assert steps == [3, 24]
 
 
 def test_pictures_are_held_against_the_whole_validation_pass(classifier: Classifier, examples: Examples) -> None:
     seen = torch.rand(40, 3, 32, 32)
-    past = Past(epoch=0)
-    with watching({"synthesis": visual()}, classifier, past) as take, torch.no_grad():
+    state = VisualState(epoch=0)
+    with recording_validation({"synthesis": visual()}, classifier, state) as take, torch.no_grad():
         for batch in torch.split(seen, 16):
             classifier.eval()(batch)
             take(None)
-    (picture,) = visual()(classifier, examples, past).values()
+    (picture,) = visual()(classifier, examples, state).values()
     assert "Compared with 40 real images" in picture.description
-    past.gathered.clear()
-    known = real_statistics(classifier, [LAYER], examples, past).of(LAYER)
+    state.gathered.clear()
+    known = real_statistics(classifier, [LAYER], examples, state).of(LAYER)
     assert torch.allclose(known.largest, measure_statistics(classifier, seen, [LAYER]).of(LAYER).largest, atol=1e-5)
 
 
@@ -139,17 +139,17 @@ def test_finished_pictures_are_kept_outside_training_only(
     classifier: Classifier, examples: Examples, tmp_path: Path
 ) -> None:
     keeping = visual(keep=str(tmp_path))
-    keeping(classifier, examples, Past(epoch=0))
+    keeping(classifier, examples, VisualState(epoch=0))
     assert not list(tmp_path.iterdir())
-    first = keeping(classifier, examples, Past())
+    first = keeping(classifier, examples, VisualState())
     assert len(list(tmp_path.iterdir())) == 2
-    again = keeping(classifier, examples, Past())
+    again = keeping(classifier, examples, VisualState())
     assert (first[f"synthesis/{LAYER}"].pixels == again[f"synthesis/{LAYER}"].pixels).all()
 
 
 def test_a_bar_shows_layer_and_estimate_on_a_terminal_outside_training() -> None:
     text = io.StringIO()
-    with progress_bar("synthesis", Past(), Console(file=text, force_terminal=True, width=100)) as told:
+    with progress_bar("synthesis", VisualState(), Console(file=text, force_terminal=True, width=100)) as told:
         assert told is not None
         told("block5_conv3", 0.5)
     assert "synthesis block5_conv3" in text.getvalue()
@@ -157,10 +157,10 @@ def test_a_bar_shows_layer_and_estimate_on_a_terminal_outside_training() -> None
     assert "left:" in text.getvalue()
 
 
-@pytest.mark.parametrize(("past", "terminal"), [(Past(epoch=1), True), (Past(), False)])
-def test_there_is_no_bar_in_training_or_without_a_terminal(past: Past, terminal: bool) -> None:
+@pytest.mark.parametrize(("past", "terminal"), [(VisualState(epoch=1), True), (VisualState(), False)])
+def test_there_is_no_bar_in_training_or_without_a_terminal(state: VisualState, terminal: bool) -> None:
     text = io.StringIO()
-    with progress_bar("synthesis", past, Console(file=text, force_terminal=terminal)) as told:
+    with progress_bar("synthesis", state, Console(file=text, force_terminal=terminal)) as told:
         assert told is None
     assert text.getvalue() == ""
 

@@ -3,7 +3,16 @@ import numpy as np
 import pytest
 import torch
 
-from filterscope.visuals.tiles import bars, few_colours, kernel, photo, short, signed, unsigned_maps, value_range
+from filterscope.visuals.drawing.tiles import (
+    bars,
+    few_colours,
+    kernel,
+    photo,
+    short,
+    signed,
+    unsigned_maps,
+    value_range,
+)
 
 
 def test_map_above_one_is_drawn_without_wrapping() -> None:

@@ -5,23 +5,23 @@ import pytest
 import torch
 
 from filterscope.models.classifier import Classifier
-from filterscope.visuals.fingerprints import fingerprint, frozen
+from filterscope.visuals.fingerprints import fingerprint, is_frozen
 from filterscope.visuals.predictions import Predictions
-from filterscope.visuals.visual import Examples, Past, occasion, render
+from filterscope.visuals.visual import Examples, VisualState, redraw_note, render
 
 
 @dataclass(frozen=True, kw_only=True)
 class Epochs:
     every: int = 1
 
-    def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> dict[str, float]:
+    def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, float]:
         del classifier, examples
-        return {"epoch": float(past.epoch or 0)}
+        return {"epoch": float(state.epoch or 0)}
 
 
 def drawn(every: int, classifier: Classifier, examples: Examples) -> list[int]:
     visuals = {"epochs": Epochs(every=every)}
-    return [epoch for epoch in range(7) if render(visuals, classifier, examples, Past(epoch=epoch))]
+    return [epoch for epoch in range(7) if render(visuals, classifier, examples, VisualState(epoch=epoch))]
 
 
 @pytest.mark.parametrize(("every", "epochs"), [(1, list(range(7))), (3, [0, 3, 6]), (0, [0])])
@@ -32,56 +32,56 @@ def test_every_says_in_which_epochs_a_visual_draws(
 
 
 def test_without_training_a_visual_always_draws(classifier: Classifier, examples: Examples) -> None:
-    assert render({"epochs": Epochs(every=0)}, classifier, examples, Past()) == {"epoch": 0.0}
+    assert render({"epochs": Epochs(every=0)}, classifier, examples, VisualState()) == {"epoch": 0.0}
 
 
 def test_examples_run_in_the_precision_of_the_training(classifier: Classifier, examples: Examples) -> None:
     ran = []
     classifier.head.register_forward_hook(lambda _module, _inputs, output: ran.append(output.dtype))
     looked = {"predictions": Predictions()}
-    render(looked, classifier, examples, Past(), precision=partial(torch.autocast, "cpu", dtype=torch.bfloat16))
-    render(looked, classifier, examples, Past())
+    render(looked, classifier, examples, VisualState(), precision=partial(torch.autocast, "cpu", dtype=torch.bfloat16))
+    render(looked, classifier, examples, VisualState())
     assert ran == [torch.bfloat16, torch.float32]
 
 
-def notes(classifier: Classifier, past: Past, epochs: range) -> list[str | None]:
+def notes(classifier: Classifier, state: VisualState, epochs: range) -> list[str | None]:
     said = []
-    for past.epoch in epochs:
-        said.append(occasion(classifier, "block2_conv1", "filters/block2_conv1", past))
+    for state.epoch in epochs:
+        said.append(redraw_note(classifier, "block2_conv1", "filters/block2_conv1", state))
     return said
 
 
 def test_a_frozen_layer_is_drawn_once_and_says_so(classifier: Classifier) -> None:
     classifier.backbone.requires_grad_(False)
-    assert notes(classifier, Past(), range(4)) == ["frozen: drawn once", None, None, None]
+    assert notes(classifier, VisualState(), range(4)) == ["frozen: drawn once", None, None, None]
 
 
 def test_a_layer_that_stands_still_is_drawn_once_more_until_it_changes(classifier: Classifier) -> None:
-    past = Past()
-    assert notes(classifier, past, range(4)) == ["", "unchanged since epoch 0", None, None]
+    state = VisualState()
+    assert notes(classifier, state, range(4)) == ["", "unchanged since epoch 0", None, None]
     with torch.no_grad():
         classifier.module_of("block1_conv1").weight.add_(0.1)
-    assert notes(classifier, past, range(4, 7)) == ["", "unchanged since epoch 4", None]
+    assert notes(classifier, state, range(4, 7)) == ["", "unchanged since epoch 4", None]
 
 
 def test_drawing_an_epoch_again_says_the_same(classifier: Classifier) -> None:
-    past = Past()
-    for past.epoch, said in ((0, ""), (0, ""), (1, "unchanged since epoch 0"), (1, "unchanged since epoch 0")):
-        assert occasion(classifier, "block1_conv1", "t", past) == said
+    state = VisualState()
+    for state.epoch, said in ((0, ""), (0, ""), (1, "unchanged since epoch 0"), (1, "unchanged since epoch 0")):
+        assert redraw_note(classifier, "block1_conv1", "t", state) == said
 
 
 def test_without_training_nothing_is_said_and_everything_drawn(classifier: Classifier) -> None:
     classifier.requires_grad_(False)
-    past = Past()
-    assert [occasion(classifier, "block1_conv1", "t", past) for _ in range(3)] == ["", "", ""]
-    assert past.store == {}
+    state = VisualState()
+    assert [redraw_note(classifier, "block1_conv1", "t", state) for _ in range(3)] == ["", "", ""]
+    assert state.store == {}
 
 
 def test_what_is_remembered_survives_a_checkpoint(classifier: Classifier, tmp_path) -> None:
-    past = Past()
-    notes(classifier, past, range(3))
-    torch.save(past.store, tmp_path / "past.pt")
-    again = Past(store=torch.load(tmp_path / "past.pt", weights_only=True))
+    state = VisualState()
+    notes(classifier, state, range(3))
+    torch.save(state.store, tmp_path / "past.pt")
+    again = VisualState(store=torch.load(tmp_path / "past.pt", weights_only=True))
     assert notes(classifier, again, range(3, 5)) == [None, None]
 
 
@@ -111,5 +111,5 @@ def test_a_fingerprint_takes_batch_norm_counters() -> None:
 def test_a_layer_is_frozen_only_if_all_before_it_is(classifier: Classifier) -> None:
     classifier.requires_grad_(False)
     classifier.module_of("block1_conv1").weight.requires_grad_(True)
-    assert not frozen(classifier, "block2_conv1")
-    assert frozen(classifier, "block2_conv1", alone=True)
+    assert not is_frozen(classifier, "block2_conv1")
+    assert is_frozen(classifier, "block2_conv1", alone=True)

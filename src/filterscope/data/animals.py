@@ -4,10 +4,10 @@ import importlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from filterscope.data.class_folders import ClassFolders, class_folders
 from filterscope.data.datamodule import ImageDataModule
-from filterscope.data.downloading import downloading
-from filterscope.data.listing import ClassFolders, class_folders
-from filterscope.data.sources import Found
+from filterscope.data.fetch import download_lock
+from filterscope.data.images import DataSplits
 from filterscope.errors import UserError
 
 ENGLISH = {
@@ -43,12 +43,12 @@ class AnimalsDataModule(ImageDataModule):
         if self._place() is None:
             self._downloaded = _fetch(self.folder, wanted=self.download, root=self.root)
 
-    def find(self) -> Found:
+    def find(self) -> DataSplits:
         """List the ten folders, ordered by English name."""
         place = self._place() or self._downloaded
         found = class_folders(place)
         folders = tuple(sorted(found.folders, key=lambda folder: ENGLISH.get(folder, folder)))
-        return Found(
+        return DataSplits(
             place=str(place),
             class_names=tuple(ENGLISH.get(folder, folder) for folder in folders),
             train=ClassFolders(place=place, folders=folders).files(folders),
@@ -74,5 +74,5 @@ def _fetch(folder: Path, *, wanted: bool, root: str) -> Path:
             f"data.root={root} holds no animals10/raw-img: unpack {url} so that {place / 'raw-img'} is there, "
             'or pip install "filterscope[animals]" to have it downloaded'
         ) from error
-    with downloading("Animals-10", url=url, files="raw-img of archive.zip", place=place):
+    with download_lock("Animals-10", url=url, files="raw-img of archive.zip", place=place):
         return Path(kagglehub.dataset_download(KAGGLE)) / "raw-img"

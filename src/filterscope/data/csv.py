@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from filterscope.data.class_folders import SPLITS
 from filterscope.data.datamodule import ImageDataModule
-from filterscope.data.listing import SPLITS
-from filterscope.data.sources import Files, Found
+from filterscope.data.images import DataSplits, Files
 from filterscope.errors import UserError
 
 
@@ -31,7 +31,7 @@ class CSVDataModule(ImageDataModule):
     val_fraction: float = 0.15
     test_fraction: float = 0.15
 
-    def find(self) -> Found:
+    def find(self) -> DataSplits:
         """Read the CSV and look for its files."""
         file = self._below_root(self.csv)
         rows = _read(file, needed=(self.image_column, *((self.split_column,) if self.split_column else ())))
@@ -42,7 +42,7 @@ class CSVDataModule(ImageDataModule):
             raise UserError(f"{file} names {len(paths)} files, {len(missing)} of them are not there: {missing[0]} …")
         if self.label_column not in rows[0]:
             nothing = torch.full((len(paths),), -1)
-            return Found(
+            return DataSplits(
                 place=str(file),
                 class_names=(),
                 train=Files(paths=tuple(paths), labels=nothing),
@@ -52,11 +52,11 @@ class CSVDataModule(ImageDataModule):
         whole = Files(paths=tuple(paths), labels=labels)
         if self.split_column is None:
             held_out = {"val": self.val_fraction, "test": self.test_fraction}
-            return Found(place=str(file), class_names=names, train=whole, held_out=held_out)
+            return DataSplits(place=str(file), class_names=names, train=whole, held_out=held_out)
         parts = _parts([row[self.split_column] for row in rows], file, whole)
         if "train" not in parts:
             raise UserError(f"no row of {file} says train in the column {self.split_column!r}")
-        return Found(
+        return DataSplits(
             place=str(file),
             class_names=names,
             train=parts["train"],

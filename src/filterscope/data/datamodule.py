@@ -13,15 +13,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from filterscope.data.augmenting import RandomView
-from filterscope.data.cache import CachedFiles, cached
-from filterscope.data.checking import check_headers, leave_out_damaged
-from filterscope.data.loading import ImageLoader, ViewedImages, as_it_is
-from filterscope.data.preparing import check_trainable, prepare
-from filterscope.data.sampling import EpochSampler, mixed_seed
-from filterscope.data.sources import Files, Found, Images
-from filterscope.data.splitting import spread
-from filterscope.data.transforms import Augmentation, fixed_view, to_float
+from filterscope.data.augmentation import RandomView
+from filterscope.data.decode_cache import CachedFiles, cached
+from filterscope.data.file_checks import check_headers, leave_out_damaged
+from filterscope.data.images import DataSplits, Files, Images
+from filterscope.data.loader import ImageLoader, ViewedImages, identity_collate
+from filterscope.data.preprocessing import Augmentation, fixed_view, to_float
+from filterscope.data.sampler import EpochSampler, mix_seed
+from filterscope.data.split_preparation import check_trainable, prepare
+from filterscope.data.splits import spread
 from filterscope.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.skipped: tuple[str, ...] = ()
 
     @abstractmethod
-    def find(self) -> Found:
+    def find(self) -> DataSplits:
         """Say what the set consists of; nothing is decoded yet.
 
         Raises:
@@ -169,10 +169,10 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     def examples(self, count: int, seed: int = 0) -> tuple[Tensor, Tensor, tuple[str, ...]]:
         """Return the same validation images each time: float32 in [0, 1], labels, and what they are called.
 
-        They are spread over the classes (`filterscope.data.splitting.spread`) and in their fixed view.
+        They are spread over the classes (`filterscope.data.splits.spread`) and in their fixed view.
         """
         images = self._images("val")
-        chosen = spread(images.labels, count, seed=mixed_seed(self.seed, seed))
+        chosen = spread(images.labels, count, seed=mix_seed(self.seed, seed))
         pixels = [self._fixed_view(images.read(i, num_channels=self.num_channels)) for i in chosen.tolist()]
         batch = torch.stack(pixels) if pixels else torch.empty(0, self.num_channels, self.image_size, self.image_size)
         return to_float(batch), images.labels[chosen], tuple(images.name(i) for i in chosen.tolist())
@@ -246,7 +246,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             batch_size=self.batch_size,
             # Batch norm cannot train on a batch of one.
             drop_last=shuffle and len(sampler) > self.batch_size and len(sampler) % self.batch_size == 1,
-            collate_fn=as_it_is,
+            collate_fn=identity_collate,
             num_workers=num_workers,
             persistent_workers=num_workers > 0 and split != "test" and epoch is None,
             pin_memory=torch.cuda.is_available() if self.pin_memory is None else self.pin_memory,

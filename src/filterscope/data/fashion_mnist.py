@@ -6,7 +6,7 @@ from torchvision.datasets import FashionMNIST
 
 from filterscope.data.datamodule import ImageDataModule
 from filterscope.data.idx import fetch_idx, find_idx
-from filterscope.data.sources import Found
+from filterscope.data.images import DataSplits
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -22,7 +22,7 @@ class FashionMNISTDataModule(ImageDataModule):
         """Download what is not there."""
         fetch_idx(FashionMNIST, root=self.root, download=self.download)
 
-    def find(self) -> Found:
+    def find(self) -> DataSplits:
         """Read the idx files."""
         names = tuple(FashionMNIST.classes)
         return find_idx(FashionMNIST, root=self.root, class_names=names, val_fraction=self.val_fraction)

@@ -9,13 +9,13 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 from torchvision.datasets import Flowers102
 
+from filterscope.data.class_folders import display_names, list_files, split_files, split_folders
 from filterscope.data.datamodule import ImageDataModule
-from filterscope.data.downloading import downloading, not_there
-from filterscope.data.listing import list_files, named, split_files, split_folders
-from filterscope.data.sources import Files, Found
+from filterscope.data.fetch import download_lock, missing_data_error
+from filterscope.data.images import DataSplits, Files
 from filterscope.errors import UserError
-from filterscope.fetching import fetch
-from filterscope.unpacking import unpack
+from filterscope.storage.archives import unpack
+from filterscope.storage.download import fetch
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +42,11 @@ class FlowersDataModule(ImageDataModule):
             return
         place = self.folder / "flowers-102"
         if not self.download:
-            raise not_there("Flowers 102", root=self.root, files="flowers-102/jpg or flower_data/train")
-        with downloading("Flowers 102", url=_URL, files=f"{_IMAGES}, {', '.join(_MATS)}", place=place):
+            raise missing_data_error("Flowers 102", root=self.root, files="flowers-102/jpg or flower_data/train")
+        with download_lock("Flowers 102", url=_URL, files=f"{_IMAGES}, {', '.join(_MATS)}", place=place):
             _fetch(place)
 
-    def find(self) -> Found:
+    def find(self) -> DataSplits:
         """List the images of each split."""
         official = self._official()
         if official:
@@ -54,9 +54,9 @@ class FlowersDataModule(ImageDataModule):
         folders = self._folders()
         assert folders is not None
         order, files = split_files(split_folders(folders))
-        return Found(
+        return DataSplits(
             place=str(folders),
-            class_names=named(order, folders, otherwise=_name),
+            class_names=display_names(order, folders, otherwise=_name),
             train=files["train"],
             val=files.get("val"),
             test=files.get("test"),
@@ -85,7 +85,7 @@ def _fetch(place: Path) -> None:
         (place / _IMAGES).unlink()
 
 
-def _find_official(folder: Path) -> Found:
+def _find_official(folder: Path) -> DataSplits:
     try:
         labels = loadmat(folder / _MATS[0], squeeze_me=True)["labels"]
         splits = loadmat(folder / _MATS[1], squeeze_me=True)
@@ -106,7 +106,7 @@ def _find_official(folder: Path) -> Found:
             continue
         classes = torch.tensor([int(labels[number - 1]) - 1 for number in members], dtype=torch.int64)
         parts[split] = Files(paths=tuple(paths), labels=classes)
-    return Found(
+    return DataSplits(
         place=str(folder),
         class_names=tuple(Flowers102.classes),
         train=parts["train"],

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from filterscope.data.class_folders import display_names, split_files, split_folders
 from filterscope.data.datamodule import ImageDataModule
-from filterscope.data.listing import named, split_files, split_folders
-from filterscope.data.sources import Found
+from filterscope.data.images import DataSplits
 from filterscope.errors import UserError
 
 
@@ -19,7 +19,7 @@ class FolderDataModule(ImageDataModule):
     val_fraction: float = 0.15
     test_fraction: float = 0.15
 
-    def find(self) -> Found:
+    def find(self) -> DataSplits:
         """List the class folders and their images."""
         if not self.folder.is_dir():
             raise UserError(f"data.root={self.root}: there is no such folder")
@@ -27,9 +27,9 @@ class FolderDataModule(ImageDataModule):
         if splits and "train" not in splits:
             raise UserError(f"{self.folder} has {', '.join(p.name for p in splits.values())} but no train folder")
         order, files = split_files(splits or {"train": self.folder})
-        return Found(
+        return DataSplits(
             place=str(splits.get("train", self.folder)),
-            class_names=named(order, self.folder),
+            class_names=display_names(order, self.folder),
             train=files["train"],
             val=files.get("val"),
             test=files.get("test"),

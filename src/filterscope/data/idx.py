@@ -6,11 +6,11 @@ from pathlib import Path
 from torchvision.datasets import MNIST
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
-from filterscope.data.downloading import downloading, not_there
-from filterscope.data.sources import Found, Pixels
+from filterscope.data.fetch import download_lock, missing_data_error
+from filterscope.data.images import DataSplits, Pixels
 from filterscope.errors import UserError
-from filterscope.fetching import fetch, is_safe
-from filterscope.unpacking import unpack_file
+from filterscope.storage.archives import unpack_file
+from filterscope.storage.download import fetch, is_safe
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +30,9 @@ def fetch_idx(dataset: type[MNIST], *, root: str, download: bool) -> None:
         return
     name = dataset.__name__
     if not download:
-        raise not_there(name, root=root, files=f"{name}/raw/{_FILES['train'][0]} …")
+        raise missing_data_error(name, root=root, files=f"{name}/raw/{_FILES['train'][0]} …")
     address = next((mirror for mirror in dataset.mirrors if is_safe(mirror)), _FASHION)
-    with downloading(name, url=address, files=", ".join(file for file, _ in dataset.resources), place=folder):
+    with download_lock(name, url=address, files=", ".join(file for file, _ in dataset.resources), place=folder):
         for packed, digest in dataset.resources:
             file = folder / packed
             if not file.with_suffix("").is_file():
@@ -41,7 +41,7 @@ def fetch_idx(dataset: type[MNIST], *, root: str, download: bool) -> None:
                 file.unlink()
 
 
-def find_idx(dataset: type[MNIST], *, root: str, class_names: tuple[str, ...], val_fraction: float) -> Found:
+def find_idx(dataset: type[MNIST], *, root: str, class_names: tuple[str, ...], val_fraction: float) -> DataSplits:
     """Read what is there; without the two test files there is no test split."""
     folder = _folder(dataset, root)
     test = None
@@ -49,7 +49,7 @@ def find_idx(dataset: type[MNIST], *, root: str, class_names: tuple[str, ...], v
         test = _read(folder, "test")
     else:
         log.info("no test split: %s has not both of %s", folder, " and ".join(_FILES["test"]))
-    return Found(
+    return DataSplits(
         place=str(folder),
         class_names=class_names,
         train=_read(folder, "train"),

@@ -6,7 +6,7 @@ from torchvision.datasets import MNIST
 
 from filterscope.data.datamodule import ImageDataModule
 from filterscope.data.idx import fetch_idx, find_idx
-from filterscope.data.sources import Found
+from filterscope.data.images import DataSplits
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -22,7 +22,7 @@ class MNISTDataModule(ImageDataModule):
         """Download what is not there."""
         fetch_idx(MNIST, root=self.root, download=self.download)
 
-    def find(self) -> Found:
+    def find(self) -> DataSplits:
         """Read the idx files."""
         digits = tuple(str(digit) for digit in range(10))
         return find_idx(MNIST, root=self.root, class_names=digits, val_fraction=self.val_fraction)

@@ -9,9 +9,9 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, list_models
 
-from filterscope.errors import UserError, nearest
-from filterscope.models.downloading import download
+from filterscope.errors import UserError, suggestion
 from filterscope.models.layers import last_layer
+from filterscope.models.published_weights import download
 from filterscope.models.small_cnn import SmallCNN
 from filterscope.models.weights import build_with_weights
 
@@ -110,7 +110,7 @@ def torchvision_backbone(
     """
     known = list_models(module=torchvision.models)
     if name not in known:
-        raise UserError(f"unknown network {name!r}{nearest(name, known)}; torchvision has {', '.join(known)}")
+        raise UserError(f"unknown network {name!r}{suggestion(name, known)}; torchvision has {', '.join(known)}")
     if in_channels != 3:
         raise UserError(f"{name} takes images of 3 channels, not {in_channels}; model=small_cnn takes 1 or 3")
     published = get_model_weights(name).DEFAULT

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone
+from filterscope.models.layer_names import name_layers
 from filterscope.models.layers import Layer, find_layer
-from filterscope.models.listed import weighted
-from filterscope.models.naming import name_layers
-from filterscope.models.shapes import Shape, output_shapes, sizes_taken
-from filterscope.models.weights import shortened
+from filterscope.models.output_shapes import Shape, accepted_sizes, output_shapes
+from filterscope.models.weight_list import weighted_layers
+from filterscope.models.weights import abbreviate
 
 
 class Classifier(nn.Module):
@@ -80,7 +80,7 @@ class Classifier(nn.Module):
         if not self.backbone.pretrained:
             return f"{name} does not have its published weights"
         if missing:
-            return f"the weights file does not hold {shortened(missing)} of {name}"
+            return f"the weights file does not hold {abbreviate(missing)} of {name}"
         if self.published is None:
             return f"this head leaves the fully connected layers of {name} out"
         if not self.backbone.categories:
@@ -102,7 +102,7 @@ class Classifier(nn.Module):
         network = self.backbone.network
         if output_shapes(network, in_channels=self.in_channels, image_size=size) is not None:
             return
-        taken = sizes_taken(network, in_channels=self.in_channels)
+        taken = accepted_sizes(network, in_channels=self.in_channels)
         smallest, largest = taken or (0, 0)
         possible = "no size does"
         if smallest > size:
@@ -141,7 +141,7 @@ class Classifier(nn.Module):
             UserError: as `export_state_dict`.
         """
         state = self.export_state_dict()
-        layers = {*weighted(self.backbone.network), self.head_path}
+        layers = {*weighted_layers(self.backbone.network), self.head_path}
         return [state[f"{path}.weight"] for path, _ in self.backbone.network.named_modules() if path and path in layers]
 
     def _shapes(self) -> dict[str, Shape]:

@@ -6,8 +6,8 @@ from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import last_layer
-from filterscope.models.shapes import output_shapes
-from filterscope.models.weights import shortened
+from filterscope.models.output_shapes import output_shapes
+from filterscope.models.weights import abbreviate
 
 
 def replace(backbone: Backbone, *, num_classes: int) -> Classifier:
@@ -110,6 +110,6 @@ def _set(network: nn.Module, path: str, module: nn.Module) -> None:
 def _refuse_untrained(backbone: Backbone, head: str) -> None:
     if backbone.missing and not backbone.allow_random:
         raise UserError(
-            f"head={head} keeps layers that the weights file does not hold ({shortened(backbone.missing)}); "
+            f"head={head} keeps layers that the weights file does not hold ({abbreviate(backbone.missing)}); "
             "use head=linear, give complete weights, or say model.allow_random=true"
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from filterscope.errors import UserError, nearest
+from filterscope.errors import UserError, suggestion
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Sigmoid, nn.Tanh)
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
@@ -59,7 +59,7 @@ def find_layer(layers: Mapping[str, Layer], name: str) -> Layer:
     if len(known) > MOST_NAMES:
         known = convolutions(layers)
     more = f" and {len(known) - MOST_NAMES} more" if len(known) > MOST_NAMES else ""
-    meant = nearest(name, [*layers, *by_alias])
+    meant = suggestion(name, [*layers, *by_alias])
     raise UserError(f"unknown layer {name!r}{meant}; this network has {', '.join(known[:MOST_NAMES])}{more}")
 
 

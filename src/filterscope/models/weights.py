@@ -11,8 +11,8 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from filterscope.errors import UserError
 from filterscope.models.layers import last_layer
-from filterscope.models.listed import named_tensors, zero_biases
-from filterscope.models.reading import UNREADABLE, read_plain, why
+from filterscope.models.weight_list import named_tensors, zero_biases
+from filterscope.storage.safe_load import LOAD_ERRORS, load_error_reason, load_plain
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +35,9 @@ def _read(path: str | Path) -> dict[str, Tensor] | list[Tensor]:
     if not file.is_file():
         raise UserError(f"model.weights: no file at {file}; give imagenet, the path of a state dict, or null")
     try:
-        content = read_plain(file)
-    except UNREADABLE as error:
-        raise UserError(f"{file} is not a readable weights file: {why(error)}") from error
+        content = load_plain(file)
+    except LOAD_ERRORS as error:
+        raise UserError(f"{file} is not a readable weights file: {load_error_reason(error)}") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if isinstance(content, list) and content and all(isinstance(v, Tensor) for v in content):
@@ -53,14 +53,15 @@ def build_with_weights(
     """Build a network around a weights file; return it with the names of the tensors the file did not hold.
 
     A state dict may hold the whole network or a part of it (the convolutional one, say); what is missing is named in
-    one log line. A list of tensors holds the weights of all convolutions and Linears (`filterscope.models.listed`).
+    one log line. A list of tensors holds the weights of all convolutions and Linears
+    (`filterscope.models.weight_list`).
     The file decides how many classes the network's last layer has; `num_classes` counts where it does not say.
 
     Raises:
         UserError: the file is for another network: a name that this one does not have, or another shape.
     """
     content = _read(path)
-    with weightless():
+    with on_meta_device():
         network = build(num_classes)
         last, _ = last_layer(network)
         tensors = content if isinstance(content, dict) else named_tensors(content, network, path=path, name=name)
@@ -81,12 +82,12 @@ def build_with_weights(
     network.load_state_dict(state, assign=not missing)
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing:
-        log.info("not in %s, random from here on: %s", path, shortened(missing))
+        log.info("not in %s, random from here on: %s", path, abbreviate(missing))
     return network, tuple(missing)
 
 
 @contextmanager
-def weightless() -> Iterator[None]:
+def on_meta_device() -> Iterator[None]:
     """Give the networks built inside parameters with shapes but without values: no time, no memory.
 
     Unlike under `torch.device("meta")`, buffers are real and a constructor may compute with tensors (RegNet does).
@@ -102,7 +103,7 @@ def weightless() -> Iterator[None]:
         handle.remove()
 
 
-def shortened(names: Iterator[str] | list[str] | tuple[str, ...], limit: int = 12) -> str:
+def abbreviate(names: Iterator[str] | list[str] | tuple[str, ...], limit: int = 12) -> str:
     """Return the layers that tensors belong to, each once: `classifier.1, classifier.4`, at most `limit` of them."""
     layers = list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
     rest = f" and {len(layers) - limit} more" if len(layers) > limit else ""

@@ -11,10 +11,10 @@ import torch
 from lightning_fabric.plugins import CheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 
-from filterscope.errors import UserError, nearest
-from filterscope.files import PARTIAL, replacing, sweep, sync_folder
-from filterscope.models.reading import UNREADABLE, read_plain, why
-from filterscope.training.runlog import SPLITS
+from filterscope.errors import UserError, suggestion
+from filterscope.storage.atomic import PARTIAL, atomic_write, remove_partial_files, sync_folder
+from filterscope.storage.safe_load import LOAD_ERRORS, load_error_reason, load_plain
+from filterscope.training.metrics_log import SPLITS
 
 _NEEDED = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "filterscope")
 
@@ -40,7 +40,7 @@ class AtomicCheckpointIO(CheckpointIO):
             contents[Path(storage_options["for_looking"])] = _for_looking(checkpoint)
         with ExitStack() as stack, ThreadPoolExecutor(max_workers=len(contents)) as pool:
             # Renamed in reverse order, so that what looks is there when the whole is.
-            files = [stack.enter_context(replacing(place, sync=True)) for place in contents]
+            files = [stack.enter_context(atomic_write(place, sync=True)) for place in contents]
             list(pool.map(_write, contents.values(), files))
 
     def load_checkpoint(
@@ -49,14 +49,14 @@ class AtomicCheckpointIO(CheckpointIO):
         """Read a checkpoint without executing anything in it."""
         del weights_only
         del map_location
-        return read_whole(Path(path))
+        return load_training_checkpoint(Path(path))
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint."""
         Path(path).unlink(missing_ok=True)
 
 
-class KeepCheckpoints(Checkpoint):
+class RunCheckpoints(Checkpoint):
     """Writes `last.ckpt` after every epoch and `best.ckpt` whenever the monitored metric is the best so far.
 
     `last.ckpt` holds everything that a resumed run needs, and so does `midway.ckpt`, which others ask for inside a long
@@ -94,7 +94,7 @@ class KeepCheckpoints(Checkpoint):
         """Sweep up what an interrupted write left."""
         del pl_module, stage
         if trainer.is_global_zero and self.folder.is_dir():
-            sweep(self.folder)
+            remove_partial_files(self.folder)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse a metric that no visual has measured, before an epoch is spent."""
@@ -141,7 +141,7 @@ class KeepCheckpoints(Checkpoint):
         if score is None:
             alike = [name for name in trainer.callback_metrics if name.split("/")[0] == self.monitor.split("/")[0]]
             measured = ", ".join(sorted(alike or trainer.callback_metrics)) or "nothing yet"
-            meant = nearest(self.monitor, trainer.callback_metrics)
+            meant = suggestion(self.monitor, trainer.callback_metrics)
             raise UserError(f"checkpoint.monitor={self.monitor!r} is not measured{meant}; measured are {measured}")
         return float(score)
 
@@ -151,16 +151,16 @@ class KeepCheckpoints(Checkpoint):
         return score > self.best if self.mode == "max" else score < self.best
 
 
-def read_whole(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+def load_training_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     """Return the content of a checkpoint that training can go on from; nothing in it is executed.
 
     Raises:
         UserError: it is damaged, or no such checkpoint.
     """
     try:
-        content = read_plain(path, mmap=mmap)
-    except UNREADABLE as error:
-        raise UserError(f"{path} is not a readable checkpoint: {why(error)}") from error
+        content = load_plain(path, mmap=mmap)
+    except LOAD_ERRORS as error:
+        raise UserError(f"{path} is not a readable checkpoint: {load_error_reason(error)}") from error
     if not isinstance(content, dict) or not all(isinstance(content.get(key), dict | list) for key in _NEEDED):
         raise UserError(
             f"{path} is not a checkpoint that training can go on from: it lacks one of {', '.join(_NEEDED)}"

@@ -17,8 +17,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
-from filterscope.models.splitting import Halves
-from filterscope.training.features import Features
+from filterscope.models.split_network import SplitNetwork
+from filterscope.training.feature_cache import Features
 from filterscope.training.policies import Policy
 
 
@@ -65,7 +65,7 @@ class FinetuneModule(pl.LightningModule):
         self.about = about or {}
         self.measures = torch.nn.ModuleDict({f"{split}_": _measures(classifier.num_classes) for split in _SPLITS})
         self.confusion: dict[str, Tensor] = {}
-        self.halves: Halves | None = None
+        self.split_network: SplitNetwork | None = None
         self._asleep = False
         # Only training steps: while others look, hooks come and go.
         self._compiled: Callable[[Tensor], Tensor] | None = torch.compile(self._logits) if compile_steps else None
@@ -82,7 +82,7 @@ class FinetuneModule(pl.LightningModule):
         compute = self._compiled if self._compiled is not None and self.training else self._logits
         return compute(self._laid_out(images))
 
-    def lower_half(self, halves: Halves) -> Callable[[Tensor], Tensor]:
+    def trunk_function(self, halves: SplitNetwork) -> Callable[[Tensor], Tensor]:
         """Return what makes features of images as `forward` does on the way: same device, layout and precision."""
 
         def compute(images: Tensor) -> Tensor:
@@ -113,8 +113,8 @@ class FinetuneModule(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Hold what is not trained in this epoch in evaluation mode, and compute no gradients of it."""
         self.classifier.backbone.train()
-        if self.policy.rests(self.epoch):
-            for module in self.policy.resting(self.classifier):
+        if self.policy.is_frozen_in(self.epoch):
+            for module in self.policy.frozen_modules(self.classifier):
                 module.eval()
         self._asleep = not self.policy.trains_backbone(self.epoch)
         wrapped = self.trainer.strategy.model
@@ -204,12 +204,12 @@ class FinetuneModule(pl.LightningModule):
     def _evaluate(self, split: str, batch: tuple[Any, Tensor]) -> Tensor | None:
         inputs, labels = batch
         features = None
-        if self.halves is None:
+        if self.split_network is None:
             logits = self(inputs).float()
         else:
             kept = isinstance(inputs, Features)
-            features = inputs.values if kept else self.halves.features(self._laid_out(inputs))
-            logits = self.halves.logits(features).float()
+            features = inputs.values if kept else self.split_network.features(self._laid_out(inputs))
+            logits = self.split_network.logits(features).float()
         self._count(split, logits, labels, F.cross_entropy(logits, labels))
         self._of(split)["confusion"].update(logits, labels)
         return features

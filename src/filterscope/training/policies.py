@@ -8,7 +8,7 @@ from torch import nn
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import block_ends, convolutions, find_layer
-from filterscope.models.splitting import up_to
+from filterscope.models.split_network import modules_up_to
 
 Group = dict[str, Any]
 
@@ -51,15 +51,15 @@ class LinearProbe:
         """Return whether the backbone is trained in the epoch, counted from 0."""
         return False
 
-    def resting(self, classifier: Classifier) -> tuple[nn.Module, ...]:
+    def frozen_modules(self, classifier: Classifier) -> tuple[nn.Module, ...]:
         """Return the modules that are not trained in epochs in which something rests."""
         return (classifier.backbone,)
 
-    def rests(self, epoch: int) -> bool:  # noqa: ARG002
+    def is_frozen_in(self, epoch: int) -> bool:  # noqa: ARG002
         """Return whether anything rests in the epoch, so that its output can be kept."""
         return True
 
-    def rests_to(self, classifier: Classifier) -> str | None:  # noqa: ARG002
+    def last_frozen_layer(self, classifier: Classifier) -> str | None:  # noqa: ARG002
         """Return the last layer that rests; None: the whole backbone."""
         return None
 
@@ -105,15 +105,15 @@ class Full:
         """Return whether the backbone is trained in the epoch, counted from 0."""
         return True
 
-    def resting(self, classifier: Classifier) -> tuple[nn.Module, ...]:  # noqa: ARG002
+    def frozen_modules(self, classifier: Classifier) -> tuple[nn.Module, ...]:  # noqa: ARG002
         """Return the modules that are not trained in epochs in which something rests."""
         return ()
 
-    def rests(self, epoch: int) -> bool:  # noqa: ARG002
+    def is_frozen_in(self, epoch: int) -> bool:  # noqa: ARG002
         """Return whether anything rests in the epoch, so that its output can be kept."""
         return False
 
-    def rests_to(self, classifier: Classifier) -> str | None:  # noqa: ARG002
+    def last_frozen_layer(self, classifier: Classifier) -> str | None:  # noqa: ARG002
         """Return the last layer that rests; None: the whole backbone."""
         return None
 
@@ -133,19 +133,19 @@ class LastBlocks(Full):
 
     def freeze(self, classifier: Classifier) -> None:
         """Freeze what lies below the blocks; there must be something below them."""
-        for module in self.resting(classifier):
+        for module in self.frozen_modules(classifier):
             module.requires_grad_(False)
 
-    def resting(self, classifier: Classifier) -> tuple[nn.Module, ...]:
+    def frozen_modules(self, classifier: Classifier) -> tuple[nn.Module, ...]:
         """Return the modules that are not trained in epochs in which something rests."""
-        path = find_layer(classifier.layers, self.rests_to(classifier)).path
-        return up_to(classifier, path)
+        path = find_layer(classifier.layers, self.last_frozen_layer(classifier)).path
+        return modules_up_to(classifier, path)
 
-    def rests(self, epoch: int) -> bool:  # noqa: ARG002
+    def is_frozen_in(self, epoch: int) -> bool:  # noqa: ARG002
         """Return whether anything rests in the epoch, so that its output can be kept."""
         return True
 
-    def rests_to(self, classifier: Classifier) -> str:
+    def last_frozen_layer(self, classifier: Classifier) -> str:
         """Return the last layer that rests."""
         ends = block_ends(classifier.layers)
         if not 0 < self.blocks < len(ends):
@@ -175,11 +175,11 @@ class Gradual(Full):
         # Changing requires_grad later lets DDP ranks diverge silently.
         return epoch >= self.release_epoch
 
-    def resting(self, classifier: Classifier) -> tuple[nn.Module, ...]:
+    def frozen_modules(self, classifier: Classifier) -> tuple[nn.Module, ...]:
         """Return the modules that are not trained in epochs in which something rests."""
         return (classifier.backbone,)
 
-    def rests(self, epoch: int) -> bool:
+    def is_frozen_in(self, epoch: int) -> bool:
         """Return whether anything rests in the epoch, so that its output can be kept."""
         return epoch < self.release_epoch
 

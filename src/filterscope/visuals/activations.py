@@ -6,13 +6,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from filterscope.analysis.activations import activations
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import block_ends
-from filterscope.probes.activations import activations
-from filterscope.visuals.maps import draw_maps
-from filterscope.visuals.verdicts import Picked, check_order, judged_layer, pick
-from filterscope.visuals.visual import Examples, Past, Picture, epoch_label, name_of, occasion
+from filterscope.visuals.filter_selection import FilterSelection, check_order, judged_layer, select_filters
+from filterscope.visuals.map_grid import draw_maps
+from filterscope.visuals.output.outputs import Picture
+from filterscope.visuals.visual import Examples, VisualState, epoch_label, name_of, redraw_note
 
 PICKS = ("varied", "first")
 
@@ -49,14 +50,14 @@ class Activations:
         if self.grid is not None and (len(self.grid) != 2 or min(self.grid) < 1):
             raise UserError(f"visuals.activations.grid={list(self.grid)}; wants two numbers, rows and columns")
 
-    def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> dict[str, Picture]:
+    def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Picture]:
         """Return a picture of the maps of every layer that has something new to show."""
         if not len(examples):
             raise UserError("activations need images to look at: give images=[…] or a data set")
         layers = list(self.layers if self.layers is not None else block_ends(classifier.layers))
-        judged = {layer: self._by_verdict(classifier, layer, past) for layer in layers}
+        judged = {layer: self._by_verdict(classifier, layer, state) for layer in layers}
         still = {
-            layer: occasion(classifier, layer, f"activations/{layer}", past, extra=judged[layer].state)
+            layer: redraw_note(classifier, layer, f"activations/{layer}", state, extra=judged[layer].digest)
             for layer in layers
         }
         due = [layer for layer in layers if still[layer] is not None]
@@ -69,8 +70,8 @@ class Activations:
             tag = f"activations/{layer}"
             chosen = judged[layer]
             if not chosen.verdicts:
-                kept = past.store.setdefault("channels", {})
-                chosen = Picked(channels=self._channels(maps[layer], layer, kept))
+                kept = state.store.setdefault("channels", {})
+                chosen = FilterSelection(channels=self._channels(maps[layer], layer, kept))
             varied = self.pick == "varied" and isinstance(self._count, int) and not chosen.verdicts
             pictures[tag] = draw_maps(
                 images,
@@ -81,15 +82,15 @@ class Activations:
                 why="that vary most" if varied else "",
                 names=[names[i] for i in places] if names else (),
                 abreast=self.grid[1] if self.grid else None,
-                aside=epoch_label(past),
+                aside=epoch_label(state),
                 still=still[layer] or "",
             )
         return pictures
 
-    def _by_verdict(self, classifier: Classifier, layer: str, past: Past) -> Picked:
+    def _by_verdict(self, classifier: Classifier, layer: str, state: VisualState) -> FilterSelection:
         if self.order == "number" or judged_layer(classifier, layer) is None:
-            return Picked(channels=[])
-        return pick(classifier, layer, self._count, past, order=self.order)
+            return FilterSelection(channels=[])
+        return select_filters(classifier, layer, self._count, state, order=self.order)
 
     @property
     def _count(self) -> list[int] | int | None:

@@ -9,19 +9,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from filterscope.analysis.activations import activations
+from filterscope.analysis.synthesis import Job, LayerStatistics, Recipe, run_synthesis_worker, synthesize_all
+from filterscope.analysis.synthesis import Synthesis as Made
+from filterscope.analysis.synthesis.objectives import mean_response
+from filterscope.analysis.synthesis.trust import ranks
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of, convolutions
-from filterscope.probes.activations import activations
-from filterscope.probes.synthesis import Job, LayerStatistics, Recipe, assist, synthesize_all
-from filterscope.probes.synthesis import Synthesis as Made
-from filterscope.probes.synthesis.objectives import mean_response
-from filterscope.probes.synthesis.trust import ranks
-from filterscope.visuals.draw import VERMILION, Cell, grid, side
-from filterscope.visuals.tiles import photo
+from filterscope.visuals.drawing.grid import VERMILION, Cell, grid, side
+from filterscope.visuals.drawing.tiles import photo
+from filterscope.visuals.output.outputs import Output, Picture, Table
+from filterscope.visuals.progress import progress_bar
 from filterscope.visuals.trust import real_statistics, trust_lines
-from filterscope.visuals.visual import Examples, Output, Past, Picture, Table, epoch_label
-from filterscope.visuals.waiting import progress_bar
+from filterscope.visuals.visual import Examples, VisualState, epoch_label
 
 log = logging.getLogger(__name__)
 
@@ -65,17 +66,17 @@ class Comparison:
         if not self.recipes:
             raise UserError("visuals.comparison.recipes names no recipe")
 
-    def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> dict[str, Output]:
+    def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Output]:
         """Return a picture and a table of objectives for every layer."""
         chosen = self._chosen(classifier)
-        known = real_statistics(classifier, list(chosen), examples, past)
-        keep = Path(self.keep).expanduser() if self.keep and past.epoch is None else None
+        known = real_statistics(classifier, list(chosen), examples, state)
+        keep = Path(self.keep).expanduser() if self.keep and state.epoch is None else None
         jobs = [
             Job(layer=layer, channels=tuple(own), recipe=recipe, seed=self.seed, statistics=known.layers.get(layer))
             for layer, own in chosen.items()
             for recipe in self.recipes.values()
         ]
-        with progress_bar("comparison", past) as progress:
+        with progress_bar("comparison", state) as progress:
             pictures = iter(synthesize_all(classifier, jobs, keep=keep, progress=progress))
         shown: dict[str, Output] = {}
         for layer, channels in chosen.items():
@@ -83,7 +84,7 @@ class Comparison:
             real = known.layers.get(layer)
             judged = {name: as_shown(classifier, layer, channels, each, real) for name, each in made.items()}
             shown[f"comparison/{layer}"] = draw_comparison(
-                judged, channels, layer=layer, statistics=real, aside=epoch_label(past)
+                judged, channels, layer=layer, statistics=real, aside=epoch_label(state)
             )
             if self.report:
                 for name, each in made.items():
@@ -91,9 +92,9 @@ class Comparison:
                 shown[f"objective/{layer}"] = _curves(made, channels, self.report, layer)
         return shown
 
-    def assist(self, classifier: Classifier) -> None:
+    def run_worker(self, classifier: Classifier) -> None:
         """Make this process's share of the pictures that the first process draws."""
-        assist(classifier)
+        run_synthesis_worker(classifier)
 
     def _chosen(self, classifier: Classifier) -> dict[str, list[int]]:
         generator = torch.Generator().manual_seed(self.seed)

@@ -7,10 +7,21 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from filterscope.visuals.draw import BACKGROUND, BLUE, FAINT, INK, MARGIN, VERMILION, WIDTH, Cell, grid
-from filterscope.visuals.lettering import fitting, font, text_width
-from filterscope.visuals.pixels import Colour, Pixels
-from filterscope.visuals.visual import Picture, Table, name_of
+from filterscope.visuals.drawing.grid import (
+    BACKGROUND,
+    BLUE,
+    FAINT,
+    INK,
+    MARGIN,
+    VERMILION,
+    WIDTH,
+    Cell,
+    grid,
+)
+from filterscope.visuals.drawing.pixels import Colour, Pixels
+from filterscope.visuals.drawing.text import fitting, font, text_width
+from filterscope.visuals.output.outputs import Picture, Table
+from filterscope.visuals.visual import name_of
 
 _NAMED = 20  # classes; more have no room for their names at the axes
 _EMPTY: Colour = (38, 41, 48)

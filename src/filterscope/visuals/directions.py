@@ -7,14 +7,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from filterscope.analysis.synthesis import Job, Recipe, measure_statistics, run_synthesis_worker, synthesize_all
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of, convolutions, find_layer
-from filterscope.probes.synthesis import Job, Recipe, assist, measure_statistics, synthesize_all
+from filterscope.visuals.filter_selection import FilterSelection
+from filterscope.visuals.output.outputs import Picture
+from filterscope.visuals.progress import progress_bar
 from filterscope.visuals.synthesis_sheet import draw_synthesis
-from filterscope.visuals.verdicts import Picked
-from filterscope.visuals.visual import Examples, Past, Picture, epoch_label
-from filterscope.visuals.waiting import progress_bar
+from filterscope.visuals.visual import Examples, VisualState, epoch_label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class Directions:
                 "it must be a list of channels' weights that are not all 0, [{3: 1.0, 17: -0.5}]"
             )
 
-    def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> dict[str, Picture]:
+    def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Picture]:
         """Return one picture of all directions."""
         layer = find_layer(classifier.layers, self.layer or convolutions(classifier.layers)[-1])
         directions = self._tensor(classifier, layer.name)
@@ -62,23 +63,23 @@ class Directions:
             statistics=known,
             directions=directions,
         )
-        keep = Path(self.keep).expanduser() if self.keep and past.epoch is None else None
-        with progress_bar("directions", past) as progress:
+        keep = Path(self.keep).expanduser() if self.keep and state.epoch is None else None
+        with progress_bar("directions", state) as progress:
             (made,) = synthesize_all(classifier, [job], keep=keep, progress=progress)
         picture = draw_synthesis(
             made,
-            Picked(channels=channels),
+            FilterSelection(channels=channels),
             layer=layer.name,
             names=[_name(weights) for weights in self.directions],
             what="directions",
             statistics=known,
-            aside=epoch_label(past),
+            aside=epoch_label(state),
         )
         return {f"directions/{layer.name}": picture}
 
-    def assist(self, classifier: Classifier) -> None:
+    def run_worker(self, classifier: Classifier) -> None:
         """Make this process's share of the pictures that the first process draws."""
-        assist(classifier)
+        run_synthesis_worker(classifier)
 
     def _tensor(self, classifier: Classifier, layer: str) -> Tensor:
         total = len(channels_of(classifier.layers, layer, None))

@@ -7,13 +7,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from filterscope.analysis.responses import grey
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
-from filterscope.probes.responses import grey
-from filterscope.visuals.draw import Cell, grid, shape, side
-from filterscope.visuals.lettering import named
-from filterscope.visuals.tiles import photo
-from filterscope.visuals.visual import Examples, Past, Picture, epoch_label, example_name
+from filterscope.visuals.drawing.grid import Cell, grid, shape, side
+from filterscope.visuals.drawing.text import named
+from filterscope.visuals.drawing.tiles import photo
+from filterscope.visuals.output.outputs import Picture
+from filterscope.visuals.visual import Examples, VisualState, epoch_label, example_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class Batch:
     every: int = 0
     needs_images: ClassVar[bool] = True
 
-    def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> dict[str, Picture]:
+    def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Picture]:
         """Return one picture of the first examples."""
         del classifier
         shown = range(min(self.images, len(examples)))
@@ -52,7 +53,7 @@ class Batch:
                 title="examples",
                 note=note,
                 columns=self.columns,
-                aside=epoch_label(past),
+                aside=epoch_label(state),
                 description=how,
             )
         }
@@ -73,7 +74,7 @@ class Classes:
     every: int = 0
     needs_images: ClassVar[bool] = True
 
-    def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> dict[str, Picture]:
+    def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Picture]:
         """Return one picture with the first example of each class that is among the examples."""
         if examples.labels is None:
             raise UserError("examples/classes needs images whose classes are known")
@@ -92,7 +93,7 @@ class Classes:
                 title="classes",
                 note=note,
                 columns=self.columns,
-                aside=epoch_label(past),
+                aside=epoch_label(state),
                 description=f"{note[0].upper()}{note[1:]}, with its name.",
             )
         }

@@ -14,13 +14,14 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from filterscope.analysis.filters import kernels, shared_patterns
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of, convolutions
-from filterscope.probes.filters import kernels, shared_patterns
-from filterscope.visuals.tiles import SIGNED
-from filterscope.visuals.verdicts import COLOURS
-from filterscope.visuals.visual import Encoded, Examples, Past
+from filterscope.visuals.drawing.tiles import SIGNED
+from filterscope.visuals.filter_selection import COLOURS
+from filterscope.visuals.output.outputs import Encoded
+from filterscope.visuals.visual import Examples, VisualState
 
 FORMATS = ("png", "pdf", "svg")
 HATCHES = {"useful": "", "duplicate": "//", "idle": "..", "noise": "xx", "dead": "--"}
@@ -42,7 +43,7 @@ class Figures:
         every: draw every so many epochs, 0: before training only.
     """
 
-    turn: ClassVar[int] = 1
+    order: ClassVar[int] = 1
 
     layers: Sequence[str] | None = None
     channels: list[int] | int | None = 64
@@ -56,11 +57,11 @@ class Figures:
         if not self.formats or not set(self.formats) <= set(FORMATS):
             raise UserError(f"visuals.figures.formats={list(self.formats)}; possible are {', '.join(FORMATS)}")
 
-    def lacks(self, classifier: Classifier) -> str:
+    def unsupported_reason(self, classifier: Classifier) -> str:
         """Say why there is nothing to draw, or nothing."""
         return "" if convolutions(classifier.layers) else "the network has no convolutions"
 
-    def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> dict[str, Encoded]:
+    def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Encoded]:
         """Return a figure for every layer, and one of the verdicts where there are any."""
         del examples
         shown = {}
@@ -69,7 +70,7 @@ class Figures:
             weights = kernels(classifier, layer)[channels]
             shown[f"figures/{layer}"] = self._encoded(partial(draw_kernels, weights=weights, channels=channels))
         said = {
-            layer: about["verdicts"] for layer, about in past.store.get("health", {}).items() if "verdicts" in about
+            layer: about["verdicts"] for layer, about in state.store.get("health", {}).items() if "verdicts" in about
         }
         if said:
             shown["figures/health"] = self._encoded(partial(draw_verdicts, said=said))

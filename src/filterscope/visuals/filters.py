@@ -7,14 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from filterscope.analysis.filters import kernels, shared_patterns, strongest_inputs
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions
-from filterscope.probes.filters import kernels, shared_patterns, strongest_inputs
-from filterscope.visuals.draw import Cell, grid, shape, side
-from filterscope.visuals.pixels import Tile
-from filterscope.visuals.tiles import kernel, side_by_side, signed_legend, signed_maps
-from filterscope.visuals.verdicts import Picked, check_order, pick
-from filterscope.visuals.visual import Examples, Past, Picture, epoch_label, occasion
+from filterscope.visuals.drawing.grid import Cell, grid, shape, side
+from filterscope.visuals.drawing.pixels import Tile
+from filterscope.visuals.drawing.tiles import kernel, side_by_side, signed_legend, signed_maps
+from filterscope.visuals.filter_selection import FilterSelection, check_order, select_filters
+from filterscope.visuals.output.outputs import Picture
+from filterscope.visuals.visual import Examples, VisualState, epoch_label, redraw_note
 
 _HOW = {
     "colour": "Every filter is a small image: mid-grey is a weight of zero, and each is scaled by its own largest "
@@ -50,28 +51,28 @@ class Filters:
         """Refuse an order that does not exist."""
         check_order(self.order, where="visuals.filters.order")
 
-    def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> dict[str, Picture]:
+    def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Picture]:
         """Return a picture of the kernels of every layer that has something new to show."""
         del examples
         pictures = {}
         for layer in self.layers if self.layers is not None else convolutions(classifier.layers):
             weights = kernels(classifier, layer)
-            picked = pick(classifier, layer, self.channels, past, order=self.order)
-            still = occasion(classifier, layer, f"filters/{layer}", past, alone=True, extra=picked.state)
+            picked = select_filters(classifier, layer, self.channels, state, order=self.order)
+            still = redraw_note(classifier, layer, f"filters/{layer}", state, alone=True, extra=picked.digest)
             if still is not None:
                 pictures[f"filters/{layer}"] = draw_filters(
                     weights[picked.channels],
                     picked,
                     layer=layer,
                     total=len(weights),
-                    aside=epoch_label(past),
+                    aside=epoch_label(state),
                     still=still,
                 )
         return pictures
 
 
 def draw_filters(
-    weights: Tensor, picked: Picked, *, layer: str, total: int, aside: str = "", still: str = ""
+    weights: Tensor, picked: FilterSelection, *, layer: str, total: int, aside: str = "", still: str = ""
 ) -> Picture:
     """Draw kernels `(n, inputs, kh, kw)` under their channel numbers; `total` is how many the layer has."""
     inputs, height, width = weights.shape[1:]

@@ -25,7 +25,7 @@ def fingerprint(classifier: Classifier, layer: str, extra: Sequence[Tensor] = ()
     return hashlib.sha256(b"".join(parts + [_digest(tensor, new=True) for tensor in extra])).hexdigest()
 
 
-def frozen(classifier: Classifier, layer: str, *, alone: bool = False) -> bool:
+def is_frozen(classifier: Classifier, layer: str, *, alone: bool = False) -> bool:
     """Return whether no parameter that a layer's output depends on (with `alone`: of its own) is trained at all."""
     return not any(getattr(tensor, "requires_grad", False) for tensor in _state_of(classifier, layer, alone))
 

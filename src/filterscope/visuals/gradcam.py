@@ -6,14 +6,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from filterscope.analysis.activations import probabilities
+from filterscope.analysis.gradcam import grad_cam
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions, find_layer
-from filterscope.probes.activations import probabilities
-from filterscope.probes.gradcam import grad_cam
-from filterscope.visuals.draw import Cell, grid, shape, side
-from filterscope.visuals.lettering import named
-from filterscope.visuals.tiles import photo, unsigned_legend, warmth
-from filterscope.visuals.visual import Examples, Past, Picture, epoch_label, example_name, name_of
+from filterscope.visuals.drawing.grid import Cell, grid, shape, side
+from filterscope.visuals.drawing.text import named
+from filterscope.visuals.drawing.tiles import photo, unsigned_legend, warmth
+from filterscope.visuals.output.outputs import Picture
+from filterscope.visuals.visual import Examples, VisualState, epoch_label, example_name, name_of
 
 _HOW = (
     "Each image twice: as it is under its own name, and with the places bright that speak for the class that the "
@@ -40,11 +41,11 @@ class GradCAM:
     columns: int = 2
     every: int = 1
 
-    def lacks(self, classifier: Classifier) -> str:
+    def unsupported_reason(self, classifier: Classifier) -> str:
         """Say why it cannot be drawn, or nothing."""
         return "" if convolutions(classifier.layers) else "the network has no convolutions"
 
-    def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> dict[str, Picture]:
+    def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Picture]:
         """Return one picture."""
         layer = find_layer(classifier.layers, self.layer or convolutions(classifier.layers)[-1]).name
         images = examples.images[: self.images]
@@ -56,7 +57,7 @@ class GradCAM:
             for guess, chance in zip(guesses.tolist(), chances.tolist(), strict=True)
         ]
         true = [example_name(examples, i) for i in range(len(images))]
-        return {f"gradcam/{layer}": draw_gradcam(images, maps, true, said, layer, self.columns, epoch_label(past))}
+        return {f"gradcam/{layer}": draw_gradcam(images, maps, true, said, layer, self.columns, epoch_label(state))}
 
 
 def draw_gradcam(

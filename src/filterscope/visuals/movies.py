@@ -12,12 +12,13 @@ from torch import Tensor
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of, convolutions, find_layer
-from filterscope.visuals.draw import Cell, grid, shape, side
-from filterscope.visuals.gallery.small import coloured
-from filterscope.visuals.pixels import Pixels, rgb
-from filterscope.visuals.tiles import photo
-from filterscope.visuals.verdicts import COLOURS
-from filterscope.visuals.visual import Encoded, Examples, Past
+from filterscope.visuals.drawing.grid import Cell, grid, shape, side
+from filterscope.visuals.drawing.pixels import Pixels, rgb
+from filterscope.visuals.drawing.thumbnails import coloured
+from filterscope.visuals.drawing.tiles import photo
+from filterscope.visuals.filter_selection import COLOURS
+from filterscope.visuals.output.outputs import Encoded
+from filterscope.visuals.visual import Examples, VisualState
 
 KINDS = {"kernel": "kernels", "synthesis": "synthesis", "response": "responses"}
 
@@ -52,14 +53,14 @@ class Movies:
             if getattr(self, name) not in choices:
                 raise UserError(f"visuals.movies.{name}={getattr(self, name)!r}; possible are {', '.join(choices)}")
 
-    def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> dict[str, Encoded]:
+    def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Encoded]:
         """Return a film of every layer.
 
         Raises:
             UserError: nothing is remembered of the epochs.
         """
         del examples
-        history = past.store.get("history", {})
+        history = state.store.get("history", {})
         asked = self.layers if self.layers is not None else convolutions(classifier.layers)
         names = [find_layer(classifier.layers, name).name for name in asked]
         told = {name: history[name] for name in names if any(map(self._is_in, history.get(name, {}).values()))}

@@ -2,20 +2,20 @@
 
 from collections.abc import Callable, Iterable, Mapping
 
-from filterscope.errors import UserError, nearest
+from filterscope.errors import UserError, suggestion
 from filterscope.visuals.activations import Activations
 from filterscope.visuals.examples import Batch
 from filterscope.visuals.figures import Figures
 from filterscope.visuals.filters import Filters
-from filterscope.visuals.gallery.history import History
 from filterscope.visuals.gradcam import GradCAM
-from filterscope.visuals.health import Health
+from filterscope.visuals.health.health import Health
+from filterscope.visuals.history import History
 from filterscope.visuals.movies import Movies
 from filterscope.visuals.predictions import Predictions
 from filterscope.visuals.responses import Responses
-from filterscope.visuals.strips import Strips
 from filterscope.visuals.summary import Layers
 from filterscope.visuals.synthesis import Synthesis
+from filterscope.visuals.timeline import Timeline
 from filterscope.visuals.visual import Visual
 
 BY_NAME: Mapping[str, Callable[[], Visual]] = {
@@ -25,7 +25,7 @@ BY_NAME: Mapping[str, Callable[[], Visual]] = {
     "responses": Responses,
     "predictions": Predictions,
     "health": Health,
-    "strips": Strips,
+    "timeline": Timeline,
     "history": History,
     "movies": Movies,
     "figures": Figures,
@@ -35,7 +35,7 @@ BY_NAME: Mapping[str, Callable[[], Visual]] = {
 }
 
 
-def visuals_of(asked: Iterable[str | Visual] | Mapping[str, Visual]) -> dict[str, Visual]:
+def resolve_visuals(asked: Iterable[str | Visual] | Mapping[str, Visual]) -> dict[str, Visual]:
     """Return visuals by name; those asked for by name have their default knobs.
 
     Raises:
@@ -52,5 +52,5 @@ def visuals_of(asked: Iterable[str | Visual] | Mapping[str, Visual]) -> dict[str
         elif each in BY_NAME:
             found[each] = BY_NAME[each]()
         else:
-            raise UserError(f"unknown visual {each!r}{nearest(each, BY_NAME)}; possible are {', '.join(BY_NAME)}")
+            raise UserError(f"unknown visual {each!r}{suggestion(each, BY_NAME)}; possible are {', '.join(BY_NAME)}")
     return found

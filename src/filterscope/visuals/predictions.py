@@ -6,13 +6,22 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from filterscope.analysis.activations import probabilities, published_probabilities
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
-from filterscope.probes.activations import probabilities, published_probabilities
-from filterscope.visuals.draw import BLUE, VERMILION, YELLOW, Cell, grid, shape, side
-from filterscope.visuals.lettering import named
-from filterscope.visuals.tiles import photo
-from filterscope.visuals.visual import Examples, Past, Picture, epoch_label, example_name, name_of
+from filterscope.visuals.drawing.grid import (
+    BLUE,
+    VERMILION,
+    YELLOW,
+    Cell,
+    grid,
+    shape,
+    side,
+)
+from filterscope.visuals.drawing.text import named
+from filterscope.visuals.drawing.tiles import photo
+from filterscope.visuals.output.outputs import Picture
+from filterscope.visuals.visual import Examples, VisualState, epoch_label, example_name, name_of
 
 _HOW = (
     "Each image with its true name and below it what the network takes it for, with the probability that it gives: "
@@ -41,7 +50,7 @@ class Predictions:
     every: int = 1
     needs_images: ClassVar[bool] = True
 
-    def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> dict[str, Picture]:
+    def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Picture]:
         """Return one picture of what the classifier takes the examples for."""
         if not len(examples):
             raise UserError("predictions need images to look at: give images=[…] or a data set")
@@ -49,7 +58,7 @@ class Predictions:
         labels = examples.labels[: self.images] if examples.labels is not None else None
         names = examples.class_names or classifier.class_names
         picture = draw_predictions(
-            images, probabilities(classifier, images), labels, names, columns=self.columns, aside=epoch_label(past)
+            images, probabilities(classifier, images), labels, names, columns=self.columns, aside=epoch_label(state)
         )
         return {"predictions/val": picture}
 
@@ -74,11 +83,11 @@ class Published:
         if self.every:
             raise UserError(f"visuals.imagenet.every={self.every}: only 0, before training, has a meaning")
 
-    def lacks(self, classifier: Classifier) -> str:
+    def unsupported_reason(self, classifier: Classifier) -> str:
         """Return why this network cannot be asked, empty where it can."""
         return classifier.unpublished
 
-    def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> dict[str, Picture]:
+    def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Picture]:
         """Return one picture of what the published network takes the examples for."""
         images = examples.images[: self.images]
         picture = draw_published(
@@ -87,7 +96,7 @@ class Published:
             [example_name(examples, i) for i in range(len(images))],
             classifier.backbone.categories,
             columns=self.columns,
-            aside=epoch_label(past),
+            aside=epoch_label(state),
         )
         return {"predictions/imagenet": picture}
 

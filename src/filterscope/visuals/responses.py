@@ -7,15 +7,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from filterscope.analysis.filters import kernels
+from filterscope.analysis.responses import pixel_kernels, raw_responses, true_responses
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of, convolutions
-from filterscope.probes.filters import kernels
-from filterscope.probes.responses import pixel_kernels, raw_responses, true_responses
-from filterscope.visuals.draw import Cell, grid, side
+from filterscope.visuals.drawing.grid import Cell, grid, side
+from filterscope.visuals.drawing.tiles import photo, signed, signed_legend
 from filterscope.visuals.filters import filter_tiles
-from filterscope.visuals.tiles import photo, signed, signed_legend
-from filterscope.visuals.visual import Examples, Past, Picture, epoch_label, occasion
+from filterscope.visuals.output.outputs import Picture
+from filterscope.visuals.visual import Examples, VisualState, epoch_label, redraw_note
 
 ANSWERS = ("pixels", "network")
 _HOW = (
@@ -58,7 +59,7 @@ class Responses:
         if not self.answers or not set(self.answers) <= set(ANSWERS):
             raise UserError(f"visuals.responses.answers={list(self.answers)}; possible are {', '.join(ANSWERS)}")
 
-    def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> dict[str, Picture]:
+    def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Picture]:
         """Return a picture for every layer that has something new to show."""
         if not 0 <= self.image < len(examples):
             raise UserError(f"visuals.responses.image={self.image}: there are {len(examples)} examples")
@@ -68,10 +69,10 @@ class Responses:
             tag = f"responses/{layer}"
             kernels(classifier, layer)  # refuses layers that have none
             chosen = channels_of(classifier.layers, layer, self.channels)
-            still = occasion(classifier, layer, tag, past)
+            still = redraw_note(classifier, layer, tag, state)
             if still is not None:
                 pictures[tag] = draw_responses(
-                    classifier, image, layer, chosen, answers=self.answers, aside=epoch_label(past), still=still
+                    classifier, image, layer, chosen, answers=self.answers, aside=epoch_label(state), still=still
                 )
         return pictures
 

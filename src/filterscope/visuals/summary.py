@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from filterscope.models.classifier import Classifier
+from filterscope.models.layer_summary import Row, summarize
 from filterscope.models.layers import convolutions
-from filterscope.models.summary import Row, summarize
-from filterscope.visuals.visual import Examples, Past, Table
+from filterscope.visuals.output.outputs import Table
+from filterscope.visuals.visual import Examples, VisualState
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +27,9 @@ class Layers:
     fully_connected: bool = True
     every: int = 0
 
-    def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> dict[str, Table]:
+    def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Table]:
         """Return the table, whose last row is the total, and tell it to the log."""
-        del examples, past
+        del examples, state
         size = self.image_size or classifier.image_size or classifier.backbone.image_size
         rows = summarize(classifier, image_size=size).rows
         if not self.fully_connected:

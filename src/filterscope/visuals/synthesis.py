@@ -10,26 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from filterscope.errors import UserError
-from filterscope.models.classifier import Classifier
-from filterscope.models.layers import convolutions, find_layer
-from filterscope.probes.health.spectrum import random_twin
-from filterscope.probes.synthesis import (
+from filterscope.analysis.health.spectrum import reinitialized_copy
+from filterscope.analysis.synthesis import (
     ActivationStatistics,
     Job,
     LayerStatistics,
     Recipe,
-    assist,
+    run_synthesis_worker,
     synthesize_all,
     top_crops,
 )
-from filterscope.probes.synthesis import Synthesis as Made
-from filterscope.visuals.synthesis_sheet import Beside, draw_synthesis
-from filterscope.visuals.tiles import photo
+from filterscope.analysis.synthesis import Synthesis as Made
+from filterscope.errors import UserError
+from filterscope.models.classifier import Classifier
+from filterscope.models.layers import convolutions, find_layer
+from filterscope.visuals.drawing.tiles import photo
+from filterscope.visuals.filter_selection import FilterSelection, check_order, select_filters
+from filterscope.visuals.output.outputs import Picture
+from filterscope.visuals.progress import progress_bar
+from filterscope.visuals.synthesis_sheet import ReferenceColumns, draw_synthesis
 from filterscope.visuals.trust import real_statistics, watching_statistics
-from filterscope.visuals.verdicts import Picked, check_order, pick
-from filterscope.visuals.visual import Examples, Past, Picture, epoch_label, occasion
-from filterscope.visuals.waiting import progress_bar
+from filterscope.visuals.visual import Examples, VisualState, epoch_label, redraw_note
 
 _LARGEST = torch.finfo(torch.float16).max
 KEPT = 88  # pixels of the side of the tiles that strips show of earlier epochs
@@ -80,31 +81,31 @@ class Synthesis:
             if value < least:
                 raise UserError(f"visuals.synthesis.{name}={value}; it must be at least {least}")
 
-    def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> dict[str, Picture]:
+    def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Picture]:
         """Return a picture of the syntheses of every layer that has something new to show.
 
         In a distributed run the other processes must call `assist` meanwhile.
         """
         layers = self._names(classifier)
         chosen = {
-            layer: pick(classifier, layer, self.channels, past, order=self.order, keep=f"synthesis/{layer}")
+            layer: select_filters(classifier, layer, self.channels, state, order=self.order, keep=f"synthesis/{layer}")
             for layer in layers
         }
         still = {
-            layer: occasion(classifier, layer, f"synthesis/{layer}", past, extra=chosen[layer].state)
+            layer: redraw_note(classifier, layer, f"synthesis/{layer}", state, extra=chosen[layer].digest)
             for layer in layers
         }
         due = [layer for layer in layers if still[layer] is not None]
-        known = real_statistics(classifier, due, examples, past)
-        jobs = [self._job(layer, chosen[layer].channels, known, past) for layer in due]
-        keep = Path(self.keep).expanduser() if self.keep and past.epoch is None else None
-        with progress_bar("synthesis", past) as progress:
+        known = real_statistics(classifier, due, examples, state)
+        jobs = [self._job(layer, chosen[layer].channels, known, state) for layer in due]
+        keep = Path(self.keep).expanduser() if self.keep and state.epoch is None else None
+        with progress_bar("synthesis", state) as progress:
             made = dict(zip(due, synthesize_all(classifier, jobs, keep=keep, progress=progress), strict=True))
-        untrained = self._untrained(classifier, jobs, keep, past)
+        untrained = self._untrained(classifier, jobs, keep, state)
         pictures = {}
         for layer in due:
-            self._remember(layer, chosen[layer].channels, made[layer], known.layers.get(layer), past)
-            beside = Beside(
+            self._remember(layer, chosen[layer].channels, made[layer], known.layers.get(layer), state)
+            beside = ReferenceColumns(
                 crops=self._crops(classifier, layer, chosen[layer], examples), untrained=untrained.get(layer)
             )
             pictures[f"synthesis/{layer}"] = draw_synthesis(
@@ -116,49 +117,51 @@ class Synthesis:
                 faces=self.faces,
                 beside=beside,
                 statistics=known.layers.get(layer),
-                aside=epoch_label(past),
+                aside=epoch_label(state),
                 still=still[layer] or "",
             )
         return pictures
 
-    def assist(self, classifier: Classifier) -> None:
+    def run_worker(self, classifier: Classifier) -> None:
         """Make this process's share of the pictures that the first process draws."""
-        assist(classifier)
+        run_synthesis_worker(classifier)
         if self.untrained:
-            assist(random_twin(classifier))
+            run_synthesis_worker(reinitialized_copy(classifier))
 
-    def watching(
-        self, classifier: Classifier, past: Past
+    def record_validation(
+        self, classifier: Classifier, state: VisualState
     ) -> AbstractContextManager[Callable[[Tensor | None], None], bool | None]:
         """Watch a validation pass, so that pictures are held against all of its images."""
-        return watching_statistics(classifier, self._names(classifier), past)
+        return watching_statistics(classifier, self._names(classifier), state)
 
     def _names(self, classifier: Classifier) -> list[str]:
         names = self.layers if self.layers is not None else convolutions(classifier.layers)
         return [find_layer(classifier.layers, name).name for name in names]
 
-    def _job(self, layer: str, channels: list[int], known: ActivationStatistics, past: Past) -> Job:
-        start = self._start(layer, channels, past)
+    def _job(self, layer: str, channels: list[int], known: ActivationStatistics, state: VisualState) -> Job:
+        start = self._start(layer, channels, state)
         return Job(
             layer=layer,
             channels=tuple(channel for channel in channels for _ in range(self.faces)),
-            recipe=self.recipe if start is None else self._going_on(layer, past),
-            seed=self.seed if start is None else self.seed + (past.epoch or 0),  # other shifts and turns in every epoch
+            recipe=self.recipe if start is None else self._going_on(layer, state),
+            seed=self.seed
+            if start is None
+            else self.seed + (state.epoch or 0),  # other shifts and turns in every epoch
             start=start,
             statistics=known.layers.get(layer),
         )
 
-    def _going_on(self, layer: str, past: Past) -> Recipe:
+    def _going_on(self, layer: str, state: VisualState) -> Recipe:
         """Return the recipe for pictures that go on from the epoch before."""
         if self.steps is None:
             return self.recipe
-        lost = past.store["synthesis"][layer].get("lost", False)
+        lost = state.store["synthesis"][layer].get("lost", False)
         return dataclasses.replace(self.recipe, steps=self.steps * (self.catch_up if lost else 1))
 
-    def _start(self, layer: str, channels: list[int], past: Past) -> Tensor | None:
+    def _start(self, layer: str, channels: list[int], state: VisualState) -> Tensor | None:
         """Return where the pictures stood after the epoch before; None where they are to start from noise."""
-        left: dict[str, Any] = past.store.get("synthesis", {}).get(layer, {})
-        if past.epoch is None or past.last or not set(channels) <= set(left.get("channels", ())):
+        left: dict[str, Any] = state.store.get("synthesis", {}).get(layer, {})
+        if state.epoch is None or state.last or not set(channels) <= set(left.get("channels", ())):
             return None
         start: Tensor = left["parameters"].float()
         if len(start) != len(left["channels"]) * self.faces:
@@ -166,9 +169,11 @@ class Synthesis:
         first = (left["channels"].index(channel) * self.faces for channel in channels)
         return start[[place + face for place in first for face in range(self.faces)]]
 
-    def _remember(self, layer: str, channels: list[int], made: Made, known: LayerStatistics | None, past: Past) -> None:
+    def _remember(
+        self, layer: str, channels: list[int], made: Made, known: LayerStatistics | None, state: VisualState
+    ) -> None:
         small = torch.stack([torch.from_numpy(photo(image, KEPT)) for image in made.images[:: self.faces]])
-        past.store.setdefault("synthesis", {})[layer] = {
+        state.store.setdefault("synthesis", {})[layer] = {
             "channels": channels,
             # Every checkpoint holds them; half the bytes move a picture by less than one of its 256 shades.
             "parameters": made.parameters.clamp(-_LARGEST, _LARGEST).half(),
@@ -186,18 +191,18 @@ class Synthesis:
             lost |= made.rank > 0
         return bool(lost.float().mean() >= 0.5)
 
-    def _crops(self, classifier: Classifier, layer: str, picked: Picked, examples: Examples) -> Tensor | None:
+    def _crops(self, classifier: Classifier, layer: str, picked: FilterSelection, examples: Examples) -> Tensor | None:
         if not self.crops or not len(examples):
             return None
         return top_crops(classifier, examples.images, layer, picked.channels, count=self.crops).images
 
     def _untrained(
-        self, classifier: Classifier, jobs: Sequence[Job], keep: Path | None, past: Past
+        self, classifier: Classifier, jobs: Sequence[Job], keep: Path | None, state: VisualState
     ) -> dict[str, Tensor]:
         """Return one picture of each channel of the network with random weights, by layer, made once in a training."""
         if not self.untrained:
             return {}
-        known: dict[str, Any] = past.store.setdefault("untrained", {})
+        known: dict[str, Any] = state.store.setdefault("untrained", {})
         cold = [
             dataclasses.replace(
                 job,
@@ -210,8 +215,8 @@ class Synthesis:
             for job in jobs
         ]
         lacking = [job for job in cold if known.get(job.layer, {}).get("channels") != list(job.channels)]
-        with progress_bar("untrained", past) as progress:
-            made = synthesize_all(random_twin(classifier), lacking, keep=keep, progress=progress)
+        with progress_bar("untrained", state) as progress:
+            made = synthesize_all(reinitialized_copy(classifier), lacking, keep=keep, progress=progress)
         for job, each in zip(lacking, made, strict=True):
             images = (each.images * 255).round().to(torch.uint8)
             known[job.layer] = {"channels": list(job.channels), "images": images}

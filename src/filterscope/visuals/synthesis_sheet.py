@@ -5,19 +5,19 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from filterscope.probes.synthesis import LayerStatistics, Synthesis
-from filterscope.visuals.draw import VERMILION, Cell, grid, shape, side
-from filterscope.visuals.lettering import named
-from filterscope.visuals.tiles import photo
+from filterscope.analysis.synthesis import LayerStatistics, Synthesis
+from filterscope.visuals.drawing.grid import VERMILION, Cell, grid, shape, side
+from filterscope.visuals.drawing.text import named
+from filterscope.visuals.drawing.tiles import photo
+from filterscope.visuals.filter_selection import FilterSelection
+from filterscope.visuals.output.outputs import Picture
 from filterscope.visuals.trust import HOW, trust_lines
-from filterscope.visuals.verdicts import Picked
-from filterscope.visuals.visual import Picture
 
 _LABELS = 110  # pixels for the names of rows
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beside:
+class ReferenceColumns:
     """What stands in a channel's row: real crops `(channels, n, C, h, w)`, a picture without training `(channels, …)`.
 
     None: nothing of the kind.
@@ -41,14 +41,14 @@ class Beside:
 
 def draw_synthesis(
     made: Synthesis,
-    picked: Picked,
+    picked: FilterSelection,
     *,
     layer: str,
     total: int | None = None,
     names: Sequence[str] = (),
     what: str = "channels",
     faces: int = 1,
-    beside: Beside | None = None,
+    beside: ReferenceColumns | None = None,
     statistics: LayerStatistics | None = None,
     aside: str = "",
     still: str = "",
@@ -69,7 +69,7 @@ def draw_synthesis(
         still: says why it stands still.
     """
     channels = picked.channels
-    beside = beside or Beside()
+    beside = beside or ReferenceColumns()
     rows = faces + len(beside.columns) > 1
     columns = faces + len(beside.columns) if rows else shape(len(channels), most=4)
     size = side(columns, labels=_LABELS if rows else 0)
@@ -109,7 +109,7 @@ def draw_synthesis(
     return Picture(drawn=drawn, description=f"**{layer}**: {count}. {_how(beside, real)}")
 
 
-def _how(beside: Beside, real: str) -> str:
+def _how(beside: ReferenceColumns, real: str) -> str:
     said = [
         "Each picture was made by gradient ascent from noise so that it excites one channel as much as it can.",
         HOW,

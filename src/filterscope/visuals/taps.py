@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from filterscope.analysis.activations import activations
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import block_ends
-from filterscope.probes.activations import activations
-from filterscope.visuals.visual import Arrays, Examples, Past
+from filterscope.visuals.output.outputs import Arrays
+from filterscope.visuals.visual import Examples, VisualState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +27,9 @@ class Taps:
     every: int = 1
     needs_images: ClassVar[bool] = True
 
-    def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> dict[str, Arrays]:
+    def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Arrays]:
         """Return the images and what they cause at every layer."""
-        del past
+        del state
         images = examples.images[: self.images]
         if not len(images):
             raise UserError("taps need images to look at: give images=[…] or a data set")

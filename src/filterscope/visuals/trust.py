@@ -6,12 +6,12 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
+from filterscope.analysis.synthesis import ActivationStatistics, LayerStatistics, Synthesis, measure_statistics
+from filterscope.analysis.synthesis.statistics_recorder import recording_statistics
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
-from filterscope.probes.synthesis import ActivationStatistics, LayerStatistics, Synthesis, measure_statistics
-from filterscope.probes.synthesis.watching import recording_statistics
-from filterscope.visuals.fingerprints import fingerprint, frozen
-from filterscope.visuals.visual import Examples, Past
+from filterscope.visuals.fingerprints import fingerprint, is_frozen
+from filterscope.visuals.visual import Examples, VisualState
 
 HOW = (
     "The line below a picture's number says how far to trust it. **12×**: it excites the channel twelve times as much "
@@ -23,28 +23,28 @@ HOW = (
 
 @contextmanager
 def watching_statistics(
-    classifier: Classifier, layers: Sequence[str], past: Past
+    classifier: Classifier, layers: Sequence[str], state: VisualState
 ) -> Iterator[Callable[[Tensor | None], None]]:
     """Watch a validation pass; at its end the statistics of its images lie in `past.gathered`."""
     # All ranks must come to the same list, and what is known of frozen layers is known to the first alone.
     names = dict.fromkeys(find_layer(classifier.layers, layer).name for layer in layers)
-    due = [layer for layer in names if not (past.epoch and frozen(classifier, layer))]
+    due = [layer for layer in names if not (state.epoch and is_frozen(classifier, layer))]
     with recording_statistics(classifier, due) as recorder:
         yield lambda _labels: recorder.add()
-    past.gathered.setdefault("statistics", {}).update(recorder.statistics().layers)
+    state.gathered.setdefault("statistics", {}).update(recorder.statistics().layers)
 
 
 def real_statistics(
-    classifier: Classifier, layers: Sequence[str], examples: Examples, past: Past
+    classifier: Classifier, layers: Sequence[str], examples: Examples, state: VisualState
 ) -> ActivationStatistics:
     """Return what real images make of the layers, as far as there are any.
 
     A validation pass that was watched counts most. Remembered statistics count as long as the layer is as it was and
     they rest on no fewer images than there are now; others are measured on the examples and remembered.
     """
-    store = past.store.setdefault("statistics", {})
+    store = state.store.setdefault("statistics", {})
     states = {layer: fingerprint(classifier, layer) for layer in layers}
-    watched = ActivationStatistics(layers=past.gathered.get("statistics", {})).to_dict()
+    watched = ActivationStatistics(layers=state.gathered.get("statistics", {})).to_dict()
     store.update({layer: {**watched[layer], "state": states[layer]} for layer in layers if layer in watched})
     known = {
         layer: store[layer]

@@ -7,55 +7,10 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from filterscope.analysis.hooks import Precision, compute_precision
 from filterscope.models.classifier import Classifier
-from filterscope.probes.observing import Precision, computing_in
-from filterscope.visuals.fingerprints import fingerprint, frozen, hashing_once
-from filterscope.visuals.pixels import Pixels, Tile, rgb
-from filterscope.visuals.site import Site
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """An image to show, `drawn` in colour or in a palette; `description` says in Markdown what one sees."""
-
-    drawn: Tile
-    description: str = ""
-
-    @property
-    def pixels(self) -> Pixels:
-        """The image in colour, uint8 `(H, W, 3)`."""
-        return rgb(self.drawn)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """Rows to show and to keep as CSV; every row has one cell per column.
-
-    One that sums a run up is shown in the `terminal` too, when all is done.
-    """
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str | int | float, ...], ...]
-    description: str = ""
-    terminal: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arrays:
-    """Named tensors to keep as numbers."""
-
-    arrays: Mapping[str, Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Encoded:
-    """A picture that is files already, `{suffix: content}`: one that moves, or that is to be printed."""
-
-    contents: Mapping[str, bytes]
-    description: str = ""
-
-
-Output = Picture | Table | Arrays | Encoded | Site | float
+from filterscope.visuals.fingerprints import fingerprint, hashing_once, is_frozen
+from filterscope.visuals.output.outputs import Output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +40,11 @@ class Examples:
 
 
 @dataclass
-class Past:
+class VisualState:
     """What earlier epochs left for later ones; part of the checkpoint, so only tensors, numbers, strings and dicts.
 
     `epoch` is the number of finished epochs (0: before training), or None when there is no training (`visualize.py`).
-    `store` belongs to the visuals: each keeps its own entry under its tag (warm starts, strips, drift's origin).
+    `store` belongs to the visuals: each keeps its own entry under its tag (warm starts, timeline, drift's origin).
     `gathered` is what they saw of the last validation pass; it lasts until they draw and is in no checkpoint. `last`
     says that the training was to have so many epochs, `ended` that it has ended and the best one is looked at once
     more.
@@ -101,17 +56,17 @@ class Past:
     last: bool = False
     ended: bool = False
 
-    def seen(self, tag: str, state: str) -> int | None:
+    def seen(self, tag: str, digest: str) -> int | None:
         """Say since which epoch the thing behind a tag has looked like `state`; None when it is new or changed."""
         known: dict[str, Any] | None = self.store.get("seen", {}).get(tag)
-        if known is not None and known["state"] == state:
+        if known is not None and known["state"] == digest:
             return int(known["since"])
         return None
 
-    def note(self, tag: str, state: str) -> None:
+    def note(self, tag: str, digest: str) -> None:
         """Remember that the thing behind a tag looks like `state` from this epoch on."""
-        if self.epoch is not None and self.seen(tag, state) is None:
-            self.store.setdefault("seen", {})[tag] = {"state": state, "since": self.epoch}
+        if self.epoch is not None and self.seen(tag, digest) is None:
+            self.store.setdefault("seen", {})[tag] = {"state": digest, "since": self.epoch}
 
 
 class Visual(Protocol):
@@ -130,7 +85,7 @@ class Visual(Protocol):
         """Draw before training and every so many epochs; 0: before training only."""
         ...
 
-    def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> Mapping[str, Output]:
+    def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> Mapping[str, Output]:
         """Return `{tag: picture, number, table or arrays}`; leave the classifier as it was."""
         ...
 
@@ -139,7 +94,7 @@ def render(
     visuals: Mapping[str, Visual],
     classifier: Classifier,
     examples: Examples,
-    past: Past,
+    state: VisualState,
     *,
     precision: Precision = nullcontext,
 ) -> dict[str, Output]:
@@ -149,33 +104,33 @@ def render(
     it and its metrics see, and take as little time.
     """
     shown: dict[str, Output] = {}
-    with hashing_once(), computing_in(precision):
-        for visual in in_turn(visuals, past):
-            shown |= visual(classifier, examples, past)
+    with hashing_once(), compute_precision(precision):
+        for visual in visuals_due(visuals, state):
+            shown |= visual(classifier, examples, state)
     return shown
 
 
-def assist(visuals: Mapping[str, Visual], classifier: Classifier, past: Past) -> None:
+def run_workers(visuals: Mapping[str, Visual], classifier: Classifier, state: VisualState) -> None:
     """Do this process's share of the work of the visuals that the first process of a distributed run renders."""
-    for visual in in_turn(visuals, past):
-        if hasattr(visual, "assist"):
-            visual.assist(classifier)
+    for visual in visuals_due(visuals, state):
+        if hasattr(visual, "run_worker"):
+            visual.run_worker(classifier)
 
 
-def in_turn(visuals: Mapping[str, Visual], past: Past) -> list[Visual]:
+def visuals_due(visuals: Mapping[str, Visual], state: VisualState) -> list[Visual]:
     """Return the visuals that draw in this epoch, those of lower `turn` first."""
-    due = [visual for visual in visuals.values() if is_due(visual, past)]
-    return sorted(due, key=lambda visual: getattr(visual, "turn", 0))
+    due = [visual for visual in visuals.values() if is_due(visual, state)]
+    return sorted(due, key=lambda visual: getattr(visual, "order", 0))
 
 
-def is_due(visual: Visual, past: Past) -> bool:
+def is_due(visual: Visual, state: VisualState) -> bool:
     """Return whether a visual draws in this epoch; without training it always does."""
     at_end = getattr(visual, "at_end", False)
-    if past.epoch is None or past.ended:
-        return at_end or past.epoch is None
-    if past.epoch == 0:
+    if state.epoch is None or state.ended:
+        return at_end or state.epoch is None
+    if state.epoch == 0:
         return not at_end
-    return visual.every > 0 and past.epoch % visual.every == 0
+    return visual.every > 0 and state.epoch % visual.every == 0
 
 
 def name_of(label: int, class_names: Sequence[str]) -> str:
@@ -190,13 +145,19 @@ def example_name(examples: Examples, index: int) -> str:
     return examples.names[index] if index < len(examples.names) else ""
 
 
-def epoch_label(past: Past) -> str:
+def epoch_label(state: VisualState) -> str:
     """Return what a header says about when it was drawn; nothing outside training."""
-    return "" if past.epoch is None else f"epoch {past.epoch}"
+    return "" if state.epoch is None else f"epoch {state.epoch}"
 
 
-def occasion(
-    classifier: Classifier, layer: str, tag: str, past: Past, *, alone: bool = False, extra: Sequence[Tensor] = ()
+def redraw_note(
+    classifier: Classifier,
+    layer: str,
+    tag: str,
+    state: VisualState,
+    *,
+    alone: bool = False,
+    extra: Sequence[Tensor] = (),
 ) -> str | None:
     """Say what the header of a layer's picture says about its standing still; None: nothing new, so do not draw.
 
@@ -207,18 +168,18 @@ def occasion(
         classifier: the network.
         layer: a layer's name.
         tag: under which the picture appears.
-        past: remembers what was drawn.
+        state: remembers what was drawn.
         alone: whether the picture shows the layer's own parameters only, not what it makes of the layers before it.
         extra: tensors that the picture depends on besides.
     """
-    if past.epoch is None:
+    if state.epoch is None:
         return ""
-    state = fingerprint(classifier, layer, extra, alone=alone)
-    since = past.seen(tag, state)
-    if since is None or since == past.epoch:
-        past.note(tag, state)
-        return "frozen: drawn once" if past.epoch == 0 and frozen(classifier, layer, alone=alone) else ""
-    if frozen(classifier, layer, alone=alone) or past.store["seen"][tag].get("told") not in (None, past.epoch):
+    digest = fingerprint(classifier, layer, extra, alone=alone)
+    since = state.seen(tag, digest)
+    if since is None or since == state.epoch:
+        state.note(tag, digest)
+        return "frozen: drawn once" if state.epoch == 0 and is_frozen(classifier, layer, alone=alone) else ""
+    if is_frozen(classifier, layer, alone=alone) or state.store["seen"][tag].get("told") not in (None, state.epoch):
         return None
-    past.store["seen"][tag]["told"] = past.epoch
+    state.store["seen"][tag]["told"] = state.epoch
     return f"unchanged since epoch {since}"

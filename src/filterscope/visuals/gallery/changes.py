@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from filterscope.visuals.gallery.beside import Beside
-from filterscope.visuals.gallery.layer import LayerView
+from filterscope.visuals.gallery.comparison_gallery import ComparedGallery
+from filterscope.visuals.gallery.layer_page import LayerPage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Change:
         return float(abs(after - before))
 
 
-def changes(view: LayerView, there: Mapping[str, Any], other: Beside, *, same_images: bool) -> list[Change]:
+def changes(view: LayerPage, there: Mapping[str, Any], other: ComparedGallery, *, same_images: bool) -> list[Change]:
     """Return what has changed of every filter of a layer.
 
     Args:
@@ -70,7 +70,7 @@ def _both(before: Mapping[str, Any], after: Mapping[str, Any], key: str) -> tupl
     return (float(before[key]), float(after[key])) if known else None
 
 
-def _differences(view: LayerView, content: bytes) -> list[float]:
+def _differences(view: LayerPage, content: bytes) -> list[float]:
     """Return the mean difference of each kernel from that in another atlas, none where those have another shape."""
     atlases = (view.kernels.content, content)
     here, there = (np.asarray(Image.open(io.BytesIO(each)).convert("RGB"), float) for each in atlases)

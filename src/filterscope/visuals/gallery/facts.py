@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from filterscope.visuals.health_findings import COLUMNS, cells
+from filterscope.visuals.health.findings import COLUMNS, cells
 
 
 @dataclass(frozen=True, kw_only=True)

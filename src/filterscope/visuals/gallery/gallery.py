@@ -13,23 +13,23 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from filterscope.analysis.activations import activations
+from filterscope.analysis.synthesis import ActivationStatistics, LayerStatistics, Recipe, synthesize
+from filterscope.analysis.synthesis import Synthesis as Made
+from filterscope.analysis.top_patches import peaks
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions, find_layer
-from filterscope.probes.activations import activations
-from filterscope.probes.peaks import peaks
-from filterscope.probes.synthesis import ActivationStatistics, LayerStatistics, Recipe, synthesize
-from filterscope.probes.synthesis import Synthesis as Made
-from filterscope.visuals.gallery.beside import Beside
+from filterscope.visuals.drawing.tiles import photo
+from filterscope.visuals.gallery.comparison_gallery import ComparedGallery
 from filterscope.visuals.gallery.facts import judged
-from filterscope.visuals.gallery.layer import FaceFacts, Seen, view_of
+from filterscope.visuals.gallery.layer_page import ActivationView, SampleFacts, view_of
 from filterscope.visuals.gallery.pages import IMAGE, About, site_of
-from filterscope.visuals.health import Health
-from filterscope.visuals.site import Site
-from filterscope.visuals.tiles import photo
+from filterscope.visuals.health.health import Health
+from filterscope.visuals.output.site import Site
+from filterscope.visuals.progress import progress_bar
 from filterscope.visuals.trust import real_statistics, trust_lines
-from filterscope.visuals.visual import Examples, Past, example_name
-from filterscope.visuals.waiting import progress_bar
+from filterscope.visuals.visual import Examples, VisualState, example_name
 
 log = logging.getLogger(__name__)
 
@@ -84,11 +84,11 @@ class Gallery:
         if not self.recipes:
             raise UserError("visuals.gallery.recipes names no recipe")
 
-    def lacks(self, classifier: Classifier) -> str:
+    def unsupported_reason(self, classifier: Classifier) -> str:
         """Say why there is nothing to show, or nothing."""
         return "" if convolutions(classifier.layers) else "the network has no convolutions"
 
-    def __call__(self, classifier: Classifier, examples: Examples, past: Past) -> dict[str, Site]:
+    def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Site]:
         """Return the site.
 
         Raises:
@@ -99,33 +99,33 @@ class Gallery:
         counts = {layer.name: layer.num_channels or 0 for layer in layers if layer.kind == "conv"}
         if not counts:
             raise UserError("a gallery shows the filters of convolutions, and there are none among its layers")
-        other = Beside.read(Path(self.beside).expanduser()) if self.beside else None
+        other = ComparedGallery.read(Path(self.beside).expanduser()) if self.beside else None
         share = self._share(counts, other)
         pool = self._pool(examples)
         # Outside of any epoch: what training said of these very weights holds, and nobody is warned once more.
-        known_so_far = Past(store=past.store)
+        known_so_far = VisualState(store=state.store)
         if len(pool):
             dataclasses.replace(self.health, layers=list(counts))(classifier, pool, known_so_far)
         known = real_statistics(classifier, list(counts), pool, known_so_far)
         excited = peaks(classifier, pool.images, list(counts)) if len(pool) >= FEWEST * self.crops else {}
         views, done, total = [], 0, sum(counts.values())
-        with progress_bar("gallery:", past) as told:
+        with progress_bar("gallery:", state) as told:
             for name, count in counts.items():
                 tell = partial(_tell, told, name, done / total, count / total)
-                seen = Seen(
+                seen = ActivationView(
                     faces=self._faces(classifier, name, count, known.layers.get(name), tell),
                     peaks=excited.get(name),
                     crops=self.crops,
                     maps=self._maps(classifier, name, examples),
-                    judged=judged(past.store.get("health", {}).get(name, {}), count),
-                    history=past.store.get("history", {}).get(name, {}),
+                    judged=judged(state.store.get("health", {}).get(name, {}), count),
+                    history=state.store.get("history", {}).get(name, {}),
                 )
                 views.append(view_of(classifier, name, seen, pool, share=share))
                 done += count
                 log.info("gallery: %s, %d of %d filters", name, done, total)
         return {"gallery": site_of(views, self._about(classifier, examples, pool), other)}
 
-    def _share(self, counts: Mapping[str, int], other: Beside | None) -> float:
+    def _share(self, counts: Mapping[str, int], other: ComparedGallery | None) -> float:
         """Return how many bytes the pictures of one filter may take."""
         total = sum(counts.values())
         fixed = FIXED + LAYER * len(counts) + IMAGE * self.images + (other.size if other else 0)
@@ -141,7 +141,7 @@ class Gallery:
         count: int,
         known: LayerStatistics | None,
         tell: Callable[[float], None],
-    ) -> list[FaceFacts]:
+    ) -> list[SampleFacts]:
         """Synthesize every filter of a layer by every recipe, as often as it has faces."""
         channels = [i for _ in range(self.faces) for i in range(count)]
         faces = []
@@ -188,10 +188,10 @@ class Gallery:
         )
 
 
-def _face(recipe: str, made: Made, lines: list[tuple[str, ...]], number: int, count: int) -> FaceFacts:
+def _face(recipe: str, made: Made, lines: list[tuple[str, ...]], number: int, count: int) -> SampleFacts:
     part = slice(number * count, (number + 1) * count)
     images: Tensor = (made.images[part] * 255).round().to(torch.uint8)
-    return FaceFacts(recipe=recipe, images=images, lines=[", ".join(line) for line in lines[part]])
+    return SampleFacts(recipe=recipe, images=images, lines=[", ".join(line) for line in lines[part]])
 
 
 def _state(images: Tensor) -> str:

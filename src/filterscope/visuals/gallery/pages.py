@@ -9,14 +9,14 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from filterscope.visuals.gallery.beside import Beside
+from filterscope.visuals.drawing.pixels import Pixels
+from filterscope.visuals.filter_selection import COLOURS
+from filterscope.visuals.gallery.atlas import Atlas, atlas, within
 from filterscope.visuals.gallery.changes import Change, changes
+from filterscope.visuals.gallery.comparison_gallery import ComparedGallery
 from filterscope.visuals.gallery.facts import MEASURES, counted
-from filterscope.visuals.gallery.layer import LayerView
-from filterscope.visuals.gallery.sheets import Atlas, atlas, within
-from filterscope.visuals.pixels import Pixels
-from filterscope.visuals.site import MADE_BY, MANIFEST, Site
-from filterscope.visuals.verdicts import COLOURS
+from filterscope.visuals.gallery.layer_page import LayerPage
+from filterscope.visuals.output.site import MADE_BY, MANIFEST, Site
 
 WORDS = {
     "useful": "nothing speaks against it",
@@ -48,7 +48,7 @@ class About:
     bound: float
 
 
-def site_of(views: Sequence[LayerView], about: About, other: Beside | None = None) -> Site:
+def site_of(views: Sequence[LayerPage], about: About, other: ComparedGallery | None = None) -> Site:
     """Return the whole site: overview, a page for every layer and for its filters, pictures, data."""
     samples = [tile for view in views for tile in view.samples]
     posters = atlas(samples, most=SAMPLE * len(samples))
@@ -71,7 +71,7 @@ def site_of(views: Sequence[LayerView], about: About, other: Beside | None = Non
     return Site(files=content, description=text)
 
 
-def _pages(views: Sequence[LayerView], about: About, other: Beside | None, posters: Atlas) -> dict[str, bytes]:
+def _pages(views: Sequence[LayerPage], about: About, other: ComparedGallery | None, posters: Atlas) -> dict[str, bytes]:
     pages: dict[str, bytes] = {
         "index.html": _render("index.html.j2", views=views, about=about, other=other, posters=posters, size=0.0)
     }
@@ -88,17 +88,17 @@ def _pages(views: Sequence[LayerView], about: About, other: Beside | None, poste
     return pages
 
 
-def _there(view: LayerView, other: Beside | None) -> Any:
+def _there(view: LayerPage, other: ComparedGallery | None) -> Any:
     """Return the same layer of the other gallery, where it has one of as many filters."""
     layer = other.layers.get(view.name) if other else None
     return layer if layer and len(layer["filters"]) == len(view.facts) else None
 
 
-def _served(view: LayerView) -> list[int]:
+def _served(view: LayerPage) -> list[int]:
     return sorted({label for each in view.facts for label, _ in each["classes"][:3]})
 
 
-def _data(view: LayerView, about: About) -> dict[str, Any]:
+def _data(view: LayerPage, about: About) -> dict[str, Any]:
     return {
         "layer": view.name,
         "slug": view.slug,
@@ -123,7 +123,7 @@ def _script(name: str, data: Any) -> bytes:
     return f"window.{name} = {json.dumps(data, ensure_ascii=False, separators=(',', ':'))};\n".encode()
 
 
-def _manifest(views: Sequence[LayerView], about: About) -> dict[str, Any]:
+def _manifest(views: Sequence[LayerPage], about: About) -> dict[str, Any]:
     return {
         "made_by": MADE_BY,
         "title": about.title,

@@ -1,0 +1,48 @@
+"""What images cause: feature maps at named layers, and probabilities of classes."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from filterscope.analysis.hooks import device_of, observing, run_model, tapping
+from filterscope.errors import UserError
+from filterscope.models.classifier import Classifier
+
+
+def activations(classifier: Classifier, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+    """Return the feature maps that images cause at the named layers, from one forward pass.
+
+    Args:
+        classifier: is left as it was.
+        images: `(N, C, H, W)` in [0, 1].
+        layers: names as `Classifier.layers` knows them; a convolution's name means its output before the ReLU.
+
+    Returns:
+        `{name: (N, channels, h, w)}`, float32 on the CPU, `(N, features)` for a Linear.
+    """
+    with observing(classifier), torch.no_grad(), tapping(classifier, layers) as outputs:
+        run_model(classifier, images)
+        return {name: outputs[name].float().cpu() for name in layers}
+
+
+def probabilities(classifier: Classifier, images: Tensor) -> Tensor:
+    """Return the class probabilities `(N, classes)` of images in [0, 1], float32 on the CPU."""
+    with observing(classifier), torch.no_grad():
+        return run_model(classifier, images).float().softmax(dim=1).cpu()
+
+
+def published_probabilities(classifier: Classifier, images: Tensor) -> Tensor:
+    """Return the probabilities `(N, categories)` that the published network gives images in [0, 1], on the CPU.
+
+    Of use only before training, while the backbone is what was published.
+
+    Raises:
+        UserError: its weights are not at hand (`Classifier.unpublished`).
+    """
+    if classifier.unpublished or classifier.published is None:
+        raise UserError(f"what the published network says is not known: {classifier.unpublished}")
+    last = copy.deepcopy(classifier.published).to(device_of(classifier))
+    with observing(classifier), torch.no_grad():
+        return run_model(nn.Sequential(classifier.backbone, last), images).float().softmax(dim=1).cpu()

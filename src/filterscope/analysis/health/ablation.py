@@ -1,0 +1,127 @@
+"""Causal weight: the accuracy that is lost when filters are silenced."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from filterscope.analysis.health.recorder import output_module
+from filterscope.analysis.hooks import observing, run_model
+from filterscope.errors import UserError
+from filterscope.models.classifier import Classifier
+
+Filters = Mapping[str, Sequence[int] | Tensor]
+"""Numbers of filters by layer."""
+
+
+def accuracy(classifier: Classifier, images: Tensor, labels: Tensor, *, batch_size: int = 64) -> float:
+    """Return the share of images `(N, C, H, W)` in [0, 1] whose class is found.
+
+    Raises:
+        UserError: there are no images, or not as many labels.
+    """
+    if len(images) == 0 or len(images) != len(labels):
+        raise UserError(f"ablation needs images with labels: got {len(images)} images and {len(labels)} labels")
+    right = 0
+    with observing(classifier), torch.no_grad():
+        for some, known in zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True):
+            logits = run_model(classifier, some)
+            right += int((logits.argmax(1).cpu() == known.cpu()).sum())
+    return right / len(images)
+
+
+@contextmanager
+def ablated(classifier: Classifier, filters: Filters) -> Iterator[None]:
+    """Silence filters of convolutions while the block runs: what they put out is zero, as Morcos et al. (2018) do.
+
+    Raises:
+        UserError: a layer is no convolution.
+    """
+    handles = []
+    try:
+        for layer, some in filters.items():
+            if not isinstance(classifier.module_of(layer), nn.Conv2d):
+                raise UserError(f"layer {layer!r} has no kernels, so none of its filters can be ablated")
+            silence = partial(_silence, torch.as_tensor(some, dtype=torch.long))
+            handles.append(output_module(classifier, layer).register_forward_hook(silence))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _silence(index: Tensor, _module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+    return output.index_fill(1, index.to(output.device), 0)
+
+
+def cost(
+    classifier: Classifier, images: Tensor, labels: Tensor, *, sets: Sequence[Filters], batch_size: int = 64
+) -> Tensor:
+    """Return the accuracy lost by ablating each set of filters together, one entry per set."""
+    whole = accuracy(classifier, images, labels, batch_size=batch_size)
+    lost = []
+    for filters in sets:
+        with ablated(classifier, filters):
+            lost.append(whole - accuracy(classifier, images, labels, batch_size=batch_size))
+    return torch.tensor(lost, dtype=torch.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Silencing:
+    """The accuracy lost by silencing `size` filters: ones not in use, random ones, useful ones.
+
+    Each is the mean over sets drawn from its pool, `errors` their standard errors in the same order, 0 where the pool
+    has no more filters than are silenced and so only one set.
+    """
+
+    size: int
+    unused: float
+    random: float
+    useful: float
+    errors: tuple[float, float, float]
+
+
+def silencing(
+    classifier: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    verdicts: Mapping[str, Sequence[str]],
+    draws: int = 20,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> Silencing | None:
+    """Compare what it costs to silence the filters called noise, idle or dead with random and with useful ones.
+
+    `verdicts` has an entry per filter of every layer; filters of all layers are silenced together, in each as many as
+    its smaller pool has. None where there is nothing to compare.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    pools: list[dict[str, Tensor]] = [{}, {}, {}]
+    sizes = {}
+    for layer, said in verdicts.items():
+        for pool, kinds in zip(pools, (("noise", "idle", "dead"), set(said), ("useful",)), strict=True):
+            pool[layer] = torch.tensor([i for i, each in enumerate(said) if each in kinds], dtype=torch.long)
+        sizes[layer] = min(len(pool[layer]) for pool in pools)
+    sizes = {layer: size for layer, size in sizes.items() if size}
+    if not sizes:
+        return None
+    lost = []
+    for pool in pools:
+        times = draws if any(len(pool[layer]) > size for layer, size in sizes.items()) else 1
+        sets = [
+            {
+                layer: pool[layer][torch.randperm(len(pool[layer]), generator=generator)[:n]]
+                for layer, n in sizes.items()
+            }
+            for _ in range(times)
+        ]
+        lost.append(cost(classifier, images, labels, sets=sets, batch_size=batch_size))
+    unused, random, useful = (float(costs.mean()) for costs in lost)
+    first, second, third = (float(costs.std() / len(costs) ** 0.5) if len(costs) > 1 else 0.0 for costs in lost)
+    return Silencing(
+        size=sum(sizes.values()), unused=unused, random=random, useful=useful, errors=(first, second, third)
+    )

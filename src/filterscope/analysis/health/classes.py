@@ -1,0 +1,99 @@
+"""Class information: how much of a filter's response is decided by the class of the image."""
+
+from dataclasses import dataclass
+
+import torch
+from scipy.stats import beta
+from torch import Tensor
+
+from filterscope.analysis.health.running_sums import RunningSums
+from filterscope.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassInformation:
+    """Tensors of one entry per filter.
+
+    `eta_squared` is the share of the responses' variance that lies between classes; `p` its permutation p-value;
+    `selectivity` the class selectivity index (Morcos et al. 2018), 0 for equal classes to 1 for one class alone.
+    """
+
+    eta_squared: Tensor
+    p: Tensor
+    selectivity: Tensor
+
+
+def class_information(tally: RunningSums) -> ClassInformation:
+    """Return what the responses of a tally say about the classes.
+
+    The null is that labels are exchangeable over images. η²'s mean and variance over all permutations are exact, from
+    the responses' second and fourth moments, and a beta distribution with these two gives p (Pitman 1938): nothing is
+    drawn, and sparse responses, for which the F-test is wrong, are right.
+
+    Raises:
+        UserError: fewer than two classes, or fewer than four images more than classes.
+    """
+    sizes = tally.class_sizes
+    present = sizes > 0
+    images, classes = int(sizes.sum()), int(present.sum())
+    if not enough_images(tally):
+        raise UserError(
+            f"class information needs images of at least two classes and four images more than classes, "
+            f"not {images} labelled images of {classes} classes"
+        )
+    sums, sizes = tally.class_sums[present], sizes[present]
+    mean = sums.sum(0) / images
+    second, fourth = _central_sums(tally.powers, images)
+    between = ((sums - sizes[:, None] * mean).square() / sizes[:, None]).sum(0)
+    varies = second > 1e-12 * (second + images * mean.square())
+    eta_squared = torch.where(varies, between / second.clamp_min(1e-300), 0.0).clamp(0, 1)
+    spread = torch.where(varies, fourth / second.square().clamp_min(1e-300), 1 / images)
+    p = torch.where(varies, _p(eta_squared, spread, sizes), 1.0)
+    return ClassInformation(eta_squared=eta_squared, p=p, selectivity=_selectivity(sums / sizes[:, None]))
+
+
+def enough_images(tally: RunningSums) -> bool:
+    """Return whether labelled images of two classes and more have been seen, four more than there are classes."""
+    images, classes = int(tally.class_sizes.sum()), int((tally.class_sizes > 0).sum())
+    return classes >= 2 and images >= classes + 4
+
+
+def _central_sums(powers: Tensor, images: int) -> tuple[Tensor, Tensor]:
+    first, second, third, fourth = powers
+    mean = first / images
+    squares = second - images * mean.square()
+    fourths = fourth - 4 * mean * third + 6 * mean.square() * second - 3 * images * mean.pow(4)
+    return squares.clamp_min(0), fourths.clamp_min(0)
+
+
+def _selectivity(means: Tensor) -> Tensor:
+    highest = means.amax(0)
+    others = (means.sum(0) - highest) / (len(means) - 1)
+    return (highest - others) / (highest + others).clamp_min(1e-300)
+
+
+def _p(eta_squared: Tensor, spread: Tensor, sizes: Tensor) -> Tensor:
+    """Return the upper tail of a beta distribution; `spread` is Σx⁴/(Σx²)² of the centred responses."""
+    n = float(sizes.sum())
+    mean = (len(sizes) - 1) / (n - 1)
+    variance = (_mean_of_square(spread, sizes) - mean**2).clamp_min(1e-12)
+    size = (mean * (1 - mean) / variance - 1).clamp_min(1e-3)
+    return torch.from_numpy(beta.sf(eta_squared.numpy(), (mean * size).numpy(), ((1 - mean) * size).numpy()))
+
+
+def _mean_of_square(spread: Tensor, sizes: Tensor) -> Tensor:
+    """Return the mean of η²'s square over all permutations of centred responses with Σx² = 1 and Σx⁴ = `spread`."""
+    n = float(sizes.sum())
+    pairs, triples, quadruples = n * (n - 1), n * (n - 1) * (n - 2), n * (n - 1) * (n - 2) * (n - 3)
+    # The means of x⁴, x³y, x²y², x²yz and xyzw over distinct images, by the power sums with Σx = 0.
+    e4, e31, e22 = spread / n, -spread / pairs, (1 - spread) / pairs
+    e211, e1111 = (2 * spread - 1) / triples, (3 - 6 * spread) / quadruples
+    m = sizes[:, None]
+    own = m * e4 + m * (m - 1) * (4 * e31 + 3 * e22 + (m - 2) * (6 * e211 + (m - 3) * e1111))
+    classes = float(len(sizes))
+    rest = n - classes  # Σ (m − 1)
+    both = classes * (classes - 1)
+    crossed = (classes - 1) * rest  # Σ over pairs of (m − 1)
+    squared = rest**2 - (sizes - 1).square().sum()  # Σ over pairs of (m − 1)(q − 1)
+    between = both * e22 + 2 * crossed * e211 + squared * e1111
+    return (own / m.square()).sum(0) + between

@@ -1,0 +1,128 @@
+"""Looking at any network in a line, in a notebook or a training loop of one's own."""
+
+import base64
+import html
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from filterscope.errors import UserError
+from filterscope.models.adapter import adapted
+from filterscope.visuals.named import resolve_visuals
+from filterscope.visuals.output.outputs import Output, Picture, Table
+from filterscope.visuals.output.png import encode_png
+from filterscope.visuals.output.writer import write_outputs
+from filterscope.visuals.visual import Examples, Visual, VisualState, render
+
+ROWS = 40  # of a table that a notebook shows
+
+
+class LookResult(Mapping[str, Output]):
+    """Pictures, tables and numbers by tag; a notebook shows them as they are."""
+
+    def __init__(self, shown: Mapping[str, Output]) -> None:
+        self._shown = dict(shown)
+
+    def __getitem__(self, tag: str) -> Output:
+        return self._shown[tag]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shown)
+
+    def __len__(self) -> int:
+        return len(self._shown)
+
+    @property
+    def pictures(self) -> dict[str, Picture]:
+        """The pictures alone."""
+        return {tag: output for tag, output in self._shown.items() if isinstance(output, Picture)}
+
+    def save(self, folder: str | Path) -> None:
+        """Write pictures to `pictures/<tag>.png` and tables to `<tag>.csv` below a folder."""
+        write_outputs(self._shown, folder=Path(folder))
+
+    def __repr__(self) -> str:
+        return f"Seen({', '.join(self._shown)})"
+
+    def _repr_html_(self) -> str:
+        return "\n".join(filter(None, (_html(tag, output) for tag, output in self._shown.items())))
+
+    def _repr_png_(self) -> bytes | None:
+        pictures = list(self.pictures.values())
+        return encode_png(pictures[0]) if pictures else None
+
+
+def look(
+    model: nn.Module,
+    images: Tensor | None = None,
+    *,
+    visuals: Iterable[str | Visual] | Mapping[str, Visual] = ("filters", "activations"),
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    labels: Tensor | None = None,
+    class_names: Sequence[str] = (),
+    state: VisualState | None = None,
+) -> LookResult:
+    """Look at a network and return what is to be seen; it is left exactly as it was.
+
+    Args:
+        model: any network with convolutions that takes images; where it is trained makes no difference.
+        images: `(N, C, H, W)` or `(C, H, W)`, in [0, 1] or uint8, not normalised; None where the visuals need none.
+        visuals: names, `filters activations synthesis responses predictions health …`, or visuals with knobs.
+        mean: of the normalisation that the network was trained with, per channel; None: it takes images as they are.
+        std: likewise.
+        labels: `(N,)`, the images' classes, where they are known.
+        class_names: in the order of the network's outputs.
+        state: what earlier looks left, for strips and warm starts in a loop: one `Past`, its `epoch` set by the caller.
+
+    Raises:
+        UserError: a network without convolutions, images that it cannot take, an unknown visual.
+    """
+    chosen = resolve_visuals(visuals)
+    seen = None if images is None else _in_range(images)
+    size = None if seen is None else int(seen.shape[-1])
+    with adapted(model, mean=mean, std=std, image_size=size, class_names=class_names) as classifier:
+        if seen is None:
+            seen = torch.empty(0, classifier.in_channels, *2 * [classifier.image_size or 0])
+            lacking = [name for name, visual in chosen.items() if getattr(visual, "needs_images", False)]
+            if lacking:
+                raise UserError(f"{', '.join(lacking)} need images to look at, (N, C, H, W) in [0, 1]")
+        elif seen.shape[1] != classifier.in_channels:
+            raise UserError(f"images of {seen.shape[1]} channels; the network takes {classifier.in_channels}")
+        examples = Examples(images=seen, labels=labels, class_names=tuple(class_names))
+        return LookResult(render(chosen, classifier, examples, state or VisualState()))
+
+
+def _in_range(images: Tensor) -> Tensor:
+    if images.dim() not in (3, 4):
+        raise UserError(f"images of shape {tuple(images.shape)}; they must be (N, C, H, W) or (C, H, W)")
+    batch = (images if images.dim() == 4 else images[None]).detach().cpu()
+    values = batch.float() / 255 if batch.dtype == torch.uint8 else batch.float()
+    low, high = (float(values.min()), float(values.max())) if values.numel() else (0.0, 1.0)
+    if low < 0 or high > 1:
+        raise UserError(
+            f"images must lie in [0, 1] and these go from {low:.2g} to {high:.2g}: give them before normalisation, "
+            "and mean=… and std=… beside them"
+        )
+    return values
+
+
+def _html(tag: str, output: Output) -> str:
+    name = html.escape(tag)
+    if isinstance(output, Picture):
+        source = base64.b64encode(encode_png(output)).decode()
+        about = html.escape(output.description.replace("**", "").replace("*", ""))
+        picture = f'<img alt="{name}" title="{about}" style="max-width:100%" src="data:image/png;base64,{source}">'
+        return f"<figure><figcaption><code>{name}</code></figcaption>{picture}</figure>"
+    if isinstance(output, Table):
+        head = "".join(f"<th>{html.escape(column)}</th>" for column in output.columns)
+        rows = "".join(f"<tr>{''.join(f'<td>{_cell(cell)}</td>' for cell in row)}</tr>" for row in output.rows[:ROWS])
+        more = f"<p>… and {len(output.rows) - ROWS} more rows</p>" if len(output.rows) > ROWS else ""
+        return f"<p><code>{name}</code> {html.escape(output.description)}</p><table><tr>{head}</tr>{rows}</table>{more}"
+    return ""
+
+
+def _cell(cell: str | int | float) -> str:
+    return f"{cell:.3g}" if isinstance(cell, float) else html.escape(str(cell))

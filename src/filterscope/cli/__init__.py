@@ -1,0 +1,1 @@
+"""The command line: scripts, errors in one line, resume, sweeps."""

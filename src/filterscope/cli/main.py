@@ -1,0 +1,242 @@
+"""Where the scripts meet the user: a mistake ends in one line, whatever floor found it. Imports nothing heavy."""
+
+import csv
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from filterscope.cli.error_messages import describe_error
+from filterscope.cli.launchers import check_launcher, launcher_faults
+from filterscope.cli.resume_arguments import quote_path, resume_arguments
+from filterscope.cli.suggestions import suggest
+from filterscope.cli.sweep_results import in_sweep, read_results, record_failure
+from filterscope.config.options import check_options
+from filterscope.errors import UserError
+from filterscope.runtime.processes import exit_with_parent, is_first_process, wait_for_process
+from filterscope.runtime.run_dir import unique_dir
+from filterscope.runtime.signals import Stopped, stop_request
+from filterscope.runtime.slurm import requeue
+
+log = logging.getLogger("filterscope")
+
+RANK_VARIABLES = frozenset(
+    ["LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"]
+    + [f"SLURM_{name}" for name in ("NTASKS", "NTASKS_PER_NODE", "PROCID", "LOCALID", "NODEID")]
+)
+"""What a launcher tells a process about its place among others."""
+
+UNCOMPOSABLE = (ValueError, TypeError, LookupError, AttributeError, AssertionError, RecursionError)
+"""What Hydra was seen to raise, beside its own errors, before a job begins."""
+
+
+@contextmanager
+def report_errors(*, resumable: bool = False) -> Iterator[None]:
+    """Turn a user's mistake, a fault of the machine or a signal into one log line and an exit code that tells.
+
+    With `resumable` the line says how to go on with the run, where there is something to go on from.
+    """
+    os.environ.pop("HYDRA_FULL_ERROR", None) if _ours else None  # no process that is started from here is to have it
+    try:
+        yield
+    except Stopped as stopped:
+        _leave_stopped(stopped, _how_to_go_on(always=True) if resumable else "")
+    except (UserError, OSError, RuntimeError, MemoryError) as error:
+        line = describe_error(error)
+        if line is None:
+            raise
+        _fail(line + (_how_to_go_on() if resumable else ""))
+
+
+def run_script(main: Callable[[], Any]) -> None:
+    """Run a script's Hydra main, for a new run or to go on with one, and leave with the exit code that tells."""
+    stop_request.install()
+    exit_with_parent()
+    try:
+        sys.argv[1:] = resume_arguments(sys.argv[1:])
+        check_launcher(sys.argv[1:])
+        with _whole_errors():
+            main()
+        finish_sweep()
+    except Stopped as stopped:
+        _leave_stopped(stopped, "")
+    except (UserError, OSError) as error:
+        # Hydra's own error of an option that is not there is an OSError too.
+        hint = suggest(str(error)) if isinstance(error, HydraException) else ""
+        _end((describe_error(error) or str(error)) + hint, 2)
+    except launcher_faults() as error:
+        said = str(error).splitlines()[0]
+        finish_sweep(
+            f"one ended without a word, or could not begin ({said}); logs lie below .submitit in the sweep's folder"
+        )
+    except (HydraException, OmegaConfBaseException) as error:
+        cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else ""
+        said = f"{error} {cause}"
+        _end(describe_error(error) or said + suggest(said), 1)
+    except UNCOMPOSABLE as error:
+        if HydraConfig.initialized():
+            raise
+        _end(f"the command line is not understood: {error or type(error).__name__}", 1)
+
+
+def finish_sweep(unfinished: str = "") -> None:
+    """End the script: a sweep with the table of its runs, and with exit code 1 if one of its jobs has failed.
+
+    Args:
+        unfinished: what a launcher says of a job that ended without a word.
+    """
+    folder, notes = read_results()
+    measured = [note for note in notes if "metrics" in note]
+    if folder is not None and measured:
+        from filterscope.cli.sweep_table import SweepJob, write_sweep_table
+
+        jobs = [
+            SweepJob(folder=Path(m["folder"]), choices=tuple(m["choices"]), metrics=m["metrics"], monitor=m["monitor"])
+            for m in measured
+        ]
+        log.info("%s", write_sweep_table(jobs, folder))
+    failed = [f"job {note['number']}: {note['failed']}" for note in notes if "failed" in note]
+    failed += [unfinished] if unfinished else []
+    if failed:
+        log.error("%d of the jobs failed: %s", len(failed), "; ".join(failed))
+        sys.exit(1)
+
+
+def run_in_subprocess(cfg: Mapping[str, Any]) -> dict[str, float] | None:
+    """Run a sweep's job that takes several devices in a process of its own and return the last row of its metrics.
+
+    None: the job is no such one, and nothing was run.
+
+    Inside the sweep's process the job's ranks would start the whole sweep again, and what they leave in the
+    environment would reach the jobs behind (Lightning #11300, #18175).
+    """
+    trainer = cfg["trainer"]
+    several = trainer["devices"] not in (1, "1") or trainer["num_nodes"] > 1 or trainer["strategy"] != "auto"
+    if HydraConfig.get().mode != RunMode.MULTIRUN or not several:
+        return None
+    job = run_folder()
+    stored = ["--config-path", str(job / ".hydra"), "--config-name", "config"]
+    command = [sys.executable, _script(), *stored, f"hydra.run.dir={quote_path(job)}", "hydra.output_subdir=null"]
+    environment = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
+    code = wait_for_process(subprocess.Popen(command, env=environment))
+    stop_request.check()
+    if code:
+        raise UserError(f"job {HydraConfig.get().job.num} in {job} ended with exit code {code}")
+    with (job / "metrics.csv").open(encoding="utf-8") as file:
+        *_, last = csv.DictReader(file)
+    return {name: float(value) for name, value in last.items() if value and name != "epoch"}
+
+
+def _script() -> str:
+    """Return the path of the script that is running, also where a launcher has begun it as something else."""
+    hydra = HydraConfig.get()
+    name = f"{hydra.job.name}.py"
+    if Path(sys.argv[0]).name == name:
+        return sys.argv[0]
+    config = next(source.path for source in hydra.runtime.config_sources if source.provider == "main")
+    return str(Path(config).parent / name)
+
+
+def run_folder() -> Path:
+    """Return the folder of this run."""
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def resolve_config(cfg: DictConfig) -> dict[str, Any]:
+    """Return the config as plain dicts and lists with every reference resolved."""
+    try:
+        content = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        knob = error.full_key or str(error)
+        raise UserError(f"{knob} must be given: {_MUST_GIVE.get(knob, f'{knob}=…')}") from error
+    except OmegaConfBaseException as error:
+        raise UserError(str(error).splitlines()[0]) from error
+    config = cast(dict[str, Any], content)
+    check_options(config)
+    return config
+
+
+def check_paths(cfg: Mapping[str, Any]) -> None:
+    """Raise a `UserError` for a file named in the config that is not there, before anything heavy is imported."""
+    weights = (cfg.get("model") or {}).get("weights")
+    if weights not in (None, "imagenet") and not _is_file(weights):
+        raise UserError(f"no weights file at {weights} (model.weights is a path, imagenet or null)")
+    images = cfg.get("images") or []
+    for image in images if isinstance(images, list) else [images]:
+        if not _is_file(image) or not isinstance(images, list):
+            raise UserError(f"no image at {image} (images is a list of paths, images=[photo.jpg], or null)")
+
+
+def _is_file(path: Any) -> bool:
+    try:
+        return isinstance(path, str) and Path(path).expanduser().is_file()
+    except (RuntimeError, ValueError):  # ~nobody, or a character that no path has
+        return False
+
+
+def _how_to_go_on(*, always: bool = False) -> str:
+    folder = run_folder()
+    if not always and not any((folder / "checkpoints" / name).is_file() for name in ("last.ckpt", "midway.ckpt")):
+        return ""
+    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    return f"; to go on: python {Path(sys.argv[0]).name} {shlex.quote(f'resume={shown}')}"
+
+
+def _fail(message: str) -> None:
+    line = " ".join(message.split())[:_LONGEST]
+    log.error(line)
+    if in_sweep():
+        record_failure(line)
+        return
+    sys.exit(2)
+
+
+def _leave_stopped(stopped: Stopped, how_to_go_on: str) -> NoReturn:
+    """Leave with the signal's exit code; a sweep ends with the job that was stopped."""
+    if is_first_process():
+        log.error("stopped by %s%s", stopped, how_to_go_on) if HydraConfig.initialized() else print(
+            f"stopped by {stopped}{how_to_go_on}", file=sys.stderr
+        )
+        if stopped.number == signal.SIGUSR1:
+            requeue()
+    sys.exit(stopped.exit_code)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    print(" ".join(message.split())[:_LONGEST], file=sys.stderr)
+    sys.exit(code)
+
+
+@contextmanager
+def _whole_errors() -> Iterator[None]:
+    """Have Hydra's errors as they are, to be told in one line, instead of printed with a stack of its own."""
+    global _ours
+    _ours = "HYDRA_FULL_ERROR" not in os.environ
+    if _ours:
+        os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        if _ours:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+_LONGEST = 2000  # characters of a line: what it quotes may be of any length
+_ours = False  # whether the variable that makes Hydra's errors whole was set here
+_MUST_GIVE = {"model.name": "model.name=resnet50, or another name of torchvision.models.list_models()"}
+
+OmegaConf.register_new_resolver(
+    "unique_dir", unique_dir, replace=True, use_cache=True
+)  # sweeps hand the cache to their workers

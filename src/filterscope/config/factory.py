@@ -1,0 +1,103 @@
+"""From config to the objects of a run: data, classifier, visuals, Lightning module."""
+
+import logging
+
+from filterscope.config.instantiate import Config, instantiate
+from filterscope.data.datamodule import ImageDataModule
+from filterscope.errors import UserError
+from filterscope.models import heads
+from filterscope.models.backbone import Backbone
+from filterscope.models.classifier import Classifier
+from filterscope.training.module import FinetuneModule
+from filterscope.visuals.visual import Examples, Visual
+
+log = logging.getLogger(__name__)
+
+
+def build_data(cfg: Config, stage: str = "fit") -> ImageDataModule:
+    """Build the datamodule and let it look for its files; the stage `predict` needs no labels."""
+    if "_target_" not in cfg["data"]:
+        raise UserError("there is no data to train on; choose a set, such as data=synthetic_flowers or data=flowers")
+    data: ImageDataModule = instantiate(cfg["data"], where="data")
+    data.prepare_data()
+    data.setup(stage)
+    return data
+
+
+def build_classifier(cfg: Config, data: ImageDataModule) -> Classifier:
+    """Build the classifier for the data's classes and image size."""
+    backbone: Backbone = instantiate(cfg["model"], where="model")
+    # The weights file has said it; a checkpoint is built again without that file.
+    cfg["model"]["num_classes"] = backbone.num_classes
+    classifier: Classifier = instantiate(cfg["head"], where="head")(backbone, num_classes=data.num_classes)
+    classifier.class_names = tuple(data.class_names)
+    classifier.image_size = data.image_size
+    classifier.check_image_size(data.image_size)
+    return classifier
+
+
+def build_published(cfg: Config) -> Classifier:
+    """Build a network as published, to be looked at without training.
+
+    Where the weights file holds the convolutional part alone, only that part is built, and a log line says so.
+    """
+    backbone: Backbone = instantiate(cfg["model"], where="model")
+    size = int(cfg["data"]["image_size"])
+    convolutional_only = bool(backbone.missing) and not backbone.allow_random
+    if convolutional_only:
+        log.info("the weights hold the convolutional part of %s alone: nothing behind it is looked at", backbone.name)
+    classifier = heads.trunk(backbone) if convolutional_only else heads.keep(backbone)
+    classifier.class_names = backbone.categories if len(backbone.categories) == classifier.num_classes else ()
+    classifier.image_size = size
+    classifier.check_image_size(size)
+    return classifier
+
+
+def build_visuals(cfg: Config) -> dict[str, Visual]:
+    """Build the visuals, by name; knobs that an experiment sets of one that was not chosen are no visual."""
+    nodes = {name: node for name, node in (cfg.get("visuals") or {}).items() if node and "_target_" in node}
+    return {name: instantiate(node, where=f"visuals.{name}") for name, node in nodes.items()}
+
+
+def supported_visuals(visuals: dict[str, Visual], classifier: Classifier) -> dict[str, Visual]:
+    """Return the visuals that this network can be asked for; a log line each says why the others are left out."""
+    kept = {}
+    for name, visual in visuals.items():
+        reason = visual.unsupported_reason(classifier) if hasattr(visual, "unsupported_reason") else ""
+        if reason:
+            log.warning("not drawn: visuals.%s, because %s", name, reason)
+        else:
+            kept[name] = visual
+    return kept
+
+
+def drawable_visuals(visuals: dict[str, Visual], examples: Examples) -> dict[str, Visual]:
+    """Return the visuals that can be drawn from these examples; a log line names those that lack images."""
+    if len(examples):
+        return visuals
+    lacking = [name for name, visual in visuals.items() if getattr(visual, "needs_images", False)]
+    if lacking:
+        log.warning("no images to look at, so not drawn: %s (give images=[photo.jpg] or data=…)", ", ".join(lacking))
+    if visuals and len(lacking) == len(visuals):
+        raise UserError(f"visuals {', '.join(lacking)} need images: give images=[photo.jpg] or data=…")
+    return {name: visual for name, visual in visuals.items() if name not in lacking}
+
+
+def build_module(cfg: Config, classifier: Classifier, data: ImageDataModule) -> FinetuneModule:
+    """Build the Lightning module."""
+    classifier.class_names = tuple(data.class_names)
+    return FinetuneModule(
+        classifier,
+        policy=instantiate(cfg["finetune"], where="finetune"),
+        optimizer=instantiate(cfg["optimizer"], where="optimizer"),
+        schedule=instantiate(cfg["schedule"], where="schedule"),
+        seed=cfg["seed"],
+        label_smoothing=cfg["label_smoothing"],
+        channels_last=cfg["channels_last"],
+        compile_steps=cfg.get("compile", False),
+        about={
+            "config": cfg,
+            "class_names": list(data.class_names),
+            "image_size": data.image_size,
+        },
+    )

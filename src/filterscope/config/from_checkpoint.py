@@ -1,0 +1,200 @@
+"""From a run folder or a checkpoint file to objects; a checkpoint needs nothing beside itself."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from filterscope.config.factory import build_data, build_published
+from filterscope.config.instantiate import instantiate
+from filterscope.data.datamodule import ImageDataModule
+from filterscope.data.image_io import read_image
+from filterscope.data.preprocessing import fixed_view, to_float
+from filterscope.errors import UserError
+from filterscope.models.classifier import Classifier
+from filterscope.models.weights import on_meta_device
+from filterscope.storage.safe_load import LOAD_ERRORS, load_error_reason, load_plain
+from filterscope.training.log_visuals import examples_of, unpack_examples
+from filterscope.visuals.visual import Examples, VisualState
+
+log = logging.getLogger(__name__)
+
+BUILDABLE = frozenset(
+    {
+        "filterscope.models.backbone.torchvision_backbone",
+        "filterscope.models.backbone.small_cnn_backbone",
+        "filterscope.models.heads.replace",
+        "filterscope.models.heads.append",
+        "filterscope.models.heads.linear",
+        "filterscope.models.heads.keep",
+        "filterscope.data.synthetic_flowers.SyntheticFlowersDataModule",
+        "filterscope.data.flowers.FlowersDataModule",
+        "filterscope.data.animals.AnimalsDataModule",
+        "filterscope.data.fashion_mnist.FashionMNISTDataModule",
+        "filterscope.data.mnist.MNISTDataModule",
+        "filterscope.data.folder.FolderDataModule",
+        "filterscope.data.csv.CSVDataModule",
+        "filterscope.data.preprocessing.Augmentation",
+    }
+)
+"""All that is ever built because a checkpoint says so: its stored config is data, not trusted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a checkpoint holds, as objects."""
+
+    path: Path
+    config: dict[str, Any]
+    classifier: Classifier
+    examples: Examples | None
+    state: VisualState
+
+
+def find_checkpoint(ckpt: str, outputs: Path = Path("outputs")) -> Path:
+    """Return the checkpoint file that is meant: a file, a run folder's `best.ckpt`, or the newest run's for `latest`.
+
+    Raises:
+        UserError: there is none.
+    """
+    if ckpt == "latest":
+        found = sorted(outputs.glob("**/checkpoints/best.ckpt"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise UserError(f"ckpt=latest: no run with a checkpoint below {outputs}")
+        return found[-1]
+    path = Path(ckpt).expanduser()
+    if path.is_dir():
+        best = path / "checkpoints" / "best.ckpt"
+        if not best.is_file():
+            raise UserError(f"{path} is not a run folder with a checkpoint: there is no {best}")
+        return best
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}; give a run folder, a .ckpt file or latest")
+    return path
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return the plain content of a checkpoint file of filterscope; nothing in it is executed.
+
+    Raises:
+        UserError: the file is damaged, holds more than plain data, or was not written by filterscope.
+    """
+    try:
+        content = load_plain(path)
+    except LOAD_ERRORS as error:
+        raise UserError(f"{path} is not a readable checkpoint: {load_error_reason(error)}") from error
+    about = content.get("filterscope") if isinstance(content, dict) else None
+    if not isinstance(about, dict) or not {"config", "class_names", "image_size"} <= about.keys():
+        raise UserError(f"{path} is not a checkpoint of filterscope: it holds no config, class names and image size")
+    return content  # type: ignore[no-any-return]
+
+
+def open_run(path: Path) -> Run:
+    """Rebuild what a checkpoint holds.
+
+    Raises:
+        UserError: it is damaged, its config asks for something else than a network, or its weights are another's.
+    """
+    content = read_checkpoint(path)
+    about = content["filterscope"]
+    try:
+        classifier = _classifier(about, content.get("state_dict"), path)
+        examples = unpack_examples(about["examples"]) if "examples" in about else None
+        state = VisualState(store=dict(about["visual_state"]["store"])) if about.get("visual_state") else VisualState()
+    except UserError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise UserError(f"{path} is damaged: {type(error).__name__}: {_first_line(error)}") from error
+    return Run(path=path, config=about["config"], classifier=classifier, examples=examples, state=state)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What `visualize.py` looks at."""
+
+    classifier: Classifier
+    examples: Examples
+    state: VisualState
+
+
+def load_subject(cfg: dict[str, Any]) -> Subject:
+    """Return the network and the images that a visualize config means.
+
+    The network is that of `ckpt`, or `model` as published. The images are those of `images`, else validation images of
+    `data`, else the checkpoint's own (more of them from the data that it was trained on), else none.
+    """
+    run = open_run(find_checkpoint(cfg["ckpt"])) if cfg["ckpt"] else None
+    classifier = run.classifier if run else build_published(cfg)
+    nothing = torch.empty(0, classifier.in_channels, classifier.image_size or 0, classifier.image_size or 0)
+    examples = Examples(images=nothing)
+    if cfg["images"]:
+        examples = _files(cfg["images"], classifier)
+    elif "_target_" in cfg["data"]:
+        if run:
+            cfg["data"]["image_size"] = classifier.image_size
+        examples = examples_of(build_data(cfg, "predict"), cfg["num_examples"], cfg["seed"])
+        if run and examples.class_names != classifier.class_names:
+            log.warning("the classes of the data are not those of the network, so nobody knows what is right")
+            examples = replace(examples, labels=None, more=None)
+    elif run and run.examples:
+        examples = replace(run.examples, more=partial(_of_the_same_data, run, seed=cfg["seed"]))
+    return Subject(classifier=classifier, examples=examples, state=run.state if run else VisualState())
+
+
+def load(path: str | Path) -> Classifier:
+    """Return the classifier of a run folder or checkpoint as a plain `nn.Module`, in evaluation mode."""
+    return open_run(find_checkpoint(str(path))).classifier.eval()
+
+
+def _classifier(about: Mapping[str, Any], digest: Any, path: Path) -> Classifier:
+    names, size = tuple(map(str, about["class_names"])), int(about["image_size"])
+    own = {key.removeprefix("classifier."): t for key, t in digest.items() if key.startswith("classifier.")}
+    with on_meta_device():  # a config that asks for more than its weights hold is refused before it takes memory
+        _refuse_other_weights(_built(about["config"], len(names), path), own, path)
+    classifier = _built(about["config"], len(names), path)
+    classifier.load_state_dict(own)
+    classifier.class_names, classifier.image_size = names, size
+    return classifier
+
+
+def _built(config: Mapping[str, Any], num_classes: int, path: Path) -> Classifier:
+    model = {**config["model"], "weights": None}
+    backbone = instantiate(model, where=f"{path}: model", allowed=BUILDABLE)
+    head = instantiate(config["head"], where=f"{path}: head", allowed=BUILDABLE)
+    classifier: Classifier = head(backbone, num_classes=num_classes)
+    return classifier
+
+
+def _refuse_other_weights(classifier: Classifier, digest: Mapping[str, Any], path: Path) -> None:
+    wanted = classifier.state_dict()
+    for name in (*wanted, *digest):
+        if name not in digest or name not in wanted or getattr(digest[name], "shape", None) != wanted[name].shape:
+            raise UserError(f"{path} is damaged: its weights are not those of its config: {name} differs")
+
+
+def _of_the_same_data(run: Run, count: int, *, seed: int) -> Examples:
+    """Return validation images of the data that a run was trained on, where it lies; nothing is downloaded."""
+    # The config may be a stranger's: it may say where images lie, but have nothing fetched, written or started.
+    harmless = {"download": False, "cache": None, "num_workers": 0}
+    stored = {key: harmless.get(key, value) for key, value in run.config["data"].items()}
+    data: ImageDataModule = instantiate(stored, where=f"{run.path}: data", allowed=BUILDABLE)
+    data.setup("predict")
+    examples = examples_of(data, count, seed)
+    if examples.class_names != run.classifier.class_names:
+        raise UserError(f"{run.path} was trained on other classes than its data has now; choose data=… or images=…")
+    return examples
+
+
+def _files(paths: Sequence[str], classifier: Classifier) -> Examples:
+    view = fixed_view(image_size=classifier.image_size or 224, resize_ratio=1.0)
+    pixels = [view(read_image(str(Path(p).expanduser()), num_channels=classifier.in_channels)) for p in paths]
+    names = tuple(Path(path).name for path in paths)
+    return Examples(images=to_float(torch.stack(pixels)), names=names, class_names=classifier.class_names)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

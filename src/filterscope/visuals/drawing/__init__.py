@@ -1,0 +1,1 @@
+"""Tiles, text and grids: tensors to pixels."""

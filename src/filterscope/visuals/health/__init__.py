@@ -1,0 +1,1 @@
+"""Verdicts on filters as numbers, tables and pictures."""

@@ -1,0 +1,157 @@
+"""What was found of a layer's filters, as plain data: numbers, a row per filter, a row for the layer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from filterscope.analysis.health.activity import Activity
+from filterscope.analysis.health.classes import ClassInformation
+from filterscope.analysis.health.similarity import Drift, Duplicates
+from filterscope.analysis.health.structure import Structure
+from filterscope.analysis.health.verdict import VERDICTS, Verdict
+from filterscope.visuals.output.outputs import Output, Table
+
+COLUMNS = (
+    *("layer", "filter", "verdict", "reason", "concentration", "z", "p", "apoz", "dormancy", "eta_squared", "p_class"),
+    *("selectivity", "cosine", "duplicate_of", "drift_cosine", "drift_distance"),
+)
+Told = Mapping[str, Mapping[str, Any]]
+"""By layer, what `told` returns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """All that is known of one layer."""
+
+    structure: Structure
+    entropy: float
+    activity: Activity
+    classes: ClassInformation | None
+    duplicates: Duplicates
+    drift: Drift
+    cka: float | None
+    verdicts: list[Verdict]
+
+
+def told(found: Findings) -> dict[str, Any]:
+    """Return what is said of a layer, in what a checkpoint may hold.
+
+    `verdicts`, `reasons` and `z` have an entry per filter, `numbers` has one per measure, `rows` holds what `cells`
+    returns as a tensor (writing thousands of numbers one by one takes a checkpoint long), `dead` counts, `best` and
+    `worst` name filters, `testable` says whether the kernels are large enough to tell structure from noise.
+    """
+    best, worst = _extremes(found)
+    return {
+        "verdicts": [each.verdict for each in found.verdicts],
+        "reasons": [each.reason for each in found.verdicts],
+        "z": found.structure.z,
+        "testable": found.structure.testable,
+        "images": found.activity.images,
+        "dead": int(found.activity.dead.sum()),
+        "numbers": _measures(found),
+        "rows": _measured(found),
+        "best": best,
+        "worst": worst,
+    }
+
+
+def cells(about: Mapping[str, Any]) -> list[tuple[float | int, ...]]:
+    """Return each filter's cells behind layer, number, verdict and reason, from what `told` returned of a layer."""
+    columns = torch.as_tensor(about["rows"], dtype=torch.float64).T.tolist()
+    of = COLUMNS[4:].index("duplicate_of")
+    columns[of] = [int(other) for other in columns[of]]
+    return list(zip(*columns, strict=True))
+
+
+def numbers(said: Told) -> dict[str, Output]:
+    """Return `health/<measure>/<layer>` for every layer, and each verdict's share of all filters."""
+    by_measure: dict[str, Output] = {
+        f"health/{measure}/{layer}": value
+        for layer, about in said.items()
+        for measure, value in about["numbers"].items()
+    }
+    everything = [verdict for about in said.values() for verdict in about["verdicts"]]
+    for verdict in VERDICTS:
+        by_measure[f"health/{verdict}/all"] = everything.count(verdict) / len(everything)
+    return by_measure
+
+
+def by_filter(said: Told) -> Table:
+    """Return a table with a row per filter."""
+    rows = [
+        (layer, i, verdict, reason, *measured)
+        for layer, about in said.items()
+        for i, (verdict, reason, measured) in enumerate(
+            zip(about["verdicts"], about["reasons"], cells(about), strict=True)
+        )
+    ]
+    return Table(columns=COLUMNS, rows=tuple(rows), description="A row per filter: the verdict, why, and the numbers.")
+
+
+def by_layer(said: Told) -> Table:
+    """Return a table with a row per layer: counts of verdicts, median drift, the best and the worst filters."""
+    rows: list[tuple[str | int | float, ...]] = []
+    for layer, about in said.items():
+        counts = [about["verdicts"].count(verdict) for verdict in VERDICTS]
+        drift, best, worst = about["numbers"]["drift"], about["best"], about["worst"]
+        rows.append((layer, len(about["verdicts"]), *counts, drift, best, worst))
+    columns = ("layer", "filters", *VERDICTS, "median drift", "best", "worst")
+    images = min(about["images"] for about in said.values())
+    text = " ".join([f"Verdicts on the filters of each layer, from {images} images.", *_notes(said)])
+    return Table(columns=columns, rows=tuple(rows), description=text, terminal=True)
+
+
+def _notes(said: Told) -> list[str]:
+    """Say where structure could not be told, and what this training had to do with it: it may be older."""
+    small = [layer for layer, about in said.items() if not about["testable"]]
+    notes = [f"Kernels too small to tell structure from noise: {', '.join(small)}."] if small else []
+    tested = [about for about in said.values() if about["testable"] and "structured_at_start" in about]
+    if tested:
+        filters = sum(len(about["verdicts"]) for about in tested)
+        start = sum(len(about["verdicts"]) * about["structured_at_start"] for about in tested) / filters
+        now = sum(len(about["verdicts"]) * about["numbers"]["structured"] for about in tested) / filters
+        notes.append(f"With structure: {start:.0%} of the filters at epoch 0, {now:.0%} now.")
+        if start >= 0.5:
+            notes.append("It was learned before this training (on ImageNet, say); what this one changed is the drift.")
+    return notes
+
+
+def _extremes(found: Findings, most: int = 3) -> tuple[str, str]:
+    """Return the numbers of the filters with most structure among the useful ones, and of the worst of the others."""
+    rank = {"dead": 0, "noise": 1, "idle": 2, "duplicate": 3, "useful": 4}
+    keys = [(rank[each.verdict], float(z)) for each, z in zip(found.verdicts, found.structure.z.tolist(), strict=True)]
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    worst = [i for i in order if keys[i][0] < rank["useful"]][:most]
+    best = [i for i in reversed(order) if keys[i][0] == rank["useful"]][:most]
+    return ", ".join(map(str, best)), ", ".join(map(str, worst))
+
+
+def _measures(found: Findings) -> dict[str, float]:
+    said = [each.verdict for each in found.verdicts]
+    values = {verdict: said.count(verdict) / len(said) for verdict in VERDICTS}
+    values |= {
+        "structured": float(found.structure.structured.double().mean()),
+        "variance_entropy": found.entropy,
+        "apoz": float(found.activity.apoz.mean()),
+        "drift": float(found.drift.distance.median()),
+    }
+    if found.cka is not None:
+        values["cka"] = found.cka
+    if found.classes is not None:
+        values["eta_squared"] = float(found.classes.eta_squared.median())
+    return values
+
+
+def _measured(found: Findings) -> Tensor:
+    classes = found.classes
+    nothing = torch.full((len(found.verdicts),), torch.nan)
+    measured = (
+        *(found.structure.concentration, found.structure.z, found.structure.p),
+        *(found.activity.apoz, found.activity.dormancy),
+        *((classes.eta_squared, classes.p, classes.selectivity) if classes else (nothing, nothing, nothing)),
+        *(found.duplicates.cosine, found.duplicates.of, found.drift.cosine, found.drift.distance),
+    )
+    return torch.stack([tensor.double() for tensor in measured], dim=1)

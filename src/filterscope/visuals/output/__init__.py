@@ -1,0 +1,1 @@
+"""Writing outputs: PNG files, tables, sites, TensorBoard."""

@@ -1,0 +1,190 @@
+"""Likeness, ablation, scrambled images, and the verdicts: planted answers are found."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from filterscope.analysis.health.ablation import ablated, accuracy, cost
+from filterscope.analysis.health.activity import activity
+from filterscope.analysis.health.classes import class_information
+from filterscope.analysis.health.recorder import record_activity
+from filterscope.analysis.health.similarity import drift, duplicates, linear_cka
+from filterscope.analysis.health.spectrum import natural_preference, phase_scrambled, reinitialized_copy
+from filterscope.analysis.health.structure import structure
+from filterscope.analysis.health.verdict import Verdict, verdicts
+from filterscope.errors import UserError
+from filterscope.models.backbone import Backbone, torchvision_backbone
+from filterscope.models.classifier import Classifier
+from filterscope.models.heads import linear
+
+REAL = os.environ.get("FILTERSCOPE_REAL")
+needs_real = pytest.mark.skipif(REAL is None, reason="FILTERSCOPE_REAL is not set")
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def tiny(filters: int = 12) -> Classifier:
+    """Return a network whose filters are waves: all structured, all active."""
+    torch.manual_seed(0)
+    parts = nn.Sequential(nn.Conv2d(1, filters, 7, padding=3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    y, x = torch.meshgrid(torch.arange(7.0), torch.arange(7.0), indexing="ij")
+    turns = torch.arange(float(filters)) / filters * torch.pi
+    waves = torch.sin(1.2 * (turns.cos()[:, None, None] * x + turns.sin()[:, None, None] * y))
+    with torch.no_grad():
+        parts[0].weight.copy_(waves[:, None])
+    return Classifier(Backbone(parts, name="tiny", mean=[0.5], std=[0.25]), nn.Linear(filters, 3), num_classes=3).eval()
+
+
+def stripes(count: int = 48) -> tuple[Tensor, Tensor]:
+    """Return images of stripes whose direction is the class."""
+    generator = torch.Generator().manual_seed(5)
+    labels = torch.arange(count) % 3
+    y, x = torch.meshgrid(torch.arange(24.0), torch.arange(24.0), indexing="ij")
+    turn, phase = labels * torch.pi / 3, torch.rand(count, generator=generator) * 6
+    wave = turn.cos()[:, None, None] * x + turn.sin()[:, None, None] * y
+    images = 0.5 + 0.4 * torch.sin(1.2 * wave + phase[:, None, None])
+    return (images + 0.05 * torch.randn(images.shape, generator=generator))[:, None].clamp(0, 1), labels
+
+
+def judged(classifier: Classifier, images: Tensor, labels: Tensor) -> list[Verdict]:
+    tallies, _ = record_activity(classifier, images, labels, layers=["conv_1"])
+    kernels, acts = classifier.module_of("conv_1").weight.detach(), activity(tallies["conv_1"])
+    return verdicts(
+        structure=structure(kernels),
+        activity=acts,
+        classes=class_information(tallies["conv_1"]),
+        duplicates=duplicates(kernels, acts.correlation),
+    )
+
+
+def test_every_planted_fault_gets_its_verdict_and_the_rest_are_useful():
+    classifier = tiny()
+    conv = classifier.module_of("conv_1")
+    with torch.no_grad():
+        conv.bias[2] = -1e3
+        conv.weight[4] = noise(1, 7, 7)
+        conv.weight[7], conv.bias[7] = 0.5 * conv.weight[8], 0.5 * conv.bias[8]
+        conv.weight[9] *= 1e-3
+        conv.bias[9] = 1e-4
+    said = judged(classifier, *stripes())
+    expected = ["useful"] * 12
+    expected[2], expected[4], expected[7], expected[9] = "dead", "noise", "duplicate", "idle"
+    assert [each.verdict for each in said] == expected
+    assert said[7].duplicate_of == 8
+    assert said[2].reason == "never positive on 48 images"
+    assert "by chance (p = 0." in said[4].reason
+
+
+def test_small_kernels_are_never_called_noise():
+    classifier = tiny()
+    parts = nn.Sequential(nn.Conv2d(1, 12, 3, padding=1), *list(classifier.backbone.network)[1:])
+    small = Classifier(Backbone(parts, name="small", mean=[0.5], std=[0.25]), nn.Linear(12, 3), num_classes=3).eval()
+    said = judged(small, *stripes())
+    assert "noise" not in {each.verdict for each in said}
+    assert any("too small to tell" in each.reason for each in said)
+
+
+def test_exact_and_scaled_copies_are_found_and_negated_ones_are_not():
+    kernels = noise(64, 16, 3, 3)
+    kernels[10], kernels[20], kernels[30] = kernels[3], 0.2 * kernels[4], -kernels[5]
+    found = duplicates(kernels)
+    assert found.of.ge(0).nonzero()[:, 0].tolist() == [10, 20]
+    assert found.of[[10, 20]].tolist() == [3, 4]
+    assert found.cosine[30] == pytest.approx(1)
+
+
+def test_what_did_not_move_reads_exactly_zero_and_one():
+    kernels, responses = noise(8, 4, 3, 3), noise(20, 8, seed=1)
+    still = drift(kernels, kernels.clone())
+    assert still.distance.eq(0).all()
+    assert still.cosine.eq(1).all()
+    assert linear_cka(responses, responses.clone()) == 1
+
+
+def test_drift_and_cka_are_those_of_their_definitions():
+    moved = drift(torch.tensor([3.0, 4.0]).view(1, 1, 1, 2), torch.tensor([4.0, -3.0]).view(1, 1, 1, 2))
+    assert moved.cosine[0] == pytest.approx(0, abs=1e-9)
+    assert moved.distance[0] == pytest.approx(2**0.5)
+    a, b = noise(30, 5), noise(30, 7, seed=1)
+    centre = torch.eye(30) - 1 / 30
+    k, m = centre @ (a @ a.T) @ centre, centre @ (b @ b.T) @ centre
+    hsic = (k * m).sum() / (k.norm() * m.norm())  # equation 3 of the paper, by Gram matrices
+    assert linear_cka(a, b) == pytest.approx(float(hsic), rel=1e-4)
+    turn = torch.linalg.qr(noise(5, 5, seed=2))[0]
+    assert linear_cka(a, 3 * a @ turn) == pytest.approx(1)
+
+
+def test_ablating_dead_filters_changes_no_logit_and_leaves_no_hook():
+    classifier, (images, labels) = tiny(), stripes()
+    with torch.no_grad():
+        classifier.module_of("conv_1").bias[2] = -1e3
+        whole = classifier(images)
+        with ablated(classifier, {"conv_1": [2]}):
+            assert torch.equal(classifier(images), whole)
+        with ablated(classifier, {"conv_1": [3]}):
+            assert not torch.equal(classifier(images), whole)
+        assert torch.equal(classifier(images), whole)
+    lost = cost(classifier, images, labels, sets=[{"conv_1": [2]}, {"conv_1": range(12)}])
+    assert lost[0] == 0
+    said = labels == classifier.head.bias.argmax()  # what the network says of every image when nothing is left
+    expected = accuracy(classifier, images, labels) - float(said.double().mean())
+    assert lost[1] == pytest.approx(expected, abs=1e-6)
+
+
+def test_scrambling_keeps_the_amplitude_spectrum_and_the_mean():
+    images = torch.rand(2, 3, 15, 16)
+    scrambled = phase_scrambled(images)
+    assert not torch.allclose(images, scrambled, atol=0.05)
+    assert torch.allclose(torch.fft.fft2(images).abs(), torch.fft.fft2(scrambled).abs(), atol=1e-3)
+    assert torch.allclose(images.mean((2, 3)), scrambled.mean((2, 3)), atol=1e-5)
+
+
+def test_a_random_twin_is_other_weights_in_the_same_shapes_and_leaves_the_random_state():
+    classifier = tiny()
+    before = torch.get_rng_state()
+    twin = reinitialized_copy(classifier)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert twin.module_of("conv_1").weight.shape == classifier.module_of("conv_1").weight.shape
+    assert not torch.equal(twin.module_of("conv_1").weight, classifier.module_of("conv_1").weight)
+
+
+def test_wrong_input_is_one_clear_line():
+    classifier, (images, labels) = tiny(), stripes()
+    with pytest.raises(UserError, match="ablation needs images with labels: got 0 images"):
+        accuracy(classifier, images[:0], labels[:0])
+    with pytest.raises(UserError, match="has no kernels"), ablated(classifier, {"head": [0]}):
+        pass
+    with pytest.raises(UserError, match="no images to scramble"):
+        natural_preference(classifier, images[:0], layers=["conv_1"])
+    with pytest.raises(UserError, match="at least three"):
+        linear_cka(noise(2, 4), noise(2, 4))
+    with pytest.raises(UserError, match="cannot be compared"):
+        drift(noise(2, 1, 3, 3), noise(2, 1, 5, 5))
+
+
+@pytest.mark.real
+@needs_real
+def test_noise_and_copies_planted_in_real_alexnet_layers_are_found():
+    path = Path(str(REAL)) / "weights" / "alexnet_features.pth"
+    classifier = linear(torchvision_backbone(name="alexnet", weights=str(path)), num_classes=3)
+    for layer in ("block1_conv1", "block2_conv1"):
+        original, kept = classifier.module_of(layer).weight.detach(), []
+        planted = torch.arange(len(original)) % 4 == 0
+        for seed in range(4):
+            kernels = original.clone()
+            made = noise(*kernels[planted].shape, seed=seed)
+            sizes = kernels[planted].flatten(1).norm(dim=1) / made.flatten(1).norm(dim=1)
+            kernels[planted] = made * sizes[:, None, None, None]
+            found = structure(kernels, together=layer == "block1_conv1", draws=199).structured
+            kept.append(found[planted])
+            assert found[~planted].float().mean() >= 0.99
+        assert torch.cat(kept).float().mean() <= 0.1
+        kernels[[1, 9, 17]] = torch.tensor([0.8, 0.5, 0.25])[:, None, None, None] * kernels[[2, 10, 18]]
+        of = duplicates(kernels).of
+        assert of.ge(0).nonzero()[:, 0].tolist() == [1, 9, 17]
+        assert of[[1, 9, 17]].tolist() == [2, 10, 18]

@@ -1,0 +1,283 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from filterscope.analysis.activations import activations
+from filterscope.analysis.synthesis import (
+    ActivationStatistics,
+    Channel,
+    Direction,
+    Diversity,
+    Neuron,
+    Recipe,
+    measure_statistics,
+    start_from,
+    synthesize,
+)
+from filterscope.errors import UserError
+from filterscope.models import heads
+from filterscope.models.backbone import torchvision_backbone
+from quick import quick
+
+
+@pytest.mark.parametrize("layer", ["block1_conv1", "block2_conv1", "block2_relu1", "fc1", "head"])
+@pytest.mark.parametrize("objective", ["channel", "specific", "neuron", "logit"])
+def test_every_objective_rises_at_every_kind_of_layer(grey, layer, objective):
+    made = synthesize(grey, layer, [2, 3], recipe=quick(objective=objective, steps=20))
+    assert made.images.shape == (2, 1, 32, 32)
+    assert made.images.min() >= 0
+    assert made.images.max() <= 1
+    assert (made.curve[-1] > made.curve[0]).all()
+
+
+@pytest.mark.parametrize("layer", ["block2_conv1", "block2_norm1", "block3_relu2", "head"])
+def test_pictures_of_a_network_with_batch_norm_rise(colour, layer):
+    made = synthesize(colour, layer, [0, 3], recipe=quick(steps=12))
+    assert made.images.shape == (2, 3, 32, 32)
+    assert made.rose.all()
+
+
+@pytest.mark.parametrize("image", ["fourier", "pixels"])
+@pytest.mark.parametrize("size", [24, 33])
+def test_any_size_and_both_parameterisations_rise(grey, image, size):
+    assert synthesize(grey, "block1_conv1", [0, 1], recipe=quick(image=image, size=size)).rose.all()
+
+
+def test_a_negative_weight_descends(grey):
+    up = synthesize(grey, "block1_conv1", [0, 1], recipe=quick(objective={"logit": 1.0}))
+    down = synthesize(grey, "block1_conv1", [0, 1], recipe=quick(objective={"logit": -1.0}))
+    assert (down.curve[-1] > down.curve[0]).all()
+    assert (-down.curve[-1] < up.curve[-1]).all()
+
+
+def test_a_seed_decides_every_draw(grey):
+    first, again = (synthesize(grey, "block1_conv1", [0], recipe=quick(), seed=1) for _ in range(2))
+    other = synthesize(grey, "block1_conv1", [0], recipe=quick(), seed=2)
+    assert torch.equal(first.images, again.images)
+    assert not torch.equal(first.images, other.images)
+
+
+def test_faces_of_one_channel_start_from_different_noise_and_diversity_parts_them(grey):
+    channels = [1, 1, 1]
+    plain = synthesize(grey, "block2_conv1", channels, recipe=quick(steps=30))
+    diverse = synthesize(
+        grey, "block2_conv1", channels, recipe=quick(steps=30, objective={"channel": 1.0, "diversity": 1.0})
+    )
+    assert not torch.equal(plain.images[0], plain.images[1])
+    likeness = Diversity(layer="block2_conv1", channels=(1, 1, 1))
+    outputs = [activations(grey, m.images, ["block2_conv1"]) for m in (plain, diverse)]
+    assert likeness(outputs[1]).sum() > likeness(outputs[0]).sum()
+
+
+def test_faces_do_not_depend_on_what_else_is_asked_for(grey):
+    recipe = quick(objective={"channel": 1.0, "diversity": 1.0})
+    together = synthesize(grey, "block2_conv1", [1, 3, 1, 3, 1], recipe=recipe)
+    alone = synthesize(grey, "block2_conv1", [1, 1, 1], recipe=recipe)
+    assert torch.equal(together.images[[0, 2, 4]], alone.images)
+
+
+def test_a_picture_that_shall_not_excite_has_done_well_when_it_excites_less_than_noise(grey):
+    recipe = {"objective": {"logit": -1.0}, "jitter": 0, "scale": 0, "rotate": 0}
+    made = synthesize(grey, "block2_conv1", [2, 3], recipe=quick(**recipe, steps=30))
+    noise = synthesize(grey, "block2_conv1", [2, 3], recipe=quick(**recipe, steps=2, learning_rate=0.0))
+    assert (made.activation <= noise.activation).all()
+    assert made.rose.all()
+    assert not noise.rose.any()
+
+
+def test_a_warm_start_goes_on_where_the_last_picture_ended(grey):
+    recipe = quick(steps=40)
+    first = synthesize(grey, "block2_conv1", [2, 5], recipe=recipe)
+    warm = synthesize(grey, "block2_conv1", [2, 5], recipe=quick(steps=2), start=first.parameters)
+    assert (first.activation > 0).all()
+    assert torch.allclose(warm.activation, first.activation, rtol=0.25)
+    assert warm.rose.all()
+
+
+@pytest.mark.parametrize("image", ["fourier", "pixels"])
+def test_a_given_image_is_what_the_ascent_starts_from(grey, image):
+    given = torch.rand(2, 1, 32, 32) * 0.9 + 0.05
+    recipe = quick(image=image, steps=1, learning_rate=0.0)
+    made = synthesize(grey, "block1_conv1", [0, 1], recipe=recipe, start=start_from(given, recipe))
+    assert torch.allclose(made.images, given, atol=1e-4)
+
+
+@pytest.mark.parametrize(("settle", "same"), [(1.0, True), (0.5, False), (0.0, False)])
+def test_steps_that_settle_see_the_picture_itself(grey, settle, same):
+    turned = synthesize(grey, "block2_conv1", [2, 5], recipe=quick(settle=settle))
+    still = synthesize(grey, "block2_conv1", [2, 5], recipe=quick(jitter=0, scale=0, rotate=0))
+    assert torch.equal(turned.curve, still.curve) is same
+    # Without a learning rate the picture stays as it is, so that a step's score tells what was seen.
+    seen = synthesize(grey, "block2_conv1", [2, 5], recipe=quick(settle=settle, learning_rate=0.0, leak=0.0)).curve
+    itself = (seen - still.curve[0]).abs().amax(dim=1) < 1e-7
+    assert itself.tolist() == [step >= 8 - 8 * settle for step in range(8)]
+
+
+def test_the_notebooks_recipe_is_its_own_arithmetic(colour):
+    """Uniform start, raw pixels, mean of the rectified map, `g · rsqrt(max(Σg², 1e-12))`, step 0.1."""
+    recipe = Recipe(
+        objective="channel", image="pixels", size=32, steps=10, learning_rate=0.1, anneal=0, ascent="normalized",
+        start="uniform", bounded=False, decorrelate=False, normalize=False, jitter=0, scale=0, rotate=0, leak=0,
+        leak_steps=0, precision="fp32",
+    )  # fmt: skip
+    start = torch.rand(1, 3, 32, 32)
+    made = synthesize(colour, "block2_conv1", [5], recipe=recipe, start=start)
+    network = copy.deepcopy(colour.backbone.network.features).eval()
+    image, losses = start.clone(), []
+    for _ in range(10):
+        image.requires_grad_()
+        loss = F.relu(network[:5](image))[:, 5].mean()
+        (gradient,) = torch.autograd.grad(loss, image)
+        losses.append(loss.item())
+        image = (image + 0.1 * gradient * gradient.square().sum().clamp_min(1e-12).rsqrt()).detach()
+    assert torch.allclose(made.curve[:, 0], torch.tensor(losses), rtol=1e-5)
+    assert torch.allclose(made.parameters, image, atol=1e-5)
+    assert torch.allclose(made.images[0], (image[0] - image.min()) / (image.max() - image.min()), atol=1e-5)
+
+
+@pytest.mark.parametrize("fail", [False, True])
+def test_a_network_in_training_is_left_as_it_was(colour, fail):
+    classifier = copy.deepcopy(colour).train()
+    classifier.backbone.network.features[0].weight.requires_grad_(False)
+    classifier.backbone.network.features[1].eval()
+    flags = [module.training for module in classifier.modules()]
+    wanting = [parameter.requires_grad for parameter in classifier.parameters()]
+    state, random = copy.deepcopy(classifier.state_dict()), torch.get_rng_state()
+
+    def stop(done, _total):
+        if fail and done == 2:
+            raise KeyboardInterrupt
+
+    if fail:
+        with pytest.raises(KeyboardInterrupt):
+            synthesize(classifier, "block2_conv1", [0, 1], recipe=quick(), progress=stop)
+    else:
+        synthesize(classifier, "block2_conv1", [0, 1], recipe=quick(), progress=stop)
+    assert [module.training for module in classifier.modules()] == flags
+    assert [parameter.requires_grad for parameter in classifier.parameters()] == wanting
+    assert all(parameter.grad is None for parameter in classifier.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in classifier.modules())
+    assert all(torch.equal(state[name], tensor) for name, tensor in classifier.state_dict().items())
+    assert torch.equal(random, torch.get_rng_state())
+
+
+def test_a_dead_start_is_revived(grey):
+    dead = start_from(torch.zeros(1, 1, 32, 32), quick())
+    assert synthesize(grey, "block2_conv1", [0], recipe=quick(steps=1), start=dead).activation == 0
+    assert synthesize(grey, "block2_conv1", [0], recipe=quick(steps=150), start=dead).rose
+
+
+def test_pictures_can_be_made_in_inference_mode(grey):
+    with torch.inference_mode():
+        assert synthesize(grey, "block1_conv1", [0], recipe=quick()).rose.all()
+
+
+def test_a_frozen_network_can_be_looked_at(grey):
+    frozen = copy.deepcopy(grey).requires_grad_(False)
+    assert synthesize(frozen, "block2_conv1", [2], recipe=quick()).rose.all()
+
+
+def test_regularisers_make_pictures_smoother_and_greyer(grey):
+    def look(**knobs):
+        recipe = quick(image="pixels", steps=30, jitter=0, rotate=0, scale=0, **knobs)
+        images = synthesize(grey, "block2_conv1", [0, 1, 2], recipe=recipe).images
+        return images.diff(dim=2).abs().mean(), (images - 0.5).square().mean()
+
+    plain, smooth, grayish, blurred = look(), look(total_variation=20.0), look(l2=50.0), look(blur=1.0)
+    assert smooth[0] < plain[0]
+    assert blurred[0] < plain[0]
+    assert grayish[1] < plain[1]
+
+
+def test_objectives_of_several_layers_add_up(grey):
+    def both(channels):
+        return Channel(layer="block2_conv1", channels=tuple(channels)) - 0.5 * Neuron(
+            layer="block1_conv1", channels=(0,) * len(channels), position=(3, 3)
+        )
+
+    made = synthesize(grey, "block2_conv1", [0, 1], recipe=quick(steps=20), objective=both)
+    assert (made.curve[-1] > made.curve[0]).all()
+
+
+def test_a_direction_along_one_channel_is_that_channel(grey):
+    images = torch.rand(2, 1, 32, 32)
+    outputs = activations(grey, images, ["block2_conv1"])
+    along = Direction(layer="block2_conv1", directions=3 * F.one_hot(torch.tensor([4, 7]), 20).float())
+    assert torch.allclose(along(outputs), Channel(layer="block2_conv1", channels=(4, 7))(outputs))
+    made = synthesize(grey, "block2_conv1", [4, 7], recipe=quick(), objective=lambda _channels: along)
+    assert (made.curve[-1] > made.curve[0]).all()
+
+
+def test_a_specific_picture_excites_its_own_channel_most(grey):
+    torch.manual_seed(0)
+    statistics = measure_statistics(grey, torch.rand(40, 1, 32, 32), ["block1_conv1"])
+    recipe = quick(objective="specific", steps=60, leak_steps=16, jitter=0, rotate=0, scale=0)
+    made = synthesize(grey, "block1_conv1", list(range(10)), recipe=recipe, statistics=statistics)
+    plain = synthesize(grey, "block1_conv1", list(range(10)), recipe=quick(steps=60), statistics=statistics)
+    assert (made.rank == 0).float().mean() >= (plain.rank == 0).float().mean()
+    assert (made.rank == 0).float().mean() >= 0.7
+
+
+def test_statistics_are_those_of_the_rectified_means(grey):
+    images = torch.rand(20, 1, 32, 32)
+    measured = measure_statistics(grey, images, ["block1_conv1"]).of("block1_conv1")
+    means = F.relu(F.conv2d(images, grey.backbone.network.conv1.weight, grey.backbone.network.conv1.bias)).mean((2, 3))
+    assert torch.allclose(measured.largest, means.max(dim=0).values, atol=1e-6)
+    assert torch.allclose(measured.mean, means.mean(dim=0), atol=1e-6)
+    assert measured.percentile(means.sort(dim=0).values[9, :3], [0, 1, 2]).tolist() == pytest.approx(
+        [47, 47, 47], abs=1
+    )
+    assert measured.multiple(2 * measured.largest[:2], [0, 1]).tolist() == pytest.approx([2, 2])
+
+
+def test_statistics_survive_a_checkpoint(grey, tmp_path):
+    measured = measure_statistics(grey, torch.rand(4, 1, 32, 32), ["block1_conv1", "head"])
+    torch.save(measured.to_dict(), tmp_path / "statistics.pt")
+    back = ActivationStatistics.from_dict(torch.load(tmp_path / "statistics.pt", weights_only=True))
+    assert torch.equal(back.of("head").quantiles, measured.of("head").quantiles)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"layer": "nonsense"}, "unknown layer 'nonsense'"),
+        ({"layer": "flatten"}, None),
+        ({"channels": [99]}, "channel 99 of block1_conv1 does not exist; it has 0 to 9"),
+        ({"channels": []}, "no channels of block1_conv1"),
+        ({"recipe": quick(size=4), "layer": "block2_conv1"}, "4×4 pixels do not reach block2_conv1"),
+        ({"recipe": quick(memory=1e-6)}, "recipe.memory is 1e-06"),
+        ({"start": torch.rand(1, 1, 8, 8)}, "start"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(grey, change, said):
+    arguments = {"layer": "block1_conv1", "channels": [0], "recipe": quick()} | change
+    if said is None:
+        assert synthesize(grey, **arguments).images.shape == (1, 1, 32, 32)
+        return
+    with pytest.raises(UserError, match=said) as error:
+        synthesize(grey, arguments.pop("layer"), arguments.pop("channels"), **arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [{"objective": "beauty"}, {"objective": {}}, {"image": "wavelets"}, {"steps": 0}, {"size": 3.5}, {"leak": "a lot"},
+     {"objective": {"channel": "much"}}, {"bounded": 1}, {"precision": "fp8"}, {"settle": 1.5},
+     {"anneal": 2}],
+)  # fmt: skip
+def test_an_impossible_recipe_is_refused(knobs):
+    with pytest.raises(UserError, match="recipe"):
+        Recipe(**knobs)
+
+
+def test_a_module_without_channels_is_refused():
+    classifier = heads.replace(torchvision_backbone(name="vit_b_16", weights=None), num_classes=2)
+    with pytest.raises(UserError, match="has no channels to synthesize"):
+        synthesize(classifier, "encoder.ln", [0], recipe=quick(size=224, steps=1))
+
+
+def test_grey_is_where_all_parameters_are_nought():
+    recipe = quick(size=16)
+    assert start_from(torch.full((1, 3, 16, 16), 0.5), recipe).abs().max() < 1e-5

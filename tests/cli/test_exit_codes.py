@@ -1,0 +1,227 @@
+"""What a shell and a batch system see: exit codes, one line, folders of one's own, jobs that go on by themselves."""
+
+import errno
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from filterscope.cli.error_messages import describe_error
+from filterscope.cli.resume_arguments import resume_arguments
+from filterscope.data.loader import ImageLoader
+from filterscope.errors import UserError
+from filterscope.runtime import run_dir
+from filterscope.runtime.slurm import JOB_FILE, find_requeued_run, record_job
+from tiny import REPOSITORY, TINY
+
+Script = Callable[..., subprocess.CompletedProcess[str]]
+LONG = ("visuals=filters", "trainer.max_epochs=400")
+
+
+def until(there: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not there():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def begun(tmp_path: Path, *overrides: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(REPOSITORY / "train.py"), *overrides, *TINY, *LONG]
+    return subprocess.Popen(command, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def test_ctrl_c_saves_and_leaves_with_the_command_that_goes_on(script: Script, tmp_path: Path) -> None:
+    process = begun(tmp_path)
+    until(lambda: any(tmp_path.glob("outputs/*/checkpoints/last.ckpt")), process)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    found = re.search(r"^stopped by SIGINT; to go on: python train\.py resume=(\S+)$", said, re.MULTILINE)
+    assert found, said
+    rows = len((tmp_path / found[1] / "metrics.csv").read_text().splitlines())
+    done = script("train.py", f"resume={found[1]}", f"trainer.max_epochs={rows}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len((tmp_path / found[1] / "metrics.csv").read_text().splitlines()) == rows + 2
+    assert "[filterscope][INFO]" not in done.stdout  # the log looks as it did
+
+
+def test_ctrl_c_ends_a_sweep_with_the_job_that_runs(tmp_path: Path) -> None:
+    process = begun(tmp_path, "-m", "seed=1,2,3")
+    until(lambda: any(tmp_path.glob("outputs/*/0_*/metrics.csv")), process)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert not list(tmp_path.glob("outputs/*/1_*"))
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    given = ["seed=1", f"hydra.run.dir={tmp_path}/run"]
+    assert resume_arguments(given) == given
+    (tmp_path / "run" / "metrics.csv").touch()
+    with pytest.raises(UserError, match=r"run holds a run already; go on with resume=.*/run, or choose another"):
+        resume_arguments(given)
+
+
+def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    with ThreadPoolExecutor(8) as pool:
+        made = sorted(pool.map(lambda _: run_dir._make(tmp_path / "outputs" / "now_flowers"), range(40)))
+    assert len(set(made)) == 40
+    assert made[:2] == [str(tmp_path / "outputs" / "now_flowers"), str(tmp_path / "outputs" / "now_flowers_10")]
+    once = run_dir.fresh(str(tmp_path / "later"))
+    assert run_dir.fresh(str(tmp_path / "later")) == once  # the same process asks more than once
+
+
+def test_a_process_that_another_began_makes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    (tmp_path / "run").mkdir()
+    assert run_dir.fresh(str(tmp_path / "run")) == str(tmp_path / "run")
+
+
+def test_a_job_that_slurm_starts_again_goes_on_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [str(REPOSITORY / "train.py")])
+    given = ["model=vgg16", "seed=3", "trainer.max_epochs=5"]
+    for name in ("a", "b"):
+        stored = tmp_path / "outputs" / name / ".hydra"
+        stored.mkdir(parents=True)
+        (stored / "config.yaml").write_text("{data: {}, model: {}, trainer: {}, checkpoint: {}}")
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    record_job(tmp_path / "outputs" / "a", ["hydra.mode=RUN", *given])
+    record_job(tmp_path / "outputs" / "b", [*given, "seed=4"])
+    assert find_requeued_run(given) is None
+    assert resume_arguments(given) == given
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert find_requeued_run(given) == tmp_path / "outputs" / "a"
+    assert f"++resume='{tmp_path}/outputs/a'" in resume_arguments(given)
+    assert resume_arguments(given)[-1] == "trainer.max_epochs=5"
+    assert find_requeued_run(["model=vgg11"]) is None
+    assert find_requeued_run(["-m", *given]) is None
+    monkeypatch.setenv("SLURM_JOB_ID", "78")
+    assert find_requeued_run(given) is None
+    (tmp_path / "outputs" / "a" / JOB_FILE).write_text("{")
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    assert find_requeued_run(given) is None
+    assert json.loads((tmp_path / "outputs" / "b" / JOB_FILE).read_text())["job"].startswith("77")
+
+
+@pytest.mark.parametrize("name", ["a b", "a'b", "ä,=[]{}", 'q"uote', "back\\slash", "$dollar", "#1", "\\'"])
+def test_a_run_folder_of_any_name_is_gone_on_with(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    monkeypatch.setattr("sys.argv", [str(REPOSITORY / "train.py")])
+    stored = tmp_path / name / ".hydra"
+    stored.mkdir(parents=True)
+    (stored / "config.yaml").write_text("{data: {}, model: {}, trainer: {}, checkpoint: {}}")
+    given = resume_arguments([f"resume={tmp_path / name}"])
+    folder = next(each for each in given if each.startswith("hydra.run.dir="))
+    assert OverridesParser.create().parse_override(folder).value() == str(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a/last.ckpt"), "a/last.ckpt: No space left on device; make"),
+        (PermissionError(errno.EACCES, "Permission denied", "outputs"), r"outputs: Permission denied; choose a place"),
+        (OSError(errno.EROFS, "Read-only file system", "outputs"), r"outputs: Read-only file system; choose a place"),
+        (OSError(errno.EMFILE, "Too many open files", "a.jpg"), "too many open files: a smaller data.num_workers"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity …\nmore"),
+         r"the GPU is out of memory \(CUDA out of memory\); a smaller data\.batch_size"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
+         "the machine is out of memory"),
+        (MemoryError(), "the machine is out of memory; a smaller"),
+        (RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1"),
+         "another process of this run has ended"),
+        (torch.distributed.DistNetworkError("The client socket has timed out"),
+         "another process of this run has ended"),
+        (UserError("data.root=x: there is none"), "data.root=x: there is none"),
+    ],
+)  # fmt: skip
+def test_what_goes_wrong_outside_is_one_line_that_says_what_to_do(error: BaseException, line: str) -> None:
+    said = describe_error(error)
+    assert said is not None
+    assert re.search(line, said), said
+    assert "\n" not in said
+
+
+def test_a_mistake_of_ours_keeps_its_traceback() -> None:
+    assert describe_error(KeyError("layer")) is None
+    assert describe_error(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+
+
+def test_torchs_own_word_for_a_full_disk_is_not_the_last_one() -> None:
+    error = RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+    assert "is the disk full?" in str(describe_error(error))
+    error.__context__ = OSError(errno.ENOSPC, "No space left on device", "last.ckpt")
+    assert str(describe_error(error)).startswith("last.ckpt: No space left on device; make room")
+
+
+# In a process of its own: torch raises a loader process's death wherever the main one is, and goes on doing so.
+LOADING = """
+import os, signal, sys
+from filterscope.data.folder import FolderDataModule
+from filterscope.cli.error_messages import describe_error
+
+data = FolderDataModule(root=sys.argv[1], num_workers=1, batch_size=2, image_size=16)
+data.setup()
+try:
+    batches = iter(data.train_dataloader())
+    next(batches)
+    listed = open(f"/proc/self/task/{os.getpid()}/children").read().split()
+    (worker,) = [int(each) for each in listed if "python" in open(f"/proc/{each}/cmdline").read()]
+    os.kill(worker, signal.SIGKILL)
+    list(batches)
+except BaseException as error:
+    print(explain(error), flush=True)
+os._exit(0)
+"""
+
+
+def test_the_signal_of_a_loaders_death_does_not_disturb_who_tells_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection may break before the signal comes, out of which PyTorch raises an error anywhere."""
+    from torch.utils.data import DataLoader
+
+    def die(_signal: int, _frame: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    def broken(_self: object) -> Iterator[object]:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        raise ConnectionResetError(104, "Connection reset by peer")
+        yield
+
+    monkeypatch.setattr(DataLoader, "__iter__", broken)
+    before = signal.signal(signal.SIGALRM, die)
+    try:
+        with pytest.raises(UserError, match=r"died \(DataLoader worker \(pid 7\) is killed.*smaller data\.num_workers"):
+            next(iter(ImageLoader([])))
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)  # it has come
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_loader_process_that_is_killed_is_one_line(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for number in range(24):
+        folder = tmp_path / "ab"[number % 2]
+        folder.mkdir(exist_ok=True)
+        Image.new("RGB", (20, 20)).save(folder / f"{number}.png")
+    command = [sys.executable, "-c", LOADING, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert re.search(r"a loader process died \(.*; .*a smaller data\.num_workers", done.stdout), (
+        done.stdout + done.stderr
+    )

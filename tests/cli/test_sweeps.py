@@ -1,0 +1,74 @@
+"""The table at the end of a sweep."""
+
+import csv
+import subprocess
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from filterscope.cli.launchers import check_launcher
+from filterscope.cli.sweep_table import SweepJob, runs_table, write_sweep_table
+from filterscope.errors import UserError
+from tiny import TINY
+
+Script = Callable[..., subprocess.CompletedProcess[str]]
+SUBMITIT = find_spec("submitit") is not None
+
+
+def job(name: str, *choices: str, **measured: float) -> SweepJob:
+    metrics = {name.replace("__", "/"): value for name, value in measured.items()}
+    return SweepJob(folder=Path("sweep") / name, choices=("seed=1", *choices), metrics=metrics, monitor="val/acc")
+
+
+JOBS = (
+    job("0_full", "finetune=full", val__acc=0.5, health__useful__all=0.75, health__drift__conv1=0.1),
+    job("1_probe", "finetune=linear_probe", val__acc=0.25, health__useful__all=1.0),
+)
+
+
+def test_runs_stand_side_by_side_with_accuracy_and_health_and_only_what_differs() -> None:
+    table = runs_table(JOBS)
+    assert table.columns == ("chosen", "val/acc", "useful", "run")
+    assert table.rows == (("finetune=full", 0.5, 0.75, "0_full"), ("finetune=linear_probe", 0.25, 1.0, "1_probe"))
+
+
+def test_a_run_without_verdicts_leaves_its_cells_empty() -> None:
+    table = runs_table([*JOBS, job("2_blind", "visuals=none", val__acc=0.1)])
+    assert table.rows[-1] == ("visuals=none", 0.1, "", "2_blind")
+
+
+def test_the_table_is_kept_in_the_folder_of_the_sweep(tmp_path: Path) -> None:
+    text = write_sweep_table(JOBS, tmp_path)
+    assert "finetune=linear_probe" in text
+    assert (tmp_path / "runs.csv").read_text().splitlines()[0] == "chosen,val/acc,useful,run"
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        "basic",
+        pytest.param("workers", marks=pytest.mark.skipif(not SUBMITIT, reason="the extra slurm is not installed")),
+    ],
+)
+def test_a_job_that_failed_is_told_at_the_end_wherever_it_ran(launcher: str, script: Script, tmp_path: Path) -> None:
+    chosen = "visuals.filters.layers=[block9_conv1],[block1_conv1]"
+    small = ("visuals=filters", "trainer.max_epochs=1", "hydra.sweep.dir=sweep")
+    done = script("train.py", "-m", f"hydra/launcher={launcher}", *TINY, *small, chosen)
+    assert done.returncode == 1, done.stdout + done.stderr
+    told = [line for line in (done.stdout + done.stderr).splitlines() if "1 of the jobs failed" in line]
+    assert len(told) == 1
+    assert "job 0: unknown layer 'block9_conv1'" in told[0]
+    with (tmp_path / "sweep" / "runs.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row["run"].startswith("1_")
+    assert float(row["val/acc"]) >= 0
+
+
+@pytest.mark.skipif(not SUBMITIT, reason="the extra slurm is not installed")
+def test_a_cluster_that_is_not_there_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="no Slurm"):
+        check_launcher(["-m", "hydra/launcher=slurm"])
+    check_launcher(["-m", "hydra/launcher=workers"])

@@ -1,0 +1,267 @@
+"""What a user can get wrong: each ends in a `UserError`, which the scripts tell in one line."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from train import train
+from visualize import visualize
+
+from filterscope.cli.main import check_paths
+from filterscope.errors import UserError
+from tiny import TINY
+
+Compose = Callable[..., dict[str, Any]]
+
+
+def tiny(*overrides: str) -> list[str]:
+    """Return the tiny run's overrides, less those that are given otherwise."""
+    given = {override.split("=")[0] for override in overrides}
+    kept = [override for override in TINY if override.split("=")[0] not in given]
+    if "data" in given:
+        kept = [override for override in kept if not override.startswith("data.num")]
+    if "model" in given:
+        kept = [override for override in kept if not override.startswith("model.")]
+    return [*kept, *overrides]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("+optimizer.rl=1",), r"optimizer has no knob 'rl'; it has .*lr"),
+        (("data=folder", "data.root=nowhere"), "nowhere"),
+        (("data.batch_size=many",), r"data\.batch_size='many': .*integer"),
+        (("data.batch_size=0",), r"data\.batch_size=0: must be at least 1"),
+        (("data.exclude=[tulip]",), "tulip"),
+        (("data.image_size=16", "model=alexnet_scratch"), r"16×16.*alexnet.*63"),
+        (("model.in_channels=2",), r"num_channels=2: images have 1 or 3 channels"),
+        (("model=torchvision", "model.name=alexnett", "model.weights=null"), "alexnett.*alexnet"),
+        (("trainer.accelerator=gpu",), r"trainer\.accelerator=gpu.*gpu"),
+        (("trainer.accelerator=abacus",), r"trainer\.accelerator=abacus"),
+        (("trainer.precision=3",), r"trainer\.precision=3: possible are auto, 32-true, bf16-mixed"),
+        (("trainer.precision=16-true",), r"trainer\.precision='16-true': possible are"),
+        (("optimizer.lr=-1",), r"optimizer: Invalid learning rate: -1"),
+        (("optimizer.lr=fast",), r"optimizer\.lr='fast': .*number"),
+        (("optimizer.betas=[2,1]",), r"optimizer: Invalid beta parameter"),
+        (("label_smoothing=2",), r"label_smoothing=2: must be a number of at least 0 and at most 1"),
+        (("num_examples=-1",), r"num_examples=-1: must be a whole number of at least 0"),
+        (("num_examples=many",), r"num_examples='many': must be a whole number"),
+        (("checkpoint.mode=best",), r"checkpoint\.mode='best': possible are max, min"),
+        (("checkpoint.patience=0",), r"checkpoint\.patience=0: must be a whole number of at least 1 or null"),
+        (("checkpoint.every_minutes=-1",), r"checkpoint\.every_minutes=-1: must be a number of at least 0 or null"),
+        (("trainer.limit_train_batches=0",), r"trainer\.limit_train_batches=0: must be a number above 0 or null"),
+        (("trainer.limit_train_batches=2.5",), r"limit_train_batches"),
+        (("trainer.accumulate_grad_batches=0",), r"trainer\.accumulate_grad_batches=0: must be a whole number"),
+        (("trainer.gradient_clip_val=high",), r"trainer\.gradient_clip_val='high': must be a number"),
+        (("trainer.devices=0",), r"trainer\.devices=0"),
+        (("trainer.devices=[0,1]",), r"trainer\.devices=\[0, 1\]"),
+        (("trainer.num_nodes=0",), r"trainer\.num_nodes=0: must be a whole number of at least 1"),
+        (("trainer.strategy=magic",), "invalid strategy name: `strategy='magic'`"),
+        (("trainer.max_epochs=some",), r"trainer\.max_epochs='some': must be a whole number of at least 0"),
+        (("trainer.max_epochs=null",), r"trainer\.max_epochs=None: must be a whole number"),
+        (("trainer.deterministic=often",), r"trainer\.deterministic='often': possible are true, false, warn"),
+        (("+trainer.rings=1",), "unexpected keyword argument 'rings'"),
+        (("seed=-1",), r"seed=-1: must be a whole number of at least 0"),
+        (("seed=true",), r"seed=True: must be a whole number"),
+        (("data.image_size=0",), r"data\.image_size=0: must be at least 1"),
+        (("data.num_train=5",), r"data\.num_train=5: must be at least 10"),
+        (("data.num_workers=-1",), r"data\.num_workers=-1: must be at least 0"),
+        (("data.on_corrupt=ignore",), r"data\.on_corrupt='ignore': .*'error' or 'skip'"),
+        (("data.resize_ratio=0.5",), r"data\.resize_ratio=0\.5: must be at least 1"),
+        (("data.batch_size=null",), r"data\.batch_size=None: .*integer"),
+        (("schedule.warmup=5",), r"schedule\.warmup=5: must be a number of at least 0 and at most 1"),
+        (("finetune=gradual", "finetune.release_epoch=-1"), r"finetune\.release_epoch=-1: must be a whole number"),
+        (("visuals.filters.every=-1",), r"visuals\.filters\.every=-1: must be a whole number of at least 0"),
+        (("visuals.filters.channels=red",), r"visuals\.filters\.channels='red': .*list"),
+        (("recipe.steps=0",), r"recipe\.steps=0: must be a whole number of at least 1"),
+        (("model.dropout=2",), r"model\.dropout=2: must be a number of at least 0 and at most 1"),
+        (("model.mean=[1,2]",), r"model\.mean=\[1\.0, 2\.0\]: must be 3 numbers"),
+        (("model.mean=[0,0,0]", "model.std=[0,1,1]"), r"model\.std=.*must be 3 positive numbers"),
+        (("model=torchvision",), r"model\.name must be given: model\.name=resnet50"),
+        (("model.weights=imagenet",), "small_cnn has no published weights"),
+        (("trainer.max_epochs=-3",), "max_epochs"),
+        (("visuals.filters.layers=[block7_conv1]",), r"unknown layer 'block7_conv1'.*block1_conv1"),
+        (("visuals.filters.channels=[99]",), "channel 99.*0 to 9"),
+        (("visuals.activations.layers=[relu]",), "unknown layer 'relu'"),
+        (("head=keep", "model.num_classes=7"), "head=keep.*7.*10"),
+        (("checkpoint.monitor=val/f1",), "val/f1.*val/acc"),
+        (("recipe.objective=beauty",), "beauty.*channel"),
+        (("recipe.objective=chanel",), r"'chanel' is unknown \(did you mean channel\?\)"),
+        (("+optimizer.weight_deccay=1",), r"no knob 'weight_deccay' \(did you mean weight_decay\?\)"),
+        (("checkpoint.monitor=val/ac",), r"'val/ac' is not measured \(did you mean val/acc\?\)"),
+        (("export=onnx",), "export='onnx'.*state_dict"),
+        (("finetune.release_epoch=2", "finetune=full"), "release_epoch"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_wrong_input_to_train(overrides: tuple[str, ...], message: str, composed: Compose, tmp_path: Path) -> None:
+    from hydra.errors import ConfigCompositionException
+
+    with pytest.raises((UserError, ConfigCompositionException), match=message) as caught:
+        train(composed(*tiny(*overrides)), tmp_path)
+    assert isinstance(caught.value, ConfigCompositionException) or "\n" not in str(caught.value)
+
+
+def test_training_without_data_is_refused(composed: Compose, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no data to train on"):
+        train(composed("data=none", "visuals=none"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("ckpt=nowhere",), "no checkpoint at nowhere"),
+        (("model=small_cnn", "data.image_size=28", "visuals=activations"), "need images"),
+        (("model=small_cnn", "model.weights=imagenet"), "no published weights"),
+        (("model=alexnet", "model.weights=null", "data.image_size=20", "visuals=filters"), r"20×20.*63"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_wrong_input_to_visualize(overrides: tuple[str, ...], message: str, composed: Compose, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        visualize(composed(*overrides, config="visualize"), tmp_path)
+
+
+def test_a_missing_image_is_named() -> None:
+    with pytest.raises(UserError, match=r"no image at nowhere\.jpg"):
+        check_paths({"images": ["nowhere.jpg"]})
+
+
+def test_a_file_that_is_no_image_is_named(composed: Compose, tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("not an image")
+    cfg = composed(
+        "model=small_cnn", "data.image_size=28", "visuals=activations", f"images=[{tmp_path}/text.jpg]",
+        config="visualize",
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"text\.jpg cannot be read as an image"):
+        visualize(cfg, tmp_path / "out")
+
+
+def test_weights_of_another_network_are_named(composed: Compose, tmp_path: Path) -> None:
+    torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "vgg.pth")
+    cfg = composed(*tiny("model=alexnet", f"model.weights={tmp_path}/vgg.pth", "data.image_size=64", "head=linear"))
+    with pytest.raises(UserError, match=r"vgg\.pth.*alexnet.*features\.0\.weight"):
+        train(cfg, tmp_path / "out")
+
+
+def photographs(folder: Path, *classes: str, count: int = 8) -> str:
+    """Lay small images in class folders and return where."""
+    for name in classes:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            Image.new("RGB", (30, 30), (number, 10, 90)).save(folder / name / f"{number}.png")
+    return str(folder)
+
+
+def broken(folder: Path, kind: str) -> tuple[str, ...]:
+    """Put data of some kind that cannot be trained on into a folder and return the overrides that mean it."""
+    photographs(folder / "good", "a", "b")
+    good = ("data=folder", f"data.root={folder}/good")
+    if kind == "no such folder":
+        return ("data=folder", f"data.root={folder}/nowhere")
+    if kind == "a file for a folder":
+        return ("data=folder", f"data.root={folder}/good/a/0.png")
+    if kind == "one class":
+        return ("data=folder", f"data.root={photographs(folder / 'one', 'a')}")
+    if kind == "nothing in it":
+        (folder / "empty").mkdir()
+        return ("data=folder", f"data.root={folder}/empty")
+    if kind == "a class without images":
+        (folder / "good" / "c").mkdir()
+    elif kind == "a text for an image":
+        (folder / "good" / "b" / "0.png").write_text("no image")
+    elif kind == "names that are no JSON":
+        (folder / "good" / "cat_to_name.json").write_text("{")
+    elif kind == "too much held out":
+        return (*good, "data.val_fraction=2")
+    elif kind == "no validation":
+        return (*good, "data.val_fraction=0")
+    elif kind == "all classes but one left out":
+        return (*good, "data.exclude=[a]")
+    elif kind == "an impossible crop":
+        return (*good, "data.augment.crop_area=[2,1]")
+    elif kind.startswith("CSV"):
+        text = {"CSV of other columns": "a,b\n1,2\n", "CSV of missing files": "filename,label\nnowhere.png,a\n"}
+        (folder / "labels.csv").write_bytes(text.get(kind, "").encode() or (b"\xff\xfe" if "bytes" in kind else b""))
+        return ("data=csv", f"data.root={folder}", *(("data.csv=other.csv",) if "not there" in kind else ()))
+    elif kind in ("mnist", "flowers", "animals"):
+        return (f"data={kind}", f"data.root={folder}", "data.download=false")
+    return good
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("no such folder", "nowhere: there is no such folder"),
+        ("a file for a folder", r"0\.png: there is no such folder"),
+        ("one class", "at least 2 are needed"),
+        ("nothing in it", "holds no class folders"),
+        ("a class without images", "class 'c' has no training images"),
+        ("a text for an image", r"b/0\.png cannot be read as an image: no image format known here"),
+        ("names that are no JSON", "is not readable as JSON"),
+        ("too much held out", "their sum must stay below 1"),
+        ("no validation", r"data\.val_fraction is 0"),
+        ("all classes but one left out", "1 class.es. to tell apart; at least 2"),
+        ("an impossible crop", r"data\.augment\.crop_area=\[2\.0, 1\.0\]"),
+        ("CSV of other columns", "has no column 'filename'; its columns are a, b"),
+        ("CSV of missing files", "1 of them are not there"),
+        ("CSV of bytes", "cannot be read as a CSV"),
+        ("CSV of nothing", "has no rows"),
+        ("CSV that is not there", "there is no CSV at other"),
+        ("mnist", r"holds no MNIST .*data\.download=true"),
+        ("flowers", r"holds no Flowers 102 .*data\.download=true"),
+        ("animals", "holds no animals10/raw-img"),
+    ],
+)
+def test_data_that_cannot_be_trained_on(kind: str, message: str, composed: Compose, tmp_path: Path) -> None:
+    before = broken(tmp_path / "data", kind)
+    old = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")}
+    with pytest.raises(UserError, match=message) as caught:
+        train(composed(*tiny("data.image_size=24", *before)), tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")} == old
+
+
+@pytest.mark.parametrize(
+    "what", ["text", "a network", "other shapes", "a list of numbers", "another network", "a folder"]
+)
+def test_weights_that_cannot_be_used(what: str, composed: Compose, tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    if what == "text":
+        file.write_text("no weights")
+    elif what == "a folder":
+        file.mkdir()
+    else:
+        content: dict[str, Any] = {
+            "a network": torch.nn.Linear(2, 2), "other shapes": {"conv1.weight": torch.zeros(3, 3, 3, 3)},
+            "a list of numbers": [1, 2], "another network": {"other": torch.zeros(2)},
+        }  # fmt: skip
+        torch.save(content[what], file)
+    with pytest.raises(UserError, match=r"weights\.pth") as caught:
+        train(composed(*tiny(f"model.weights={file}")), tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("text.ckpt", b"no checkpoint"), ("empty.ckpt", b""), ("zip.ckpt", b"PK\x05\x06" + bytes(18)), ("folder", None)],
+)
+def test_a_checkpoint_that_is_none(name: str, content: bytes | None, composed: Compose, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(UserError, match=name):
+        visualize(composed(f"ckpt={path}", config="visualize"), tmp_path / "out")
+
+
+def test_damaged_images_that_are_left_out_are_counted_in_the_metrics(composed: Compose, tmp_path: Path) -> None:
+    folder = photographs(tmp_path / "data", "a", "b", count=20)
+    for number in (3, 4):
+        (tmp_path / "data" / "a" / f"{number}.png").write_bytes(b"half of it")
+    knobs = ("data=folder", f"data.root={folder}", "data.on_corrupt=skip", "data.num_workers=0", "visuals=none")
+    train(composed(*tiny("data.image_size=24", "trainer.max_epochs=0", *knobs)), tmp_path / "run")
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        assert next(csv.DictReader(file))["data/skipped"] == "2"

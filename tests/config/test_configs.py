@@ -1,0 +1,85 @@
+"""Every option of every config group composes and builds what it names, and every knob stands in its YAML."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.utils import get_object
+
+from filterscope.config import factory, instantiate, trainer
+from tiny import REPOSITORY
+
+Compose = Callable[..., dict[str, Any]]
+CONF = REPOSITORY / "conf"
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", [name for name in options("data") if name != "none"])
+def test_every_data_option_builds(name: str, composed: Compose) -> None:
+    data = instantiate.instantiate(composed(f"data={name}")["data"], where="data")
+    assert data.num_channels == 3
+
+
+@pytest.mark.parametrize("name", options("finetune"))
+def test_every_policy_builds(name: str, composed: Compose) -> None:
+    assert instantiate.instantiate(composed(f"finetune={name}")["finetune"], where="finetune").lr > 0
+
+
+@pytest.mark.parametrize("schedule", options("schedule"))
+@pytest.mark.parametrize("optimizer", options("optimizer"))
+def test_every_optimizer_takes_a_step_under_every_schedule(optimizer: str, schedule: str, composed: Compose) -> None:
+    cfg = composed(f"optimizer={optimizer}", f"schedule={schedule}")
+    weight = torch.nn.Parameter(torch.ones(3, 3))
+    made = instantiate.instantiate(cfg["optimizer"], where="optimizer")([{"params": [weight], "lr": 0.1}])
+    plan = instantiate.instantiate(cfg["schedule"], where="schedule")(made, total_steps=4)
+    weight.grad = torch.ones(3, 3)
+    made.step()
+    plan.step()
+    assert (weight < 1).all()
+
+
+@pytest.mark.parametrize("name", options("visuals"))
+def test_every_visuals_option_builds(name: str, composed: Compose) -> None:
+    visuals = factory.build_visuals(composed(f"visuals={name}"))
+    assert bool(visuals) == (name != "none")
+    assert all(callable(visual) for visual in visuals.values())
+
+
+@pytest.mark.parametrize("name", options("recipe"))
+def test_every_recipe_builds(name: str, composed: Compose) -> None:
+    assert instantiate.instantiate(composed(f"recipe={name}")["recipe"], where="recipe").steps > 0
+
+
+@pytest.mark.parametrize("name", [name for name in options("trainer") if name in ("default", "cpu", "smoke")])
+def test_every_trainer_for_one_cpu_builds(name: str, composed: Compose, tmp_path: Path) -> None:
+    cfg = composed(f"trainer={name}", "trainer.enable_progress_bar=false")
+    assert trainer.build_trainer(cfg, tmp_path, {}).max_epochs in (1, 10)
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+def test_every_experiment_says_its_command_and_composes_with_it(name: str, composed: Compose) -> None:
+    header = (CONF / "experiment" / f"{name}.yaml").read_text().split("defaults:")[0]
+    commands = [
+        line.removeprefix("#   python ").split("  ")[0] for line in header.splitlines() if "#   python " in line
+    ]
+    mine = [command for command in commands if f"experiment={name}" in command]
+    assert mine, "an experiment's header gives its command"
+    script, *overrides = mine[0].split()
+    assert composed(*overrides, config=script.removesuffix(".py"))
+
+
+@pytest.mark.parametrize("group", ["data", "finetune", "model", "recipe", "schedule"])
+def test_every_knob_of_a_constructor_stands_in_its_yaml(group: str, composed: Compose) -> None:
+    given = {"total_steps", "optimizer"}  # passed by the program
+    for name in options(group):
+        extra = ("model.name=resnet50",) if name == "torchvision" else ()
+        node = composed(f"{group}={name}", *extra)[group]
+        if "_target_" in node:
+            knobs = set(inspect.signature(get_object(node["_target_"])).parameters) - given
+            assert knobs <= node.keys(), f"{group}/{name}.yaml lacks {knobs - node.keys()}"

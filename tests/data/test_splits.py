@@ -1,0 +1,70 @@
+import pytest
+import torch
+
+from filterscope.data.splits import spread, stratified_split
+from filterscope.errors import UserError
+
+NAMES = ("ant", "bee", "cat")
+LABELS = torch.tensor([0] * 40 + [1] * 20 + [2] * 7)
+
+
+def split(labels=LABELS, fractions=(0.15, 0.15), names=NAMES, seed=0):
+    return stratified_split(labels, fractions, class_names=names, seed=seed)
+
+
+def test_parts_are_disjoint_and_hold_everything():
+    parts = split()
+    assert sorted(torch.cat(parts).tolist()) == list(range(len(LABELS)))
+
+
+def test_every_part_has_its_share_of_every_class():
+    counts = [torch.bincount(LABELS[part], minlength=3).tolist() for part in split()]
+    assert counts == [[28, 14, 5], [6, 3, 1], [6, 3, 1]]
+
+
+def test_the_same_seed_splits_the_same_way_and_another_does_not():
+    assert all(torch.equal(a, b) for a, b in zip(split(), split(), strict=True))
+    assert not torch.equal(split()[1], split(seed=1)[1])
+
+
+def test_leaving_a_class_out_moves_no_image_of_another():
+    kept = LABELS != 0
+    without = split(LABELS[kept] - 1, names=NAMES[1:])
+    places = kept.nonzero().flatten()
+    for whole, part in zip(split(), without, strict=True):
+        assert torch.equal(whole[LABELS[whole] != 0], places[part])
+
+
+def test_three_images_are_enough_for_three_parts():
+    assert [len(part) for part in split(torch.tensor([0, 0, 0]), names=("ant",))] == [1, 1, 1]
+
+
+def test_a_class_too_small_to_split_names_the_knob():
+    with pytest.raises(UserError, match=r"'ant' has 2 images.*data\.exclude=\[ant\]"):
+        split(torch.tensor([0, 0]), names=("ant",))
+
+
+def test_a_fraction_of_zero_takes_nothing():
+    train, val, test = split(fractions=(0.2, 0.0))
+    assert (len(test), len(train) + len(val)) == (0, len(LABELS))
+
+
+@pytest.mark.parametrize("fractions", [(0.5, 0.5), (-0.1, 0.1)])
+def test_impossible_fractions_are_refused(fractions):
+    with pytest.raises(UserError, match="fractions"):
+        split(fractions=fractions)
+
+
+def test_examples_take_every_class_once_before_any_twice():
+    assert LABELS[spread(LABELS, 3, seed=0)].tolist() == [0, 1, 2]
+    assert LABELS[spread(LABELS, 5, seed=0)].bincount().sort().values.tolist() == [1, 2, 2]
+    assert len(set(spread(LABELS, 5, seed=0).tolist())) == 5
+
+
+def test_fewer_examples_than_classes_are_of_different_classes():
+    chosen = {tuple(LABELS[spread(LABELS, 2, seed=seed)].tolist()) for seed in range(30)}
+    assert chosen == {(0, 1), (0, 2), (1, 2)}
+
+
+def test_more_examples_than_images_are_all_images():
+    assert sorted(spread(LABELS, 1000, seed=0).tolist()) == list(range(len(LABELS)))

@@ -1,0 +1,220 @@
+"""Training on kept features is the same training, and what is kept belongs to these weights, images and views."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from train import train
+
+from filterscope.config import factory
+from filterscope.config.trainer_factory import build_trainer
+from filterscope.data.folder import FolderDataModule
+from filterscope.data.preprocessing import Augmentation
+from filterscope.data.synthetic_flowers import SyntheticFlowersDataModule
+from filterscope.errors import UserError
+from filterscope.models import heads
+from filterscope.models.backbone import small_cnn_backbone
+from filterscope.models.split_network import SplitNetwork, split_at
+from filterscope.training.cached_epochs import FeatureCache
+from filterscope.training.feature_cache import FeatureStore
+from filterscope.training.policies import LastBlocks
+from tiny import TINY
+
+Compose = Callable[..., dict[str, Any]]
+POLICIES = ("linear_probe", "gradual", "last_blocks")
+
+
+def halves(seed: int = 0) -> SplitNetwork:
+    torch.manual_seed(seed)
+    network = heads.replace(small_cnn_backbone(in_channels=3, image_size=24), num_classes=10)
+    network.image_size = 24
+    found = split_at(network.eval())
+    assert found is not None
+    return found
+
+
+def images(**knobs: Any) -> SyntheticFlowersDataModule:
+    return SyntheticFlowersDataModule(**{"image_size": 24, "num_train": 50, "num_val": 20, "batch_size": 16} | knobs)
+
+
+def store(half: SplitNetwork, data: Any, folder: Path | None = None, how: tuple[object, ...] = ()) -> FeatureStore:
+    def compute(some: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return half.features(some)
+
+    return FeatureStore(half, data, compute=compute, how=how, folder=folder)
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def without_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every epoch run the whole network on images."""
+    monkeypatch.setattr(FeatureCache, "setup", lambda *_, **__: None)
+
+
+def test_kept_features_are_those_of_the_images_to_the_bit(tmp_path: Path) -> None:
+    half, data = halves(), images()
+    with torch.no_grad():
+        true = torch.cat([half.features(some) for some, _ in data.ordered("train", view=None)])
+    assert torch.equal(store(half, data).view(None), true)
+    assert torch.equal(store(half, data, tmp_path).view(None), true)
+    assert torch.equal(store(half, data, tmp_path).view(None), true)  # now read
+
+
+def test_each_view_is_the_one_that_its_epoch_would_have_shown(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for name in ("red", "blue"):
+        (tmp_path / name).mkdir()
+        for number in range(5):
+            Image.effect_noise((40, 30), 90 + number).convert("RGB").save(tmp_path / name / f"{number}.png")
+    data = FolderDataModule(root=str(tmp_path), image_size=24, num_workers=0, batch_size=3, augment=Augmentation())
+    half = halves()
+    kept = store(half, data)
+    loader = data.train_dataloader()
+    for epoch in (0, 1):
+        data.epoch = epoch
+        order = [index for _, index in loader.sampler]
+        seen = torch.cat([some for some, _ in loader])
+        with torch.no_grad():
+            true = half.features(seen)
+        assert torch.allclose(kept.view(epoch)[order[: len(true)]], true, atol=1e-6)
+    assert not torch.equal(kept.view(0), kept.view(1))
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        (lambda: store(halves(), images()), True),
+        (lambda: store(halves(seed=1), images()), False),
+        (lambda: store(halves(), images(seed=1)), False),
+        (lambda: store(halves(), images(num_train=51)), False),
+        (lambda: store(halves(), images(), how=("bf16-mixed",)), False),
+    ],
+)
+def test_other_weights_images_or_precision_are_another_cache(change: Callable[[], FeatureStore], same: bool) -> None:
+    assert (change().key(None) == store(halves(), images()).key(None)) is same
+
+
+def test_another_view_is_another_cache() -> None:
+    kept = store(halves(), images())
+    assert len({kept.key(view) for view in (None, 0, 1)}) == 3
+
+
+def test_features_of_changed_weights_are_computed_anew(tmp_path: Path) -> None:
+    half, data = halves(), images()
+    before = store(half, data, tmp_path).view(None)
+    with torch.no_grad():
+        next(half.trunk[0].parameters()).add_(0.1)
+        true = torch.cat([half.features(some) for some, _ in data.ordered("train", view=None)])
+    assert torch.equal(store(half, data, tmp_path).view(None), true)
+    assert not torch.equal(before, true)
+
+
+@pytest.mark.parametrize("finetune", POLICIES)
+def test_a_run_on_kept_features_learns_the_same(
+    finetune: str, composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    knobs = [*TINY, f"finetune={finetune}", "visuals=health", "data.batch_size=10", "trainer.max_epochs=4"]
+    if finetune == "gradual":
+        knobs.append("finetune.release_epoch=3")
+    train(composed(*knobs), tmp_path / "kept")
+    without_features(monkeypatch)
+    train(composed(*knobs), tmp_path / "run")
+    kept, run = weights_of(tmp_path / "kept"), weights_of(tmp_path / "run")
+    for name, tensor in run.items():
+        assert torch.allclose(kept[name].float(), tensor.float(), atol=1e-5), name
+    for one, other in zip(rows_of(tmp_path / "kept"), rows_of(tmp_path / "run"), strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert bool(one[name]) == bool(other[name]), name
+            if one[name]:
+                assert float(one[name]) == pytest.approx(float(other[name]), abs=1e-4), name
+    steps = [steps_of(tmp_path / name) for name in ("kept", "run")]
+    assert steps[0].keys() == steps[1].keys() == {20}
+    assert steps[0][20] == pytest.approx(steps[1][20], abs=1e-4)
+
+
+def steps_of(folder: Path) -> dict[int, float]:
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {scalar.step: scalar.value for scalar in events.Scalars("train/loss_step")}
+
+
+@pytest.mark.parametrize("knob", ["trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=0.05"])
+def test_accumulation_and_clipping_are_those_of_lightning(
+    knob: str, composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    knobs = (*TINY, "finetune=linear_probe", "visuals=none", knob)
+    train(composed(*knobs), tmp_path / "kept")
+    without_features(monkeypatch)
+    train(composed(*knobs), tmp_path / "run")
+    kept, run = weights_of(tmp_path / "kept"), weights_of(tmp_path / "run")
+    assert torch.allclose(kept["classifier.head.weight"], run["classifier.head.weight"], atol=1e-5)
+
+
+def test_the_trunk_runs_once_for_each_image_whatever_the_number_of_epochs(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from filterscope.models.backbone import Backbone
+
+    seen = []
+    forward = Backbone.forward
+    monkeypatch.setattr(
+        Backbone, "forward", lambda self, some: (seen.append(len(some) * some.is_cpu), forward(self, some))[1]
+    )
+    train(composed(*TINY, "finetune=linear_probe", "visuals=none", "data.num_test=0", "trainer.max_epochs=6"), tmp_path)
+    assert sum(seen) <= 60 + 30 + 4  # training and validation images, and a few to try things out
+
+
+def test_a_second_run_reads_the_features_of_the_first(composed: Compose, tmp_path: Path) -> None:
+    knobs = (*TINY, "finetune=linear_probe", "visuals=none", f"features_cache={tmp_path / 'cache'}")
+    train(composed(*knobs), tmp_path / "first")
+    (file,) = (tmp_path / "cache").glob("features/*/features.bin")
+    written = file.stat().st_mtime_ns
+    train(composed(*knobs, "optimizer.lr=0.001"), tmp_path / "second")
+    assert [path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("features/*/features.bin")] == [written]
+
+
+def test_a_features_cache_that_cannot_be_written_is_one_line(composed: Compose, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    cfg = composed(*TINY, "finetune=linear_probe", "visuals=none", f"features_cache={tmp_path / 'file'}")
+    with pytest.raises(UserError, match=r"features_cache=.*file.* cannot be written"):
+        train(cfg, tmp_path / "run")
+
+
+def test_full_training_keeps_no_features(composed: Compose, tmp_path: Path) -> None:
+    cfg = composed(*TINY, "finetune=full", "visuals=none")
+    data = factory.build_data(cfg)
+    module = factory.build_module(cfg, factory.build_classifier(cfg, data), data)
+    trainer = build_trainer(cfg, tmp_path, {}, data)
+    trainer.validate(module, data, verbose=False)
+    assert data.instead is None
+
+
+def test_last_blocks_leaves_what_lies_below_bit_for_bit(composed: Compose, tmp_path: Path) -> None:
+    knobs = (*TINY, "finetune=last_blocks", "visuals=none")
+    train(composed(*knobs, "trainer.max_epochs=0"), tmp_path / "before")
+    train(composed(*knobs), tmp_path / "after")
+    before, after = weights_of(tmp_path / "before"), weights_of(tmp_path / "after")
+    changed = {
+        name.split(".")[3] for name in before if "network" in name and not torch.equal(before[name], after[name])
+    }
+    assert changed == {"conv2", "fc1"}
+
+
+@pytest.mark.parametrize("blocks", [0, 2])
+def test_last_blocks_names_how_many_there_are(blocks: int) -> None:
+    with pytest.raises(UserError, match=f"finetune.blocks={blocks}: small_cnn has 2 blocks"):
+        LastBlocks(blocks=blocks).freeze(halves().classifier)

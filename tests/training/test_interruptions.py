@@ -1,0 +1,232 @@
+"""A run that is stopped or killed, and gone on with, ends with the same bits as one that never was."""
+
+import csv
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from train import train
+
+from filterscope.errors import UserError
+from filterscope.runtime.signals import SIGNALS, Stopped, stop_request
+from filterscope.training.checkpoints import RunCheckpoints
+from filterscope.training.module import FinetuneModule
+from tiny import TINY
+
+Compose = Callable[..., dict[str, Any]]
+LOOKS = ("visuals=[filters,predictions,health]", "trainer.max_epochs=3")
+GRADUAL = ("finetune=gradual", "finetune.release_epoch=1")
+STEPS = 3  # in an epoch
+
+
+@pytest.fixture(autouse=True)
+def own_signals() -> Iterator[None]:
+    """Leave the signals as pytest has them, and nothing asked for."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    stop_request.requested, stop_request.deferred = None, False
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run that nothing interrupted."""
+    import hydra
+
+    from filterscope.cli.main import resolve_config
+    from tiny import REPOSITORY
+
+    folder = tmp_path_factory.mktemp("whole")
+    with hydra.initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        train(resolve_config(hydra.compose("train", [*TINY, *LOOKS])), folder)
+    return folder
+
+
+def files_of(run: Path) -> dict[str, bytes]:
+    """Return the pictures, tables and metrics of a run."""
+    return {
+        str(path.relative_to(run)): path.read_bytes()
+        for path in sorted(run.rglob("*"))
+        if path.is_file() and path.suffix in (".png", ".csv", ".npz", ".partial")
+    }
+
+
+def events_of(run: Path) -> dict[str, list[tuple[int, Any]]]:
+    """Return the step and value of everything that all event files of a run hold together, by tag."""
+    found: dict[str, list[tuple[int, Any]]] = {}
+    # Their names end in a counter of this process; files of one second have nothing else that tells their order.
+    files = run.glob("events.out.tfevents.*")
+    for file in sorted(files, key=lambda file: (file.name.split(".")[3], int(file.suffix[1:]))):
+        events = EventAccumulator(str(file), size_guidance={"images": 0, "scalars": 0, "tensors": 0})
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            found.setdefault(tag, []).extend((each.step, each.value) for each in events.Scalars(tag))
+        for tag in events.Tags()["tensors"]:
+            found.setdefault(tag, []).extend(
+                (each.step, each.tensor_proto.string_val[-1]) for each in events.Tensors(tag)
+            )
+    return found
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def assert_alike(run: Path, whole: Path) -> None:
+    """Assert that two runs ended with the same weights, files and events."""
+    expected = weights_of(whole)
+    for name, tensor in weights_of(run).items():
+        assert torch.equal(tensor, expected[name]), name
+    assert files_of(run) == files_of(whole)
+    assert events_of(run) == events_of(whole)
+
+
+def stop_in(step: int, monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
+    """Let something happen while the step is computed."""
+    compute = FinetuneModule.training_step
+
+    def training_step(self: FinetuneModule, batch: Any, index: int) -> torch.Tensor:
+        if self.global_step == step:
+            act()
+        return compute(self, batch, index)
+
+    monkeypatch.setattr(FinetuneModule, "training_step", training_step)
+
+
+class Gone(Exception):
+    """Stands for a process that is no more."""
+
+
+@pytest.mark.parametrize("step", [0, 1, 4, 7])
+def test_a_signal_inside_an_epoch_saves_that_step(
+    step: int, whole: Path, composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_in(step, monkeypatch, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Stopped) as stopped:
+        train(composed(*TINY, *LOOKS), tmp_path)
+    monkeypatch.undo()
+    assert stopped.value.exit_code == 143
+    assert torch.load(tmp_path / "checkpoints" / "midway.ckpt", weights_only=True)["global_step"] == step + 1
+    stop_request.requested = None
+    train(composed(*TINY, *LOOKS) | {"resume": str(tmp_path)}, tmp_path)
+    assert not (tmp_path / "checkpoints" / "midway.ckpt").exists()
+    assert_alike(tmp_path, whole)
+
+
+@pytest.mark.parametrize("step", [STEPS, STEPS + 1])
+def test_a_signal_after_a_backbone_was_released(
+    step: int, composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(composed(*TINY, *LOOKS, *GRADUAL), tmp_path / "whole")
+    stop_in(step, monkeypatch, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Stopped):
+        train(composed(*TINY, *LOOKS, *GRADUAL), tmp_path / "run")
+    monkeypatch.undo()
+    stop_request.requested = None
+    train(composed(*TINY, *LOOKS, *GRADUAL) | {"resume": str(tmp_path / "run")}, tmp_path / "run")
+    assert_alike(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_signal_in_the_last_step_of_an_epoch_finishes_the_epoch_first(
+    whole: Path, composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_in(2 * STEPS - 1, monkeypatch, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Stopped) as stopped:
+        train(composed(*TINY, *LOOKS), tmp_path)
+    monkeypatch.undo()
+    assert stopped.value.exit_code == 130
+    assert not (tmp_path / "checkpoints" / "midway.ckpt").exists()
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2 * STEPS
+    stop_request.requested = None
+    train(composed(*TINY, *LOOKS) | {"resume": str(tmp_path)}, tmp_path)
+    assert_alike(tmp_path, whole)
+
+
+@pytest.mark.parametrize("step", [0, 1, 5])
+def test_a_run_that_died_repeats_the_epoch_and_leaves_nothing_twice(
+    step: int, whole: Path, composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die() -> None:
+        raise Gone
+
+    stop_in(step, monkeypatch, die)
+    with pytest.raises(Gone):
+        train(composed(*TINY, *LOOKS), tmp_path)
+    monkeypatch.undo()
+    (tmp_path / "pictures" / ".left.png.1.partial").write_bytes(b"half")
+    train(composed(*TINY, *LOOKS) | {"resume": str(tmp_path)}, tmp_path)
+    assert_alike(tmp_path, whole)
+
+
+def test_long_epochs_are_saved_inside(
+    whole: Path, composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    keep = RunCheckpoints.keep_midway
+
+    def keep_midway(self: RunCheckpoints, trainer: Any) -> None:
+        keep(self, trainer)
+        saved.append(trainer.global_step)
+        if trainer.global_step == 5:
+            raise Gone
+
+    monkeypatch.setattr(RunCheckpoints, "keep_midway", keep_midway)
+    often = ("checkpoint.every_minutes=0",)
+    with pytest.raises(Gone):
+        train(composed(*TINY, *LOOKS, *often), tmp_path)
+    assert saved == [1, 2, 4, 5]
+    monkeypatch.undo()
+    train(composed(*TINY, *LOOKS) | {"resume": str(tmp_path)}, tmp_path)
+    assert_alike(tmp_path, whole)
+
+
+def test_a_finished_run_is_tested_again_and_nothing_changes(whole: Path, composed: Compose, tmp_path: Path) -> None:
+    before = files_of(whole)
+    train(composed(*TINY, *LOOKS) | {"resume": str(whole)}, whole)
+    assert files_of(whole) == before
+    del tmp_path
+
+
+def test_fewer_epochs_than_are_done_is_refused(whole: Path, composed: Compose) -> None:
+    cfg = composed(*TINY, *LOOKS, "trainer.max_epochs=2") | {"resume": str(whole)}
+    before = files_of(whole)
+    with pytest.raises(UserError, match=r"3 epochs behind it, trainer\.max_epochs=2 is fewer"):
+        train(cfg, whole)
+    assert files_of(whole) == before
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def poison(self: FinetuneModule, _batch: Any, _index: int) -> None:
+        if self.global_step == STEPS + 1:
+            with torch.no_grad():
+                next(self.classifier.parameters()).fill_(float("nan"))
+
+    monkeypatch.setattr(FinetuneModule, "on_train_batch_start", poison)
+    with pytest.raises(UserError, match=r"training loss became NaN or infinite in epoch 2; a smaller optimizer\.lr"):
+        train(composed(*TINY, *LOOKS), tmp_path)
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == STEPS
+    assert all(tensor.isfinite().all() for tensor in saved["state_dict"].values())
+
+
+def test_a_damaged_checkpoint_is_refused_before_anything_is_taken_back(composed: Compose, tmp_path: Path) -> None:
+    train(composed(*TINY, "visuals=filters", "trainer.max_epochs=1"), tmp_path)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-3000])
+    before = files_of(tmp_path)
+    with pytest.raises(UserError, match=r"last\.ckpt is not a readable checkpoint"):
+        train(composed(*TINY, "visuals=filters") | {"resume": str(tmp_path)}, tmp_path)
+    assert files_of(tmp_path) == before
+
+
+def test_every_row_of_metrics_stands_once(whole: Path) -> None:
+    with (whole / "metrics.csv").open() as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1", "2", "3"]

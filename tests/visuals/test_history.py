@@ -1,0 +1,40 @@
+"""What the gallery is told of the epochs before: every trained layer as it was, few epochs of many."""
+
+import pytest
+import torch
+
+from filterscope.analysis.filters import kernels
+from filterscope.models.classifier import Classifier
+from filterscope.visuals.drawing.thumbnails import small_kernels
+from filterscope.visuals.history import History
+from filterscope.visuals.visual import Examples, VisualState
+
+
+@pytest.fixture
+def many() -> Examples:
+    return Examples(images=torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(2)))
+
+
+def test_history_remembers_every_epoch_as_it_was_and_thins_out_evenly(classifier: Classifier, many: Examples) -> None:
+    state, known = VisualState(), {}
+    remember = History(epochs=3)
+    for state.epoch in range(6):
+        assert remember(classifier, many, state) == {}
+        known[state.epoch] = small_kernels(kernels(classifier, "block1_conv1"))[0]
+        with torch.no_grad():
+            for parameter in classifier.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    kept = state.store["history"]["block1_conv1"]
+    assert len(kept) == 3
+    assert {0, 5} <= set(kept)
+    for epoch, seen in kept.items():
+        assert (seen["kernels"].numpy() == known[epoch]).all()
+        assert seen["responses"].shape == (8, 16, 16)
+
+
+def test_frozen_layers_have_no_history(classifier: Classifier, many: Examples) -> None:
+    state = VisualState(epoch=0)
+    for parameter in classifier.backbone.network[0].parameters():
+        parameter.requires_grad = False
+    History()(classifier, many, state)
+    assert list(state.store["history"]) == ["block2_conv1"]

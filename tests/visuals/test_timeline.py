@@ -1,0 +1,75 @@
+"""Filters over the epochs: what is remembered is bounded, harmless to read, and drawn column by column."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from filterscope.analysis.synthesis import Recipe
+from filterscope.errors import UserError
+from filterscope.models.classifier import Classifier
+from filterscope.visuals.health.health import Health
+from filterscope.visuals.output.outputs import Picture
+from filterscope.visuals.synthesis import Synthesis
+from filterscope.visuals.timeline import Timeline, most_crowded
+from filterscope.visuals.visual import Examples, VisualState, render
+
+LAYER = "block1_conv1"
+
+
+def trained(classifier: Classifier, examples: Examples, epochs: int, *more: Any) -> tuple[VisualState, dict[str, Any]]:
+    state, shown = VisualState(), {}
+    visuals = {str(i): visual for i, visual in enumerate((Timeline(epochs=4, layers=[LAYER]), *more))}
+    for state.epoch in range(epochs):
+        shown = render(visuals, classifier, examples, state)
+        with torch.no_grad():
+            classifier.module_of(LAYER).weight.mul_(0.9).add_(0.02)
+    return state, shown
+
+
+def test_a_strip_shows_kernel_synthesis_response_and_verdict_of_every_epoch(
+    classifier: Classifier, examples: Examples
+) -> None:
+    made = Synthesis(recipe=Recipe(size=24, steps=2), layers=[LAYER], channels=[5, 2, 1])
+    state, shown = trained(classifier, examples, 3, Health(), made)
+    known = state.store["timeline"][LAYER]
+    assert known["channels"] == [5, 2]
+    assert sorted(known["epochs"]) == [0, 1, 2]
+    for seen in known["epochs"].values():
+        assert {"kernel", "synthesis", "response"} < seen.keys()
+        assert all(seen["verdicts"])
+    assert not torch.equal(known["epochs"][0]["kernel"], known["epochs"][2]["kernel"])
+    assert isinstance(shown[f"timeline/{LAYER}"], Picture)
+
+
+def test_however_long_the_training_no_more_epochs_are_remembered(classifier: Classifier, examples: Examples) -> None:
+    state, _ = trained(classifier, examples, 9)
+    assert sorted(state.store["timeline"][LAYER]["epochs"]) == [0, 4, 7, 8]
+
+
+def test_the_epoch_that_goes_leaves_the_smallest_gap() -> None:
+    assert most_crowded([0, 1, 2, 8]) == 1
+    assert most_crowded([0, 4, 8, 9]) == 8
+
+
+def test_what_is_remembered_can_be_read_harmlessly_and_drawn_again(
+    classifier: Classifier, examples: Examples, tmp_path: Path
+) -> None:
+    state, shown = trained(classifier, examples, 3)
+    torch.save(state.store, tmp_path / "past.pt")
+    again = VisualState(store=torch.load(tmp_path / "past.pt", weights_only=True))
+    drawn = Timeline(layers=[LAYER])(classifier, examples, again)[f"timeline/{LAYER}"]
+    assert (drawn.pixels == shown[f"timeline/{LAYER}"].pixels).all()
+
+
+def test_a_frozen_layer_has_no_story(classifier: Classifier, examples: Examples) -> None:
+    classifier.backbone.requires_grad_(False)
+    assert Timeline()(classifier, examples, VisualState(epoch=0)) == {}
+
+
+def test_wrong_knobs_are_one_clear_line(classifier: Classifier, examples: Examples) -> None:
+    with pytest.raises(UserError, match=r"visuals.timeline.image=9: there are 6 examples"):
+        Timeline(image=9)(classifier, examples, VisualState(epoch=0))
+    with pytest.raises(UserError, match="needs at least 2"):
+        Timeline(epochs=1)(classifier, examples, VisualState(epoch=0))
