@@ -32,7 +32,7 @@ def test_help_is_a_page_with_examples_and_choices_and_needs_no_torch(script: Scr
     assert done.returncode == 0
     for word in (
         "Examples",
-        "data: animals, csv, fashion_mnist",
+        "data: animals, csv, fashion_mnist",  # and not the file `_base`, which the others include
         "finetune: full, gradual, last_blocks, linear_probe",
         "max_epochs: 10",
     ):
@@ -92,6 +92,13 @@ def test_resume_goes_on_in_the_same_folder(script: Script, tmp_path: Path) -> No
     assert (run / ".hydra" / "config.yaml").read_bytes() == stored
 
 
+def test_the_base_file_of_a_group_is_not_offered_as_an_option(script: Script) -> None:
+    assert "_base" not in said(script("train.py", "--help"))
+    unknown = script("train.py", "data=flower")
+    assert_refused(unknown, "did you mean flowers", "animals csv")
+    assert "_base" not in said(unknown)
+
+
 def test_an_unknown_option_lists_those_there_are(script: Script) -> None:
     assert_refused(
         script("train.py", "model=alexnet2"),
@@ -118,7 +125,7 @@ def test_what_was_meant_is_said(wrong: str, meant: str, monkeypatch: pytest.Monk
     conf = str(REPOSITORY / "conf")
     with hydra.initialize_config_dir(conf, version_base="1.3"), pytest.raises(HydraException) as caught:
         hydra.compose("train", [wrong])
-    assert suggestions.meant(str(caught.value)) == f" (did you mean {meant}?)"
+    assert suggestions.suggest(str(caught.value)) == f" (did you mean {meant}?)"
 
 
 def test_a_mistake_ends_in_one_line(script: Script) -> None:

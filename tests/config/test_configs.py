@@ -9,7 +9,7 @@ import pytest
 import torch
 from hydra.utils import get_object
 
-from filterscope.config import factory, instantiate, trainer
+from filterscope.config import factory, instantiate, trainer_factory
 from tiny import REPOSITORY
 
 Compose = Callable[..., dict[str, Any]]
@@ -17,7 +17,7 @@ CONF = REPOSITORY / "conf"
 
 
 def options(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if not path.stem.startswith("_"))
 
 
 @pytest.mark.parametrize("name", [name for name in options("data") if name != "none"])
@@ -59,7 +59,7 @@ def test_every_recipe_builds(name: str, composed: Compose) -> None:
 @pytest.mark.parametrize("name", [name for name in options("trainer") if name in ("default", "cpu", "smoke")])
 def test_every_trainer_for_one_cpu_builds(name: str, composed: Compose, tmp_path: Path) -> None:
     cfg = composed(f"trainer={name}", "trainer.enable_progress_bar=false")
-    assert trainer.build_trainer(cfg, tmp_path, {}).max_epochs in (1, 10)
+    assert trainer_factory.build_trainer(cfg, tmp_path, {}).max_epochs in (1, 10)
 
 
 @pytest.mark.parametrize("name", options("experiment"))

@@ -21,7 +21,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from filterscope.cli.error_messages import describe_error
 from filterscope.cli.launchers import check_launcher, launcher_faults
 from filterscope.cli.resume_arguments import quote_path, resume_arguments
-from filterscope.cli.suggestions import suggest
+from filterscope.cli.suggestions import hide_bases, list_groups, suggest
 from filterscope.cli.sweep_results import in_sweep, read_results, record_failure
 from filterscope.config.options import check_options
 from filterscope.errors import UserError
@@ -75,7 +75,7 @@ def run_script(main: Callable[[], Any]) -> None:
     except (UserError, OSError) as error:
         # Hydra's own error of an option that is not there is an OSError too.
         hint = suggest(str(error)) if isinstance(error, HydraException) else ""
-        _end((describe_error(error) or str(error)) + hint, 2)
+        _end(hide_bases(describe_error(error) or str(error)) + hint, 2)
     except launcher_faults() as error:
         said = str(error).splitlines()[0]
         finish_sweep(
@@ -240,3 +240,4 @@ _MUST_GIVE = {"model.name": "model.name=resnet50, or another name of torchvision
 OmegaConf.register_new_resolver(
     "unique_dir", unique_dir, replace=True, use_cache=True
 )  # sweeps hand the cache to their workers
+OmegaConf.register_new_resolver("config_groups", list_groups, replace=True)

@@ -19,11 +19,28 @@ def suggest(message: str) -> str:
     conf = conf_folder()
     if found := _OPTION.search(message):
         group, option = found.groups()
-        return suggestion(option, sorted(path.stem for path in (conf / group).glob("*.yaml")))
+        return suggestion(option, group_options(conf / group))
     if found := _KNOB.search(message):
         name = found[1].lstrip("+~").partition("@")[0]
         return suggestion(name, [known for known in sorted(set(_names(conf))) if known != name])
     return ""
+
+
+def list_groups() -> str:
+    """Return the config groups with their options for `--help`, one group a line, such as `head: append, keep`."""
+    conf = conf_folder()
+    groups = sorted(path for path in conf.glob("*") if path.is_dir() and path.name != "hydra")
+    return "\n".join(f"{group.name}: {', '.join(group_options(group))}" for group in groups)
+
+
+def hide_bases(message: str) -> str:
+    """Return Hydra's message on an unknown option without the base files (`_base`) in its list of options."""
+    return re.sub(r"(?<=\s)_\w+\s+", "", message)
+
+
+def group_options(group: Path) -> list[str]:
+    """Return the options of a config group; files such as `_base.yaml` are only included by others."""
+    return sorted(path.stem for path in group.glob("*.yaml") if not path.stem.startswith("_"))
 
 
 def _names(conf: Path) -> Iterator[str]:

@@ -9,6 +9,7 @@ from filterscope.data.datamodule import ImageDataModule
 from filterscope.data.fetch import download_lock
 from filterscope.data.images import DataSplits
 from filterscope.errors import UserError
+from filterscope.registry import register
 
 ENGLISH = {
     "cane": "dog",
@@ -26,6 +27,7 @@ ENGLISH = {
 KAGGLE = "alessiocorrado99/animals10"
 
 
+@register("data")
 @dataclass(kw_only=True, eq=False, repr=False)
 class AnimalsDataModule(ImageDataModule):
     """The folders `animals10/raw-img/<Italian name>` below `root`, or `raw-img` directly below it.

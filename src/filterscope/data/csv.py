@@ -11,8 +11,10 @@ from filterscope.data.class_folders import SPLITS
 from filterscope.data.datamodule import ImageDataModule
 from filterscope.data.images import DataSplits, Files
 from filterscope.errors import UserError
+from filterscope.registry import register
 
 
+@register("data")
 @dataclass(kw_only=True, eq=False, repr=False)
 class CSVDataModule(ImageDataModule):
     """The images named in the column `image_column` of the file `csv`, with labels of any kind in `label_column`.

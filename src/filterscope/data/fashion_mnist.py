@@ -7,8 +7,10 @@ from torchvision.datasets import FashionMNIST
 from filterscope.data.datamodule import ImageDataModule
 from filterscope.data.idx import fetch_idx, find_idx
 from filterscope.data.images import DataSplits
+from filterscope.registry import register
 
 
+@register("data")
 @dataclass(kw_only=True, eq=False, repr=False)
 class FashionMNISTDataModule(ImageDataModule):
     """The clothing below `root/FashionMNIST/raw`; validation images are cut from the training ones."""

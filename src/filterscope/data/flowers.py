@@ -14,6 +14,7 @@ from filterscope.data.datamodule import ImageDataModule
 from filterscope.data.fetch import download_lock, missing_data_error
 from filterscope.data.images import DataSplits, Files
 from filterscope.errors import UserError
+from filterscope.registry import register
 from filterscope.storage.archives import unpack
 from filterscope.storage.download import fetch
 
@@ -25,6 +26,7 @@ _IMAGES = "102flowers.tgz"
 _URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
 
 
+@register("data")
 @dataclass(kw_only=True, eq=False, repr=False)
 class FlowersDataModule(ImageDataModule):
     """The 102 flowers in their official splits, below `root/flowers-102` or in `root` itself.

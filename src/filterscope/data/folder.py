@@ -6,8 +6,10 @@ from filterscope.data.class_folders import display_names, split_files, split_fol
 from filterscope.data.datamodule import ImageDataModule
 from filterscope.data.images import DataSplits
 from filterscope.errors import UserError
+from filterscope.registry import register
 
 
+@register("data")
 @dataclass(kw_only=True, eq=False, repr=False)
 class FolderDataModule(ImageDataModule):
     """Images in one folder for each class, below `root` itself or below its `train`, `valid` and `test`.

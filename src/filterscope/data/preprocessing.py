@@ -9,10 +9,12 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from filterscope.errors import UserError
+from filterscope.registry import register
 
 View = Callable[[Tensor], Tensor]
 
 
+@register("augmentation")
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
     """What is random in the training view of a photograph.

@@ -12,6 +12,7 @@ from filterscope.data.flower_drawing import SHAPES, Color, Looks, draw_flowers
 from filterscope.data.images import DataSplits, Pixels
 from filterscope.data.sampler import generator
 from filterscope.errors import UserError
+from filterscope.registry import register
 
 STRIPES = ("level", "rising", "upright", "falling")
 # Two colours of a stripe for each; seen in one channel, hues would look alike, so lightness takes their place.
@@ -43,6 +44,7 @@ CLASSES = (
 _CHUNK = 20  # images drawn at once
 
 
+@register("data")
 @dataclass(kw_only=True, eq=False, repr=False)
 class SyntheticFlowersDataModule(ImageDataModule):
     """Flowers that are drawn when they are asked for: no files, any size, the same for the same seed.
