@@ -89,7 +89,7 @@ def lost_base(content: dict[str, Any]) -> None:
 
 
 def odd_best(content: dict[str, Any]) -> None:
-    next(each for name, each in content["callbacks"].items() if "KeepCheckpoints" in name)["best"] = "x"
+    next(each for name, each in content["callbacks"].items() if "RunCheckpoints" in name)["best"] = "x"
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -81,14 +81,14 @@ def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path: Path, monkey
         made = sorted(pool.map(lambda _: run_dir._make(tmp_path / "outputs" / "now_flowers"), range(40)))
     assert len(set(made)) == 40
     assert made[:2] == [str(tmp_path / "outputs" / "now_flowers"), str(tmp_path / "outputs" / "now_flowers_10")]
-    once = run_dir.fresh(str(tmp_path / "later"))
-    assert run_dir.fresh(str(tmp_path / "later")) == once  # the same process asks more than once
+    once = run_dir.unique_dir(str(tmp_path / "later"))
+    assert run_dir.unique_dir(str(tmp_path / "later")) == once  # the same process asks more than once
 
 
 def test_a_process_that_another_began_makes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     (tmp_path / "run").mkdir()
-    assert run_dir.fresh(str(tmp_path / "run")) == str(tmp_path / "run")
+    assert run_dir.unique_dir(str(tmp_path / "run")) == str(tmp_path / "run")
 
 
 def test_a_job_that_slurm_starts_again_goes_on_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +185,7 @@ try:
     os.kill(worker, signal.SIGKILL)
     list(batches)
 except BaseException as error:
-    print(explain(error), flush=True)
+    print(describe_error(error), flush=True)
 os._exit(0)
 """
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from filterscope.cli.tensorboard import open_in_browser
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 logging.basicConfig(level=logging.INFO, stream=sys.stdout)
-show(Path(sys.argv[1]))
+open_in_browser(Path(sys.argv[1]))
 """
 
 

@@ -111,7 +111,7 @@ def build(folder):
     (folder / "whole.bin").write_bytes(b"whole")
     return {}
 
-print(built_once(Path(sys.argv[1]), key="some", needs=1, knob="data.cache", build=build))
+print(build_once(Path(sys.argv[1]), key="some", needs=1, knob="data.cache", build=build))
 """
 
 

@@ -82,7 +82,7 @@ def test_a_direction_of_a_channel_that_is_not_there_is_refused(classifier: Class
 
 def test_directions_are_chosen_on_the_command_line(composed: Callable[..., dict[str, Any]]) -> None:
     words = ("visuals=directions", "visuals.directions.directions=[{3: 1.0, 17: -0.5}]")
-    visual = instantiate.build(
+    visual = instantiate.instantiate(
         composed(*words, config="visualize")["visuals"]["directions"], where="visuals.directions"
     )
     assert visual.directions == [{3: 1.0, 17: -0.5}]

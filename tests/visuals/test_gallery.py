@@ -18,13 +18,14 @@ from filterscope.analysis.top_patches import cut, peaks
 from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
+from filterscope.visuals.drawing.pixels import Pixels
 from filterscope.visuals.drawing.thumbnails import small_kernels
 from filterscope.visuals.gallery.atlas import atlas, layout, within
 from filterscope.visuals.gallery.facts import served
 from filterscope.visuals.gallery.gallery import Gallery
 from filterscope.visuals.health.health import Health
 from filterscope.visuals.output.site import Site, check_site, write_site
-from filterscope.visuals.visual import Examples, Pixels, VisualState, is_due
+from filterscope.visuals.visual import Examples, VisualState, is_due
 
 RECIPES = {"specific": Recipe(size=24, steps=1)}
 QUICK = {"recipes": RECIPES, "faces": 1, "crops": 3, "images": 2, "health": Health(draws=19)}

@@ -25,11 +25,11 @@ from filterscope.visuals.visual import VisualState, run_workers, render
 from filterscope.analysis.synthesis import layer_renderer
 
 made = []
-whole = workbench.Workbench.make
+whole = layer_renderer.LayerRenderer.make
 def counted(self, channels, *args, **kwargs):
     made.extend((self.layer, channel) for channel in channels)
     return whole(self, channels, *args, **kwargs)
-workbench.Workbench.make = counted
+layer_renderer.LayerRenderer.make = counted
 
 visuals, classifier, examples = torch.load(sys.argv[1], weights_only=False)
 past, shown = Past(), {}

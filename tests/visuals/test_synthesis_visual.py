@@ -40,13 +40,13 @@ def test_the_untrained_picture_is_made_once_in_a_training(
     classifier: Classifier, examples: Examples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[int] = []
-    whole = layer_renderer.Workbench.make
+    whole = layer_renderer.LayerRenderer.make
 
-    def counted(self: layer_renderer.Workbench, channels: list[int], *args: object, **knobs: object) -> object:
+    def counted(self: layer_renderer.LayerRenderer, channels: list[int], *args: object, **knobs: object) -> object:
         made.append(len(channels))
         return whole(self, channels, *args, **knobs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(layer_renderer.Workbench, "make", counted)
+    monkeypatch.setattr(layer_renderer.LayerRenderer, "make", counted)
     state = VisualState()
     counts = []
     for state.epoch in range(3):
@@ -157,7 +157,7 @@ def test_a_bar_shows_layer_and_estimate_on_a_terminal_outside_training() -> None
     assert "left:" in text.getvalue()
 
 
-@pytest.mark.parametrize(("past", "terminal"), [(VisualState(epoch=1), True), (VisualState(), False)])
+@pytest.mark.parametrize(("state", "terminal"), [(VisualState(epoch=1), True), (VisualState(), False)])
 def test_there_is_no_bar_in_training_or_without_a_terminal(state: VisualState, terminal: bool) -> None:
     text = io.StringIO()
     with progress_bar("synthesis", state, Console(file=text, force_terminal=terminal)) as told:

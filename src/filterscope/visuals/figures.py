@@ -43,7 +43,7 @@ class Figures:
         every: draw every so many epochs, 0: before training only.
     """
 
-    order: ClassVar[int] = 1
+    priority: ClassVar[int] = 1
 
     layers: Sequence[str] | None = None
     channels: list[int] | int | None = 64

@@ -37,7 +37,7 @@ class History:
         every: look every so many epochs, 0: before training only.
     """
 
-    order: ClassVar[int] = 1
+    priority: ClassVar[int] = 1
 
     layers: Sequence[str] | None = None
     image: int = 0

@@ -48,7 +48,7 @@ class Timeline:
     """
 
     needs_images: ClassVar[bool] = True
-    order: ClassVar[int] = 1
+    priority: ClassVar[int] = 1
 
     layers: Sequence[str] | None = None
     channels: list[int] | int = 2

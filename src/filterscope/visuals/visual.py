@@ -73,7 +73,7 @@ class Visual(Protocol):
     """A frozen dataclass whose fields are its knobs.
 
     What some have besides: `needs_images: ClassVar[bool] = True` where it cannot do without examples; a
-    `turn: ClassVar[int]` below or above 0 where it looks before the others, who show its findings, or after them;
+    `priority: ClassVar[int]` below or above 0 where it looks before the others, who show its findings, or after them;
     `at_end: ClassVar[bool] = True` where it looks when a training has ended; `lacks(classifier)`, which says why it
     cannot be drawn of this network, or nothing; `watching(classifier, past)`, a context manager as in
     `visuals.watching`, where it sees more in a validation pass than in the examples; `assist(classifier)`, which the
@@ -98,7 +98,7 @@ def render(
     *,
     precision: Precision = nullcontext,
 ) -> dict[str, Output]:
-    """Let every visual whose turn it is look, those of lower `turn` first, and return what they show by tag.
+    """Let every visual whose turn it is look, those of lower `priority` first, and return what they show by tag.
 
     `precision` opens the autocast in which examples run through the network: a training's, so that pictures show what
     it and its metrics see, and take as little time.
@@ -118,9 +118,9 @@ def run_workers(visuals: Mapping[str, Visual], classifier: Classifier, state: Vi
 
 
 def visuals_due(visuals: Mapping[str, Visual], state: VisualState) -> list[Visual]:
-    """Return the visuals that draw in this epoch, those of lower `turn` first."""
+    """Return the visuals that draw in this epoch, those of lower `priority` first."""
     due = [visual for visual in visuals.values() if is_due(visual, state)]
-    return sorted(due, key=lambda visual: getattr(visual, "order", 0))
+    return sorted(due, key=lambda visual: getattr(visual, "priority", 0))
 
 
 def is_due(visual: Visual, state: VisualState) -> bool:

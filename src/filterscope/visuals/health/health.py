@@ -44,7 +44,7 @@ class Health:
     """
 
     needs_images: ClassVar[bool] = True
-    order: ClassVar[int] = -1
+    priority: ClassVar[int] = -1
 
     layers: Sequence[str] | None = None
     idle: float = 0.2
