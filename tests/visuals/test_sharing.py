@@ -32,13 +32,13 @@ def counted(self, channels, *args, **kwargs):
 layer_renderer.LayerRenderer.make = counted
 
 visuals, classifier, examples = torch.load(sys.argv[1], weights_only=False)
-past, shown = Past(), {}
-for past.epoch in (0, 1):
+state, shown = VisualState(), {}
+for state.epoch in (0, 1):
     if dist.get_rank() == 0:
-        drawn = render(visuals, classifier, examples, past)
-        shown |= {f"{tag} {past.epoch}": o.pixels for tag, o in drawn.items() if isinstance(o, Picture)}
+        drawn = render(visuals, classifier, examples, state)
+        shown |= {f"{tag} {state.epoch}": o.pixels for tag, o in drawn.items() if isinstance(o, Picture)}
     else:
-        assist(visuals, classifier, past)
+        run_workers(visuals, classifier, state)
     with torch.no_grad():
         classifier.backbone.network[0].weight.mul_(1.1)
 torch.save({"shown": shown, "made": made}, f"{sys.argv[2]}/rank{dist.get_rank()}.pt")
