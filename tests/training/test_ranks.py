@@ -32,7 +32,7 @@ def note(self):
 
 FinetuneModule.on_train_epoch_end = note
 if sys.argv[4] == "images":
-    KeepFeatures.setup = lambda *_, **__: None
+    FeatureCache.setup = lambda *_, **__: None
 train.train(yaml.safe_load(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
 """
 

@@ -50,7 +50,7 @@ def be(start):
                 os.kill(os.getpid(), stop["signal"])
             elif self.global_rank == 0:
                 os.kill(os.getppid(), stop["signal"])
-            while switch.wanted is None:
+            while stop_request.requested is None:
                 time.sleep(0.01)
         return compute(self, batch, index)
     FinetuneModule.training_step = training_step
