@@ -29,7 +29,7 @@ def visualize(cfg: dict[str, Any], folder: Path) -> list[str]:
     visuals = factory.drawable_visuals(visuals, subject.examples)
     results.check_export_format(subject.classifier, cfg["export"])
     for visual in visuals.values():
-        if hasattr(visual, "site"):
+        if visual.site:
             check_site(folder / visual.site)  # before minutes of work, not behind them
     with SummaryWriter(str(folder)) as writer:
         shown = render(visuals, subject.classifier, subject.examples, subject.state)

@@ -32,7 +32,6 @@ LAYERS = {
     "visuals": 8,
     "visuals.health": 9,
     "visuals.gallery": 9,
-    "visuals.named": 9.5,
     "training": 10,
     "config": 11,
     "api": 12,

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from filterscope.errors import UserError
 from filterscope.models.adapter import adapted
-from filterscope.visuals.named import resolve_visuals
 from filterscope.visuals.output.outputs import Output, Picture, Table
 from filterscope.visuals.output.png import encode_png
 from filterscope.visuals.output.writer import write_outputs
-from filterscope.visuals.visual import Examples, Visual, VisualState, render
+from filterscope.visuals.visual import Examples, Visual, VisualState, render, resolve_visuals
 
 ROWS = 40  # of a table that a notebook shows
 
@@ -86,7 +85,7 @@ def look(
     with adapted(model, mean=mean, std=std, image_size=size, class_names=class_names) as classifier:
         if seen is None:
             seen = torch.empty(0, classifier.in_channels, *2 * [classifier.image_size or 0])
-            lacking = [name for name, visual in chosen.items() if getattr(visual, "needs_images", False)]
+            lacking = [name for name, visual in chosen.items() if visual.needs_images]
             if lacking:
                 raise UserError(f"{', '.join(lacking)} need images to look at, (N, C, H, W) in [0, 1]")
         elif seen.shape[1] != classifier.in_channels:

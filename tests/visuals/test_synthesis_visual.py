@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filterscope.visuals.validation import recording_validation
 from rich.console import Console
 
 from filterscope.analysis.synthesis import Recipe, layer_renderer, measure_statistics
@@ -16,7 +17,6 @@ from filterscope.models.classifier import Classifier
 from filterscope.visuals.progress import progress_bar
 from filterscope.visuals.synthesis import KEPT, Synthesis
 from filterscope.visuals.trust import real_statistics
-from filterscope.visuals.validation import recording_validation
 from filterscope.visuals.visual import Examples, VisualState
 
 RECIPE = Recipe(size=24, steps=4, objective="channel", precision="fp32")

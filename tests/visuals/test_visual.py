@@ -1,19 +1,25 @@
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
+import yaml
 
+from filterscope import registry
+from filterscope.config.instantiate import instantiate
+from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
+from filterscope.registry import registered, target_of
+from filterscope.visuals.filters import Filters
 from filterscope.visuals.fingerprints import fingerprint, is_frozen
 from filterscope.visuals.predictions import Predictions
-from filterscope.visuals.visual import Examples, VisualState, redraw_note, render
+from filterscope.visuals.visual import Examples, Visual, VisualState, redraw_note, render, resolve_visuals
 
 
 @dataclass(frozen=True, kw_only=True)
-class Epochs:
-    every: int = 1
-
+class Epochs(Visual):
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, float]:
         del classifier, examples
         return {"epoch": float(state.epoch or 0)}
@@ -33,6 +39,45 @@ def test_every_says_in_which_epochs_a_visual_draws(
 
 def test_without_training_a_visual_always_draws(classifier: Classifier, examples: Examples) -> None:
     assert render({"epochs": Epochs(every=0)}, classifier, examples, VisualState()) == {"epoch": 0.0}
+
+
+def test_a_misspelt_attribute_of_a_visual_is_an_error() -> None:
+    with pytest.raises(TypeError, match=r"Odd\.unsuported_reason .* \(did you mean unsupported_reason\?\)"):
+
+        class Odd(Epochs):
+            def unsuported_reason(self) -> str:
+                return ""
+
+    with pytest.raises(TypeError, match=r"Eager\.need_images .* \(did you mean needs_images\?\)"):
+
+        class Eager(Epochs):
+            need_images: ClassVar[bool] = True
+
+
+def test_every_visual_of_the_configs_is_registered_under_its_name() -> None:
+    targets = {}
+    for path in (Path(__file__).parents[2] / "conf/visuals").glob("*.yaml"):
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and "_target_" in content.get(path.stem, {}):
+            targets[path.stem] = content[path.stem]["_target_"]
+    assert {name: target_of(visual) for name, visual in registered("visual").items()} == targets
+    assert all(issubclass(visual, Visual) for visual in registered("visual").values())
+
+
+def test_a_registered_visual_of_anyone_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    registered("visual")
+    monkeypatch.setitem(registry._registered["visual"], "epochs", Epochs)
+    assert resolve_visuals(["epochs", "filters"]) == {"epochs": Epochs(), "filters": Filters()}
+
+
+def test_a_visual_whose_options_have_no_default_is_refused_by_name() -> None:
+    with pytest.raises(UserError, match=r"visual 'directions' needs options: give Directions\(directions=…\)"):
+        resolve_visuals("directions")
+
+
+def test_an_option_out_of_range_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"visuals\.filters\.every=-1: .*greater than or equal to 0"):
+        instantiate({"_target_": "filterscope.visuals.filters.Filters", "every": -1}, where="visuals.filters")
 
 
 def test_examples_run_in_the_precision_of_the_training(classifier: Classifier, examples: Examples) -> None:

@@ -63,7 +63,7 @@ def supported_visuals(visuals: dict[str, Visual], classifier: Classifier) -> dic
     """Return the visuals that this network can be asked for; a log line each says why the others are left out."""
     kept = {}
     for name, visual in visuals.items():
-        reason = visual.unsupported_reason(classifier) if hasattr(visual, "unsupported_reason") else ""
+        reason = visual.unsupported_reason(classifier)
         if reason:
             log.warning("not drawn: visuals.%s, because %s", name, reason)
         else:
@@ -75,7 +75,7 @@ def drawable_visuals(visuals: dict[str, Visual], examples: Examples) -> dict[str
     """Return the visuals that can be drawn from these examples; a log line names those that lack images."""
     if len(examples):
         return visuals
-    lacking = [name for name, visual in visuals.items() if getattr(visual, "needs_images", False)]
+    lacking = [name for name, visual in visuals.items() if visual.needs_images]
     if lacking:
         log.warning("no images to look at, so not drawn: %s (give images=[photo.jpg] or data=…)", ", ".join(lacking))
     if visuals and len(lacking) == len(visuals):

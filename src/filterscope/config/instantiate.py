@@ -58,7 +58,7 @@ def check_arguments(target: Callable[..., Any], knobs: Mapping[str, Any], *, whe
         UserError: a knob that the target does not have (with those it has), or a value of another type.
     """
     parameters = inspect.signature(target).parameters
-    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     checked: Config = {}
     for key, value in knobs.items():

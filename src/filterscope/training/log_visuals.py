@@ -17,11 +17,17 @@ from filterscope.errors import UserError
 from filterscope.models.adapter import as_classifier, find_network
 from filterscope.models.classifier import Classifier
 from filterscope.training.metrics_log import MetricsLog
-from filterscope.visuals.named import resolve_visuals
 from filterscope.visuals.output.outputs import Output, Picture, Table
 from filterscope.visuals.output.writer import write_outputs
-from filterscope.visuals.validation import recording_validation
-from filterscope.visuals.visual import Examples, Visual, VisualState, render, run_workers
+from filterscope.visuals.visual import (
+    Examples,
+    Visual,
+    VisualState,
+    recording_validation,
+    render,
+    resolve_visuals,
+    run_workers,
+)
 
 
 class LogVisuals(pl.Callback):

@@ -10,16 +10,18 @@ from filterscope.analysis.activations import activations
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import block_ends
+from filterscope.registry import register
 from filterscope.visuals.filter_selection import FilterSelection, check_order, judged_layer, select_filters
 from filterscope.visuals.map_grid import draw_maps
 from filterscope.visuals.output.outputs import Picture
-from filterscope.visuals.visual import Examples, VisualState, epoch_label, name_of, redraw_note
+from filterscope.visuals.visual import Examples, Visual, VisualState, epoch_label, name_of, redraw_note
 
 PICKS = ("varied", "first")
 
 
+@register("visual", "activations")
 @dataclass(frozen=True, kw_only=True)
-class Activations:
+class Activations(Visual):
     """Draw the feature maps of a few channels for a few examples, one grid per layer: `activations/<layer>`.
 
     Attributes:
@@ -39,7 +41,6 @@ class Activations:
     order: str = "number"
     grid: Sequence[int] | None = None
     images: list[int] | int = 4
-    every: int = 1
     needs_images: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -17,12 +17,13 @@ from filterscope.analysis.synthesis.trust import ranks
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of, convolutions
+from filterscope.registry import register
 from filterscope.visuals.drawing.grid import VERMILION, Cell, grid, side
 from filterscope.visuals.drawing.tiles import photo
 from filterscope.visuals.output.outputs import Output, Picture, Table
 from filterscope.visuals.progress import progress_bar
 from filterscope.visuals.trust import real_statistics, trust_lines
-from filterscope.visuals.visual import Examples, VisualState, epoch_label
+from filterscope.visuals.visual import Every, Examples, Visual, VisualState, epoch_label
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +36,9 @@ _HOW = (
 )
 
 
+@register("visual", "comparison")
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class Comparison(Visual):
     """Synthesize the same filters by several recipes: pictures `comparison/<layer>`, curves `objective/<layer>`.
 
     Attributes:
@@ -57,7 +59,7 @@ class Comparison:
     report: int = 10
     keep: str | None = None
     seed: int = 0
-    every: int = 0
+    every: Every = 0
 
     def __post_init__(self) -> None:
         """Refuse choices that do not exist."""

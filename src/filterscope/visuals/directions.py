@@ -11,15 +11,17 @@ from filterscope.analysis.synthesis import Job, Recipe, measure_statistics, run_
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of, convolutions, find_layer
+from filterscope.registry import register
 from filterscope.visuals.filter_selection import FilterSelection
 from filterscope.visuals.output.outputs import Picture
 from filterscope.visuals.progress import progress_bar
 from filterscope.visuals.synthesis_sheet import draw_synthesis
-from filterscope.visuals.visual import Examples, VisualState, epoch_label
+from filterscope.visuals.visual import Every, Examples, Visual, VisualState, epoch_label
 
 
+@register("visual", "directions")
 @dataclass(frozen=True, kw_only=True)
-class Directions:
+class Directions(Visual):
     """Draw pictures of directions in a layer's channel space: `directions/<layer>`.
 
     Attributes:
@@ -36,7 +38,7 @@ class Directions:
     recipe: Recipe = field(default_factory=Recipe)
     keep: str | None = None
     seed: int = 0
-    every: int = 0
+    every: Every = 0
 
     def __post_init__(self) -> None:
         """Refuse directions that lead nowhere."""

@@ -10,15 +10,17 @@ from torch import Tensor
 from filterscope.analysis.responses import grey
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
+from filterscope.registry import register
 from filterscope.visuals.drawing.grid import Cell, grid, shape, side
 from filterscope.visuals.drawing.text import named
 from filterscope.visuals.drawing.tiles import photo
 from filterscope.visuals.output.outputs import Picture
-from filterscope.visuals.visual import Examples, VisualState, epoch_label, example_name
+from filterscope.visuals.visual import Every, Examples, Visual, VisualState, epoch_label, example_name
 
 
+@register("visual", "batch")
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class Batch(Visual):
     """Draw examples with the names of their classes: `examples/batch`.
 
     Attributes:
@@ -31,7 +33,7 @@ class Batch:
     images: int = 20
     columns: int = 5
     grey: bool = False
-    every: int = 0
+    every: Every = 0
     needs_images: ClassVar[bool] = True
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Picture]:
@@ -59,8 +61,9 @@ class Batch:
         }
 
 
+@register("visual", "classes")
 @dataclass(frozen=True, kw_only=True)
-class Classes:
+class Classes(Visual):
     """Draw one example of every class with its name: `examples/classes`.
 
     Attributes:
@@ -71,7 +74,7 @@ class Classes:
 
     classes: int | None = None
     columns: int = 5
-    every: int = 0
+    every: Every = 0
     needs_images: ClassVar[bool] = True
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Picture]:

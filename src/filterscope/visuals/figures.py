@@ -18,10 +18,11 @@ from filterscope.analysis.filters import kernels, shared_patterns
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of, convolutions
+from filterscope.registry import register
 from filterscope.visuals.drawing.tiles import SIGNED
 from filterscope.visuals.filter_selection import COLOURS
 from filterscope.visuals.output.outputs import Encoded
-from filterscope.visuals.visual import Examples, VisualState
+from filterscope.visuals.visual import Every, Examples, Visual, VisualState
 
 FORMATS = ("png", "pdf", "svg")
 HATCHES = {"useful": "", "duplicate": "//", "idle": "..", "noise": "xx", "dead": "--"}
@@ -30,8 +31,9 @@ HATCHES = {"useful": "", "duplicate": "//", "idle": "..", "noise": "xx", "dead":
 _STYLE: Any = {"font.size": 8, "pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "filterscope"}
 
 
+@register("visual", "figures")
 @dataclass(frozen=True, kw_only=True)
-class Figures:
+class Figures(Visual):
     """Draw figures for a paper: the kernels of each layer, `figures/<layer>`, and the verdicts, `figures/health`.
 
     Attributes:
@@ -50,7 +52,7 @@ class Figures:
     formats: Sequence[str] = FORMATS
     width: float = 3.5
     dpi: int = 300
-    every: int = 0
+    every: Every = 0
 
     def __post_init__(self) -> None:
         """Refuse formats that do not exist."""

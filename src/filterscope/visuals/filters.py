@@ -10,12 +10,13 @@ from torch import Tensor
 from filterscope.analysis.filters import kernels, shared_patterns, strongest_inputs
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions
+from filterscope.registry import register
 from filterscope.visuals.drawing.grid import Cell, grid, shape, side
 from filterscope.visuals.drawing.pixels import Tile
 from filterscope.visuals.drawing.tiles import kernel, side_by_side, signed_legend, signed_maps
 from filterscope.visuals.filter_selection import FilterSelection, check_order, select_filters
 from filterscope.visuals.output.outputs import Picture
-from filterscope.visuals.visual import Examples, VisualState, epoch_label, redraw_note
+from filterscope.visuals.visual import Examples, Visual, VisualState, epoch_label, redraw_note
 
 _HOW = {
     "colour": "Every filter is a small image: mid-grey is a weight of zero, and each is scaled by its own largest "
@@ -31,8 +32,9 @@ _HOW = {
 }
 
 
+@register("visual", "filters")
 @dataclass(frozen=True, kw_only=True)
-class Filters:
+class Filters(Visual):
     """Draw the kernels of each convolution, one grid per layer: `filters/<layer>`.
 
     Attributes:
@@ -45,7 +47,6 @@ class Filters:
     layers: Sequence[str] | None = None
     channels: list[int] | int | None = 64
     order: str = "number"
-    every: int = 1
 
     def __post_init__(self) -> None:
         """Refuse an order that does not exist."""

@@ -10,11 +10,12 @@ from filterscope.analysis.activations import probabilities
 from filterscope.analysis.gradcam import grad_cam
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions, find_layer
+from filterscope.registry import register
 from filterscope.visuals.drawing.grid import Cell, grid, shape, side
 from filterscope.visuals.drawing.text import named
 from filterscope.visuals.drawing.tiles import photo, unsigned_legend, warmth
 from filterscope.visuals.output.outputs import Picture
-from filterscope.visuals.visual import Examples, VisualState, epoch_label, example_name, name_of
+from filterscope.visuals.visual import Examples, Visual, VisualState, epoch_label, example_name, name_of
 
 _HOW = (
     "Each image twice: as it is under its own name, and with the places bright that speak for the class that the "
@@ -23,8 +24,9 @@ _HOW = (
 )
 
 
+@register("visual", "gradcam")
 @dataclass(frozen=True, kw_only=True)
-class GradCAM:
+class GradCAM(Visual):
     """Draw where the evidence for the predicted class lies in the examples: `gradcam/<layer>`.
 
     Attributes:
@@ -39,7 +41,6 @@ class GradCAM:
     layer: str | None = None
     images: int = 8
     columns: int = 2
-    every: int = 1
 
     def unsupported_reason(self, classifier: Classifier) -> str:
         """Say why it cannot be drawn, or nothing."""

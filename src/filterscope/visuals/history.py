@@ -13,17 +13,19 @@ from filterscope.analysis.filters import kernels
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions, find_layer
+from filterscope.registry import register
 from filterscope.visuals.drawing.thumbnails import small_kernels, small_maps
 from filterscope.visuals.fingerprints import is_frozen
 from filterscope.visuals.output.outputs import Output
 from filterscope.visuals.timeline import most_crowded
-from filterscope.visuals.visual import Examples, VisualState
+from filterscope.visuals.visual import Examples, Visual, VisualState
 
 SYNTHESIS = 64  # pixels of the side of the synthesized pictures that are remembered
 
 
+@register("visual", "history")
 @dataclass(frozen=True, kw_only=True)
-class History:
+class History(Visual):
     """Remember kernel, response and verdict of every filter that is trained; draws nothing itself.
 
     What is remembered is small (a pixel per weight and value, uint8), lies in the checkpoint, and is what the slider of
@@ -43,7 +45,6 @@ class History:
     image: int = 0
     pixels: int = 20
     epochs: int = 12
-    every: int = 1
 
     def __post_init__(self) -> None:
         """Refuse a history without a before and an after."""

@@ -12,19 +12,21 @@ from torch import Tensor
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of, convolutions, find_layer
+from filterscope.registry import register
 from filterscope.visuals.drawing.grid import Cell, grid, shape, side
 from filterscope.visuals.drawing.pixels import Pixels, rgb
 from filterscope.visuals.drawing.thumbnails import coloured
 from filterscope.visuals.drawing.tiles import photo
 from filterscope.visuals.filter_selection import COLOURS
 from filterscope.visuals.output.outputs import Encoded
-from filterscope.visuals.visual import Examples, VisualState
+from filterscope.visuals.visual import Every, Examples, Visual, VisualState
 
 KINDS = {"kernel": "kernels", "synthesis": "synthesis", "response": "responses"}
 
 
+@register("visual", "movies")
 @dataclass(frozen=True, kw_only=True)
-class Movies:
+class Movies(Visual):
     """Draw the filters of a layer as they were epoch by epoch: `movies/<layer>`, an animated WebP or GIF.
 
     It shows what the `history` visual remembered, in a training when that has ended.
@@ -45,7 +47,7 @@ class Movies:
     kind: str = "kernel"
     format: str = "webp"
     seconds: float = 0.6
-    every: int = 0
+    every: Every = 0
 
     def __post_init__(self) -> None:
         """Refuse choices that do not exist."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from filterscope.analysis.activations import probabilities, published_probabilities
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
+from filterscope.registry import register
 from filterscope.visuals.drawing.grid import (
     BLUE,
     VERMILION,
@@ -21,7 +22,7 @@ from filterscope.visuals.drawing.grid import (
 from filterscope.visuals.drawing.text import named
 from filterscope.visuals.drawing.tiles import photo
 from filterscope.visuals.output.outputs import Picture
-from filterscope.visuals.visual import Examples, VisualState, epoch_label, example_name, name_of
+from filterscope.visuals.visual import Every, Examples, Visual, VisualState, epoch_label, example_name, name_of
 
 _HOW = (
     "Each image with its true name and below it what the network takes it for, with the probability that it gives: "
@@ -35,8 +36,9 @@ _HOW_PUBLISHED = (
 )
 
 
+@register("visual", "predictions")
 @dataclass(frozen=True, kw_only=True)
-class Predictions:
+class Predictions(Visual):
     """Draw examples with true and predicted names, right and wrong ones told apart: `predictions/val`.
 
     Attributes:
@@ -47,7 +49,6 @@ class Predictions:
 
     images: int = 8
     columns: int = 4
-    every: int = 1
     needs_images: ClassVar[bool] = True
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Picture]:
@@ -63,8 +64,9 @@ class Predictions:
         return {"predictions/val": picture}
 
 
+@register("visual", "imagenet")
 @dataclass(frozen=True, kw_only=True)
-class Published:
+class Published(Visual):
     """Draw what the published network takes examples for, before it is finetuned: `predictions/imagenet`.
 
     Attributes:
@@ -75,7 +77,7 @@ class Published:
 
     images: int = 8
     columns: int = 4
-    every: int = 0
+    every: Every = 0
     needs_images: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

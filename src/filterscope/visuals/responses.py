@@ -12,11 +12,12 @@ from filterscope.analysis.responses import pixel_kernels, raw_responses, true_re
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of, convolutions
+from filterscope.registry import register
 from filterscope.visuals.drawing.grid import Cell, grid, side
 from filterscope.visuals.drawing.tiles import photo, signed, signed_legend
 from filterscope.visuals.filters import filter_tiles
 from filterscope.visuals.output.outputs import Picture
-from filterscope.visuals.visual import Examples, VisualState, epoch_label, redraw_note
+from filterscope.visuals.visual import Examples, Visual, VisualState, epoch_label, redraw_note
 
 ANSWERS = ("pixels", "network")
 _HOW = (
@@ -35,8 +36,9 @@ _PATTERN = (
 )
 
 
+@register("visual", "responses")
 @dataclass(frozen=True, kw_only=True)
-class Responses:
+class Responses(Visual):
     """Draw filters beside what they make of one example: `responses/<layer>`.
 
     Attributes:
@@ -51,7 +53,6 @@ class Responses:
     channels: list[int] | int | None = 12
     answers: Sequence[str] = ANSWERS
     image: int = 0
-    every: int = 1
     needs_images: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from filterscope.models.classifier import Classifier
 from filterscope.models.layer_summary import Row, summarize
 from filterscope.models.layers import convolutions
+from filterscope.registry import register
 from filterscope.visuals.output.outputs import Table
-from filterscope.visuals.visual import Examples, VisualState
+from filterscope.visuals.visual import Every, Examples, Visual, VisualState
 
 log = logging.getLogger(__name__)
 
 
+@register("visual", "summary")
 @dataclass(frozen=True, kw_only=True)
-class Layers:
+class Layers(Visual):
     """Say and keep what layers there are: `summary`.
 
     Attributes:
@@ -25,7 +27,7 @@ class Layers:
 
     image_size: int | None = None
     fully_connected: bool = True
-    every: int = 0
+    every: Every = 0
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Table]:
         """Return the table, whose last row is the total, and tell it to the log."""

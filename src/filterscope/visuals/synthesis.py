@@ -24,20 +24,22 @@ from filterscope.analysis.synthesis import Synthesis as Made
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions, find_layer
+from filterscope.registry import register
 from filterscope.visuals.drawing.tiles import photo
 from filterscope.visuals.filter_selection import FilterSelection, check_order, select_filters
 from filterscope.visuals.output.outputs import Picture
 from filterscope.visuals.progress import progress_bar
 from filterscope.visuals.synthesis_sheet import ReferenceColumns, draw_synthesis
 from filterscope.visuals.trust import real_statistics, watching_statistics
-from filterscope.visuals.visual import Examples, VisualState, epoch_label, redraw_note
+from filterscope.visuals.visual import Examples, Visual, VisualState, epoch_label, redraw_note
 
 _LARGEST = torch.finfo(torch.float16).max
 KEPT = 88  # pixels of the side of the tiles that strips show of earlier epochs
 
 
+@register("visual", "synthesis")
 @dataclass(frozen=True, kw_only=True)
-class Synthesis:
+class Synthesis(Visual):
     """Draw synthesized pictures of the channels of each convolution, one grid per layer: `synthesis/<layer>`.
 
     While a network is trained, a picture goes on from where it stood after the epoch before. After the last epoch it is
@@ -72,7 +74,6 @@ class Synthesis:
     catch_up: int = 8
     keep: str | None = None
     seed: int = 0
-    every: int = 1
 
     def __post_init__(self) -> None:
         """Refuse what cannot be drawn."""

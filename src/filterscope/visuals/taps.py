@@ -8,12 +8,14 @@ from filterscope.analysis.activations import activations
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import block_ends
+from filterscope.registry import register
 from filterscope.visuals.output.outputs import Arrays
-from filterscope.visuals.visual import Examples, VisualState
+from filterscope.visuals.visual import Examples, Visual, VisualState
 
 
+@register("visual", "taps")
 @dataclass(frozen=True, kw_only=True)
-class Taps:
+class Taps(Visual):
     """Save what layers put out for the examples: `taps.npz`, with the images as `images`.
 
     Attributes:
@@ -24,7 +26,6 @@ class Taps:
 
     layers: Sequence[str] | None = None
     images: int = 1
-    every: int = 1
     needs_images: ClassVar[bool] = True
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Arrays]:

@@ -13,6 +13,7 @@ from filterscope.analysis.filters import kernels
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of, convolutions, find_layer
+from filterscope.registry import register
 from filterscope.visuals.drawing.grid import BACKGROUND, Cell, grid
 from filterscope.visuals.drawing.pixels import Tile, blank, rgb
 from filterscope.visuals.drawing.tiles import photo, signed_maps
@@ -20,7 +21,7 @@ from filterscope.visuals.filter_selection import COLOURS
 from filterscope.visuals.filters import filter_tiles
 from filterscope.visuals.fingerprints import is_frozen
 from filterscope.visuals.output.outputs import Picture
-from filterscope.visuals.visual import Examples, VisualState
+from filterscope.visuals.visual import Examples, Visual, VisualState
 
 TILE = 88
 KINDS = ("kernel", "synthesis", "response")
@@ -33,8 +34,9 @@ _HOW = (
 )
 
 
+@register("visual", "timeline")
 @dataclass(frozen=True, kw_only=True)
-class Timeline:
+class Timeline(Visual):
     """Draw what a few filters were in the epochs so far, one strip per layer: `timeline/<layer>`.
 
     Outside training the strip that the checkpoint remembers is drawn as it is.
@@ -54,7 +56,6 @@ class Timeline:
     channels: list[int] | int = 2
     image: int = 0
     epochs: int = 8
-    every: int = 1
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Picture]:
         """Return a strip of every layer that is trained.

@@ -1,14 +1,19 @@
-"""What a visual is: a frozen dataclass that turns a classifier and examples into pictures, numbers and tables."""
+"""The base class of visuals, which turn a classifier and examples into pictures, numbers and tables; and `render`."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import MISSING, dataclass, field, fields, replace
+from typing import Annotated, Any, ClassVar
 
+from pydantic import Field
 from torch import Tensor
 
 from filterscope.analysis.hooks import Precision, compute_precision
+from filterscope.errors import UserError, suggestion
 from filterscope.models.classifier import Classifier
+from filterscope.registry import find
 from filterscope.visuals.fingerprints import fingerprint, hashing_once, is_frozen
 from filterscope.visuals.output.outputs import Output
 
@@ -69,25 +74,95 @@ class VisualState:
             self.store.setdefault("seen", {})[tag] = {"state": digest, "since": self.epoch}
 
 
-class Visual(Protocol):
-    """A frozen dataclass whose fields are its knobs.
+Every = Annotated[int, Field(ge=0)]
+"""A visual is drawn before training and then after every so many epochs; 0: before training only."""
 
-    What some have besides: `needs_images: ClassVar[bool] = True` where it cannot do without examples; a
-    `priority: ClassVar[int]` below or above 0 where it looks before the others, who show its findings, or after them;
-    `at_end: ClassVar[bool] = True` where it looks when a training has ended; `lacks(classifier)`, which says why it
-    cannot be drawn of this network, or nothing; `watching(classifier, past)`, a context manager as in
-    `visuals.watching`, where it sees more in a validation pass than in the examples; `assist(classifier)`, which the
-    other processes of a distributed run call while the first one draws, where it shares its work out among them.
+RecordLabels = Callable[[Tensor | None], None]
+"""Takes the labels `(N,)` of the validation batch that has just run, or None where they are unknown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Visual(ABC):
+    """The base class of all visuals: a frozen dataclass whose fields are its options.
+
+    A subclass implements `__call__`, and overrides what differs for it. It is registered as
+    `@register("visual", "<name>")`. A public name that this class does not know and that is no option is an error, so
+    that a misspelt one cannot be ignored silently.
+
+    Attributes:
+        every: draw before training and then after every so many epochs; 0: before training only.
+        needs_images: whether the visual cannot be drawn without examples.
+        priority: visuals with a lower number are drawn earlier in an epoch; later ones may use their results.
+        at_end: whether the visual is drawn when training has ended, of the best epoch, instead of before training.
+        site: the folder below the output folder that the visual replaces by a static site, empty if it writes none.
     """
 
-    @property
-    def every(self) -> int:
-        """Draw before training and every so many epochs; 0: before training only."""
-        ...
+    every: Every = 1
 
+    needs_images: ClassVar[bool] = False
+    priority: ClassVar[int] = 0
+    at_end: ClassVar[bool] = False
+    site: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse public names that are neither options nor known to the base class.
+
+        Raises:
+            TypeError: there is one; the message suggests the nearest known name.
+        """
+        super().__init_subclass__(**kwargs)
+        options = {name for name, kind in inspect.get_annotations(cls).items() if "ClassVar" not in str(kind)}
+        known = [name for base in cls.__bases__ for name in dir(base) if not name.startswith("_")]
+        for name in vars(cls):
+            if not name.startswith("_") and name not in options and name not in known:
+                raise TypeError(
+                    f"{cls.__name__}.{name} is neither an option (a field with a type) nor part of Visual"
+                    f"{suggestion(name, known)}; other names must begin with an underscore"
+                )
+
+    @abstractmethod
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> Mapping[str, Output]:
-        """Return `{tag: picture, number, table or arrays}`; leave the classifier as it was."""
-        ...
+        """Return the outputs (pictures, numbers, tables, arrays …) by tag; the classifier must be left unchanged."""
+
+    def unsupported_reason(self, classifier: Classifier) -> str:  # noqa: ARG002
+        """Return why this visual cannot be drawn of a network, or an empty text if it can."""
+        return ""
+
+    def record_validation(
+        self,
+        classifier: Classifier,  # noqa: ARG002
+        state: VisualState,  # noqa: ARG002
+    ) -> AbstractContextManager[RecordLabels]:
+        """Return a context manager that records a validation pass into `state.gathered`; the default records nothing.
+
+        It yields a function that is called with the labels after every batch, and is entered on every rank.
+        """
+        return nullcontext(lambda _labels: None)
+
+    def run_worker(self, classifier: Classifier) -> None:  # noqa: B027
+        """Do the share of the work of a rank other than 0, which is the only one that calls the visual itself."""
+
+
+def resolve_visuals(asked: Iterable[str | Visual] | Mapping[str, Visual]) -> dict[str, Visual]:
+    """Return visuals by name; a visual given by its registered name gets its default options.
+
+    Raises:
+        UserError: no visual is registered under a name (the message suggests the nearest), or it has options without
+            a default.
+    """
+    if isinstance(asked, Mapping):
+        return dict(asked)
+    found: dict[str, Visual] = {}
+    for each in [asked] if isinstance(asked, str) else asked:
+        if not isinstance(each, str):
+            found[f"{type(each).__name__} {len(found)}"] = each
+            continue
+        kind = find("visual", each)
+        required = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
+        if required:
+            raise UserError(f"visual {each!r} needs options: give {kind.__name__}({required[0]}=…) instead of its name")
+        found[each] = kind()
+    return found
 
 
 def render(
@@ -98,10 +173,10 @@ def render(
     *,
     precision: Precision = nullcontext,
 ) -> dict[str, Output]:
-    """Let every visual whose turn it is look, those of lower `priority` first, and return what they show by tag.
+    """Call every visual that is due, in their `priority`, and return all outputs by tag.
 
-    `precision` opens the autocast in which examples run through the network: a training's, so that pictures show what
-    it and its metrics see, and take as little time.
+    `precision` opens the autocast in which examples run through the network. It is that of the training, so that
+    pictures show the values that the metrics are computed from, and take as little time.
     """
     shown: dict[str, Output] = {}
     with hashing_once(), compute_precision(precision):
@@ -111,25 +186,42 @@ def render(
 
 
 def run_workers(visuals: Mapping[str, Visual], classifier: Classifier, state: VisualState) -> None:
-    """Do this process's share of the work of the visuals that the first process of a distributed run renders."""
+    """Do the share of a rank other than 0 of the work of all visuals that rank 0 renders."""
     for visual in visuals_due(visuals, state):
-        if hasattr(visual, "run_worker"):
-            visual.run_worker(classifier)
+        visual.run_worker(classifier)
+
+
+@contextmanager
+def recording_validation(
+    visuals: Mapping[str, Visual], classifier: Classifier, state: VisualState
+) -> Iterator[RecordLabels]:
+    """Let all visuals that are due in `state.epoch` record a validation pass that the caller runs inside the block.
+
+    Yields a function to be called after every batch with its labels. At the end of the block the records are in
+    `state.gathered`, summed over all ranks, each of which must enter the block; after an exception nothing is there.
+    """
+    with ExitStack() as stack:
+        due = [visual for visual in visuals.values() if is_due(visual, state)]
+        recorders = [stack.enter_context(visual.record_validation(classifier, state)) for visual in due]
+
+        def record(labels: Tensor | None) -> None:
+            for recorder in recorders:
+                recorder(labels)
+
+        yield record
 
 
 def visuals_due(visuals: Mapping[str, Visual], state: VisualState) -> list[Visual]:
-    """Return the visuals that draw in this epoch, those of lower `priority` first."""
-    due = [visual for visual in visuals.values() if is_due(visual, state)]
-    return sorted(due, key=lambda visual: getattr(visual, "priority", 0))
+    """Return the visuals that are drawn in this epoch, in their `priority`."""
+    return sorted((each for each in visuals.values() if is_due(each, state)), key=lambda visual: visual.priority)
 
 
 def is_due(visual: Visual, state: VisualState) -> bool:
-    """Return whether a visual draws in this epoch; without training it always does."""
-    at_end = getattr(visual, "at_end", False)
+    """Return whether a visual is drawn in this epoch; outside training it always is."""
     if state.epoch is None or state.ended:
-        return at_end or state.epoch is None
+        return visual.at_end or state.epoch is None
     if state.epoch == 0:
-        return not at_end
+        return not visual.at_end
     return visual.every > 0 and state.epoch % visual.every == 0
 
 

@@ -20,6 +20,7 @@ from filterscope.analysis.top_patches import peaks
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions, find_layer
+from filterscope.registry import register
 from filterscope.visuals.drawing.tiles import photo
 from filterscope.visuals.gallery.comparison_gallery import ComparedGallery
 from filterscope.visuals.gallery.facts import judged
@@ -29,7 +30,7 @@ from filterscope.visuals.health.health import Health
 from filterscope.visuals.output.site import Site
 from filterscope.visuals.progress import progress_bar
 from filterscope.visuals.trust import real_statistics, trust_lines
-from filterscope.visuals.visual import Examples, VisualState, example_name
+from filterscope.visuals.visual import Every, Examples, Visual, VisualState, example_name
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +40,9 @@ FIXED = 60_000  # bytes of the rest
 FEWEST = 4  # images for each crop: the best nine of sixteen would say nothing
 
 
+@register("visual", "gallery")
 @dataclass(frozen=True, kw_only=True)
-class Gallery:
+class Gallery(Visual):
     """Write a site to walk through, `gallery/index.html`: every filter, with what it looks for and what is said of it.
 
     In a training it is made when that has ended, of the best epoch.
@@ -74,7 +76,7 @@ class Gallery:
     title: str | None = None
     health: Health = field(default_factory=Health)
     seed: int = 0
-    every: int = 0
+    every: Every = 0
 
     def __post_init__(self) -> None:
         """Refuse numbers that mean nothing."""

@@ -11,13 +11,15 @@ from filterscope.analysis.health.spectrum import natural_preference, reinitializ
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions, find_layer
+from filterscope.registry import register
 from filterscope.visuals.health.health import Health
 from filterscope.visuals.output.outputs import Output, Table
-from filterscope.visuals.visual import Examples, VisualState
+from filterscope.visuals.visual import Every, Examples, Visual, VisualState
 
 
+@register("visual", "health_causes")
 @dataclass(frozen=True, kw_only=True)
-class HealthCauses:
+class HealthCauses(Visual):
     """Put the verdicts to the test, when the training has ended and on demand: `health/causes` and `health/natural`.
 
     Filters called noise, idle or dead are silenced together, then as many random and as many useful ones; and each
@@ -42,7 +44,7 @@ class HealthCauses:
     images: int = 256
     draws: int = 5
     batch_size: int = 64
-    every: int = 0
+    every: Every = 0
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Output]:
         """Return the tables.

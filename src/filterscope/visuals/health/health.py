@@ -19,15 +19,17 @@ from filterscope.analysis.health.verdict import verdicts
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions, find_layer
+from filterscope.registry import register
 from filterscope.visuals.fingerprints import fingerprint, is_frozen
 from filterscope.visuals.health.findings import Findings, by_filter, by_layer, numbers, told
 from filterscope.visuals.health.warnings import warn_of_deaths, warn_of_standstill
 from filterscope.visuals.output.outputs import Output
-from filterscope.visuals.visual import Examples, VisualState
+from filterscope.visuals.visual import Examples, Visual, VisualState
 
 
+@register("visual", "health")
 @dataclass(frozen=True, kw_only=True)
-class Health:
+class Health(Visual):
     """Judge every filter: `health/<measure>/<layer>` numbers, the table `health` and, by layer, `health/layers`.
 
     What filters do is told from the validation pass where it was watched, else from the examples. A frozen layer is
@@ -52,7 +54,6 @@ class Health:
     alike: float = 0.95
     draws: int = 299
     batch_size: int = 64
-    every: int = 1
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Output]:
         """Return the numbers and both tables.
