@@ -5,7 +5,6 @@ import logging
 
 import pytest
 import torch
-from filterscope.visuals.validation import recording_validation
 from torch import nn
 
 from filterscope.analysis.health.running_sums import RunningSums
@@ -17,7 +16,7 @@ from filterscope.visuals.health.causes import HealthCauses
 from filterscope.visuals.health.findings import COLUMNS, by_layer
 from filterscope.visuals.health.health import Health
 from filterscope.visuals.output.outputs import Table
-from filterscope.visuals.visual import Examples, VisualState
+from filterscope.visuals.visual import Examples, VisualState, recording_validation
 
 
 def network() -> Classifier:

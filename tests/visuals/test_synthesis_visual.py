@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from filterscope.visuals.validation import recording_validation
 from rich.console import Console
 
 from filterscope.analysis.synthesis import Recipe, layer_renderer, measure_statistics
@@ -17,7 +16,7 @@ from filterscope.models.classifier import Classifier
 from filterscope.visuals.progress import progress_bar
 from filterscope.visuals.synthesis import KEPT, Synthesis
 from filterscope.visuals.trust import real_statistics
-from filterscope.visuals.visual import Examples, VisualState
+from filterscope.visuals.visual import Examples, VisualState, recording_validation
 
 RECIPE = Recipe(size=24, steps=4, objective="channel", precision="fp32")
 LAYER = "block2_conv1"
