@@ -1,6 +1,7 @@
 """`LogVisuals` in the training of somebody else: any LightningModule, both Lightnings, other loggers."""
 
 import importlib
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from filterscope import LogVisuals
 from filterscope.errors import UserError
-from filterscope.visuals.visual import VisualState
+from filterscope.visuals.filters import Filters
+from filterscope.visuals.visual import Visual, VisualState
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -66,8 +68,10 @@ def module_of(lightning: Any) -> Any:
     return Theirs()
 
 
-def fit(lightning: Any, folder: Path, callbacks: list, logger: Any = False) -> dict[str, Tensor]:
-    loader = DataLoader(TensorDataset(IMAGES, LABELS), batch_size=4)
+def fit(
+    lightning: Any, folder: Path, callbacks: list, logger: Any = False, labels: Tensor = LABELS, **options: Any
+) -> dict[str, Tensor]:
+    loader = DataLoader(TensorDataset(IMAGES, labels), batch_size=4)
     module = module_of(lightning)
     trainer = lightning.Trainer(
         max_epochs=2,
@@ -78,6 +82,7 @@ def fit(lightning: Any, folder: Path, callbacks: list, logger: Any = False) -> d
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
+        **options,
     )
     trainer.fit(module, loader, loader)
     trainer.save_checkpoint(folder / "some.ckpt")
@@ -113,9 +118,7 @@ def test_the_last_epoch_is_known_as_such(tmp_path: Path) -> None:
 
     told = []
 
-    class Noting:
-        every = 1
-
+    class Noting(Visual):
         def __call__(self, _classifier: object, _examples: object, state: VisualState) -> dict:
             told.append((state.epoch, state.last))
             return {}
@@ -140,7 +143,7 @@ def test_pictures_go_to_weights_and_biases(tmp_path: Path, monkeypatch: pytest.M
 def test_a_training_without_images_to_look_at_is_told_so(tmp_path: Path) -> None:
     import pytorch_lightning as pl
 
-    with pytest.raises(UserError, match=r"LogVisuals needs images to look at: give examples=images"):
+    with pytest.raises(UserError, match=r"LogVisuals needs images to draw: give examples=images"):
         fit(pl, tmp_path, [LogVisuals(["filters"])])
 
 
@@ -149,3 +152,108 @@ def test_a_network_that_is_not_there_is_told_so(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match=r"Theirs has no network='model'; it has net"):
         fit(pl, tmp_path, [LogVisuals(["filters"], examples=IMAGES, network="model")])
+
+
+@pytest.mark.parametrize("name", ["pytorch_lightning", "lightning.pytorch"])
+def test_visuals_of_the_end_are_drawn_in_any_training(name: str, tmp_path: Path) -> None:
+    lightning = importlib.import_module(name)
+    fit(lightning, tmp_path, [LogVisuals(["history", "movies"], examples=IMAGES[:2], folder=tmp_path)])
+    movies = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("pictures/movies/**/*.*"))
+    assert movies, "no film was drawn"
+
+
+@pytest.mark.parametrize("name", ["pytorch_lightning", "lightning.pytorch"])
+def test_the_callback_is_pickled_with_its_state(name: str, tmp_path: Path) -> None:
+    lightning = importlib.import_module(name)
+    looks = LogVisuals(["filters", "history"], examples=IMAGES[:2], folder=tmp_path)
+    fit(lightning, tmp_path, [looks])
+    again = pickle.loads(pickle.dumps(looks))
+    assert isinstance(again, lightning.Callback)
+    assert isinstance(again, LogVisuals)
+    assert again.state.store["history"].keys() == looks.state.store["history"].keys()
+    fit(lightning, tmp_path, [again])
+
+
+def test_fast_dev_run_draws_and_leaves_no_files(tmp_path: Path) -> None:
+    import pytorch_lightning as pl
+
+    looks = LogVisuals(["filters", "health"], examples=IMAGES, folder=tmp_path / "run", strict=True)
+    fit(pl, tmp_path, [looks], fast_dev_run=True)
+    assert not (tmp_path / "run").exists()
+    assert looks.state.store["health"]
+
+
+def test_pictures_are_written_below_the_root_where_no_logger_shows_them(tmp_path: Path) -> None:
+    import pytorch_lightning as pl
+
+    fit(pl, tmp_path, [LogVisuals(["filters"], examples=IMAGES[:2])], pl.loggers.CSVLogger(tmp_path / "csv"))
+    assert (tmp_path / "pictures/filters/conv/epoch_002.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        LABELS + 1,
+        LABELS * 50 - 100,
+        LABELS.bool(),
+        LABELS.to(torch.uint8),
+        torch.rand(12, generator=GENERATOR),
+        torch.rand(12, 3, generator=GENERATOR),
+    ],
+    ids=["from one", "ignored", "bool", "uint8", "regression", "soft"],
+)
+def test_no_labels_end_the_training(labels: Tensor, tmp_path: Path) -> None:
+    import pytorch_lightning as pl
+
+    class AnyLabels(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Net()
+
+        def training_step(self, batch: Any, _index: int) -> Tensor:
+            return self.net(batch[0]).square().mean()
+
+        def validation_step(self, batch: Any, _index: int) -> None:
+            self.net(batch[0])
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    loader = DataLoader(TensorDataset(IMAGES, labels), batch_size=4)
+    looks = LogVisuals(["health"], examples=IMAGES, folder=tmp_path, strict=True)
+    options = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", callbacks=[looks], logger=False, **options)
+    trainer.fit(AnyLabels(), loader, loader)
+    assert (tmp_path / "health" / "epoch_001.csv").is_file()
+
+
+def test_an_error_of_a_visual_is_one_warning_and_the_training_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import pytorch_lightning as pl
+
+    class Broken(Visual):
+        def __call__(self, *_arguments: object) -> dict:
+            raise ZeroDivisionError("division by zero")
+
+    looks = LogVisuals({"broken": Broken(), "filters": Filters()}, examples=IMAGES[:2], folder=tmp_path)
+    fit(pl, tmp_path, [looks])
+    assert [record.message for record in caplog.records if "broken" in record.message] == [
+        "LogVisuals: broken is left out from now on (ZeroDivisionError: division by zero); training goes on"
+    ]
+    assert (tmp_path / "pictures/filters/conv/epoch_002.png").is_file()
+    with pytest.raises(ZeroDivisionError):
+        fit(pl, tmp_path, [LogVisuals({"broken": Broken()}, examples=IMAGES[:2], strict=True)])
+
+
+def test_weights_that_are_not_finite_do_not_end_the_training(tmp_path: Path) -> None:
+    import pytorch_lightning as pl
+
+    class Diverges(pl.Callback):
+        def on_train_epoch_start(self, _trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            with torch.no_grad():
+                pl_module.net.conv.weight.fill_(float("nan"))
+
+    looks = LogVisuals(["filters", "activations", "health"], examples=IMAGES, folder=tmp_path)
+    fit(pl, tmp_path, [Diverges(), looks])
+    assert (tmp_path / "pictures/filters/conv/epoch_000.png").is_file()

@@ -17,7 +17,8 @@ from filterscope.training.cached_epochs import FeatureCache
 from filterscope.training.checkpoints import AtomicCheckpointIO, RunCheckpoints
 from filterscope.training.epoch_progress import EpochProgressBar
 from filterscope.training.log_visuals import LogVisuals
-from filterscope.training.metrics_log import MetricsLog, RunTensorBoardLogger
+from filterscope.training.loggers import RunTensorBoardLogger
+from filterscope.training.metrics_log import MetricsLog
 from filterscope.training.module import FinetuneModule
 from filterscope.training.preemption import FiniteLoss, Preemption
 from filterscope.visuals.visual import Visual
@@ -46,7 +47,14 @@ def build_trainer(
         *resting,
         finite,
         rows,
-        LogVisuals(visuals, folder=folder, log=rows, num_examples=cfg["num_examples"], seed=cfg["seed"]),
+        LogVisuals(
+            visuals,
+            folder=folder,
+            num_examples=cfg["num_examples"],
+            seed=cfg["seed"],
+            draw_end=False,
+            strict=True,
+        ),
         Preemption(kept, finite, every_minutes=watch.get("every_minutes")),
         kept,
     ]
@@ -65,7 +73,7 @@ def build_trainer(
             default_root_dir=folder,
             num_sanity_val_steps=0,
             inference_mode=False,  # metrics that a validation before training resets must stay ordinary tensors
-            log_every_n_steps=1,
+            log_every_n_steps=20,
             use_distributed_sampler=False,
             enable_model_summary=False,
         )

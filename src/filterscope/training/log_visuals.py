@@ -1,8 +1,9 @@
-"""The callback that shows after every epoch what the network has learned."""
+"""The callback that draws visuals before training, after every epoch and at the end."""
 
+import logging
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from filterscope.data.datamodule import ImageDataModule
 from filterscope.errors import UserError
 from filterscope.models.adapter import as_classifier, find_network
 from filterscope.models.classifier import Classifier
+from filterscope.training.loggers import log_numbers, show_pictures, tensorboard_writer
 from filterscope.training.metrics_log import MetricsLog
-from filterscope.visuals.output.outputs import Output, Picture, Table
+from filterscope.visuals.output.outputs import Output, Table
 from filterscope.visuals.output.writer import write_outputs
 from filterscope.visuals.visual import (
     Examples,
@@ -27,39 +29,45 @@ from filterscope.visuals.visual import (
     render,
     resolve_visuals,
     run_workers,
+    visuals_due,
 )
+
+log = logging.getLogger(__name__)
 
 
 class LogVisuals(pl.Callback):
-    """Draws the visuals before training and after every epoch, on rank 0, and leaves no trace in the training.
-
-    The other ranks do their share of what visuals hand out meanwhile.
+    """Draw visuals before training, after every epoch and at the end, and leave the training bit-identical.
 
     It works in any Lightning training, of `pytorch_lightning` and of `lightning.pytorch`:
-    `LogVisuals(["filters", "activations"], examples=images, mean=…, std=…)`. The pictures go to the loggers that take
-    pictures (TensorBoard, Weights & Biases) and to `folder`, the numbers also to `trainer.callback_metrics` on every
-    rank, where checkpoints and early stopping can watch them. Validation is watched on every rank. What visuals
-    remember from epoch to epoch, and the examples, are part of the checkpoint.
+    `LogVisuals(["filters", "activations"], examples=images, mean=…, std=…)`. Pictures go to every logger that shows
+    images (TensorBoard, Weights & Biases, MLflow) and to `folder`; numbers go to every logger and to
+    `trainer.callback_metrics` on every rank, where checkpoints and early stopping can monitor them. Rank 0 draws, the
+    other ranks share the work of visuals that hand some out. The state of the visuals and the examples are part of
+    the checkpoint.
 
     Args:
-        visuals: names, visuals, or visuals by name.
-        folder: the run folder, or None for the loggers alone.
-        log: gets the numbers for the row of their epoch.
-        examples: the images to look at, `(N, C, H, W)` in [0, 1]; None: `num_examples` validation images of a
-            datamodule of ours.
+        visuals: registered names, visuals, or visuals by name.
+        folder: where pictures and tables are written, such as the run folder; None: the loggers alone or, if none of
+            them shows images, the Trainer's `default_root_dir`.
+        examples: the images to draw, `(N, C, H, W)` in [0, 1]; None: `num_examples` validation images of the
+            datamodule, which must be one of filterscope.
         num_examples: how many validation images to take.
-        seed: which ones.
-        network: the attribute of the LightningModule that is the network, where it is no `Classifier`; None: the only
-            one that holds convolutions, else the LightningModule itself.
-        mean: of the normalisation that such a network was trained with, per channel; None: it sees images as they are.
+        seed: decides which ones.
+        network: the attribute of the LightningModule that holds the network; None: the only one that holds
+            convolutions, else the LightningModule itself.
+        mean: of the normalisation that the network was trained with, per channel; None: images enter unchanged.
         std: likewise.
+        draw_end: draw the visuals of the end of training in `on_fit_end`; False: `draw_final` is called instead.
+        strict: whether an error of a visual ends the training. Otherwise it is one warning, and that visual is left
+            out from then on.
     """
 
-    def __new__(cls, *_args: Any, **_knobs: Any) -> "LogVisuals":
-        """Become a callback of `lightning.pytorch` too, where that is in use: its Trainer takes no others."""
+    def __new__(cls, *_args: Any, **_options: Any) -> "LogVisuals":
+        """Also derive from the `Callback` of `lightning.pytorch` if that is imported: its Trainer takes no others."""
         theirs = sys.modules.get("lightning.pytorch")
         if theirs is not None and not issubclass(cls, theirs.Callback):
-            cls = type(cls.__name__, (cls, theirs.Callback), {"__module__": cls.__module__, "__doc__": cls.__doc__})
+            bases = {"__module__": cls.__module__, "__doc__": cls.__doc__, "_plain": cls}
+            cls = type(cls.__name__, (cls, theirs.Callback), bases)
         return super().__new__(cls)
 
     def __init__(
@@ -67,29 +75,39 @@ class LogVisuals(pl.Callback):
         visuals: Iterable[str | Visual] | Mapping[str, Visual],
         *,
         folder: Path | str | None = None,
-        log: MetricsLog | None = None,
         examples: Examples | Tensor | None = None,
         num_examples: int = 16,
         seed: int = 0,
         network: str | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        draw_end: bool = True,
+        strict: bool = False,
     ) -> None:
         super().__init__()
         self.visuals = resolve_visuals(visuals)
         self.folder = None if folder is None else Path(folder)
-        self.log_row = log
         self.examples = Examples(images=examples) if isinstance(examples, Tensor) else examples
         self.num_examples = num_examples
         self.seed = seed
         self.network = network
         self.mean, self.std = mean, std
+        self.draw_end = draw_end
+        self.strict = strict
         self.state = VisualState()
         self.summaries: dict[str, Table] = {}
-        self._found: Classifier | None = None
+        self._adapted: Classifier | None = None
+        self._adapted_from: object = None
         self._packed: dict[str, Any] | None = None  # the examples as checkpoints hold them
-        self._watching = ExitStack()
-        self._take: Callable[[Tensor | None], None] | None = None
+        self._recording = ExitStack()
+        self._recorders: dict[str, Callable[[Tensor | None], None]] = {}
+        self._warned: set[str] = set()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle without recorders, the adapter around the network, and the methods that Lightning attaches."""
+        transient = ("_adapted", "_adapted_from", "_recording", "_recorders", "log", "log_dict")
+        state = {name: value for name, value in vars(self).items() if name not in transient}
+        return _rebuild, (getattr(type(self), "_plain", type(self)), state)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw epoch 0, the network before training."""
@@ -102,41 +120,43 @@ class LogVisuals(pl.Callback):
         """Draw the epoch that has just ended."""
         self.draw(trainer, pl_module, epoch=trainer.current_epoch + 1)
 
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw the visuals of the end of training, with the network as it is after the last epoch."""
+        if self.draw_end:
+            self.draw_final(trainer, pl_module, epoch=trainer.current_epoch)
+
     def draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, epoch: int) -> None:
-        """Draw everything as it is after `epoch` finished epochs."""
+        """Draw the visuals that are due after `epoch` finished epochs."""
         if not self.visuals:
             return
         self.state.epoch, self.state.last = epoch, epoch == trainer.max_epochs
-        numbers: dict[str, float] = {}
-        if trainer.is_global_zero:
-            shown = self._show(trainer, pl_module, epoch=epoch)
-            numbers = {tag: output for tag, output in shown.items() if isinstance(output, float)}
-        else:
-            run_workers(self.visuals, self._classifier(trainer, pl_module), self.state)
+        shown = self._draw(trainer, pl_module, epoch=epoch)
         self.state.gathered.clear()
+        numbers = {tag: output for tag, output in shown.items() if isinstance(output, float)}
         numbers = trainer.strategy.broadcast(numbers)
         self.state.store.setdefault("numbers", {}).update(numbers)
         self._publish(trainer)
-        if self.log_row is not None:
-            self.log_row.add(trainer, numbers, epoch=epoch)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, MetricsLog):
+                callback.add(trainer, numbers, epoch=epoch)
 
-    def conclude(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, epoch: int) -> None:
-        """Let those look that do so when the training has ended, at the network as it was after `epoch` epochs."""
+    def draw_final(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, epoch: int) -> None:
+        """Draw the visuals of the end of training, with the network as it was after `epoch` epochs."""
         self.state.ended = True
-        if trainer.is_global_zero:
-            self._show(trainer, pl_module, epoch=epoch)
-        else:
-            run_workers(self.visuals, self._classifier(trainer, pl_module), self.state)
+        self._draw(trainer, pl_module, epoch=epoch)
         self.state.ended = False
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Watch the validation before training, or that of an epoch."""
+        """Record the validation before training, or that of an epoch."""
         before = trainer.state.fn == TrainerFn.VALIDATING
         if not self.visuals or trainer.sanity_checking or (before and trainer.global_step > 0):
             return
         self.state.epoch = 0 if before else trainer.current_epoch + 1
         classifier = self._classifier(trainer, pl_module)
-        self._take = self._watching.enter_context(recording_validation(self.visuals, classifier, self.state))
+        for name, visual in self.visuals.items():
+            with self._reported(name):
+                recording = recording_validation({name: visual}, classifier, self.state)
+                self._recorders[name] = self._recording.enter_context(recording)
 
     def on_validation_batch_end(
         self,
@@ -147,63 +167,32 @@ class LogVisuals(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Hand on the labels of a batch."""
-        del trainer, pl_module, outputs, batch_idx, dataloader_idx
-        if self._take is not None:
-            self._take(_labels(batch))
+        """Pass the labels of a batch to the recorders."""
+        del outputs, batch_idx, dataloader_idx
+        if not self._recorders:
+            return
+        labels = self._labels(batch, self._classifier(trainer, pl_module).num_classes)
+        for name, record in list(self._recorders.items()):
+            with self._reported(name):
+                record(labels)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Watch no longer."""
+        """End recording; the sums over all ranks are in the state."""
         del trainer, pl_module
-        self._take = None
-        self._watching.close()
+        self._recorders.clear()
+        with self._reported("validation"):
+            self._recording.close()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Watch no longer, and ask no other process for what it saw."""
+        """End recording without waiting for other ranks."""
         del trainer, pl_module
-        self._take = None
-        self._watching.__exit__(type(exception), exception, exception.__traceback__)
-
-    def _show(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, epoch: int) -> Mapping[str, Output]:
-        shown = render(
-            self.visuals,
-            self._classifier(trainer, pl_module),
-            self._examples(trainer),
-            self.state,
-            precision=trainer.precision_plugin.forward_context,
-        )
-        write_outputs(shown, folder=self.folder, writer=_writer(trainer), epoch=epoch)
-        for logger in trainer.loggers:
-            if hasattr(logger, "log_image"):  # Weights & Biases, and who else speaks as it does
-                _log_pictures(logger, shown, step=trainer.global_step)
-        self.summaries |= {tag: each for tag, each in shown.items() if isinstance(each, Table) and each.terminal}
-        return shown
-
-    def _classifier(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Classifier:
-        """Return the network that is trained: a classifier of ours, or one made around whatever it is."""
-        own = getattr(pl_module, "classifier", None)
-        if isinstance(own, Classifier):
-            return own
-        if self._found is None:
-            examples = self._examples(trainer)
-            self._found = as_classifier(
-                find_network(pl_module, self.network),
-                mean=self.mean,
-                std=self.std,
-                image_size=int(examples.images.shape[-1]),
-                class_names=examples.class_names,
-            )
-        return self._found.to(pl_module.device)
-
-    def _publish(self, trainer: pl.Trainer) -> None:
-        """Put the newest numbers, which may be older than this epoch, where other callbacks look for metrics."""
-        known = self.state.store.get("numbers", {})
-        trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in known.items()})
+        self._recorders.clear()
+        self._recording.__exit__(type(exception), exception, exception.__traceback__)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Put examples and past into the checkpoint, where `visualize.py` finds them too."""
+        """Put the examples and the state of the visuals into the checkpoint, where `visualize.py` finds them too."""
         del pl_module
         about = checkpoint.setdefault("filterscope", {})
         about["visual_state"] = {"epoch": self.state.epoch, "store": self.state.store}
@@ -214,44 +203,104 @@ class LogVisuals(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take up what earlier epochs left."""
+        """Restore the state of the visuals."""
         del trainer, pl_module
         about = checkpoint.get("filterscope", {})
         self.state = VisualState(**about["visual_state"]) if "visual_state" in about else VisualState()
+
+    def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, epoch: int) -> dict[str, Output]:
+        """Draw on rank 0, help with it on the others, and return the outputs by tag (none on other ranks)."""
+        classifier, outputs = self._classifier(trainer, pl_module), dict[str, Output]()
+        if not trainer.is_global_zero:
+            run_workers(self.visuals, classifier, self.state)
+            return outputs
+        examples, names = self._examples(trainer), {id(visual): name for name, visual in self.visuals.items()}
+        precision = trainer.precision_plugin.forward_context
+        for visual in visuals_due(self.visuals, self.state):
+            name = names[id(visual)]
+            with self._reported(name):
+                outputs |= render({name: visual}, classifier, examples, self.state, precision=precision)
+        with self._reported("writing"):
+            self._write(trainer, outputs, epoch=epoch)
+        self.summaries |= {tag: each for tag, each in outputs.items() if isinstance(each, Table) and each.terminal}
+        return outputs
+
+    def _write(self, trainer: pl.Trainer, outputs: Mapping[str, Output], *, epoch: int) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return  # it is to leave no files
+        writer = tensorboard_writer(trainer)
+        if self.folder is None and not show_pictures(trainer, {}, epoch=epoch):
+            self.folder = Path(trainer.default_root_dir)
+            log.info("no logger shows images; pictures are written to %s", self.folder / "pictures")
+        write_outputs(outputs, folder=self.folder, writer=writer, epoch=epoch)
+        show_pictures(trainer, outputs, epoch=epoch)
+        numbers = {tag: output for tag, output in outputs.items() if isinstance(output, float)}
+        log_numbers(trainer, numbers, epoch=epoch, but=writer)
+
+    @contextmanager
+    def _reported(self, name: str) -> Iterator[None]:
+        """Turn an error inside the block into one warning, unless the callback is strict."""
+        try:
+            yield
+        except Exception as error:
+            if self.strict:
+                raise
+            self._recorders.pop(name, None)
+            if name in self.visuals:
+                self.visuals = {key: visual for key, visual in self.visuals.items() if key != name}
+            self._warn(name, f"{name} is left out from now on ({type(error).__name__}: {error}); training goes on")
+
+    def _warn(self, key: str, message: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            log.warning("LogVisuals: %s", " ".join(message.split())[:500])
+
+    def _labels(self, batch: Any, num_classes: int) -> Tensor | None:
+        """Return the labels `(N,)` of a batch `(images, labels, …)`, or None if these are no class numbers."""
+        labels = batch[1] if isinstance(batch, (list, tuple)) and len(batch) > 1 else None
+        if not isinstance(labels, Tensor) or labels.dim() != 1 or labels.is_floating_point() or len(labels) == 0:
+            return None
+        if labels.dtype == torch.bool or int(labels.min()) < 0 or int(labels.max()) >= num_classes:
+            self._warn("labels", f"labels are not class numbers from 0 to {num_classes - 1}, so classes are left out")
+            return None
+        return labels.long()
+
+    def _classifier(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Classifier:
+        """Return the network that is trained: a `Classifier`, or an adapter around any other network."""
+        own = getattr(pl_module, "classifier", None)
+        if isinstance(own, Classifier):
+            return own
+        if self._adapted is None or self._adapted_from is not pl_module:
+            examples = self._examples(trainer)
+            self._adapted_from = pl_module
+            self._adapted = as_classifier(
+                find_network(pl_module, self.network),
+                mean=self.mean,
+                std=self.std,
+                image_size=int(examples.images.shape[-1]),
+                class_names=examples.class_names,
+            )
+        return self._adapted.to(pl_module.device)
+
+    def _publish(self, trainer: pl.Trainer) -> None:
+        """Put the newest numbers, which may be of an earlier epoch, where other callbacks look for metrics."""
+        known = self.state.store.get("numbers", {})
+        trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in known.items()})
 
     def _examples(self, trainer: pl.Trainer) -> Examples:
         if self.examples is None:
             data: Any = getattr(trainer, "datamodule", None)
             if not hasattr(data, "examples"):
-                raise UserError("LogVisuals needs images to look at: give examples=images, (N, C, H, W) in [0, 1]")
+                raise UserError("LogVisuals needs images to draw: give examples=images, (N, C, H, W) in [0, 1]")
             self.examples = examples_of(data, self.num_examples, self.seed)
         return self.examples
 
 
-def _labels(batch: Any) -> Tensor | None:
-    """Return the classes of a batch `(images, classes, …)`, None where it is something else."""
-    labels = batch[1] if isinstance(batch, (list, tuple)) and len(batch) > 1 else None
-    known = isinstance(labels, Tensor) and labels.dim() == 1 and not labels.is_floating_point()
-    return labels if known else None
-
-
-def _writer(trainer: pl.Trainer) -> Any:
-    """Return what writes TensorBoard's event file, None where nothing does."""
-    logger: Any
-    for logger in trainer.loggers:
-        # By name, because `lightning.pytorch` has a class of its own.
-        if any(kind.__name__ == "TensorBoardLogger" for kind in type(logger).__mro__):
-            return logger.experiment
-    return None
-
-
-def _log_pictures(logger: Any, shown: Mapping[str, Output], *, step: int) -> None:
-    for tag, output in shown.items():
-        if isinstance(output, Picture):
-            logger.log_image(key=tag, images=[output.pixels], caption=[output.description], step=step)
-    numbers = {tag: output for tag, output in shown.items() if isinstance(output, float)}
-    if numbers:
-        logger.log_metrics(numbers, step=step)
+def _rebuild(kind: type[LogVisuals], state: dict[str, Any]) -> LogVisuals:
+    """Rebuild a pickled callback, which may have been made beside another Lightning."""
+    callback = kind.__new__(kind)
+    vars(callback).update(state, _adapted=None, _adapted_from=None, _recording=ExitStack(), _recorders={})
+    return callback
 
 
 def examples_of(data: ImageDataModule, count: int, seed: int = 0) -> Examples:

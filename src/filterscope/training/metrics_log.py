@@ -1,4 +1,4 @@
-"""One row of metrics an epoch: to `metrics.csv`, to TensorBoard, under the same names and steps."""
+"""Write one row of metrics per epoch to `metrics.csv` and to every logger, under the same names and steps."""
 
 import csv
 import io
@@ -7,69 +7,44 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.trainer.states import TrainerFn
-from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
-from torch.utils.tensorboard.summary import hparams
 
 from filterscope.storage.atomic import synced_size, write_file
+from filterscope.training.loggers import EVENTS, log_numbers, log_step
 
 SPLITS = ("train", "val", "test")
-EVENTS = "events.out.tfevents.*"
-
-
-class RunTensorBoardLogger(TensorBoardLogger):
-    """TensorBoard's event file straight in the run folder, and nothing beside it."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(save_dir=folder, name="", version="", default_hp_metric=False)
-
-    @rank_zero_only
-    def save(self) -> None:
-        """Flush the event file; the config already lies in the run folder as `.hydra/config.yaml`."""
-        self.experiment.flush()
-
-    @rank_zero_only
-    def log_outcome(self, params: Mapping[str, str | int | float | bool], metrics: Mapping[str, float]) -> None:
-        """Write the HParams entry; the metrics are those already logged as scalars under the same names."""
-        for summary in hparams(dict(params), dict(metrics)):  # type: ignore[no-untyped-call]
-            self.experiment.file_writer.add_summary(summary)
-        self.save()
-
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        """Flush, and leave the event file open: validation, training and test of one start share it."""
-        del status
-        self.experiment.flush()
 
 
 class MetricsLog(pl.Callback):
-    """Writes a row of metrics per finished epoch, and the loss of single steps.
+    """Write one row of metrics per finished epoch, and the loss of single steps.
 
-    The step of a row is the number of finished epochs; 0 is a validation before training. Only `train/loss_step`
-    counts optimizer steps. The rows are part of the checkpoint, so that a resumed run neither repeats nor misses one.
+    The step of a row is the number of finished epochs; 0 is the validation before training. Only `train/loss_step`
+    counts optimizer steps, and is logged every `trainer.log_every_n_steps` of them. The rows are part of the
+    checkpoint, so that a resumed run neither repeats nor misses one; Lightning's `CSVLogger` knows none of this.
+
+    Args:
+        folder: the run folder, in which `metrics.csv` is written.
     """
 
-    def __init__(self, folder: Path, *, every_steps: int = 20) -> None:
+    def __init__(self, folder: Path) -> None:
         super().__init__()
         self.path = folder / "metrics.csv"
-        self.every_steps = every_steps
         self.rows: dict[int, dict[str, float]] = {}
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log the loss of a step now and then."""
+        """Log the loss of a step if one is due."""
         del pl_module, batch_idx
-        if batch is not None and trainer.global_step % self.every_steps == 0 and trainer.logger:
-            trainer.logger.log_metrics({"train/loss_step": float(outputs["loss"])}, step=trainer.global_step)
+        if batch is not None and self._is_due(trainer, trainer.global_step):
+            log_step(trainer, float(outputs["loss"]), step=trainer.global_step)
 
     def log_steps(self, trainer: pl.Trainer, losses: Tensor, *, first: int) -> None:
-        """Log the losses of many steps, of which the `first` is a number of optimizer steps, now and then."""
+        """Log those of many losses that are due; `first` is the number of the optimizer step of the first one."""
         for step, loss in enumerate(losses.tolist(), start=first):
-            if step % self.every_steps == 0 and trainer.logger:
-                trainer.logger.log_metrics({"train/loss_step": loss}, step=step)
+            if self._is_due(trainer, step):
+                log_step(trainer, loss, step=step)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write row 0 after the validation before training."""
@@ -83,49 +58,53 @@ class MetricsLog(pl.Callback):
         self.write(trainer, trainer.current_epoch + 1)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Add the test's metrics to the row of the last epoch."""
+        """Add the test metrics to the row of the last epoch."""
         del pl_module
         self.write(trainer, max(self.rows, default=0))
 
     def write(self, trainer: pl.Trainer, epoch: int) -> None:
-        """Write what training, validation and test have measured as the row of an epoch."""
+        """Write the metrics of training, validation and test as the row of an epoch."""
         measured = {
             name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if _split(name) in SPLITS
         }
         self.add(trainer, measured, epoch=epoch)
-        if trainer.is_global_zero and trainer.logger:
-            trainer.logger.log_metrics(measured, step=epoch)
+        if trainer.is_global_zero:
+            log_numbers(trainer, measured, epoch=epoch)
 
     def add(self, trainer: pl.Trainer, numbers: Mapping[str, float], *, epoch: int) -> None:
         """Add numbers to the row of an epoch in `metrics.csv`."""
         self.rows.setdefault(epoch, {}).update(numbers)
-        if numbers and trainer.is_global_zero:
+        if numbers and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             write_rows(self.path, self.rows)
+
+    def _is_due(self, trainer: pl.Trainer, step: int) -> bool:
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return bool(every) and step % every == 0
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Note how long the event files are, so that a resumed run can take back what came after the checkpoint."""
+        """Store the lengths of the event files, so that a resumed run can cut off later events."""
         del pl_module
         if not trainer.is_global_zero:
             return
-        if isinstance(trainer.logger, RunTensorBoardLogger):
-            trainer.logger.save()
+        for logger in trainer.loggers:
+            logger.save()
         sizes = {path.name: synced_size(path) for path in self.path.parent.glob(EVENTS)}
         written = {"finished": max(self.rows, default=0), "events": sizes}
         checkpoint.setdefault("filterscope", {})["written"] = written
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the rows so far."""
+        """Return the rows."""
         return {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the rows so far."""
+        """Restore the rows."""
         self.rows = state_dict["rows"]
 
 
 def write_rows(path: Path, rows: dict[int, dict[str, float]]) -> None:
-    """Write the rows as CSV, complete or not at all."""
+    """Write the rows as CSV; the file is replaced when it is complete."""
     columns = ["epoch", *sorted({name for row in rows.values() for name in row}, key=_column_order)]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")

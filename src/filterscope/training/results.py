@@ -15,7 +15,8 @@ from filterscope.models.classifier import Classifier
 from filterscope.storage.atomic import atomic_write
 from filterscope.training.checkpoints import RunCheckpoints
 from filterscope.training.log_visuals import LogVisuals
-from filterscope.training.metrics_log import MetricsLog, RunTensorBoardLogger
+from filterscope.training.loggers import RunTensorBoardLogger, tensorboard_writer
+from filterscope.training.metrics_log import MetricsLog
 from filterscope.training.module import FinetuneModule
 from filterscope.visuals.confusion import accuracy_table, confusion_picture
 from filterscope.visuals.output.outputs import Output
@@ -39,7 +40,7 @@ def finish_run(
     if data.has_test:
         trainer.test(module, data, verbose=False)
         metrics |= {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("test/")}
-    callback_of(trainer, LogVisuals).conclude(trainer, module, epoch=best)
+    callback_of(trainer, LogVisuals).draw_final(trainer, module, epoch=best)
     if trainer.is_global_zero:
         _write_results(trainer, module, cfg, folder, metrics)
     leave_process_group(trainer)
@@ -87,16 +88,18 @@ def tensorboard_command(folder: Path) -> str:
 def _write_results(
     trainer: pl.Trainer, module: FinetuneModule, cfg: dict[str, Any], folder: Path, metrics: dict[str, float]
 ) -> None:
-    logger = typing.cast(RunTensorBoardLogger, trainer.logger)
+    writer = tensorboard_writer(trainer)
     for split, counts in module.confusion.items():
         shown: dict[str, Output] = {
             f"predictions/confusion_{split}": confusion_picture(counts, module.classifier.class_names),
             f"predictions/per_class_{split}": accuracy_table(counts, module.classifier.class_names),
         }
-        write_outputs(shown, folder=folder, writer=logger.experiment, epoch=trainer.current_epoch)
+        write_outputs(shown, folder=folder, writer=writer, epoch=trainer.current_epoch)
     # A visual's numbers for single layers stand in its tables and in metrics.csv.
     whole = {name: value for name, value in metrics.items() if name.count("/") == 1 or name.endswith("/all")}
-    logger.log_outcome(_choices(cfg), whole)
+    for logger in trainer.loggers:
+        if isinstance(logger, RunTensorBoardLogger):
+            logger.log_outcome(_choices(cfg), whole)
     export_weights(module.classifier, cfg["export"], folder)
     looks = callback_of(trainer, LogVisuals)
     for tag, table in looks.summaries.items():

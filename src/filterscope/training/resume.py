@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 from filterscope.errors import UserError
 from filterscope.storage.atomic import remove_partial_files
 from filterscope.training.checkpoints import load_training_checkpoint
-from filterscope.training.metrics_log import EVENTS
+from filterscope.training.loggers import EVENTS
 from filterscope.training.restored_state import check_restored
 
 _EPOCH = re.compile(r"epoch_(\d+)\.(png|csv|npz)")

@@ -1,0 +1,105 @@
+"""Send pictures, tables and numbers to the loggers of a Trainer, whatever they are."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
+from torch.utils.tensorboard.summary import hparams
+
+from filterscope.visuals.output.outputs import Output, Picture
+
+EVENTS = "events.out.tfevents.*"
+
+
+class RunTensorBoardLogger(TensorBoardLogger):
+    """TensorBoard's event file directly in the run folder, one for each start of a run.
+
+    Lightning's own logger writes `hparams.yaml` beside it and closes the file after each of validation, training and
+    test, so that one start leaves three event files.
+
+    Args:
+        folder: the run folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(save_dir=folder, name="", version="", default_hp_metric=False)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Flush the event file; the config is in the run folder already, as `.hydra/config.yaml`."""
+        self.experiment.flush()
+
+    @rank_zero_only
+    def log_outcome(self, params: Mapping[str, str | int | float | bool], metrics: Mapping[str, float]) -> None:
+        """Write the entry for the HParams tab; the metrics are scalars that have been logged under the same names."""
+        for summary in hparams(dict(params), dict(metrics)):  # type: ignore[no-untyped-call]
+            self.experiment.file_writer.add_summary(summary)
+        self.save()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Flush the event file and leave it open for the next stage."""
+        del status
+        self.experiment.flush()
+
+
+def log_numbers(trainer: pl.Trainer, numbers: Mapping[str, float], *, epoch: int, but: Any = None) -> None:
+    """Log numbers to every logger, at the number of finished epochs.
+
+    Weights & Biases drops values whose step is lower than an earlier one, so it gets the optimizer step.
+
+    Args:
+        trainer: whose loggers.
+        numbers: by tag.
+        epoch: the number of finished epochs.
+        but: the `experiment` of a logger that has them already.
+    """
+    for logger in trainer.loggers if numbers else ():
+        if but is not None and getattr(logger, "experiment", None) is but:
+            continue
+        logger.log_metrics(dict(numbers), step=trainer.global_step if _is(logger, "WandbLogger") else epoch)
+
+
+def log_step(trainer: pl.Trainer, loss: float, *, step: int) -> None:
+    """Log the loss of an optimizer step to every logger."""
+    for logger in trainer.loggers if trainer.is_global_zero else ():
+        logger.log_metrics({"train/loss_step": loss}, step=step)
+
+
+def tensorboard_writer(trainer: pl.Trainer) -> Any:
+    """Return the `SummaryWriter` of the first TensorBoard logger, or None if there is none."""
+    return next(
+        (logger.experiment for logger in trainer.loggers if _is(logger, "TensorBoardLogger")),  # type: ignore[attr-defined]
+        None,
+    )
+
+
+def show_pictures(trainer: pl.Trainer, outputs: Mapping[str, Output], *, epoch: int) -> bool:
+    """Log pictures to all loggers that show images, TensorBoard apart, and return whether any logger shows them.
+
+    Weights & Biases and others with its `log_image` get them by tag, MLflow as artifacts `<tag>/epoch_<NNN>.png`.
+    """
+    pictures = {tag: output for tag, output in outputs.items() if isinstance(output, Picture)}
+    shown = False
+    logger: Any
+    for logger in trainer.loggers:
+        if hasattr(logger, "log_image"):
+            for tag, picture in pictures.items():
+                caption = [picture.description]
+                logger.log_image(key=tag, images=[picture.pixels], caption=caption, step=trainer.global_step)
+            shown = True
+        elif _is(logger, "MLFlowLogger"):
+            for tag, picture in pictures.items():
+                logger.experiment.log_image(logger.run_id, picture.pixels, f"{tag}/epoch_{epoch:03d}.png")
+            shown = True
+        elif _is(logger, "TensorBoardLogger"):
+            shown = True
+    return shown
+
+
+def _is(logger: Any, name: str) -> bool:
+    # By name, because `lightning.pytorch` has classes of its own.
+    return any(kind.__name__ == name for kind in type(logger).__mro__)
