@@ -1,0 +1,21 @@
+# The usual tasks of working on filterscope. `make` alone lists them.
+.DEFAULT_GOAL := help
+.PHONY: help setup check test docs
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+setup:  ## install filterscope with everything for development, and the pre-commit hooks
+	pip install -e ".[dev,docs]"
+	pre-commit install
+
+check:  ## style, format and types
+	ruff check .
+	ruff format --check .
+	mypy
+
+test:  ## the whole test suite
+	pytest
+
+docs:  ## build the documentation site into site/, strictly
+	mkdocs build --strict
