@@ -27,7 +27,7 @@ from filterscope.visuals.visual import Examples, VisualState
 
 REPOSITORY = Path(__file__).parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-QUICK = ["visuals.gallery.faces=1", *(f"visuals.gallery.recipes.{r}.steps=8" for r in ("specific", "plain"))]
+QUICK = ["visuals.gallery.samples=1", *(f"visuals.gallery.recipes.{r}.steps=8" for r in ("specific", "plain"))]
 PAGES = {
     "overview": "index.html",
     "page of 384 filters": "layers/block3_conv1.html",
@@ -62,11 +62,11 @@ def wide(folder: Path) -> Path:
     images = F.interpolate(torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(0)), (32, 32))
     examples = Examples(images=images, labels=torch.arange(40) % 4, class_names=("ant", "bee", "cat", "dog"))
     recipes, health = {"specific": Recipe(size=16, steps=1)}, Health(draws=19)
-    for name, beside in (("first", None), ("second", str(folder / "first"))):
+    for name, compare in (("first", None), ("second", str(folder / "first"))):
         network = nn.Sequential(nn.Conv2d(3, WIDE, 5, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         backbone = Backbone(network, name=name, mean=[0.5] * 3, std=[0.25] * 3, image_size=32)
         classifier = Classifier(backbone, nn.Linear(WIDE, 4), num_classes=4)
-        gallery = Gallery(recipes=recipes, faces=1, crops=3, images=1, health=health, beside=beside)
+        gallery = Gallery(recipes=recipes, samples=1, patches=3, response_images=1, health=health, compare=compare)
         write_site(folder / name / "gallery", gallery(classifier, examples, VisualState())["gallery"])
     return folder / "second" / "gallery"
 

@@ -1,4 +1,4 @@
-"""The gallery and TensorBoard as people have them before their eyes: in a real browser, by mouse and by keyboard."""
+"""The gallery and TensorBoard in a real browser, used by mouse and by keyboard."""
 
 import re
 import shutil
@@ -18,7 +18,7 @@ from filterscope.errors import UserError
 from tiny import REPOSITORY, TINY
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-SMALL = ("visuals.gallery.faces=1", *(f"visuals.gallery.recipes.{r}.{k}" for r in ("specific", "plain") for k in (
+SMALL = ("visuals.gallery.samples=1", *(f"visuals.gallery.recipes.{r}.{k}" for r in ("specific", "plain") for k in (
     "steps=2", "size=24")), "visuals.gallery.health.draws=19")  # fmt: skip
 EPOCHS = 2
 expect.set_options(timeout=120_000)  # on a machine with other things to do
@@ -29,19 +29,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small real run."""
     folder = tmp_path_factory.mktemp("run")
     chosen = ["visuals.synthesis.channels=2", "visuals.health.draws=19", "num_examples=4"]
-    train(_composed("train", *TINY, *chosen, "visuals=[default,gallery]", *SMALL, "visuals.gallery.pool=30"), folder)
+    train(_composed("train", *TINY, *chosen, "visuals=[default,gallery]", *SMALL, "visuals.gallery.images=30"), folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def gallery(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A gallery of that run beside one of its last epoch."""
+    """A gallery of that run, compared with one of its last epoch."""
     first, second = tmp_path_factory.mktemp("first"), tmp_path_factory.mktemp("second")
     last = f"ckpt={run / 'checkpoints' / 'last.ckpt'}"
-    small = [*SMALL, "visuals=gallery", "visuals.gallery.pool=30", "visuals.gallery.crops=4"]
+    small = [*SMALL, "visuals=gallery", "visuals.gallery.images=30", "visuals.gallery.patches=4"]
     visualize(_composed("visualize", last, *small, "visuals.gallery.title=before"), first)
-    beside = [f"visuals.gallery.beside={first}", "visuals.gallery.title=after"]
-    visualize(_composed("visualize", f"ckpt={run}", *small, *beside), second)
+    compare = [f"visuals.gallery.compare={first}", "visuals.gallery.title=after"]
+    visualize(_composed("visualize", f"ckpt={run}", *small, *compare), second)
     return second / "gallery"
 
 
@@ -59,13 +59,13 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """A page on which every complaint and every request that leaves the disk is a failure."""
+    """A page on which an error message or a request that is not to a file fails the test."""
     page = browser.new_page(viewport={"width": 1100, "height": 900})
     page.set_default_timeout(120_000)
     wrong: list[str] = []
     page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    aborted = "net::ERR_ABORTED"  # who leaves a page ends what it was still loading
+    aborted = "net::ERR_ABORTED"  # leaving a page aborts what it was still loading
     page.on("requestfailed", lambda asked: wrong.append(f"failed: {asked.url}") if asked.failure != aborted else None)
     page.on("request", lambda asked: wrong.append(asked.url) if asked.url.startswith(("http", "ws")) else None)
     yield page
@@ -79,16 +79,16 @@ def _composed(config: str, *overrides: str) -> dict:
 
 
 def _numbers(page: Page) -> list[int]:
-    """The filters that are shown, in the order of the page."""
+    """Return the numbers of the visible filters in the order of the page."""
     return [int(tile.get_attribute("data-number")) for tile in page.locator("#tiles > li:visible").all()]
 
 
-def _drawn(page: Page, place: str) -> list[str]:
-    """Where the pictures of a place lie in their sheets."""
+def _positions(page: Page, place: str) -> list[str]:
+    """Return the positions of the pictures of a section in their sprite sheets."""
     return [sprite.evaluate("e => e.style.backgroundPosition") for sprite in page.locator(f"{place} .sprite").all()]
 
 
-def test_from_the_overview_to_a_layer_to_a_filter_by_mouse(page, gallery):
+def test_the_mouse_leads_from_the_overview_to_a_layer_to_a_filter(page, gallery):
     page.goto(f"{(gallery / 'index.html').as_uri()}")
     expect(page.get_by_role("heading", level=1)).to_have_text("after")
     expect(page.get_by_text("MB in all")).to_be_visible()
@@ -97,13 +97,13 @@ def test_from_the_overview_to_a_layer_to_a_filter_by_mouse(page, gallery):
     expect(page.get_by_role("heading", level=1)).to_have_text("block2_conv1")
     page.get_by_role("link", name=re.compile("filter 3 ")).click()
     expect(page.get_by_role("heading", level=1)).to_have_text("block2_conv1, filter 3")
-    expect(page.locator("#crops .sprite")).to_have_count(4)
-    expect(page.locator("#faces .sprite")).to_have_count(3)
+    expect(page.locator("#patches .sprite")).to_have_count(4)
+    expect(page.locator("#samples .sprite")).to_have_count(3)
     page.get_by_role("link", name="next →").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("block2_conv1, filter 4")
 
 
-def test_the_same_way_by_keyboard_alone(page, gallery):
+def test_the_keyboard_alone_leads_there_too(page, gallery):
     page.goto((gallery / "layers" / "block2_conv1.html").as_uri())
     page.locator("#tiles a").first.focus()
     page.keyboard.press("ArrowRight")
@@ -116,7 +116,7 @@ def test_the_same_way_by_keyboard_alone(page, gallery):
     expect(page.get_by_role("heading", level=1)).to_have_text("block2_conv1")
 
 
-def test_filters_are_sorted_and_filtered_by_what_is_said_of_them(page, gallery):
+def test_filters_are_sorted_and_filtered_by_their_measures(page, gallery):
     page.goto((gallery / "layers" / "block2_conv1.html").as_uri())
     facts = {
         int(tile.get_attribute("data-number")): {
@@ -138,28 +138,28 @@ def test_filters_are_sorted_and_filtered_by_what_is_said_of_them(page, gallery):
     page.get_by_role("checkbox", name=word).check()
     page.get_by_role("slider").fill("0")
     label = facts[strongest[0]]["classes"].split()[0]
-    page.get_by_label("Answers most to").select_option(label)
+    page.get_by_label("Responds most to").select_option(label)
     assert _numbers(page) == [i for i in strongest if label in facts[i]["classes"].split()]
 
 
-def test_the_slider_moves_through_the_epochs(page, gallery):
+def test_the_slider_shows_earlier_epochs(page, gallery):
     page.goto(f"{(gallery / 'filters' / 'block1_conv1.html').as_uri()}#1")
     slider = page.get_by_role("slider")
     slider.focus()
     page.keyboard.press("Home")
     expect(slider).to_have_attribute("aria-valuetext", "epoch 0, before training")
-    before = _drawn(page, "#then")
+    before = _positions(page, "#then")
     page.keyboard.press("ArrowRight")
     expect(slider).to_have_attribute("aria-valuetext", "epoch 1")
-    assert len(before) == 3  # kernel, picture, response
-    assert not set(before) & set(_drawn(page, "#then"))
+    assert len(before) == 3  # kernel, synthesized image, response
+    assert not set(before) & set(_positions(page, "#then"))
 
 
-def test_a_response_is_seen_on_the_image_that_is_chosen(page, gallery):
+def test_the_response_to_the_chosen_image_is_shown(page, gallery):
     page.goto(f"{(gallery / 'filters' / 'block1_conv1.html').as_uri()}#0")
-    first = _drawn(page, "#response")
+    first = _positions(page, "#response")
     page.get_by_role("radio").nth(1).check()
-    assert _drawn(page, "#response") != first
+    assert _positions(page, "#response") != first
 
 
 def test_two_networks_are_compared_filter_by_filter(page, gallery):
@@ -169,28 +169,28 @@ def test_two_networks_are_compared_filter_by_filter(page, gallery):
     differ = [
         int(tile.get_attribute("data-number")) for tile in tiles.all() if "1" in tile.get_attribute("data-changed")
     ]
-    page.get_by_label("only where the verdict differs").check()
+    page.get_by_label("only filters with a different verdict").check()
     assert _numbers(page) == differ
-    page.get_by_label("only where the verdict differs").uncheck()
-    expect(tiles.first.locator(".sprite")).to_have_count(6)  # kernel, picture, real images of both
+    page.get_by_label("only filters with a different verdict").uncheck()
+    expect(tiles.first.locator(".sprite")).to_have_count(6)  # kernel, synthesized image and patches of both
     moved = {int(tile.get_attribute("data-number")): float(tile.get_attribute("data-kernel")) for tile in tiles.all()}
     page.get_by_label("Sort by").select_option("kernel")
     assert _numbers(page) == sorted(moved, key=lambda i: (-moved[i], i))
-    said = tiles.first.locator(".what").text_content()
-    assert re.search(r"kernel differs by .+ % · activation .+ → .+ images new", said)
+    summary = tiles.first.locator(".change").text_content()
+    assert re.search(r"kernel differs by .+ % · activation .+ → .+ images new", summary)
     tiles.first.get_by_role("link").click()
-    expect(page.get_by_role("heading", name="In before")).to_be_visible()
-    expect(page.locator("#beside .sprite")).to_have_count(3)
-    expect(page.locator("#beside-change")).to_have_text(f"What has changed: {said}.")
+    expect(page.get_by_role("heading", name="The same filter in before")).to_be_visible()
+    expect(page.locator("#compared .sprite")).to_have_count(3)
+    expect(page.locator("#compared-change")).to_have_text(f"Differences: {summary}.")
 
 
-def test_a_training_that_has_ended_leaves_a_gallery_of_its_best_epoch(run):
+def test_a_finished_training_leaves_a_gallery_with_all_epochs(run):
     shown = (run / "gallery" / "data" / "block1_conv1.js").read_text()
     assert '"epochs":[0,1,2]' in shown
     assert (run / "gallery" / "index.html").is_file()
 
 
-def test_a_folder_that_is_not_ours_is_refused_before_any_work(run, tmp_path):
+def test_a_foreign_folder_is_refused_before_any_work(run, tmp_path):
     (tmp_path / "gallery").mkdir()
     (tmp_path / "gallery" / "thesis.tex").touch()
     with pytest.raises(UserError, match="exists and is no gallery of filterscope"):
@@ -200,10 +200,10 @@ def test_a_folder_that_is_not_ours_is_refused_before_any_work(run, tmp_path):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", ["index", "layers/block2_conv1", "filters/block2_conv1", "compare/block2_conv1"])
-def test_nobody_is_shut_out(page, gallery, name, scheme):
+def test_pages_have_no_serious_accessibility_violations(page, gallery, name, scheme):
     page.emulate_media(color_scheme=scheme)
     page.goto((gallery / f"{name}.html").as_uri())
-    found = Axe().run(page, options={"preload": False}).response["violations"]  # it would fetch the style sheet
+    found = Axe().run(page, options={"preload": False}).response["violations"]  # "preload" would fetch the style sheet
     assert [(each["id"], each["nodes"][0]["html"]) for each in found if each["impact"] in ("serious", "critical")] == []
 
 

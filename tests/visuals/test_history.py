@@ -28,8 +28,8 @@ def test_history_remembers_every_epoch_as_it_was_and_thins_out_evenly(classifier
     assert len(kept) == 3
     assert {0, 5} <= set(kept)
     for epoch, seen in kept.items():
-        assert (seen["kernels"].numpy() == known[epoch]).all()
-        assert seen["responses"].shape == (8, 16, 16)
+        assert (seen["kernel"].numpy() == known[epoch]).all()
+        assert seen["response"].shape == (8, 16, 16)
 
 
 def test_frozen_layers_have_no_history(classifier: Classifier, many: Examples) -> None:

@@ -78,9 +78,9 @@ class History(Visual):
         return {}
 
     def _seen(self, classifier: Classifier, layer: str, maps: Tensor | None, state: VisualState) -> dict[str, Any]:
-        seen: dict[str, Any] = {"kernels": torch.from_numpy(small_kernels(kernels(classifier, layer))[0])}
+        seen: dict[str, Any] = {"kernel": torch.from_numpy(small_kernels(kernels(classifier, layer))[0])}
         if maps is not None:
-            seen["responses"] = small_maps(maps[0], self.pixels)
+            seen["response"] = small_maps(maps[0], self.pixels)
         judged = state.store.get("health", {}).get(layer, {})
         if "verdicts" in judged:
             seen["verdicts"] = list(judged["verdicts"])

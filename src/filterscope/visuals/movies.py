@@ -21,7 +21,7 @@ from filterscope.visuals.filter_selection import COLOURS
 from filterscope.visuals.output.outputs import Encoded
 from filterscope.visuals.visual import Every, Examples, Visual, VisualState
 
-KINDS = {"kernel": "kernels", "synthesis": "synthesis", "response": "responses"}
+KINDS = ("kernel", "synthesis", "response")
 
 
 @register("visual", "movies")
@@ -51,7 +51,7 @@ class Movies(Visual):
 
     def __post_init__(self) -> None:
         """Refuse choices that do not exist."""
-        for name, choices in (("kind", tuple(KINDS)), ("format", ("webp", "gif"))):
+        for name, choices in (("kind", KINDS), ("format", ("webp", "gif"))):
             if getattr(self, name) not in choices:
                 raise UserError(f"visuals.movies.{name}={getattr(self, name)!r}; possible are {', '.join(choices)}")
 
@@ -73,7 +73,7 @@ class Movies(Visual):
         return {f"movies/{name}": self._film(classifier, name, known) for name, known in told.items()}
 
     def _is_in(self, seen: Mapping[str, Any]) -> bool:
-        return KINDS[self.kind] in seen
+        return self.kind in seen
 
     def _film(self, classifier: Classifier, layer: str, known: Mapping[int, Mapping[str, Any]]) -> Encoded:
         channels = channels_of(classifier.layers, layer, self.channels)
@@ -112,9 +112,9 @@ def _frame(layer: str, kind: str, seen: Mapping[str, Any], channels: Sequence[in
 def _tiles(kind: str, seen: Mapping[str, Any], channels: Sequence[int]) -> Tensor:
     """Return a tile `(C, h, w)` in [0, 1] of each filter."""
     if kind == "response":
-        pixels = torch.from_numpy(coloured(seen["responses"][list(channels)]))
+        pixels = torch.from_numpy(coloured(seen["response"][list(channels)]))
     elif kind == "synthesis":
         pixels = seen["synthesis"][[seen["channels"].index(channel) for channel in channels]]
     else:
-        pixels = seen["kernels"][list(channels)]
+        pixels = seen["kernel"][list(channels)]
     return pixels.permute(0, 3, 1, 2).float() / 255

@@ -1,1 +1,1 @@
-"""A site to walk through: every filter of every convolution, with what it looks for and what was said of it."""
+"""A static site that shows every filter of every convolution."""

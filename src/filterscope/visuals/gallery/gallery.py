@@ -1,4 +1,4 @@
-"""The gallery: a static site with a page for every layer and every filter of a network."""
+"""The gallery visual: a static site with a page for every layer and every filter of a network."""
 
 import dataclasses
 import hashlib
@@ -15,17 +15,16 @@ from torch import Tensor
 
 from filterscope.analysis.activations import activations
 from filterscope.analysis.synthesis import ActivationStatistics, LayerStatistics, Recipe, synthesize
-from filterscope.analysis.synthesis import Synthesis as Made
 from filterscope.analysis.top_patches import peaks
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions, find_layer
 from filterscope.registry import register
 from filterscope.visuals.drawing.tiles import photo
-from filterscope.visuals.gallery.comparison_gallery import ComparedGallery
-from filterscope.visuals.gallery.facts import judged
-from filterscope.visuals.gallery.layer_page import ActivationView, SampleFacts, view_of
-from filterscope.visuals.gallery.pages import IMAGE, About, site_of
+from filterscope.visuals.gallery.compare import ComparedGallery
+from filterscope.visuals.gallery.layer_page import LayerFindings, SampleSet, build_layer_page
+from filterscope.visuals.gallery.pages import SiteInfo, build_site
+from filterscope.visuals.health.findings import filter_facts
 from filterscope.visuals.health.health import Health
 from filterscope.visuals.output.site import Site
 from filterscope.visuals.progress import progress_bar
@@ -34,32 +33,35 @@ from filterscope.visuals.visual import Every, Examples, Visual, VisualState, exa
 
 log = logging.getLogger(__name__)
 
-LEAST = 6_000  # bytes that a filter takes at least: pages, numbers and the smallest pictures
-LAYER = 60_000  # bytes that a layer takes besides: its pages and its part of the overview
-FIXED = 60_000  # bytes of the rest
-FEWEST = 4  # images for each crop: the best nine of sixteen would say nothing
+# Bytes that are reserved besides the pictures of the filters.
+FILTER_BYTES = 6_000  # of each filter: its part of the pages, its numbers, its pictures at their lowest quality
+LAYER_BYTES = 60_000  # of each layer: its pages and its part of the overview
+SITE_BYTES = 60_000  # of the style sheet, the script and the overview
+IMAGE_BYTES = 20_000  # of each response image
+IMAGES_PER_PATCH = 4  # with fewer images, the "top-activating" patches would be nearly all there are
 
 
 @register("visual", "gallery")
 @dataclass(frozen=True, kw_only=True)
 class Gallery(Visual):
-    """Write a site to walk through, `gallery/index.html`: every filter, with what it looks for and what is said of it.
+    """Write a static site that shows every filter: `gallery/index.html`.
 
-    In a training it is made when that has ended, of the best epoch.
+    It shows kernel, synthesized images, top-activating patches, responses, verdict, measures and history of a filter.
+    In training, the site is written when training has ended, of the best epoch.
 
     Attributes:
         layers: names of convolutions; None: all.
-        recipes: of the synthesized pictures, by name.
-        faces: how many pictures by each recipe, from different noise.
-        crops: how many parts of real images stand beside them.
-        images: how many examples a filter's response can be seen on.
-        pool: how many images crops, classes and verdicts are taken from, where the data is there.
-        megabytes: the site is never larger; pictures lose quality where it would be.
-        beside: the folder of another gallery, to be compared with.
+        recipes: of the synthesized images, by name.
+        samples: images of each filter by each recipe, started from different noise.
+        patches: top-activating patches of each filter.
+        images: images that are searched for patches and that class responses and verdicts are measured on.
+        response_images: examples that the response of a filter can be seen on.
+        max_megabytes: the upper limit of the site's size; the quality of the pictures is reduced to meet it.
+        compare: the folder of a finished gallery, or of the run that holds it, to compare with.
         title: of the site; None: the network's name.
-        health: how filters are judged where training has not.
-        seed: of the noise that pictures start from.
-        every: make it anew every so many epochs of a training as well, 0: at its end alone.
+        health: how filters are judged if training has not judged them.
+        seed: of the noise that synthesized images start from.
+        every: write the site every so many epochs of a training as well, 0: at its end only.
     """
 
     site: ClassVar[str] = "gallery"
@@ -67,145 +69,140 @@ class Gallery(Visual):
 
     layers: Sequence[str] | None = None
     recipes: Mapping[str, Recipe] = field(default_factory=lambda: {"specific": Recipe()})
-    faces: int = 2
-    crops: int = 9
-    images: int = 4
-    pool: int = 500
-    megabytes: float = 100.0
-    beside: str | None = None
+    samples: int = 2
+    patches: int = 9
+    images: int = 500
+    response_images: int = 4
+    max_megabytes: float = 100.0
+    compare: str | None = None
     title: str | None = None
     health: Health = field(default_factory=Health)
     seed: int = 0
     every: Every = 0
 
     def __post_init__(self) -> None:
-        """Refuse numbers that mean nothing."""
-        for name, least in (("faces", 1), ("crops", 1), ("images", 0), ("pool", 1)):
+        """Refuse numbers out of range."""
+        for name, least in (("samples", 1), ("patches", 1), ("images", 1), ("response_images", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"visuals.gallery.{name}={getattr(self, name)}: must be at least {least}")
         if not self.recipes:
-            raise UserError("visuals.gallery.recipes names no recipe")
+            raise UserError("visuals.gallery.recipes is empty: name at least one recipe")
 
     def unsupported_reason(self, classifier: Classifier) -> str:
-        """Say why there is nothing to show, or nothing."""
+        """Return why there is nothing to show, or an empty text."""
         return "" if convolutions(classifier.layers) else "the network has no convolutions"
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Site]:
         """Return the site.
 
         Raises:
-            UserError: a layer is no convolution, the site cannot be as small as asked, the other gallery is none.
+            UserError: no layer is a convolution, `max_megabytes` is too small, or `compare` holds no gallery.
         """
         names = self.layers if self.layers is not None else convolutions(classifier.layers)
         layers = [find_layer(classifier.layers, name) for name in names]
         counts = {layer.name: layer.num_channels or 0 for layer in layers if layer.kind == "conv"}
         if not counts:
-            raise UserError("a gallery shows the filters of convolutions, and there are none among its layers")
-        other = ComparedGallery.read(Path(self.beside).expanduser()) if self.beside else None
-        share = self._share(counts, other)
-        pool = self._pool(examples)
-        # Outside of any epoch: what training said of these very weights holds, and nobody is warned once more.
-        known_so_far = VisualState(store=state.store)
-        if len(pool):
-            dataclasses.replace(self.health, layers=list(counts))(classifier, pool, known_so_far)
-        known = real_statistics(classifier, list(counts), pool, known_so_far)
-        excited = peaks(classifier, pool.images, list(counts)) if len(pool) >= FEWEST * self.crops else {}
-        views, done, total = [], 0, sum(counts.values())
-        with progress_bar("gallery:", state) as told:
+            raise UserError(f"a gallery shows filters of convolutions; there is none among {', '.join(names)}")
+        compared = ComparedGallery.read(Path(self.compare).expanduser()) if self.compare else None
+        max_bytes = self._bytes_per_filter(counts, compared)
+        real = self._real_images(examples)
+        min_images = IMAGES_PER_PATCH * self.patches
+        # Without an epoch, health reuses the verdicts of the training and logs no warnings a second time.
+        outside = VisualState(store=state.store)
+        if len(real):
+            dataclasses.replace(self.health, layers=list(counts))(classifier, real, outside)
+        statistics = real_statistics(classifier, list(counts), real, outside)
+        top = peaks(classifier, real.images, list(counts)) if len(real) >= min_images else {}
+        shown = examples.images[: self.response_images]
+        pages, done, total = [], 0, sum(counts.values())
+        with progress_bar("gallery:", state) as progress:
             for name, count in counts.items():
-                tell = partial(_tell, told, name, done / total, count / total)
-                seen = ActivationView(
-                    faces=self._faces(classifier, name, count, known.layers.get(name), tell),
-                    peaks=excited.get(name),
-                    crops=self.crops,
-                    maps=self._maps(classifier, name, examples),
-                    judged=judged(state.store.get("health", {}).get(name, {}), count),
+                report = partial(_report, progress, name, done / total, count / total)
+                findings = LayerFindings(
+                    samples=self._synthesize(classifier, name, count, statistics.layers.get(name), report),
+                    peaks=top.get(name),
+                    patches=self.patches,
+                    maps=activations(classifier, shown, [name])[name] if len(shown) else None,
+                    health=filter_facts(state.store.get("health", {}).get(name, {}), count),
                     history=state.store.get("history", {}).get(name, {}),
                 )
-                views.append(view_of(classifier, name, seen, pool, share=share))
+                pages.append(build_layer_page(classifier, name, findings, real, max_bytes=max_bytes))
                 done += count
                 log.info("gallery: %s, %d of %d filters", name, done, total)
-        return {"gallery": site_of(views, self._about(classifier, examples, pool), other)}
-
-    def _share(self, counts: Mapping[str, int], other: ComparedGallery | None) -> float:
-        """Return how many bytes the pictures of one filter may take."""
-        total = sum(counts.values())
-        fixed = FIXED + LAYER * len(counts) + IMAGE * self.images + (other.size if other else 0)
-        least = math.ceil((fixed + total * LEAST) / 1e5) / 10
-        if self.megabytes < least:
-            raise UserError(f"visuals.gallery.megabytes={self.megabytes:g}: {total} filters need at least {least:g}")
-        return (self.megabytes * 1e6 - fixed) / total - LEAST / 2
-
-    def _faces(
-        self,
-        classifier: Classifier,
-        name: str,
-        count: int,
-        known: LayerStatistics | None,
-        tell: Callable[[float], None],
-    ) -> list[SampleFacts]:
-        """Synthesize every filter of a layer by every recipe, as often as it has faces."""
-        channels = [i for _ in range(self.faces) for i in range(count)]
-        faces = []
-        for number, (recipe_name, recipe) in enumerate(self.recipes.items()):
-            made = synthesize(
-                classifier,
-                name,
-                channels,
-                recipe=recipe,
-                seed=self.seed,
-                statistics=None if known is None else ActivationStatistics(layers={name: known}),
-                progress=partial(_tell_step, tell, number, len(self.recipes)),
-            )
-            lines = trust_lines(made, channels, known)
-            faces += [_face(recipe_name, made, lines, k, count) for k in range(self.faces)]
-        return faces
-
-    def _pool(self, examples: Examples) -> Examples:
-        """Return as many images as there are, up to the pool; where the data is gone the examples alone."""
-        try:
-            return examples.sample(self.pool)
-        except UserError as error:
-            log.warning("gallery: no crops of real images, because the data is not at hand: %s", error)
-            return examples
-
-    def _maps(self, classifier: Classifier, name: str, examples: Examples) -> Tensor | None:
-        shown = examples.images[: self.images]
-        return activations(classifier, shown, [name])[name] if len(shown) else None
-
-    def _about(self, classifier: Classifier, examples: Examples, pool: Examples) -> About:
-        return About(
+        info = SiteInfo(
             title=self.title or classifier.backbone.name,
             network=classifier.backbone.name,
             classes=tuple(examples.class_names or classifier.class_names),
-            pool=len(pool),
-            cropped=len(pool) >= FEWEST * self.crops,
-            labelled=pool.labels is not None,
-            images=[photo(image, 160) for image in examples.images[: self.images]],
-            pool_state=_state(pool.images),
-            image_names=[example_name(examples, i) for i in range(min(self.images, len(examples)))],
-            recipes=list(self.recipes),
-            faces=self.faces,
-            bound=self.megabytes,
+            images=len(real),
+            has_patches=bool(top),
+            has_labels=real.labels is not None,
+            response_images=[photo(image, 160) for image in shown],
+            response_names=[example_name(examples, i) for i in range(len(shown))],
+            images_hash=_hash(real.images),
+            recipes=[name for name in self.recipes for _ in range(self.samples)],
+            min_images=min_images,
+            max_megabytes=self.max_megabytes,
         )
+        return {"gallery": build_site(pages, info, compared)}
+
+    def _bytes_per_filter(self, counts: Mapping[str, int], compared: ComparedGallery | None) -> float:
+        """Return how many bytes the pictures of one filter may take."""
+        total = sum(counts.values())
+        fixed = SITE_BYTES + LAYER_BYTES * len(counts) + IMAGE_BYTES * self.response_images
+        fixed += sum(map(len, compared.files.values())) if compared else 0
+        least = math.ceil((fixed + total * FILTER_BYTES) / 1e5) / 10
+        if self.max_megabytes < least:
+            raise UserError(
+                f"visuals.gallery.max_megabytes={self.max_megabytes:g}: {total} filters need at least {least:g}"
+            )
+        return (self.max_megabytes * 1e6 - fixed) / total - FILTER_BYTES / 2
+
+    def _real_images(self, examples: Examples) -> Examples:
+        """Return `images` images of the data, or the examples alone if the data cannot be read."""
+        try:
+            return examples.sample(self.images)
+        except UserError as error:
+            log.warning("gallery: no top-activating patches, because the data cannot be read: %s", error)
+            return examples
+
+    def _synthesize(
+        self,
+        classifier: Classifier,
+        layer: str,
+        count: int,
+        statistics: LayerStatistics | None,
+        report: Callable[[float], None],
+    ) -> list[SampleSet]:
+        """Synthesize `samples` images of every filter of a layer by every recipe."""
+        channels = [i for _ in range(self.samples) for i in range(count)]
+        known = None if statistics is None else ActivationStatistics(layers={layer: statistics})
+        sets = []
+        for number, (name, recipe) in enumerate(self.recipes.items()):
+            made = synthesize(
+                classifier,
+                layer,
+                channels,
+                recipe=recipe,
+                seed=self.seed,
+                statistics=known,
+                progress=lambda step, steps, n=number: report((n + step / steps) / len(self.recipes)),  # type: ignore[misc]
+            )
+            captions = [", ".join(lines) for lines in trust_lines(made, channels, statistics)]
+            images = (made.images * 255).round().to(torch.uint8)
+            for start in range(0, len(channels), count):
+                part = slice(start, start + count)
+                sets.append(SampleSet(recipe=name, images=images[part], captions=captions[part]))
+        return sets
 
 
-def _face(recipe: str, made: Made, lines: list[tuple[str, ...]], number: int, count: int) -> SampleFacts:
-    part = slice(number * count, (number + 1) * count)
-    images: Tensor = (made.images[part] * 255).round().to(torch.uint8)
-    return SampleFacts(recipe=recipe, images=images, lines=[", ".join(line) for line in lines[part]])
-
-
-def _state(images: Tensor) -> str:
-    """Return the same short text for the same images, to tell whether two galleries were made with them."""
+def _hash(images: Tensor) -> str:
+    """Return a short hash of images, by which two galleries find out whether they used the same ones."""
     return hashlib.sha256((images * 255).round().to(torch.uint8).numpy().tobytes()).hexdigest()[:16]
 
 
-def _tell(told: Callable[[str, float], None] | None, name: str, before: float, share: float, made: float) -> None:
-    """Tell a bar how far all is when so much is made of a layer that is a share of all."""
-    if told is not None:
-        told(name, before + share * made)
-
-
-def _tell_step(tell: Callable[[float], None], number: int, recipes: int, step: int, steps: int) -> None:
-    tell((number + step / steps) / recipes)
+def _report(
+    progress: Callable[[str, float], None] | None, layer: str, start: float, share: float, fraction: float
+) -> None:
+    """Report the progress of the whole site when a fraction of a layer is done that is a share of the work."""
+    if progress is not None:
+        progress(layer, start + share * fraction)

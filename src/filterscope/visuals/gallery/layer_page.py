@@ -1,4 +1,4 @@
-"""One layer of the gallery: its atlases, a sheet for every filter, and the plain data that the pages show."""
+"""The data and pictures of one layer's pages: atlases of all filters, a sprite sheet and facts for each filter."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -19,143 +19,224 @@ from filterscope.visuals.drawing.thumbnails import coloured, small_kernels
 from filterscope.visuals.drawing.tiles import photo, signed
 from filterscope.visuals.filter_selection import COLOURS
 from filterscope.visuals.filters import filter_tiles
-from filterscope.visuals.gallery.atlas import Atlas, Layout, atlas, layout, within
-from filterscope.visuals.gallery.facts import plain, served
+from filterscope.visuals.gallery.sprites import SpriteLayout, draw_atlas, encode_webp, layout_rows
+from filterscope.visuals.health.findings import rounded
 from filterscope.visuals.visual import Examples, example_name
 
-KERNEL, FACE, CROP, RESPONSE, STEP, THUMB = 128, 128, 104, 96, 72, 96  # pixels of a side
-MANY = 1024  # filters of a layer from which on the pictures of its page are smaller
-SAMPLES = 10  # filters that stand for a layer in the overview
-STRIP, SMALL = 3, 64  # real images that a comparison shows of a filter, and pixels of their sides there
-KINDS = ("kernel", "synthesis", "response")
+# Sides in pixels of the tiles in a filter's sprite sheet, of the thumbnails and of a patch in the compared atlas.
+KERNEL, SAMPLE, PATCH, RESPONSE, EPOCH, THUMBNAIL, SMALL_PATCH = 128, 128, 104, 96, 72, 96, 64
+FULL_SIZE_FILTERS = 1024  # layers of more filters have smaller thumbnails
+SHARE_OF_SHEET, SHARE_OF_THUMBNAIL, SHARE_OF_PATCHES = 0.8, 0.12, 0.08  # of the bytes of a filter's pictures
+OVERVIEW_FILTERS = 10  # filters of a layer that the overview shows
+COMPARED_PATCHES = 3  # patches of a filter that a comparison shows
+KINDS = ("kernel", "synthesis", "response")  # of tiles that the history holds
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleFacts:
-    """One synthesized picture of every filter: uint8 `(filters, C, H, W)`, and a line on how far to trust each."""
+class SampleSet:
+    """One synthesized image of every filter: uint8 `(filters, C, H, W)` by one recipe, with a caption for each."""
 
     recipe: str
     images: Tensor
-    lines: Sequence[str]
+    captions: Sequence[str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ActivationView:
-    """What was found out of a layer: `maps` are `(images, filters, h, w)`, `history` what epochs left."""
+class LayerFindings:
+    """The measurements that the pages of a layer show.
 
-    faces: Sequence[SampleFacts]
+    Attributes:
+        samples: the synthesized images, one or more sets of each recipe.
+        peaks: the responses of all filters to real images; None: too few images.
+        patches: the number of top-activating patches of each filter.
+        maps: feature maps of the response images, `(images, filters, h, w)`; None: no images.
+        health: verdict, reason and measures of each filter, as plain data.
+        history: the records of the `history` visual by epoch.
+    """
+
+    samples: Sequence[SampleSet]
     peaks: Peaks | None
-    crops: int
+    patches: int
     maps: Tensor | None
-    judged: Sequence[Mapping[str, Any]]
+    health: Sequence[Mapping[str, Any]]
     history: Mapping[int, Mapping[str, Any]]
+
+    @property
+    def epochs(self) -> list[int]:
+        """The recorded epochs."""
+        return sorted(self.history)
+
+    def layout(self) -> SpriteLayout:
+        """Return the layout of the sprite sheets, the same for all filters of the layer."""
+        patches = min(self.patches, len(self.peaks.largest)) if self.peaks else 0
+        maps = len(self.maps) if self.maps is not None else 0
+        kinds = [kind for kind in KINDS if any(kind in record for record in self.history.values())]
+        return layout_rows(
+            [
+                {"kernel": (KERNEL, KERNEL), **{f"sample{k}": (SAMPLE, SAMPLE) for k in range(len(self.samples))}},
+                {f"patch{k}": (PATCH, PATCH) for k in range(patches)},
+                {f"response{k}": (RESPONSE, RESPONSE) for k in range(maps)},
+                *({f"{kind}@{place}": (EPOCH, EPOCH) for place in range(len(self.history))} for kind in kinds),
+            ]
+        )
+
+    def tiles(self, i: int, sources: Sequence[int], images: Tensor, field: Field) -> dict[str, Pixels]:
+        """Return the tiles of filter `i` by their names in the layout, except for the kernel.
+
+        Args:
+            i: the filter.
+            sources: the images of its top-activating patches.
+            images: all images `(N, C, H, W)` in [0, 1].
+            field: the receptive field of the layer.
+        """
+        tiles = {f"sample{k}": _photo(samples.images[i], SAMPLE) for k, samples in enumerate(self.samples)}
+        if self.peaks is not None:
+            for k, source in enumerate(sources):
+                position = int(self.peaks.places[source, i])
+                patch = cut(images, source, position, width=self.peaks.width, field=field)
+                tiles[f"patch{k}"] = photo(patch, PATCH)
+        if self.maps is not None:
+            tiles |= {f"response{k}": signed(maps[i], RESPONSE).rgb() for k, maps in enumerate(self.maps)}
+        for place, epoch in enumerate(self.epochs):
+            record = self.history[epoch]
+            tiles[f"kernel@{place}"] = _photo(record["kernel"][i].permute(2, 0, 1), EPOCH)
+            if "response" in record:
+                drawn = torch.from_numpy(np.ascontiguousarray(coloured(record["response"][[i]])[0]))
+                tiles[f"response@{place}"] = _photo(drawn.permute(2, 0, 1), EPOCH)
+            if i in record.get("channels", ()):
+                image = record["synthesis"][record["channels"].index(i)]
+                tiles[f"synthesis@{place}"] = _photo(image.permute(2, 0, 1), EPOCH)
+        return tiles
+
+    def facts(self, i: int, sources: Sequence[int], examples: Examples) -> dict[str, Any]:
+        """Return the texts and numbers of filter `i` as plain data; `sources` as in `tiles`."""
+        records = [self.history[epoch] for epoch in self.epochs]
+        largest = self.peaks.largest[sources, i].tolist() if self.peaks else []
+        captions = [[example_name(examples, source), rounded(v, 3)] for source, v in zip(sources, largest, strict=True)]
+        return {
+            **self.health[i],
+            "samples": [samples.captions[i] for samples in self.samples],
+            "patches": captions,
+            "best": list(sources),
+            "history": [str(record["verdicts"][i]) if "verdicts" in record else "" for record in records],
+            "synthesized": [place for place, record in enumerate(records) if i in record.get("channels", ())],
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerPage:
-    """What the pages of a layer are made of: plain `facts`, one dict per filter, and the pictures as files.
+    """The contents of a layer's pages.
 
-    `chosen` are the filters that stand for the layer in the overview, `samples` their pictures there.
+    Attributes:
+        name: the layer's name.
+        slug: its name as a file name.
+        kernel: the size of its kernels in words.
+        drawing: how its kernels are drawn, as returned by `filter_tiles`.
+        field: the side of the receptive field in pixels.
+        epochs: the epochs that the slider shows.
+        layout: of the sprite sheets.
+        atlases: one picture of each filter in one WebP file: `kernels`, `synthesis` and, with images, `patches`.
+        sheets: the sprite sheet of each filter.
+        facts: texts and numbers of each filter, plain data.
+        overview: the filters that the overview shows, and their synthesized images.
     """
 
     name: str
     slug: str
     kernel: str
-    way: str
+    drawing: str
     field: int
     epochs: Sequence[int]
-    layout: Layout
-    kernels: Atlas
-    pictures: Atlas
-    crops: Atlas | None
-    facts: Sequence[Mapping[str, Any]]
+    layout: SpriteLayout
+    atlases: Mapping[str, bytes]
     sheets: Sequence[bytes]
-    chosen: Sequence[int]
-    samples: Sequence[Pixels]
+    facts: Sequence[Mapping[str, Any]]
+    overview: Mapping[int, Pixels]
 
     @property
     def verdicts(self) -> list[str]:
-        """The verdicts of all filters."""
+        """The verdicts of all filters, empty texts where there are none."""
         return [str(each["verdict"]) for each in self.facts]
 
     @property
     def files(self) -> dict[str, bytes]:
         """All pictures by their path below the site."""
-        return {
-            f"atlas/{self.slug}-kernels.webp": self.kernels.content,
-            f"atlas/{self.slug}-pictures.webp": self.pictures.content,
-            **({f"atlas/{self.slug}-crops.webp": self.crops.content} if self.crops else {}),
-            **{f"sheets/{self.slug}/{i}.webp": sheet for i, sheet in enumerate(self.sheets)},
-        }
+        atlases = {f"atlas/{self.slug}-{name}.webp": content for name, content in self.atlases.items()}
+        return atlases | {f"sprites/{self.slug}/{i}.webp": sheet for i, sheet in enumerate(self.sheets)}
 
 
-def slug_of(name: str) -> str:
-    """Return a layer's name as a file's name."""
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", name).strip(".") or "layer"
-
-
-def view_of(classifier: Classifier, name: str, seen: ActivationView, examples: Examples, *, share: float) -> LayerPage:
-    """Put together what the pages of a layer need.
+def build_layer_page(
+    classifier: Classifier, name: str, findings: LayerFindings, examples: Examples, *, max_bytes: float
+) -> LayerPage:
+    """Draw the pictures and collect the facts of a layer's pages.
 
     Args:
         classifier: the network.
         name: of a convolution.
-        seen: what was found out.
-        examples: the images that the peaks are of.
-        share: bytes for the pictures of one filter.
+        findings: the measurements to show.
+        examples: the images that `findings.peaks` refers to.
+        max_bytes: for the pictures of one filter.
     """
     weights = kernels(classifier, name)
-    small, way = small_kernels(weights)
-    epochs = sorted(seen.history)
-    field = receptive_field(classifier, name, examples.images.shape[-1] if len(examples) else _size(classifier))
-    slots = _slots(seen, epochs)
-    inputs = strongest_inputs(weights, 3).tolist() if way == "shared" else None
-    classes = served(seen.peaks.responses, examples.labels) if seen.peaks else [[] for _ in weights]
-    best = seen.peaks.best(seen.crops) if seen.peaks else None
-    drawn = [rgb(tile) for tile in filter_tiles(weights, KERNEL)[0]]
-    # A browser decodes and holds an atlas whole, four bytes a pixel: of more filters it has no more of them.
-    less = min(1.0, (MANY / len(weights)) ** 0.5)
-    facts, sheets, strips = [], [], []
-    for i in range(len(weights)):
-        sources = best[:, i].tolist() if best is not None else []
-        tiles = {"kernel": drawn[i], **_faces(seen, i), **_crops(seen, i, sources, examples, field)}
-        tiles |= _responses(seen, i) | _steps(seen, epochs, i)
-        sheets.append(within(slots.sheet(tiles), int(0.8 * share)))
-        strips.append(_strip(tiles, round(SMALL * less)))
-        facts.append(
-            {
-                **seen.judged[i],
-                "classes": classes[i],
-                "faces": [face.lines[i] for face in seen.faces],
-                "crops": _captions(seen, i, sources, examples),
-                "best": sources,
-                "inputs": inputs[i] if inputs else [],
-                "history": [_verdict(seen.history[epoch], i) for epoch in epochs],
-                "synthesized": [place for place, epoch in enumerate(epochs) if _made(seen.history[epoch], i) >= 0],
-            }
-        )
-    thumbs = [photo(image.float() / 255, round(THUMB * less)) for image in seen.faces[0].images]
-    chosen = _best(facts, SAMPLES)
+    count, inputs, height, width = weights.shape
+    small, drawing = small_kernels(weights)
+    size = examples.images.shape[-1] if len(examples) else classifier.image_size or classifier.backbone.image_size
+    field = receptive_field(classifier, name, size)
+    layout = findings.layout()
+    strongest = strongest_inputs(weights, 3).tolist() if drawing == "shared" else [[]] * count
+    classes = preferred_classes(findings.peaks.responses, examples.labels) if findings.peaks else [[]] * count
+    best = findings.peaks.best(findings.patches).T.tolist() if findings.peaks else [[]] * count
+    kernel_tiles = filter_tiles(weights, KERNEL)[0]
+    # A browser decodes an atlas as a whole, four bytes a pixel: its size must not grow with the number of filters.
+    scale = min(1.0, (FULL_SIZE_FILTERS / count) ** 0.5)
+    facts, sheets, patches = [], [], []
+    for i, sources in enumerate(best):
+        tiles = {"kernel": rgb(kernel_tiles[i]), **findings.tiles(i, sources, examples.images, field)}
+        sheets.append(encode_webp(layout.draw(tiles), int(SHARE_OF_SHEET * max_bytes)))
+        patches.append(_patch_row(tiles, round(SMALL_PATCH * scale)))
+        facts.append(findings.facts(i, sources, examples) | {"classes": classes[i], "inputs": strongest[i]})
+    samples = findings.samples[0].images
+    thumbnails = [_photo(image, round(THUMBNAIL * scale)) for image in samples]
+    atlases = {
+        "kernels": encode_webp(draw_atlas(small)),
+        "synthesis": encode_webp(draw_atlas(thumbnails), int(SHARE_OF_THUMBNAIL * max_bytes * count)),
+    }
+    if findings.peaks is not None:
+        atlases["patches"] = encode_webp(draw_atlas(patches), int(SHARE_OF_PATCHES * max_bytes * count))
     return LayerPage(
         name=name,
-        slug=slug_of(name),
-        kernel=f"{weights.shape[2]}×{weights.shape[3]}, {weights.shape[1]} input{'s' * (weights.shape[1] > 1)}",
-        way=way,
+        slug=re.sub(r"[^A-Za-z0-9_.-]", "-", name).strip(".") or "layer",
+        kernel=f"{height}×{width}, {inputs} input{'s' * (inputs > 1)}",
+        drawing=drawing,
         field=field.side,
-        epochs=epochs,
-        layout=slots,
-        kernels=atlas(small),
-        pictures=atlas(thumbs, most=int(0.12 * share * len(weights))),
-        crops=atlas(strips, most=int(0.08 * share * len(weights))) if best is not None else None,
-        facts=facts,
+        epochs=findings.epochs,
+        layout=layout,
+        atlases=atlases,
         sheets=sheets,
-        chosen=chosen,
-        samples=[photo(seen.faces[0].images[i].float() / 255, THUMB) for i in chosen],
+        facts=facts,
+        overview={i: _photo(samples[i], THUMBNAIL) for i in _best_filters(facts, OVERVIEW_FILTERS)},
     )
 
 
-def _best(facts: Sequence[Mapping[str, Any]], count: int) -> list[int]:
-    """Return the filters to be shown first: the best verdicts, among them those with most structure."""
+def preferred_classes(responses: Tensor, labels: Tensor | None, most: int = 5) -> list[list[tuple[int, float]]]:
+    """Return for each filter the classes it responds to most, with that response as a multiple of its mean response.
+
+    Args:
+        responses: the mean rectified response of each filter to each image, `(images, filters)`.
+        labels: `(images,)`; None if unknown.
+        most: the number of classes; classes with no more than 1.05 times the mean response are left out.
+    """
+    if labels is None or not len(labels):
+        return [[] for _ in range(responses.shape[1])]
+    classes = torch.unique(labels)
+    means = torch.stack([responses[labels == label].mean(0) for label in classes])
+    best = (means / responses.mean(0).clamp_min(1e-12)).topk(min(most, len(classes)), dim=0)
+    rows = zip(classes[best.indices].T.tolist(), best.values.T.tolist(), strict=True)
+    return [[(c, float(f"{v:.3g}")) for c, v in zip(*row, strict=True) if v > 1.05] for row in rows]
+
+
+def _best_filters(facts: Sequence[Mapping[str, Any]], count: int) -> list[int]:
+    """Return the filters with the best verdicts; those with the most structure come first within a verdict."""
     ranks = {verdict: rank for rank, verdict in enumerate(COLOURS)}
 
     def key(i: int) -> tuple[int, float]:
@@ -164,86 +245,16 @@ def _best(facts: Sequence[Mapping[str, Any]], count: int) -> list[int]:
     return sorted(range(len(facts)), key=key)[:count]
 
 
-def _slots(seen: ActivationView, epochs: Sequence[int]) -> Layout:
-    crops = min(seen.crops, len(seen.peaks.largest)) if seen.peaks else 0
-    maps = len(seen.maps) if seen.maps is not None else 0
-    kinds = [kind for kind in KINDS if any(_has(seen.history[epoch], kind) for epoch in epochs)]
-    return layout(
-        [
-            {"kernel": (KERNEL, KERNEL), **{f"face{k}": (FACE, FACE) for k in range(len(seen.faces))}},
-            {f"crop{k}": (CROP, CROP) for k in range(crops)},
-            {f"response{k}": (RESPONSE, RESPONSE) for k in range(maps)},
-            *({f"{kind}@{place}": (STEP, STEP) for place in range(len(epochs))} for kind in kinds),
-        ]
-    )
+def _photo(image: Tensor, size: int) -> Pixels:
+    """Return an image `(C, H, W)` of uint8 as a tile that fits into `size` × `size` pixels."""
+    return photo(image.float() / 255, size)
 
 
-def _size(classifier: Classifier) -> int:
-    return classifier.image_size or classifier.backbone.image_size
-
-
-def _faces(seen: ActivationView, i: int) -> dict[str, Pixels]:
-    return {f"face{k}": photo(face.images[i].float() / 255, FACE) for k, face in enumerate(seen.faces)}
-
-
-def _crops(seen: ActivationView, i: int, sources: Sequence[int], examples: Examples, field: Field) -> dict[str, Pixels]:
-    if seen.peaks is None:
-        return {}
-    places, width = seen.peaks.places[:, i], seen.peaks.width
-    parts = [cut(examples.images, source, int(places[source]), width=width, field=field) for source in sources]
-    return {f"crop{k}": photo(part, CROP) for k, part in enumerate(parts)}
-
-
-def _strip(tiles: Mapping[str, Pixels], side: int) -> Pixels:
-    """Return the first crops of a filter in a row, each of so many pixels."""
-    row = np.full((side, STRIP * side, 3), 128, np.uint8)
-    for k in range(STRIP):
-        if f"crop{k}" in tiles:
-            crop = Image.fromarray(tiles[f"crop{k}"])
-            drawn = crop.resize((side - 2, side - 2), Image.Resampling.BOX)
-            row[1:-1, k * side + 1 : (k + 1) * side - 1] = np.asarray(drawn)
+def _patch_row(tiles: Mapping[str, Pixels], side: int) -> Pixels:
+    """Return the first patches of a filter in a row, each of `side` pixels."""
+    row = np.full((side, COMPARED_PATCHES * side, 3), 128, np.uint8)
+    for k in range(COMPARED_PATCHES):
+        if f"patch{k}" in tiles:
+            patch = Image.fromarray(tiles[f"patch{k}"]).resize((side - 2, side - 2), Image.Resampling.BOX)
+            row[1:-1, k * side + 1 : (k + 1) * side - 1] = np.asarray(patch)
     return row
-
-
-def _captions(
-    seen: ActivationView, i: int, sources: Sequence[int], examples: Examples
-) -> list[tuple[str, float | None]]:
-    if seen.peaks is None:
-        return []
-    return [(example_name(examples, source), plain(float(seen.peaks.largest[source, i]), 3)) for source in sources]
-
-
-def _responses(seen: ActivationView, i: int) -> dict[str, Pixels]:
-    if seen.maps is None:
-        return {}
-    return {f"response{k}": signed(each[i], RESPONSE).rgb() for k, each in enumerate(seen.maps)}
-
-
-def _steps(seen: ActivationView, epochs: Sequence[int], i: int) -> dict[str, Pixels]:
-    tiles = {}
-    for place, epoch in enumerate(epochs):
-        known = seen.history[epoch]
-        tiles[f"kernel@{place}"] = _enlarged(known["kernels"][i].numpy())
-        if "responses" in known:
-            tiles[f"response@{place}"] = _enlarged(coloured(known["responses"][[i]])[0])
-        if (made := _made(known, i)) >= 0:
-            tiles[f"synthesis@{place}"] = photo(known["synthesis"][made].permute(2, 0, 1).float() / 255, STEP)
-    return tiles
-
-
-def _enlarged(pixels: Pixels) -> Pixels:
-    return photo(torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).float() / 255, STEP)
-
-
-def _has(known: Mapping[str, Any], kind: str) -> bool:
-    return {"kernel": "kernels", "synthesis": "synthesis", "response": "responses"}[kind] in known
-
-
-def _made(known: Mapping[str, Any], i: int) -> int:
-    """Return where the picture of a filter lies among those that an epoch left, −1: nowhere."""
-    channels = known.get("channels", [])
-    return channels.index(i) if i in channels else -1
-
-
-def _verdict(known: Mapping[str, Any], i: int) -> str:
-    return str(known["verdicts"][i]) if "verdicts" in known else ""

@@ -1,7 +1,7 @@
-"""From what was found out to pages: templates filled in, data as scripts, so that it all opens from the disk."""
+"""The site of the gallery: templates filled in, and data as scripts so that it opens from the disk."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import files
@@ -11,137 +11,144 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from filterscope.visuals.drawing.pixels import Pixels
 from filterscope.visuals.filter_selection import COLOURS
-from filterscope.visuals.gallery.atlas import Atlas, atlas, within
-from filterscope.visuals.gallery.changes import Change, changes
-from filterscope.visuals.gallery.comparison_gallery import ComparedGallery
-from filterscope.visuals.gallery.facts import MEASURES, counted
+from filterscope.visuals.gallery.compare import ComparedGallery, filter_changes
 from filterscope.visuals.gallery.layer_page import LayerPage
+from filterscope.visuals.gallery.sprites import draw_atlas, encode_webp, grid_shape
+from filterscope.visuals.health.findings import MEASURES
 from filterscope.visuals.output.site import MADE_BY, MANIFEST, Site
 
-WORDS = {
-    "useful": "nothing speaks against it",
+MEANINGS = {
+    "useful": "none of the others",
     "duplicate": "does what another filter of the layer does",
-    "idle": "puts out a fifth of what the layer does, or less",
-    "noise": "its weights stand as they would by chance",
+    "idle": "outputs a fifth of the layer's average, or less",
+    "noise": "its weights are arranged as if by chance",
     "dead": "never positive on any image",
 }
-IMAGE = 20_000  # bytes of an example
-SAMPLE = 3_000  # bytes of a picture in the overview
-_STATIC = ("gallery.css", "gallery.js")
+MAX_IMAGE_BYTES = 20_000  # of a response image
+MAX_OVERVIEW_BYTES = 3_000  # of a filter's picture in the overview
 
 
 @dataclass(frozen=True, kw_only=True)
-class About:
-    """What holds for the whole site."""
+class SiteInfo:
+    """What the pages of all layers have in common.
+
+    Attributes:
+        title: of the site.
+        network: the network's name.
+        classes: the names of the classes.
+        images: the number of real images that were used.
+        has_patches: whether there are top-activating patches.
+        has_labels: whether the classes of the images are known.
+        response_images: the images that responses can be seen on.
+        response_names: their names.
+        images_hash: a hash of the real images.
+        recipes: the recipe of each synthesized image of a filter.
+        min_images: the number of real images that top-activating patches need.
+        max_megabytes: the upper limit of the size.
+    """
 
     title: str
     network: str
     classes: Sequence[str]
-    pool: int
-    cropped: bool
-    labelled: bool
-    images: Sequence[Pixels]
-    image_names: Sequence[str]
-    pool_state: str
+    images: int
+    has_patches: bool
+    has_labels: bool
+    response_images: Sequence[Pixels]
+    response_names: Sequence[str]
+    images_hash: str
     recipes: Sequence[str]
-    faces: int
-    bound: float
+    min_images: int
+    max_megabytes: float
 
 
-def site_of(views: Sequence[LayerPage], about: About, other: ComparedGallery | None = None) -> Site:
-    """Return the whole site: overview, a page for every layer and for its filters, pictures, data."""
-    samples = [tile for view in views for tile in view.samples]
-    posters = atlas(samples, most=SAMPLE * len(samples))
-    content: dict[str, bytes] = dict(other.files) if other else {}
-    for view in views:
-        content |= view.files
-        content[f"data/{view.slug}.js"] = _script("filterscope", _data(view, about))
-    content |= {f"images/{i}.webp": within(pixels, IMAGE) for i, pixels in enumerate(about.images)}
-    content["atlas/overview.webp"] = posters.content
-    place = files("filterscope.visuals.gallery") / "templates"
-    content |= {name: (place / name).read_bytes() for name in _STATIC}
-    content[MANIFEST] = json.dumps(_manifest(views, about), ensure_ascii=False).encode()
-    content |= _pages(views, about, other, posters)
-    size = sum(map(len, content.values())) / 1e6
-    content["index.html"] = _render("index.html.j2", views=views, about=about, other=other, posters=posters, size=size)
-    total = sum(len(view.facts) for view in views)
+def build_site(pages: Sequence[LayerPage], info: SiteInfo, compared: ComparedGallery | None = None) -> Site:
+    """Return the site: an overview, pages for every layer and its filters, pictures and data.
+
+    Args:
+        pages: the contents of the layers' pages, in the order of the network.
+        info: what they have in common.
+        compared: another gallery to show next to this one.
+    """
+    overview = [tile for page in pages for tile in page.overview.values()]
+    content: dict[str, bytes] = dict(compared.files) if compared else {}
+    content["atlas/overview.webp"] = encode_webp(draw_atlas(overview), MAX_OVERVIEW_BYTES * len(overview))
+    content |= {f"images/{i}.webp": encode_webp(each, MAX_IMAGE_BYTES) for i, each in enumerate(info.response_images)}
+    templates = files("filterscope.visuals.gallery") / "templates"
+    content |= {name: (templates / name).read_bytes() for name in ("gallery.css", "gallery.js")}
+    content[MANIFEST] = json.dumps(_manifest(pages, info), ensure_ascii=False).encode()
+    for i, page in enumerate(pages):
+        neighbours = {
+            "previous": pages[i - 1] if i else None,
+            "following": pages[i + 1] if i + 1 < len(pages) else None,
+        }
+        content |= page.files | _layer_files(page, info, compared, neighbours)
+    context = {"pages": pages, "info": info, "compared": compared, "overview_tiles": len(overview)}
+    # The overview states the size of the site, itself included; the number's digits do not change its length much.
+    size = (sum(map(len, content.values())) + len(_render("index.html.j2", **context, megabytes=0.0))) / 1e6
+    content["index.html"] = _render("index.html.j2", **context, megabytes=size)
+    filters = sum(len(page.facts) for page in pages)
     text = (
-        f"A gallery of {total} filters in {len(views)} layers, {size:.1f} MB: open `gallery/index.html` in a browser."
+        f"A gallery of {filters} filters in {len(pages)} layers, {size:.1f} MB: open `gallery/index.html` in a browser."
     )
     return Site(files=content, description=text)
 
 
-def _pages(views: Sequence[LayerPage], about: About, other: ComparedGallery | None, posters: Atlas) -> dict[str, bytes]:
-    pages: dict[str, bytes] = {
-        "index.html": _render("index.html.j2", views=views, about=about, other=other, posters=posters, size=0.0)
+def _layer_files(
+    page: LayerPage, info: SiteInfo, compared: ComparedGallery | None, neighbours: Mapping[str, LayerPage | None]
+) -> dict[str, bytes]:
+    """Return the pages and the data of a layer by their path below the site."""
+    other = compared.matching(page.name, len(page.facts)) if compared else None
+    context = {"page": page, "info": info, "compared": compared, "other": other, **neighbours}
+    data = {
+        "layer": page.name,
+        "slug": page.slug,
+        "layout": asdict(page.layout),
+        "recipes": list(info.recipes),
+        "epochs": list(page.epochs),
+        "classes": list(info.classes),
+        "images": list(info.response_names),
+        "filters": page.facts,
     }
-    for i, view in enumerate(views):
-        around = {"previous": views[i - 1] if i else None, "following": views[i + 1] if i + 1 < len(views) else None}
-        there = _there(view, other)
-        both = {"view": view, "about": about, "other": other, "there": there}
-        pages[f"layers/{view.slug}.html"] = _render("layer.html.j2", **both, **around, served=_served(view))
-        if other and there:
-            changed = changes(view, there, other, same_images=other.images == about.pool_state)
-            pages[f"compare/{view.slug}.html"] = _render("compare.html.j2", **both, **around, changed=changed)
-            pages[f"beside/{view.slug}.js"] = _script("filterscopeBeside", _beside(there, changed))
-        pages[f"filters/{view.slug}.html"] = _render("filter.html.j2", **both, **around, measures=MEASURES)
-    return pages
-
-
-def _there(view: LayerPage, other: ComparedGallery | None) -> Any:
-    """Return the same layer of the other gallery, where it has one of as many filters."""
-    layer = other.layers.get(view.name) if other else None
-    return layer if layer and len(layer["filters"]) == len(view.facts) else None
-
-
-def _served(view: LayerPage) -> list[int]:
-    return sorted({label for each in view.facts for label, _ in each["classes"][:3]})
-
-
-def _data(view: LayerPage, about: About) -> dict[str, Any]:
-    return {
-        "layer": view.name,
-        "slug": view.slug,
-        "layout": asdict(view.layout),
-        "recipes": [recipe for recipe in about.recipes for _ in range(about.faces)],
-        "epochs": list(view.epochs),
-        "classes": list(about.classes),
-        "images": list(about.image_names),
-        "filters": view.facts,
+    found = {
+        f"layers/{page.slug}.html": _render("layer.html.j2", **context),
+        f"filters/{page.slug}.html": _render("filter.html.j2", **context),
+        f"data/{page.slug}.js": _script("filterscope", data),
     }
-
-
-def _beside(there: Any, changed: Sequence[Change]) -> list[tuple[str, str, str]]:
-    """Return of every filter its verdict and the reason there, and what has changed."""
-    return [
-        (each["verdict"], each["reason"], change.said) for each, change in zip(there["filters"], changed, strict=True)
-    ]
+    if compared and other:
+        kernels = compared.files[f"compared/{other['slug']}-kernels.webp"], page.atlases["kernels"]
+        same = compared.images == info.images_hash
+        changes = filter_changes(other["filters"], page.facts, kernels, same_images=same)
+        found[f"compare/{page.slug}.html"] = _render("compare.html.j2", **context, changes=changes)
+        rows = [
+            (each["verdict"], each["reason"], change.summary)
+            for each, change in zip(other["filters"], changes, strict=True)
+        ]
+        found[f"compared/{page.slug}.js"] = _script("filterscopeCompared", rows)
+    return found
 
 
 def _script(name: str, data: Any) -> bytes:
-    # A script and no JSON file: a page that lies on the disk may not fetch one.
+    # A script instead of a JSON file: a page opened from the disk must not fetch one.
     return f"window.{name} = {json.dumps(data, ensure_ascii=False, separators=(',', ':'))};\n".encode()
 
 
-def _manifest(views: Sequence[LayerPage], about: About) -> dict[str, Any]:
+def _manifest(pages: Sequence[LayerPage], info: SiteInfo) -> dict[str, Any]:
     return {
         "made_by": MADE_BY,
-        "title": about.title,
-        "network": about.network,
-        "images": about.pool_state,
+        "title": info.title,
+        "network": info.network,
+        "images": info.images_hash,
         "layers": [
             {
-                "name": view.name,
-                "slug": view.slug,
-                "kernels": view.kernels.grid,
-                "pictures": view.pictures.grid,
-                "crops": view.crops.grid if view.crops else None,
+                "name": page.name,
+                "slug": page.slug,
+                "atlases": list(page.atlases),
                 "filters": [
                     {key: each.get(key) for key in ("verdict", "reason", "activation", "z", "best")}
-                    for each in view.facts
+                    for each in page.facts
                 ],
             }
-            for view in views
+            for page in pages
         ],
     }
 
@@ -152,21 +159,29 @@ def _render(template: str, **context: Any) -> bytes:
 
 @cache
 def _environment() -> Environment:
-    found = Environment(
+    environment = Environment(
         loader=PackageLoader("filterscope.visuals.gallery"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    found.globals |= {"verdicts": list(COLOURS), "words": WORDS, "counted": lambda said: counted(said, list(COLOURS))}
-    found.filters["at"] = _at
-    return found
+    environment.globals |= {"count_verdicts": _count_verdicts, "grid_shape": grid_shape, "position": _position}
+    environment.globals |= {
+        "verdicts": {verdict: "#{:02x}{:02x}{:02x}".format(*colour) for verdict, colour in COLOURS.items()},
+        "meanings": MEANINGS,
+        "measures": MEASURES,
+    }
+    return environment
 
 
-def _at(grid: Any, i: int) -> str:
-    """Return where in an atlas tile `i` lies, as CSS; independent of the size at which the file is shown."""
-    columns, rows = (grid["columns"], grid["rows"]) if isinstance(grid, dict) else (grid.columns, grid.rows)
-    x = 100 * (i % columns) / max(columns - 1, 1)
-    y = 100 * (i // columns) / max(rows - 1, 1)
+def _count_verdicts(verdicts: Sequence[str]) -> dict[str, int]:
+    """Return how many filters have each verdict, from the best verdict to the worst."""
+    return {verdict: verdicts.count(verdict) for verdict in COLOURS if verdict in verdicts}
+
+
+def _position(count: int, i: int) -> str:
+    """Return the CSS position of tile `i` in an atlas of `count` tiles, in percent of any size it is shown at."""
+    columns, rows = grid_shape(count)
+    x, y = 100 * (i % columns) / max(columns - 1, 1), 100 * (i // columns) / max(rows - 1, 1)
     return f"background-position:{x:.4f}% {y:.4f}%"

@@ -1,5 +1,6 @@
 """What was found of a layer's filters, as plain data: numbers, a row per filter, a row for the layer."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,65 @@ COLUMNS = (
     *("layer", "filter", "verdict", "reason", "concentration", "z", "p", "apoz", "dormancy", "eta_squared", "p_class"),
     *("selectivity", "cosine", "duplicate_of", "drift_cosine", "drift_distance"),
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureInfo:
+    """A measure of a filter: its key in tables, its title, and a sentence that explains its values."""
+
+    key: str
+    title: str
+    description: str
+
+
+MEASURES = tuple(
+    MeasureInfo(key=key, title=title, description=description)
+    for key, title, description in (
+        ("activation", "activation", "Mean output as a multiple of the mean over the layer's filters; 0 if silent."),
+        ("apoz", "share of zeros", "Share of outputs that are zero after the ReLU (APoZ); 1 for a dead filter."),
+        (
+            "z",
+            "structure",
+            "Spatial structure of the kernel, in standard deviations from permuted weights.",
+        ),
+        ("p", "p of structure", "Probability that randomly permuted weights have as much structure."),
+        (
+            "eta_squared",
+            "class information",
+            "Share of its responses' variance that the class explains (η²), 0 to 1.",
+        ),
+        (
+            "selectivity",
+            "class selectivity",
+            "0 if it responds to all classes alike, 1 if to one class only.",
+        ),
+        ("cosine", "nearest kernel", "Largest absolute cosine to another kernel of the layer; 1 for a copy."),
+        (
+            "drift_distance",
+            "drift",
+            "Change of the kernel since the start, relative to its norm; 0 if frozen.",
+        ),
+    )
+)
+
+
+def filter_facts(about: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+    """Return verdict, reason and measures of each filter as plain data; empty texts if the layer was not judged."""
+    if "rows" not in about:
+        return [{"verdict": "", "reason": ""} for _ in range(count)]
+    names = ["activation" if name == "dormancy" else name for name in COLUMNS[4:]]
+    rows = zip(about["verdicts"], about["reasons"], cells(about), strict=True)
+    return [
+        {"verdict": verdict, "reason": reason, **{k: rounded(v) for k, v in zip(names, row, strict=True)}}
+        for verdict, reason, row in rows
+    ]
+
+
+def rounded(value: float, digits: int = 4) -> float | None:
+    """Return a number with so many significant digits, None for NaN and infinity."""
+    return float(f"{value:.{digits}g}") if math.isfinite(value) else None
+
+
 Told = Mapping[str, Mapping[str, Any]]
 """By layer, what `told` returns."""
 
