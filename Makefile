@@ -18,4 +18,4 @@ test:  ## the whole test suite
 	pytest
 
 docs:  ## build the documentation site into site/, strictly
-	mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict

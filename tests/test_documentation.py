@@ -1,7 +1,10 @@
-"""Every command that README and docs tell people to type is one that works, or at least composes and builds."""
+"""Every command in README and docs works, or at least composes and builds; the documentation site builds."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +17,8 @@ from filterscope.cli import tensorboard
 from filterscope.config import factory
 from tiny import REPOSITORY
 
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-_PROGRAMS = r"(?:#?\w+=\S+ )*(?:python|pip|pytest|torchrun|srun|tensorboard|eval)\b"
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+_PROGRAMS = r"(?:#?\w+=\S+ )*(?:python|make|pip|pytest|torchrun|srun|tensorboard|eval)\b"
 _ELLIPSIS = re.compile(r"(?<=\s)…(?=\s|$)")
 
 
@@ -32,7 +35,7 @@ def _typed(page: Path) -> Iterator[str]:
 
 
 def _parts(command: str) -> list[list[str]]:
-    """Return the words of each command that `&&` joins, with something in the place of what is to be filled in."""
+    """Return the words of each command that `&&` joins; placeholders such as `<run>` become plain words."""
     filled = _ELLIPSIS.sub("", re.sub(r"<(\w+)>", r"\1", command).replace("$", ""))
     words, parts = shlex.split(filled, comments=True), [[]]
     for word in words:
@@ -54,7 +57,7 @@ OTHERS = [words for command in COMMANDS for words in _parts(command) if not {"tr
 
 
 def _jobs(overrides: list[str]) -> Iterator[list[str]]:
-    """Yield the overrides of each job: one, or of a sweep enough for every value to come up."""
+    """Yield the overrides of each job; a sweep yields as many jobs as are needed for every value to occur."""
     if not overrides or overrides[0] not in ("-m", "--multirun"):
         yield overrides
         return
@@ -78,22 +81,22 @@ def test_every_command_of_the_scripts_composes_and_its_visuals_build(
     if {"--help", "--shell-completion", "-sc"} & set(overrides):
         return  # run by tests of their own
     for job in _jobs(overrides):
-        job = [each for each in job if not each.startswith(("hydra/launcher=", "hydra.launcher."))]  # looked at below
+        job = [each for each in job if not each.startswith(("hydra/launcher=", "hydra.launcher."))]  # checked below
         assert isinstance(factory.build_visuals(composed(*job, config=script.removesuffix(".py"))), dict)
 
 
-def test_launchers_that_are_spoken_of_are_there_and_have_the_knobs() -> None:
+def test_documented_launchers_exist_and_have_the_documented_options() -> None:
     named = [command for command in SCRIPTS if any(word.startswith("hydra/launcher=") for word in command)]
     assert named
     for command in named:
         (launcher,) = (word.partition("=")[2] for word in command if word.startswith("hydra/launcher="))
         text = (REPOSITORY / "conf/hydra/launcher" / f"{launcher}.yaml").read_text()
-        for knob in re.findall(r"hydra\.launcher\.(\w+)=", " ".join(command)):
-            assert f"{knob}:" in text
+        for option in re.findall(r"hydra\.launcher\.(\w+)=", " ".join(command)):
+            assert f"{option}:" in text
 
 
 @pytest.mark.parametrize("words", [words for words in OTHERS if words[0] == "python"], ids=" ".join)
-def test_every_program_that_is_spoken_of_is_there_and_has_the_options(words: list[str]) -> None:
+def test_every_documented_program_exists_and_has_the_options(words: list[str]) -> None:
     file = REPOSITORY / words[1]
     assert file.is_file()
     source = file.read_text() + (REPOSITORY / "benchmarks" / "report.py").read_text()
@@ -102,7 +105,7 @@ def test_every_program_that_is_spoken_of_is_there_and_has_the_options(words: lis
 
 
 @pytest.mark.parametrize("words", [words for words in OTHERS if words[0] != "python"], ids=" ".join)
-def test_every_other_command_is_as_its_program_takes_it(words: list[str]) -> None:
+def test_every_other_command_is_valid(words: list[str]) -> None:
     program = words[0]
     if program == "pip":
         extras = re.findall(r"\[([\w,]+)\]", " ".join(words))
@@ -111,8 +114,12 @@ def test_every_other_command_is_as_its_program_takes_it(words: list[str]) -> Non
         assert {extra for some in extras for extra in some.split(",")} <= known.keys()
     elif program == "tensorboard":
         assert words[-2:] == list(tensorboard.FLAGS)
+    elif program == "make":
+        assert re.search(rf"^{words[1]}:", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+    elif program == "pytest":
+        assert all((REPOSITORY / word).exists() for word in words[1:] if word.startswith("tests/"))
     else:
-        assert program in ("pytest", "eval")  # test_completion.py runs what is evaluated
+        assert program == "eval"  # shell completion, tested in tests/cli
 
 
 def test_the_pages_hold_commands_of_every_kind() -> None:
@@ -121,6 +128,25 @@ def test_the_pages_hold_commands_of_every_kind() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_picture_and_page_that_is_referred_to_is_there(page: Path) -> None:
+def test_every_link_to_a_picture_or_page_is_valid(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-        assert (page.parent / target).exists(), f"{page.name} refers to {target}"
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_site_builds_strictly_and_its_pages_load_nothing_from_elsewhere(tmp_path: Path) -> None:
+    pytest.importorskip("material")
+    pytest.importorskip("mkdocstrings")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    pages = list(tmp_path.glob("*.html"))
+    assert {"index.html", "tutorial.html", "architecture.html", "reference.html"} <= {page.name for page in pages}
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        loaded = re.findall(r'<(?:script|img|iframe|source)\b[^>]*\bsrc="(?:https?:)?//[^"]*"', text)
+        loaded += re.findall(
+            r'<link\b[^>]*rel="(?:stylesheet|preconnect|preload)"[^>]*href="(?:https?:)?//[^"]*"', text
+        )
+        assert loaded == [], page.name
+        assert 'class="mermaid"' not in text, f"{page.name}: Mermaid would be loaded from elsewhere"

@@ -205,7 +205,7 @@ def with_tables(page: str) -> str:
         start, end = f"<!-- generated: {name} -->\n", "<!-- end -->"
         assert page.count(start) == 1, f"docs/architecture.md needs one block {start}"
         before, _, after = page.partition(start)
-        page = f"{before}{start}{table}\n{end}{after.partition(end)[2]}"
+        page = f"{before}{start}\n{table}\n\n{end}{after.partition(end)[2]}"
     return page
 
 
