@@ -1,4 +1,4 @@
-"""What the gallery is told of the epochs before: every trained layer as it was, few epochs of many."""
+"""The history holds every trained layer as it was in evenly spaced epochs."""
 
 import pytest
 import torch
@@ -15,11 +15,11 @@ def many() -> Examples:
     return Examples(images=torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(2)))
 
 
-def test_history_remembers_every_epoch_as_it_was_and_thins_out_evenly(classifier: Classifier, many: Examples) -> None:
+def test_history_records_epochs_unchanged_and_thins_them_out_evenly(classifier: Classifier, many: Examples) -> None:
     state, known = VisualState(), {}
-    remember = History(epochs=3)
+    record = History(epochs=3)
     for state.epoch in range(6):
-        assert remember(classifier, many, state) == {}
+        assert record(classifier, many, state) == {}
         known[state.epoch] = small_kernels(kernels(classifier, "block1_conv1"))[0]
         with torch.no_grad():
             for parameter in classifier.parameters():
@@ -27,9 +27,9 @@ def test_history_remembers_every_epoch_as_it_was_and_thins_out_evenly(classifier
     kept = state.store["history"]["block1_conv1"]
     assert len(kept) == 3
     assert {0, 5} <= set(kept)
-    for epoch, seen in kept.items():
-        assert (seen["kernel"].numpy() == known[epoch]).all()
-        assert seen["response"].shape == (8, 16, 16)
+    for epoch, entry in kept.items():
+        assert (entry["kernel"].numpy() == known[epoch]).all()
+        assert entry["response"].shape == (8, 16, 16)
 
 
 def test_frozen_layers_have_no_history(classifier: Classifier, many: Examples) -> None:

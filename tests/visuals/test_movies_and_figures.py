@@ -1,4 +1,4 @@
-"""What is files already: films of the epochs, figures for print."""
+"""Animations of the epochs, and figures for print."""
 
 import io
 from pathlib import Path
@@ -30,7 +30,7 @@ def state(classifier: Classifier, examples: Examples) -> VisualState:
 
 
 @pytest.mark.parametrize("kind", ["webp", "gif"])
-def test_a_film_has_a_frame_for_every_epoch_and_they_differ(
+def test_an_animation_has_a_different_frame_for_every_epoch(
     classifier: Classifier, examples: Examples, state: VisualState, kind: str
 ) -> None:
     made = Movies(format=kind)(classifier, examples, state)
@@ -44,12 +44,12 @@ def test_a_film_has_a_frame_for_every_epoch_and_they_differ(
     assert len(set(frames)) == 3
 
 
-def test_without_a_history_there_is_nothing_to_make_a_film_of(classifier: Classifier, examples: Examples) -> None:
-    with pytest.raises(UserError, match=r"no epochs of block1_conv1, block2_conv1 are remembered"):
+def test_an_animation_needs_a_history(classifier: Classifier, examples: Examples) -> None:
+    with pytest.raises(UserError, match=r"there is no history of block1_conv1, block2_conv1 to animate"):
         Movies()(classifier, examples, VisualState())
 
 
-def test_figures_come_in_every_format_with_text_that_is_text(
+def test_figures_are_written_in_every_format_with_real_text(
     classifier: Classifier, examples: Examples, state: VisualState, tmp_path: Path
 ) -> None:
     write_outputs(
@@ -64,7 +64,7 @@ def test_figures_come_in_every_format_with_text_that_is_text(
     assert "noise" in (tmp_path / "pictures" / "figures" / "health.svg").read_text()
 
 
-def test_the_same_figure_is_the_same_file(classifier: Classifier, examples: Examples, state: VisualState) -> None:
+def test_equal_figures_are_equal_files(classifier: Classifier, examples: Examples, state: VisualState) -> None:
     one, other = (
         Figures(dpi=50, formats=["pdf", "svg"])(classifier, examples, state)["figures/health"].contents
         for _ in range(2)
@@ -72,7 +72,7 @@ def test_the_same_figure_is_the_same_file(classifier: Classifier, examples: Exam
     assert one == other
 
 
-def test_a_format_that_does_not_exist_is_refused() -> None:
+def test_unknown_formats_are_refused() -> None:
     with pytest.raises(UserError, match=r"visuals.figures.formats=\['eps'\]; possible are png, pdf, svg"):
         Figures(formats=["eps"])
     with pytest.raises(UserError, match=r"visuals.movies.format='mp4'; possible are webp, gif"):

@@ -1,4 +1,4 @@
-"""Filters over the epochs: what is remembered is bounded, harmless to read, and drawn column by column."""
+"""The timeline keeps a bounded number of epochs, can be read safely, and is drawn column by column."""
 
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,10 @@ from filterscope.analysis.synthesis import Recipe
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.visuals.health.health import Health
+from filterscope.visuals.history import thin_out
 from filterscope.visuals.output.outputs import Picture
 from filterscope.visuals.synthesis import Synthesis
-from filterscope.visuals.timeline import Timeline, most_crowded
+from filterscope.visuals.timeline import Timeline
 from filterscope.visuals.visual import Examples, VisualState, render
 
 LAYER = "block1_conv1"
@@ -28,7 +29,7 @@ def trained(classifier: Classifier, examples: Examples, epochs: int, *more: Any)
     return state, shown
 
 
-def test_a_strip_shows_kernel_synthesis_response_and_verdict_of_every_epoch(
+def test_it_shows_kernel_synthesis_response_and_verdict_of_every_epoch(
     classifier: Classifier, examples: Examples
 ) -> None:
     made = Synthesis(recipe=Recipe(size=24, steps=2), layers=[LAYER], channels=[5, 2, 1])
@@ -36,24 +37,26 @@ def test_a_strip_shows_kernel_synthesis_response_and_verdict_of_every_epoch(
     known = state.store["timeline"][LAYER]
     assert known["channels"] == [5, 2]
     assert sorted(known["epochs"]) == [0, 1, 2]
-    for seen in known["epochs"].values():
-        assert {"kernel", "synthesis", "response"} < seen.keys()
-        assert all(seen["verdicts"])
+    for record in known["epochs"].values():
+        assert {"kernel", "synthesis", "response"} < record.keys()
+        assert all(record["verdicts"])
     assert not torch.equal(known["epochs"][0]["kernel"], known["epochs"][2]["kernel"])
     assert isinstance(shown[f"timeline/{LAYER}"], Picture)
 
 
-def test_however_long_the_training_no_more_epochs_are_remembered(classifier: Classifier, examples: Examples) -> None:
+def test_a_long_training_keeps_no_more_epochs(classifier: Classifier, examples: Examples) -> None:
     state, _ = trained(classifier, examples, 9)
     assert sorted(state.store["timeline"][LAYER]["epochs"]) == [0, 4, 7, 8]
 
 
-def test_the_epoch_that_goes_leaves_the_smallest_gap() -> None:
-    assert most_crowded([0, 1, 2, 8]) == 1
-    assert most_crowded([0, 4, 8, 9]) == 8
+@pytest.mark.parametrize(("epochs", "kept"), [([0, 1, 2, 8], [0, 2, 8]), ([0, 4, 8, 9], [0, 4, 9])])
+def test_the_deleted_epoch_leaves_the_smallest_gap(epochs: list[int], kept: list[int]) -> None:
+    records = dict.fromkeys(epochs)
+    thin_out(records, 3)
+    assert list(records) == kept
 
 
-def test_what_is_remembered_can_be_read_harmlessly_and_drawn_again(
+def test_records_can_be_loaded_with_weights_only_and_drawn_again(
     classifier: Classifier, examples: Examples, tmp_path: Path
 ) -> None:
     state, shown = trained(classifier, examples, 3)
@@ -63,13 +66,13 @@ def test_what_is_remembered_can_be_read_harmlessly_and_drawn_again(
     assert (drawn.pixels == shown[f"timeline/{LAYER}"].pixels).all()
 
 
-def test_a_frozen_layer_has_no_story(classifier: Classifier, examples: Examples) -> None:
+def test_a_frozen_layer_has_no_timeline(classifier: Classifier, examples: Examples) -> None:
     classifier.backbone.requires_grad_(False)
     assert Timeline()(classifier, examples, VisualState(epoch=0)) == {}
 
 
-def test_wrong_knobs_are_one_clear_line(classifier: Classifier, examples: Examples) -> None:
+def test_wrong_options_are_clear_errors(classifier: Classifier, examples: Examples) -> None:
     with pytest.raises(UserError, match=r"visuals.timeline.image=9: there are 6 examples"):
         Timeline(image=9)(classifier, examples, VisualState(epoch=0))
-    with pytest.raises(UserError, match="needs at least 2"):
+    with pytest.raises(UserError, match="must be at least 2"):
         Timeline(epochs=1)(classifier, examples, VisualState(epoch=0))

@@ -1,4 +1,4 @@
-"""Figures for a paper: axes, captions, colours that everybody tells apart, as PNG, PDF and SVG."""
+"""Draw figures for a paper as PNG, PDF and SVG: kernels of a layer, and the shares of the verdicts."""
 
 import io
 import math
@@ -26,8 +26,8 @@ from filterscope.visuals.visual import Every, Examples, Visual, VisualState
 
 FORMATS = ("png", "pdf", "svg")
 HATCHES = {"useful": "", "duplicate": "//", "idle": "..", "noise": "xx", "dead": "--"}
-"""So that verdicts are told apart in print without colour."""
-# Text stays text in PDF and SVG, and the same figure is the same file.
+"""They distinguish the verdicts in print without colour."""
+# Text stays text in PDF and SVG; a fixed hash salt makes equal figures equal files.
 _STYLE: Any = {"font.size": 8, "pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "filterscope"}
 
 
@@ -39,9 +39,9 @@ class Figures(Visual):
     Attributes:
         layers: names of convolutions; None: the first one.
         channels: the first so many filters, a list of indices, or None for all.
-        formats: of `png pdf svg`.
-        width: inches at most; 3.5 is a column of most journals, 7.2 a page.
-        dpi: of what is made of pixels.
+        formats: any of `png`, `pdf` and `svg`.
+        width: the largest width in inches; 3.5 is a column of most journals, 7.2 a page.
+        dpi: the resolution of raster parts.
         every: draw every so many epochs, 0: before training only.
     """
 
@@ -55,46 +55,45 @@ class Figures(Visual):
     every: Every = 0
 
     def __post_init__(self) -> None:
-        """Refuse formats that do not exist."""
+        """Refuse unknown formats."""
         if not self.formats or not set(self.formats) <= set(FORMATS):
             raise UserError(f"visuals.figures.formats={list(self.formats)}; possible are {', '.join(FORMATS)}")
 
     def unsupported_reason(self, classifier: Classifier) -> str:
-        """Say why there is nothing to draw, or nothing."""
+        """Return why there is nothing to draw, or an empty text."""
         return "" if convolutions(classifier.layers) else "the network has no convolutions"
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Encoded]:
-        """Return a figure for every layer, and one of the verdicts where there are any."""
+        """Return a figure of every layer, and one of the verdicts if there are any."""
         del examples
         shown = {}
         for layer in self.layers if self.layers is not None else convolutions(classifier.layers)[:1]:
             channels = channels_of(classifier.layers, layer, self.channels)
             weights = kernels(classifier, layer)[channels]
-            shown[f"figures/{layer}"] = self._encoded(partial(draw_kernels, weights=weights, channels=channels))
-        said = {
-            layer: about["verdicts"] for layer, about in state.store.get("health", {}).items() if "verdicts" in about
-        }
-        if said:
-            shown["figures/health"] = self._encoded(partial(draw_verdicts, said=said))
+            shown[f"figures/{layer}"] = self._encode(partial(draw_kernels, weights=weights, channels=channels))
+        health = state.store.get("health", {})
+        verdicts = {layer: about["verdicts"] for layer, about in health.items() if "verdicts" in about}
+        if verdicts:
+            shown["figures/health"] = self._encode(partial(draw_verdicts, verdicts=verdicts))
         return shown
 
-    def _encoded(self, draw: Callable[[Figure], str]) -> Encoded:
-        """Return a figure in all formats; `draw` fills it and returns its caption."""
+    def _encode(self, draw: Callable[[Figure], str]) -> Encoded:
+        """Return a figure in all formats; `draw` draws into it and returns its caption."""
         with rc_context(_STYLE):
             figure = Figure(figsize=(self.width, self.width), dpi=self.dpi, layout="constrained")
             caption = draw(figure)
             contents = {}
-            for kind in self.formats:
+            for suffix in self.formats:
                 file = io.BytesIO()
-                # Without a date the same figure is the same file.
-                about = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
-                figure.savefig(file, format=kind, metadata=about, bbox_inches="tight", pad_inches=0.02)
-                contents[kind] = file.getvalue()
+                # Without a date, equal figures are equal files.
+                metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(suffix)
+                figure.savefig(file, format=suffix, metadata=metadata, bbox_inches="tight", pad_inches=0.02)
+                contents[suffix] = file.getvalue()
         return Encoded(contents=contents, description=caption)
 
 
 def draw_kernels(figure: Figure, weights: Tensor, channels: Sequence[int]) -> str:
-    """Draw kernels `(n, inputs, kh, kw)` in a square, rows and columns numbered, and return the caption."""
+    """Draw kernels `(n, inputs, kh, kw)` in a square grid with numbered rows and columns, and return the caption."""
     columns = math.ceil(math.sqrt(len(channels)))
     rows = -(-len(channels) // columns)
     figure.set_size_inches(figure.get_figwidth(), figure.get_figwidth() * rows / columns + 0.5)
@@ -103,44 +102,43 @@ def draw_kernels(figure: Figure, weights: Tensor, channels: Sequence[int]) -> st
     scaled = (values / values.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-12)).permute(0, 2, 3, 1).numpy()
     height, width = scaled.shape[1:3]
     gap = max(1, width // 8)
-    whole = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, scaled.shape[3]), np.nan)
+    mosaic = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, scaled.shape[3]), np.nan)
     for i, tile in enumerate(scaled):
         top, left = i // columns * (height + gap), i % columns * (width + gap)
-        whole[top : top + height, left : left + width] = tile
+        mosaic[top : top + height, left : left + width] = tile
     axes = figure.subplots()
     if colour:
-        axes.imshow(np.nan_to_num(0.5 + 0.5 * whole, nan=1.0), interpolation="none")
+        axes.imshow(np.nan_to_num(0.5 + 0.5 * mosaic, nan=1.0), interpolation="none")
     else:
-        axes.imshow(whole[..., 0], cmap=SIGNED, vmin=-1, vmax=1, interpolation="none")
+        axes.imshow(mosaic[..., 0], cmap=SIGNED, vmin=-1, vmax=1, interpolation="none")
         scale = ScalarMappable(norm=Normalize(-1, 1), cmap=SIGNED)
-        figure.colorbar(scale, ax=axes, shrink=0.5, ticks=[-1, 0, 1], label="weight, by each kernel's largest")
+        figure.colorbar(scale, ax=axes, shrink=0.5, ticks=[-1, 0, 1], label="weight / largest weight of the kernel")
     axes.set_xticks([c * (width + gap) + (width - 1) / 2 for c in range(columns)], [f"+{c}" for c in range(columns)])
     firsts = [channels[row * columns] for row in range(rows)]
     axes.set_yticks([r * (height + gap) + (height - 1) / 2 for r in range(rows)], [str(first) for first in firsts])
     axes.tick_params(length=0)
     axes.set_ylabel("filter")
     axes.spines[:].set_visible(False)
-    shown = "in colour, grey is zero" if colour else "the pattern shared by its inputs" if weights.shape[1] > 1 else ""
-    return (
-        f"{len(channels)} kernels of {height}×{width}{', ' if shown else ''}{shown}; each scaled by its largest weight."
-    )
+    shown = ", in colour, grey is zero" if colour else ""
+    shown = shown or (", the spatial pattern that the input channels share most" if weights.shape[1] > 1 else "")
+    return f"{len(channels)} kernels of {height}×{width}{shown}; each is scaled by its largest absolute weight."
 
 
-def draw_verdicts(figure: Figure, said: Mapping[str, Sequence[str]]) -> str:
-    """Draw the shares of the verdicts in each layer as bars, and return the caption."""
-    figure.set_size_inches(figure.get_figwidth(), 0.6 + 0.22 * len(said))
+def draw_verdicts(figure: Figure, verdicts: Mapping[str, Sequence[str]]) -> str:
+    """Draw the shares of the verdicts in each layer as stacked bars, and return the caption."""
+    figure.set_size_inches(figure.get_figwidth(), 0.6 + 0.22 * len(verdicts))
     axes = figure.subplots()
-    layers = list(said)
+    layers = list(verdicts)
     left = np.zeros(len(layers))
     for verdict, colour in COLOURS.items():
-        shares = np.array([said[layer].count(verdict) / len(said[layer]) for layer in layers])
+        shares = np.array([verdicts[layer].count(verdict) / len(verdicts[layer]) for layer in layers])
         if shares.any():
-            face = [part / 255 for part in colour]
-            axes.barh(layers, shares, left=left, color=face, hatch=HATCHES[verdict], edgecolor="white", label=verdict)
+            bar = [part / 255 for part in colour]
+            axes.barh(layers, shares, left=left, color=bar, hatch=HATCHES[verdict], edgecolor="white", label=verdict)
             left += shares
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.set_xlabel("share of the layer's filters")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=5, frameon=False, handlelength=1.2, columnspacing=1.0)
-    return f"Verdicts on the filters of {len(layers)} layers ({sum(map(len, said.values()))} filters)."
+    return f"Verdicts on the filters of {len(layers)} layers ({sum(map(len, verdicts.values()))} filters)."

@@ -1,4 +1,4 @@
-"""What every filter looked like in the epochs so far, remembered for the gallery."""
+"""Record every trained filter in every epoch for the slider of the gallery and for animations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,26 +17,25 @@ from filterscope.registry import register
 from filterscope.visuals.drawing.thumbnails import small_kernels, small_maps
 from filterscope.visuals.fingerprints import is_frozen
 from filterscope.visuals.output.outputs import Output
-from filterscope.visuals.timeline import most_crowded
 from filterscope.visuals.visual import Examples, Visual, VisualState
 
-SYNTHESIS = 64  # pixels of the side of the synthesized pictures that are remembered
+SYNTHESIS_PIXELS = 64  # the side of a recorded synthesized image
 
 
 @register("visual", "history")
 @dataclass(frozen=True, kw_only=True)
 class History(Visual):
-    """Remember kernel, response and verdict of every filter that is trained; draws nothing itself.
+    """Record kernel, response, verdict and synthesized image of every trained filter; draws nothing itself.
 
-    What is remembered is small (a pixel per weight and value, uint8), lies in the checkpoint, and is what the slider of
-    the gallery moves through. Outside training nothing is remembered.
+    The records are small (uint8, one pixel per weight) and are stored in the checkpoint. Outside training nothing is
+    recorded.
 
     Attributes:
-        layers: names of convolutions; None: all. Frozen ones have no story and are left out.
-        image: the number of the example that the filters respond to.
-        pixels: of the longer side of a response at most.
-        epochs: at most so many; of more epochs, those are kept that lie most evenly.
-        every: look every so many epochs, 0: before training only.
+        layers: names of convolutions; None: all. Frozen layers do not change and are left out.
+        image: the index of the example whose responses are recorded.
+        pixels: the largest side of a recorded response.
+        epochs: the largest number of recorded epochs; of more, the most evenly spaced ones are kept.
+        every: record before training and then every so many epochs; 0: before training only.
     """
 
     priority: ClassVar[int] = 1
@@ -47,47 +46,59 @@ class History(Visual):
     epochs: int = 12
 
     def __post_init__(self) -> None:
-        """Refuse a history without a before and an after."""
+        """Refuse fewer than two epochs."""
         if self.epochs < 2:
-            raise UserError(f"visuals.history.epochs={self.epochs}; a history needs at least 2")
+            raise UserError(f"visuals.history.epochs={self.epochs}: must be at least 2")
 
     def unsupported_reason(self, classifier: Classifier) -> str:
-        """Say why there is nothing to remember, or nothing."""
+        """Return why there is nothing to record, or an empty text."""
         return "" if convolutions(classifier.layers) else "the network has no convolutions"
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Output]:
-        """Remember this epoch; nothing is shown.
+        """Record this epoch and return no output.
 
         Raises:
-            UserError: there is no such example.
+            UserError: there is no example `image`.
         """
         if state.epoch is None:
             return {}
         if len(examples) and not 0 <= self.image < len(examples):
             raise UserError(f"visuals.history.image={self.image}: there are {len(examples)} examples")
-        asked = self.layers if self.layers is not None else convolutions(classifier.layers)
-        names = [find_layer(classifier.layers, name).name for name in asked]
-        names = [layer for layer in names if not is_frozen(classifier, layer)]
+        names = trained_layers(classifier, self.layers)
         maps = activations(classifier, examples.images[[self.image]], names) if len(examples) and names else {}
         store = state.store.setdefault("history", {})
         for layer in names:
-            known = store.setdefault(layer, {})
-            known[state.epoch] = self._seen(classifier, layer, maps.get(layer), state)
-            if len(known) > self.epochs:
-                del known[most_crowded(sorted(known))]
+            records = store.setdefault(layer, {})
+            records[state.epoch] = self._record(classifier, layer, maps.get(layer), state)
+            thin_out(records, self.epochs)
         return {}
 
-    def _seen(self, classifier: Classifier, layer: str, maps: Tensor | None, state: VisualState) -> dict[str, Any]:
-        seen: dict[str, Any] = {"kernel": torch.from_numpy(small_kernels(kernels(classifier, layer))[0])}
+    def _record(self, classifier: Classifier, layer: str, maps: Tensor | None, state: VisualState) -> dict[str, Any]:
+        record: dict[str, Any] = {"kernel": torch.from_numpy(small_kernels(kernels(classifier, layer))[0])}
         if maps is not None:
-            seen["response"] = small_maps(maps[0], self.pixels)
-        judged = state.store.get("health", {}).get(layer, {})
-        if "verdicts" in judged:
-            seen["verdicts"] = list(judged["verdicts"])
-        made = state.store.get("synthesis", {}).get(layer, {})
-        if "tiles" in made:
-            tiles = made["tiles"].permute(0, 3, 1, 2).float()
-            small = F.interpolate(tiles, (SYNTHESIS, SYNTHESIS), mode="bilinear", antialias=True)
-            seen["channels"] = list(made["channels"])
-            seen["synthesis"] = small.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-        return seen
+            record["response"] = small_maps(maps[0], self.pixels)
+        health = state.store.get("health", {}).get(layer, {})
+        if "verdicts" in health:
+            record["verdicts"] = list(health["verdicts"])
+        synthesis = state.store.get("synthesis", {}).get(layer, {})
+        if "tiles" in synthesis:
+            tiles = synthesis["tiles"].permute(0, 3, 1, 2).float()
+            small = F.interpolate(tiles, (SYNTHESIS_PIXELS, SYNTHESIS_PIXELS), mode="bilinear", antialias=True)
+            record["channels"] = list(synthesis["channels"])
+            record["synthesis"] = small.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        return record
+
+
+def trained_layers(classifier: Classifier, layers: Sequence[str] | None) -> list[str]:
+    """Return the names of the given convolutions (None: all) without the frozen ones."""
+    asked = layers if layers is not None else convolutions(classifier.layers)
+    names = [find_layer(classifier.layers, name).name for name in asked]
+    return [name for name in names if not is_frozen(classifier, name)]
+
+
+def thin_out(records: dict[int, Any], count: int) -> None:
+    """Delete records by epoch until `count` evenly spaced ones are left; the first and the last stay."""
+    while len(records) > count:
+        epochs = sorted(records)
+        gaps = {epochs[i]: epochs[i + 1] - epochs[i - 1] for i in range(1, len(epochs) - 1)}
+        del records[min(gaps, key=lambda epoch: (gaps[epoch], epoch))]

@@ -1,4 +1,4 @@
-"""Filters of a layer over the epochs, as a moving picture."""
+"""Draw the filters of a layer over the epochs as an animation."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -22,22 +22,23 @@ from filterscope.visuals.output.outputs import Encoded
 from filterscope.visuals.visual import Every, Examples, Visual, VisualState
 
 KINDS = ("kernel", "synthesis", "response")
+FORMATS = ("webp", "gif")
 
 
 @register("visual", "movies")
 @dataclass(frozen=True, kw_only=True)
 class Movies(Visual):
-    """Draw the filters of a layer as they were epoch by epoch: `movies/<layer>`, an animated WebP or GIF.
+    """Draw the filters of a layer epoch by epoch: `movies/<layer>`, an animated WebP or GIF.
 
-    It shows what the `history` visual remembered, in a training when that has ended.
+    It shows the records of the `history` visual. In training it is drawn when training has ended.
 
     Attributes:
-        layers: names of convolutions; None: all of which anything is remembered.
+        layers: names of convolutions; None: all that have records.
         channels: the first so many filters, a list of indices, or None for all.
         kind: `kernel`, `synthesis` (of the filters that were synthesized) or `response`.
         format: `webp` or `gif`.
-        seconds: that an epoch is shown.
-        every: draw every so many epochs of a training as well, 0: at its end alone.
+        seconds: the duration of an epoch.
+        every: draw every so many epochs of a training as well, 0: at its end only.
     """
 
     at_end: ClassVar[bool] = True
@@ -50,71 +51,77 @@ class Movies(Visual):
     every: Every = 0
 
     def __post_init__(self) -> None:
-        """Refuse choices that do not exist."""
-        for name, choices in (("kind", KINDS), ("format", ("webp", "gif"))):
+        """Refuse unknown choices."""
+        for name, choices in (("kind", KINDS), ("format", FORMATS)):
             if getattr(self, name) not in choices:
                 raise UserError(f"visuals.movies.{name}={getattr(self, name)!r}; possible are {', '.join(choices)}")
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Encoded]:
-        """Return a film of every layer.
+        """Return an animation of every layer.
 
         Raises:
-            UserError: nothing is remembered of the epochs.
+            UserError: there are no records of the layers.
         """
         del examples
         history = state.store.get("history", {})
         asked = self.layers if self.layers is not None else convolutions(classifier.layers)
         names = [find_layer(classifier.layers, name).name for name in asked]
-        told = {name: history[name] for name in names if any(map(self._is_in, history.get(name, {}).values()))}
-        if not told:
-            raise UserError(
-                f"no epochs of {', '.join(names)} are remembered to make a film of; train with visuals=[history,…]"
-            )
-        return {f"movies/{name}": self._film(classifier, name, known) for name, known in told.items()}
+        shown = {}
+        for name in names:
+            records = {epoch: record for epoch, record in sorted(history.get(name, {}).items()) if self.kind in record}
+            if records:
+                shown[f"movies/{name}"] = self._animate(classifier, name, records)
+        if not shown:
+            raise UserError(f"there is no history of {', '.join(names)} to animate; train with visuals=[history,…]")
+        return shown
 
-    def _is_in(self, seen: Mapping[str, Any]) -> bool:
-        return self.kind in seen
-
-    def _film(self, classifier: Classifier, layer: str, known: Mapping[int, Mapping[str, Any]]) -> Encoded:
+    def _animate(self, classifier: Classifier, layer: str, records: Mapping[int, Mapping[str, Any]]) -> Encoded:
         channels = channels_of(classifier.layers, layer, self.channels)
-        epochs = [epoch for epoch in sorted(known) if self._is_in(known[epoch])]
         if self.kind == "synthesis":
-            made = set.intersection(*(set(known[epoch]["channels"]) for epoch in epochs))
+            made = set.intersection(*(set(record["channels"]) for record in records.values()))
             channels = [channel for channel in channels if channel in made]
-        frames = [_frame(layer, self.kind, known[epoch], channels, epoch) for epoch in epochs]
-        about = f"**{layer}**, {self.kind} of {len(channels)} filters, epochs {epochs[0]} to {epochs[-1]}"
-        return Encoded(contents={self.format: film(frames, self.format, seconds=self.seconds)}, description=about)
+        frames = [_frame(layer, self.kind, record, channels, epoch) for epoch, record in records.items()]
+        text = f"**{layer}**, {self.kind} of {len(channels)} filters, epochs {min(records)} to {max(records)}"
+        return Encoded(
+            contents={self.format: encode_animation(frames, self.format, seconds=self.seconds)}, description=text
+        )
 
 
-def film(frames: Sequence[Pixels], kind: str, *, seconds: float) -> bytes:
-    """Return frames of one size as an animated `webp` or `gif` that starts again at its end."""
+def encode_animation(frames: Sequence[Pixels], file_format: str, *, seconds: float) -> bytes:
+    """Encode frames of one size as an endlessly repeating `webp` or `gif`; each is shown for `seconds`."""
     images = [Image.fromarray(frame) for frame in frames]
     file = io.BytesIO()
     images[0].save(
-        file, format=kind, save_all=True, append_images=images[1:], duration=round(1000 * seconds), loop=0, quality=80
+        file,
+        format=file_format,
+        save_all=True,
+        append_images=images[1:],
+        duration=round(1000 * seconds),
+        loop=0,
+        quality=80,
     )
     return file.getvalue()
 
 
-def _frame(layer: str, kind: str, seen: Mapping[str, Any], channels: Sequence[int], epoch: int) -> Pixels:
+def _frame(layer: str, kind: str, record: Mapping[str, Any], channels: Sequence[int], epoch: int) -> Pixels:
     columns = shape(len(channels))
     size = side(columns)
-    said = seen.get("verdicts")
+    verdicts = record.get("verdicts")
     cells = [
-        Cell(pixels=photo(tile, size), caption=(str(channel),), frame=COLOURS[said[channel]] if said else None)
-        for channel, tile in zip(channels, _tiles(kind, seen, channels), strict=True)
+        Cell(pixels=photo(tile, size), caption=(str(i),), frame=COLOURS[verdicts[i]] if verdicts else None)
+        for i, tile in zip(channels, _tiles(kind, record, channels), strict=True)
     ]
-    key = [(verdict, colour) for verdict, colour in COLOURS.items()] if said else []
+    key = list(COLOURS.items()) if verdicts else []
     notes = [f"{kind} of each filter"]
     return rgb(grid(cells, columns=columns, title=layer, aside=f"epoch {epoch}", notes=notes, key=key))
 
 
-def _tiles(kind: str, seen: Mapping[str, Any], channels: Sequence[int]) -> Tensor:
-    """Return a tile `(C, h, w)` in [0, 1] of each filter."""
+def _tiles(kind: str, record: Mapping[str, Any], channels: Sequence[int]) -> Tensor:
+    """Return the tiles of filters as images `(filters, C, h, w)` in [0, 1]."""
     if kind == "response":
-        pixels = torch.from_numpy(coloured(seen["response"][list(channels)]))
+        pixels = torch.from_numpy(coloured(record["response"][list(channels)]))
     elif kind == "synthesis":
-        pixels = seen["synthesis"][[seen["channels"].index(channel) for channel in channels]]
+        pixels = record["synthesis"][[record["channels"].index(channel) for channel in channels]]
     else:
-        pixels = seen["kernel"][list(channels)]
+        pixels = record["kernel"][list(channels)]
     return pixels.permute(0, 3, 1, 2).float() / 255

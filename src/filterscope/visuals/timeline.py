@@ -1,4 +1,4 @@
-"""Single filters over the epochs: kernel, synthesized picture, response to one image and verdict, side by side."""
+"""Draw a few filters over the epochs: kernel, synthesized image, response to one image and verdict."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,34 +19,34 @@ from filterscope.visuals.drawing.pixels import Tile, blank, rgb
 from filterscope.visuals.drawing.tiles import photo, signed_maps
 from filterscope.visuals.filter_selection import COLOURS
 from filterscope.visuals.filters import filter_tiles
-from filterscope.visuals.fingerprints import is_frozen
+from filterscope.visuals.history import thin_out, trained_layers
 from filterscope.visuals.output.outputs import Picture
 from filterscope.visuals.visual import Examples, Visual, VisualState
 
-TILE = 88
+TILE = 88  # pixels
 KINDS = ("kernel", "synthesis", "response")
 
-_HOW = (
-    "Each column is an epoch; 0 is before training. Every filter has a row for its kernel, one for the picture that "
-    "excites it most (where synthesis is drawn), and one for its response to one image: red positive, blue negative, "
-    "white zero, each scaled by itself. The word below a column and the frame's colour are the verdict of that epoch. "
-    "A kernel that turns from noise into an edge or a colour has learned something."
+_DESCRIPTION = (
+    "Each column is an epoch; 0 is before training. Every filter has one row for its kernel, one for an image "
+    "synthesized to activate it (if synthesis is drawn), and one for its response to one image: red positive, blue "
+    "negative, white zero, each scaled by its own largest value. The word below a column and the colour of its frame "
+    "are the verdict of that epoch. A kernel that turns from noise into an edge or a colour has learned something."
 )
 
 
 @register("visual", "timeline")
 @dataclass(frozen=True, kw_only=True)
 class Timeline(Visual):
-    """Draw what a few filters were in the epochs so far, one strip per layer: `timeline/<layer>`.
+    """Draw a few filters of each layer over the epochs so far: `timeline/<layer>`.
 
-    Outside training the strip that the checkpoint remembers is drawn as it is.
+    Outside training, the timeline stored in the checkpoint is drawn.
 
     Attributes:
-        layers: names of convolutions; None: all. Frozen ones have no story and are left out.
-        channels: how many filters, of those that are synthesized where there are any; or a list of indices.
-        image: the number of the example that the filters respond to.
-        epochs: at most so many columns; of more epochs, those are kept that lie most evenly.
-        every: look every so many epochs, 0: before training only.
+        layers: names of convolutions; None: all. Frozen layers do not change and are left out.
+        channels: how many filters, of the synthesized ones if there are any; or a list of indices.
+        image: the index of the example that the filters respond to.
+        epochs: the largest number of columns; of more epochs, the most evenly spaced ones are kept.
+        every: record and draw before training and then every so many epochs; 0: before training only.
     """
 
     needs_images: ClassVar[bool] = True
@@ -58,98 +58,83 @@ class Timeline(Visual):
     epochs: int = 8
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Picture]:
-        """Return a strip of every layer that is trained.
+        """Return a picture of every trained layer.
 
         Raises:
-            UserError: there is no such example, or `epochs` is less than two.
+            UserError: there is no example `image`, or `epochs` is less than two.
         """
         if self.epochs < 2:
-            raise UserError(f"visuals.timeline.epochs={self.epochs}; a strip needs at least 2")
+            raise UserError(f"visuals.timeline.epochs={self.epochs}: must be at least 2")
         if not 0 <= self.image < len(examples):
             raise UserError(f"visuals.timeline.image={self.image}: there are {len(examples)} examples")
         store = state.store.setdefault("timeline", {})
         asked = self.layers if self.layers is not None else convolutions(classifier.layers)
         names = [find_layer(classifier.layers, name).name for name in asked]
         if state.epoch is not None:
-            names = [layer for layer in names if not is_frozen(classifier, layer)]
+            names = trained_layers(classifier, names)
             maps = activations(classifier, examples.images[[self.image]], names) if names else {}
             for layer in names:
-                self._remember(classifier, layer, maps[layer][0], state, store)
+                known = store.setdefault(layer, {"channels": self._channels(classifier, layer, state), "epochs": {}})
+                known["epochs"][state.epoch] = _record(classifier, layer, known["channels"], maps[layer][0], state)
+                thin_out(known["epochs"], self.epochs)
         image = examples.images[self.image]
-        return {f"timeline/{layer}": draw_strip(store[layer], layer, image) for layer in names if layer in store}
-
-    def _remember(
-        self, classifier: Classifier, layer: str, maps: Tensor, state: VisualState, store: dict[str, Any]
-    ) -> None:
-        if layer not in store:
-            store[layer] = {"channels": self._channels(classifier, layer, state), "epochs": {}}
-        known = store[layer]
-        judged = state.store.get("health", {}).get(layer, {}).get("verdicts")
-        known["epochs"][state.epoch] = {
-            "verdicts": [judged[i] if judged else "" for i in known["channels"]],
-            **_tiles(classifier, layer, known["channels"], maps, state),
-        }
-        epochs = sorted(known["epochs"])
-        if len(epochs) > self.epochs:
-            del known["epochs"][most_crowded(epochs)]
+        return {f"timeline/{layer}": draw_timeline(store[layer], layer, image) for layer in names if layer in store}
 
     def _channels(self, classifier: Classifier, layer: str, state: VisualState) -> list[int]:
-        made = state.store.get("synthesis", {}).get(layer, {}).get("channels")
-        if isinstance(self.channels, int) and made:
-            return list(made[: self.channels])
+        synthesized = state.store.get("synthesis", {}).get(layer, {}).get("channels")
+        if isinstance(self.channels, int) and synthesized:
+            return list(synthesized[: self.channels])
         return channels_of(classifier.layers, layer, self.channels)
 
 
-def most_crowded(epochs: Sequence[int]) -> int:
-    """Return the epoch, neither the first nor the last, without which the gap that arises is smallest."""
-    gaps = {epochs[i]: epochs[i + 1] - epochs[i - 1] for i in range(1, len(epochs) - 1)}
-    return min(gaps, key=lambda epoch: (gaps[epoch], epoch))
+def draw_timeline(known: Mapping[str, Any], layer: str, image: Tensor) -> Picture:
+    """Draw the records of a layer: a row for each filter and kind of tile, a column for each epoch.
 
-
-def draw_strip(known: Mapping[str, Any], layer: str, image: Tensor) -> Picture:
-    """Draw what is remembered of a layer: a row of epochs for each filter and kind of tile."""
-    epochs = sorted(known["epochs"])
-    kinds = [kind for kind in KINDS if any(kind in known["epochs"][epoch] for epoch in epochs)]
+    Args:
+        known: `channels` of the filters, and by epoch in `epochs` their tiles by kind and their `verdicts`.
+        layer: the layer's name.
+        image: the example that the filters respond to, `(C, H, W)` in [0, 1].
+    """
+    records = dict(sorted(known["epochs"].items()))
+    kinds = [kind for kind in KINDS if any(kind in record for record in records.values())]
     cells, labels = [], []
     for place, channel in enumerate(known["channels"]):
         for kind in kinds:
             labels.append(f"{channel}" if kind == kinds[0] else "")
-            cells += [_cell(known["epochs"][epoch], kind, place, last=kind == kinds[-1]) for epoch in epochs]
-    said = {verdict for epoch in epochs for verdict in known["epochs"][epoch]["verdicts"]}
+            cells += [_cell(record, kind, place, last=kind == kinds[-1]) for record in records.values()]
+    verdicts = {verdict for record in records.values() for verdict in record["verdicts"]}
     drawn = grid(
         cells,
-        columns=len(epochs),
+        columns=len(records),
         title=layer,
         notes=[f"{len(known['channels'])} filters over the epochs: {', '.join(kinds)}"],
-        key=[(verdict, colour) for verdict, colour in COLOURS.items() if verdict in said],
+        key=[(verdict, colour) for verdict, colour in COLOURS.items() if verdict in verdicts],
         thumbnail=photo(image, 110),
         row_labels=labels,
-        column_labels=[str(epoch) for epoch in epochs],
+        column_labels=[str(epoch) for epoch in records],
         label_width=90,
     )
-    return Picture(drawn=drawn, description=f"**{layer}**, filters {known['channels']}. {_HOW}")
+    return Picture(drawn=drawn, description=f"**{layer}**, filters {known['channels']}. {_DESCRIPTION}")
 
 
-def _cell(seen: Mapping[str, Any], kind: str, place: int, *, last: bool) -> Cell:
-    tile: Tile = seen[kind][place].numpy() if kind in seen else blank(BACKGROUND, TILE, TILE)
-    verdict = seen["verdicts"][place]
+def _cell(record: Mapping[str, Any], kind: str, place: int, *, last: bool) -> Cell:
+    tile: Tile = record[kind][place].numpy() if kind in record else blank(BACKGROUND, TILE, TILE)
+    verdict = record["verdicts"][place]
     return Cell(pixels=tile, caption=(verdict,) if last and verdict else (), frame=COLOURS.get(verdict))
 
 
-def _tiles(
+def _record(
     classifier: Classifier, layer: str, channels: list[int], maps: Tensor, state: VisualState
-) -> dict[str, Tensor]:
-    """Return the tiles of this epoch by kind, uint8 `(filters, height, width, 3)`."""
-    drawn = filter_tiles(kernels(classifier, layer)[channels], TILE)[0]
-    tiles = {
-        "kernel": _stack(drawn),
+) -> dict[str, Any]:
+    """Return the verdicts of filters, and their tiles by kind, uint8 `(filters, height, width, 3)`."""
+    verdicts = state.store.get("health", {}).get(layer, {}).get("verdicts")
+    tiles = [rgb(tile) for tile in filter_tiles(kernels(classifier, layer)[channels], TILE)[0]]
+    record = {
+        "verdicts": [verdicts[i] if verdicts else "" for i in channels],
+        "kernel": torch.stack([torch.from_numpy(np.ascontiguousarray(tile)) for tile in tiles]),
         "response": torch.from_numpy(signed_maps(maps[channels], TILE).rgb()),
     }
-    made = state.store.get("synthesis", {}).get(layer, {})
-    if "tiles" in made and set(channels) <= set(made["channels"]):
-        tiles["synthesis"] = made["tiles"][[made["channels"].index(channel) for channel in channels]]
-    return tiles
-
-
-def _stack(tiles: Sequence[Tile]) -> Tensor:
-    return torch.stack([torch.from_numpy(np.ascontiguousarray(rgb(tile))) for tile in tiles])
+    synthesis = state.store.get("synthesis", {}).get(layer, {})
+    if "tiles" in synthesis and set(channels) <= set(synthesis["channels"]):
+        record["synthesis"] = synthesis["tiles"][[synthesis["channels"].index(channel) for channel in channels]]
+    return record
