@@ -68,6 +68,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self._splits: dict[str, Images] = {}
         self._unlabelled = ""
         self._epoch = 0
+        self.repeat_epoch = False
         self.instead: Callable[[str], Iterator[Any] | None] | None = None
         self.class_names: tuple[str, ...] = ()
         self.skipped: tuple[str, ...] = ()
@@ -88,6 +89,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     @property
     def epoch(self) -> int:
         """The epoch that the training images are read for; a trainer at work knows it, else it is what was set."""
+        if self.repeat_epoch:
+            return 0
         # Lightning makes the first iterator before any hook of the epoch runs, and `current_epoch` lags on resume.
         return int(cast(Any, self.trainer).fit_loop.epoch_progress.current.processed) if self.trainer else self._epoch
 

@@ -14,6 +14,7 @@ from filterscope.models.layers import last_layer
 from filterscope.models.published_weights import download
 from filterscope.models.small_cnn import SmallCNN
 from filterscope.models.weights import build_with_weights
+from filterscope.registry import register
 
 
 class Backbone(nn.Module):
@@ -82,6 +83,7 @@ def _lies_by_pixel(images: Tensor) -> bool:
     return images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
 
 
+@register("model", "torchvision")
 def torchvision_backbone(
     *,
     name: str,
@@ -144,6 +146,7 @@ def torchvision_backbone(
     )
 
 
+@register("model", "small_cnn")
 def small_cnn_backbone(
     *,
     weights: str | None = None,

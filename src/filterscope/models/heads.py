@@ -8,8 +8,10 @@ from filterscope.models.classifier import Classifier
 from filterscope.models.layers import last_layer
 from filterscope.models.output_shapes import output_shapes
 from filterscope.models.weights import abbreviate
+from filterscope.registry import register
 
 
+@register("head", "replace")
 def replace(backbone: Backbone, *, num_classes: int) -> Classifier:
     """Exchange the network's last Linear for a new one; where there is none (SqueezeNet), do as `linear` does."""
     path, last = last_layer(backbone.network)
@@ -19,6 +21,7 @@ def replace(backbone: Backbone, *, num_classes: int) -> Classifier:
     return _split(backbone, path, head, num_classes, published=last)
 
 
+@register("head", "append")
 def append(backbone: Backbone, *, num_classes: int) -> Classifier:
     """Put a Linear on the published logits: `Linear(1000, num_classes)`.
 
@@ -30,6 +33,7 @@ def append(backbone: Backbone, *, num_classes: int) -> Classifier:
     return Classifier(backbone, head, num_classes=num_classes, published=nn.Identity())
 
 
+@register("head", "linear")
 def linear(backbone: Backbone, *, num_classes: int) -> Classifier:
     """Put one Linear on the globally pooled convolutional features; needs no fully connected weights.
 
@@ -43,6 +47,7 @@ def linear(backbone: Backbone, *, num_classes: int) -> Classifier:
     return Classifier(backbone, nn.Linear(_pool_features(backbone), num_classes), num_classes=num_classes)
 
 
+@register("head", "keep")
 def keep(backbone: Backbone, *, num_classes: int | None = None) -> Classifier:
     """Keep the network as its weights have it; its number of classes must be the data's.
 

@@ -147,6 +147,8 @@ class CachedEpochLoop(_TrainingEpochLoop):
         trainer, loader = self.trainer, self.trainer.train_dataloader
         order = torch.tensor([index for _, index in loader.sampler])
         batches = torch.split(order, loader.batch_size)[: int(trainer.num_training_batches)]
+        if self.max_steps >= 0:
+            batches = batches[: (self.max_steps - self.global_step) * trainer.accumulate_grad_batches]
         labels = self.kept.data.labels("train")
         trainer._logger_connector.on_batch_start(labels)
         losses = self._steps(module, features, labels, batches)

@@ -70,6 +70,7 @@ class RunCheckpoints(Checkpoint):
         self.mode = mode
         self.best: float | None = None
         self.best_epoch: int | None = None
+        self._validated = False
 
     @property
     def best_path(self) -> Path:
@@ -105,11 +106,23 @@ class RunCheckpoints(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the checkpoints of the epoch that has just ended."""
         del pl_module
-        self.keep(trainer, epoch=trainer.current_epoch + 1)
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.keep(trainer, epoch=trainer.current_epoch + 1)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget the last validation: an epoch without one (`check_val_every_n_epoch`, `max_steps`) has no score."""
+        del trainer, pl_module
+        self._validated = False
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note that this epoch has been validated."""
+        del trainer, pl_module
+        self._validated = True
 
     def keep(self, trainer: pl.Trainer, *, epoch: int) -> None:
-        """Write `last.ckpt`, and `best.ckpt` where this epoch is the best so far."""
-        score = self._score(trainer)
+        """Write `last.ckpt`, and `best.ckpt` if this epoch is the best so far or the first one."""
+        measured = self._validated or not self.monitor.startswith("val/")
+        score = self._score(trainer) if measured else None
         better = self._improves(score)
         if better:
             self.best, self.best_epoch = score, epoch
@@ -145,9 +158,11 @@ class RunCheckpoints(Checkpoint):
             raise UserError(f"checkpoint.monitor={self.monitor!r} is not measured{meant}; measured are {measured}")
         return float(score)
 
-    def _improves(self, score: float) -> bool:
+    def _improves(self, score: float | None) -> bool:
         if self.best is None:
-            return True
+            return score is not None or self.best_epoch is None
+        if score is None:
+            return False
         return score > self.best if self.mode == "max" else score < self.best
 
 

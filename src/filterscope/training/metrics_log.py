@@ -31,6 +31,7 @@ class MetricsLog(pl.Callback):
         super().__init__()
         self.path = folder / "metrics.csv"
         self.rows: dict[int, dict[str, float]] = {}
+        self._validated = False
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -49,8 +50,14 @@ class MetricsLog(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write row 0 after the validation before training."""
         del pl_module
+        self._validated = True
         if trainer.state.fn == TrainerFn.VALIDATING:
             self.write(trainer, 0)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget the last validation: an epoch without one has no `val/` metrics."""
+        del trainer, pl_module
+        self._validated = False
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the row of the epoch that has just ended."""
@@ -64,8 +71,9 @@ class MetricsLog(pl.Callback):
 
     def write(self, trainer: pl.Trainer, epoch: int) -> None:
         """Write the metrics of training, validation and test as the row of an epoch."""
+        splits = SPLITS if self._validated else ("train", "test")
         measured = {
-            name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if _split(name) in SPLITS
+            name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if _split(name) in splits
         }
         self.add(trainer, measured, epoch=epoch)
         if trainer.is_global_zero:

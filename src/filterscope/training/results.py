@@ -1,4 +1,4 @@
-"""The end of a run: the test, the final tables, the weights for others, and the way to look at all of it."""
+"""Finish a run: test the best epoch, write the final tables and export the weights."""
 
 import logging
 import typing
@@ -31,29 +31,34 @@ Kind = typing.TypeVar("Kind", bound=pl.Callback)
 def finish_run(
     trainer: pl.Trainer, module: FinetuneModule, data: ImageDataModule, cfg: dict[str, Any], folder: Path
 ) -> dict[str, float]:
-    """Test the best epoch where there is a test split, write the final tables and return all metrics."""
-    kept, rows = callback_of(trainer, RunCheckpoints), callback_of(trainer, MetricsLog).rows
-    best = kept.best_epoch if kept.best_epoch is not None else max(rows)
+    """Test the best epoch if there is a test split, write the final tables and return all metrics of that epoch.
+
+    With `trainer.fast_dev_run` the network is tested as it is, and nothing is written.
+    """
+    checkpoints, rows = callback_of(trainer, RunCheckpoints), callback_of(trainer, MetricsLog).rows
+    best = checkpoints.best_epoch if checkpoints.best_epoch is not None else max(rows)
     metrics = dict(rows.get(best, {}))
-    content = torch.load(kept.best_path, map_location=module.device, weights_only=True)
-    module.load_state_dict(content["state_dict"])
+    trial: bool = trainer.fast_dev_run  # type: ignore[attr-defined]
+    if not trial:
+        content = torch.load(checkpoints.best_path, map_location=module.device, weights_only=True)
+        module.load_state_dict(content["state_dict"])
     if data.has_test:
         trainer.test(module, data, verbose=False)
         metrics |= {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("test/")}
     callback_of(trainer, LogVisuals).draw_final(trainer, module, epoch=best)
-    if trainer.is_global_zero:
+    if trainer.is_global_zero and not trial:
         _write_results(trainer, module, cfg, folder, metrics)
     leave_process_group(trainer)
     return metrics
 
 
 def callback_of(trainer: pl.Trainer, kind: type[Kind]) -> Kind:
-    """Return the trainer's callback of a kind."""
+    """Return the Trainer's callback of a class."""
     return next(each for each in trainer.callbacks if isinstance(each, kind))  # type: ignore[attr-defined]
 
 
 def leave_process_group(trainer: pl.Trainer) -> None:
-    """Let the processes of a distributed run leave together: one that ends with its group still open can abort."""
+    """Close the process group on all ranks together: a rank that exits with an open group can abort the others."""
     if dist.is_available() and dist.is_initialized():
         trainer.strategy.barrier()
         dist.destroy_process_group()
