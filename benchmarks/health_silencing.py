@@ -11,10 +11,10 @@ from report import Report
 from filterscope.analysis.health.ablation import Silencing, accuracy, silencing
 from filterscope.analysis.health.activity import activity
 from filterscope.analysis.health.classes import class_information
+from filterscope.analysis.health.judgement import Judgement, judge_filters
 from filterscope.analysis.health.recorder import record_activity
 from filterscope.analysis.health.similarity import duplicates
 from filterscope.analysis.health.structure import structure
-from filterscope.analysis.health.verdict import Verdict, verdicts
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions
 
@@ -94,14 +94,14 @@ def compare(report: Report, data: str, networks: list[Costs]) -> None:
         report.add(f"{what}: cost of useful less of unused, in standard errors", apart, at_least=2)
 
 
-def judge(classifier: Classifier, seen: Images) -> dict[str, list[Verdict]]:
+def judge(classifier: Classifier, seen: Images) -> dict[str, list[Judgement]]:
     """Return the verdicts on all layers."""
     layers = convolutions(classifier.layers)
     tallies, _ = record_activity(classifier, *seen, layers=layers)
     said = {}
     for layer in layers:
         kernels, acts = classifier.module_of(layer).weight.detach(), activity(tallies[layer])
-        said[layer] = verdicts(
+        said[layer] = judge_filters(
             structure=structure(kernels, together=layer == layers[0]),
             activity=acts,
             classes=class_information(tallies[layer]),

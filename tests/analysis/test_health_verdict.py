@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from filterscope.analysis.health.ablation import ablated, accuracy, cost
 from filterscope.analysis.health.activity import activity
 from filterscope.analysis.health.classes import class_information
+from filterscope.analysis.health.judgement import Judgement, judge_filters
 from filterscope.analysis.health.recorder import record_activity
 from filterscope.analysis.health.similarity import drift, duplicates, linear_cka
 from filterscope.analysis.health.spectrum import natural_preference, phase_scrambled, reinitialized_copy
 from filterscope.analysis.health.structure import structure
-from filterscope.analysis.health.verdict import Verdict, verdicts
 from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone, torchvision_backbone
 from filterscope.models.classifier import Classifier
@@ -51,10 +51,10 @@ def stripes(count: int = 48) -> tuple[Tensor, Tensor]:
     return (images + 0.05 * torch.randn(images.shape, generator=generator))[:, None].clamp(0, 1), labels
 
 
-def judged(classifier: Classifier, images: Tensor, labels: Tensor) -> list[Verdict]:
+def judged(classifier: Classifier, images: Tensor, labels: Tensor) -> list[Judgement]:
     tallies, _ = record_activity(classifier, images, labels, layers=["conv_1"])
     kernels, acts = classifier.module_of("conv_1").weight.detach(), activity(tallies["conv_1"])
-    return verdicts(
+    return judge_filters(
         structure=structure(kernels),
         activity=acts,
         classes=class_information(tallies["conv_1"]),
@@ -86,7 +86,7 @@ def test_small_kernels_are_never_called_noise():
     small = Classifier(Backbone(parts, name="small", mean=[0.5], std=[0.25]), nn.Linear(12, 3), num_classes=3).eval()
     said = judged(small, *stripes())
     assert "noise" not in {each.verdict for each in said}
-    assert any("too small to tell" in each.reason for each in said)
+    assert any("too small to test" in each.reason for each in said)
 
 
 def test_exact_and_scaled_copies_are_found_and_negated_ones_are_not():

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from filterscope.analysis.health.verdict import Verdict
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.visuals.activations import Activations
 from filterscope.visuals.drawing.grid import BACKGROUND
-from filterscope.visuals.filter_selection import COLOURS, fair_sample, judged_layer, select_filters
+from filterscope.visuals.filter_selection import fair_sample, judged_layer, select_filters
 from filterscope.visuals.filters import Filters
 from filterscope.visuals.synthesis import Synthesis
 from filterscope.visuals.visual import Examples, VisualState, render
@@ -33,7 +34,7 @@ def test_the_best_come_first_and_within_a_verdict_those_with_most_structure(clas
 def test_a_sample_holds_every_verdict_and_as_many_filters_as_were_asked_for(count: int) -> None:
     sample = fair_sample(SAID, list(range(12)), count)
     assert len(set(sample)) == count
-    assert {SAID[i] for i in sample} == set(COLOURS)
+    assert {SAID[i] for i in sample} == set(Verdict)
 
 
 def test_a_rare_verdict_does_not_cost_another_rare_one_its_place() -> None:
@@ -70,13 +71,13 @@ def test_every_kind_of_grid_is_framed_in_the_colours_that_its_key_explains(
     )
     for (picture,) in (tuple(grid.values()) for grid in grids):
         colours = {tuple(colour) for colour in picture.pixels.reshape(-1, 3)}
-        assert set(COLOURS.values()) <= colours
+        assert {verdict.colour for verdict in Verdict} <= colours
 
 
 def test_frames_can_be_told_apart_without_telling_red_from_green() -> None:
     # Linear RGB to the plane that remains to a deuteranope (Viénot, Brettel and Mollon 1999).
     remains = np.array([[0.29275, 0.70725, 0.0], [0.29275, 0.70725, 0.0], [-0.02234, 0.02234, 1.0]])
-    seen = {name: remains @ (np.array(colour) / 255) ** 2.2 for name, colour in COLOURS.items()}
+    seen = {verdict.value: remains @ (np.array(verdict.colour) / 255) ** 2.2 for verdict in Verdict}
     seen["background"] = remains @ (np.array(BACKGROUND) / 255) ** 2.2
     names = list(seen)
     apart = [np.linalg.norm(seen[a] - seen[b]) for i, a in enumerate(names) for b in names[:i]]

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from filterscope.analysis.health.verdict import Verdict
 from filterscope.storage.atomic import write_file
 from filterscope.visuals.output.outputs import Table
 from filterscope.visuals.output.terminal import table_text
 from filterscope.visuals.output.writer import table_csv
 
-VERDICTS = ("useful", "idle", "noise", "dead", "duplicate")
-SHOWN = ("val/acc", "test/acc", *(f"health/{verdict}/all" for verdict in VERDICTS))
+SHOWN = ("val/acc", "test/acc", *(f"health/{verdict}/all" for verdict in Verdict))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,18 +15,16 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from filterscope.analysis.filters import kernels, shared_patterns
+from filterscope.analysis.health.verdict import Verdict
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of, convolutions
 from filterscope.registry import register
 from filterscope.visuals.drawing.tiles import SIGNED
-from filterscope.visuals.filter_selection import COLOURS
 from filterscope.visuals.output.outputs import Encoded
 from filterscope.visuals.visual import Every, Examples, Visual, VisualState
 
 FORMATS = ("png", "pdf", "svg")
-HATCHES = {"useful": "", "duplicate": "//", "idle": "..", "noise": "xx", "dead": "--"}
-"""They distinguish the verdicts in print without colour."""
 # Text stays text in PDF and SVG; a fixed hash salt makes equal figures equal files.
 _STYLE: Any = {"font.size": 8, "pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "filterscope"}
 
@@ -130,11 +128,12 @@ def draw_verdicts(figure: Figure, verdicts: Mapping[str, Sequence[str]]) -> str:
     axes = figure.subplots()
     layers = list(verdicts)
     left = np.zeros(len(layers))
-    for verdict, colour in COLOURS.items():
+    for verdict in Verdict:
         shares = np.array([verdicts[layer].count(verdict) / len(verdicts[layer]) for layer in layers])
         if shares.any():
-            bar = [part / 255 for part in colour]
-            axes.barh(layers, shares, left=left, color=bar, hatch=HATCHES[verdict], edgecolor="white", label=verdict)
+            # The hatching distinguishes the verdicts in print without colour.
+            bar: dict[str, Any] = {"color": [part / 255 for part in verdict.colour], "hatch": verdict.hatch}
+            axes.barh(layers, shares, left=left, edgecolor="white", label=verdict.value, **bar)
             left += shares
     axes.invert_yaxis()
     axes.set_xlim(0, 1)

@@ -7,22 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from filterscope.analysis.health.verdict import Verdict
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of, find_layer
-from filterscope.visuals.drawing.grid import BLUE, FAINT, GREEN, VERMILION, YELLOW
 from filterscope.visuals.drawing.pixels import Colour
 from filterscope.visuals.visual import VisualState
 
 ORDERS = ("number", "verdict")
-COLOURS: dict[str, Colour] = {
-    "useful": GREEN,
-    "duplicate": BLUE,
-    "idle": YELLOW,
-    "noise": VERMILION,
-    "dead": FAINT,
-}
-"""From the best to the worst; the palette of Okabe and Ito, which colour-blind people tell apart, and a grey."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +27,7 @@ class FilterSelection:
 
     def frame(self, place: int) -> Colour | None:
         """Return the colour of the frame of the channel at a place of the grid."""
-        return COLOURS[self.verdicts[place]] if self.verdicts else None
+        return Verdict(self.verdicts[place]).colour if self.verdicts else None
 
     def word(self, place: int) -> tuple[str, ...]:
         """Return the line below the channel at a place of the grid that says its verdict."""
@@ -45,13 +37,12 @@ class FilterSelection:
     def key(self) -> list[tuple[str, Colour]]:
         """Say which colour is which, and of how many of the layer's filters it holds."""
         counts = Counter(self.whole)
-        return [(f"{counts[verdict]} {verdict}", colour) for verdict, colour in COLOURS.items() if counts[verdict]]
+        return [(f"{counts[verdict]} {verdict}", verdict.colour) for verdict in Verdict if counts[verdict]]
 
     @property
     def digest(self) -> list[Tensor]:
         """What a picture depends on besides the network."""
-        places = list(COLOURS)
-        return [torch.tensor([places.index(verdict) for verdict in self.whole])] if self.whole else []
+        return [torch.tensor([Verdict(verdict).rank for verdict in self.whole])] if self.whole else []
 
 
 def check_order(order: str, *, where: str) -> None:
@@ -105,7 +96,7 @@ def select_filters(
 def fair_sample(verdicts: Sequence[str], structure: Sequence[float], count: int) -> list[int]:
     """Return `count` filters of which every verdict has its share, at least one where there is room for it."""
     order = sorted(range(len(verdicts)), key=lambda i: _rank(verdicts, structure, i))
-    groups = {verdict: [i for i in order if verdicts[i] == verdict] for verdict in COLOURS if verdict in verdicts}
+    groups = {verdict: [i for i in order if verdicts[i] == verdict] for verdict in Verdict if verdict in verdicts}
     shares = {verdict: count * len(group) / len(verdicts) for verdict, group in groups.items()}
     quota = {verdict: max(1, int(share)) for verdict, share in shares.items()}
     while sum(quota.values()) > count:
@@ -129,4 +120,4 @@ def judged_layer(classifier: Classifier, layer: str) -> str | None:
 
 
 def _rank(verdicts: Sequence[str], structure: Sequence[float], i: int) -> tuple[int, float]:
-    return list(COLOURS).index(verdicts[i]), -structure[i]
+    return Verdict(verdicts[i]).rank, -structure[i]

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from filterscope.analysis.health.verdict import Verdict
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of, convolutions, find_layer
@@ -17,7 +18,6 @@ from filterscope.visuals.drawing.grid import Cell, grid, shape, side
 from filterscope.visuals.drawing.pixels import Pixels, rgb
 from filterscope.visuals.drawing.thumbnails import coloured
 from filterscope.visuals.drawing.tiles import photo
-from filterscope.visuals.filter_selection import COLOURS
 from filterscope.visuals.output.outputs import Encoded
 from filterscope.visuals.visual import Every, Examples, Visual, VisualState
 
@@ -108,10 +108,10 @@ def _frame(layer: str, kind: str, record: Mapping[str, Any], channels: Sequence[
     size = side(columns)
     verdicts = record.get("verdicts")
     cells = [
-        Cell(pixels=photo(tile, size), caption=(str(i),), frame=COLOURS[verdicts[i]] if verdicts else None)
+        Cell(pixels=photo(tile, size), caption=(str(i),), frame=Verdict(verdicts[i]).colour if verdicts else None)
         for i, tile in zip(channels, _tiles(kind, record, channels), strict=True)
     ]
-    key = list(COLOURS.items()) if verdicts else []
+    key = [(verdict.value, verdict.colour) for verdict in Verdict] if verdicts else []
     notes = [f"{kind} of each filter"]
     return rgb(grid(cells, columns=columns, title=layer, aside=f"epoch {epoch}", notes=notes, key=key))
 

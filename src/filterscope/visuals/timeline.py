@@ -10,6 +10,7 @@ from torch import Tensor
 
 from filterscope.analysis.activations import activations
 from filterscope.analysis.filters import kernels
+from filterscope.analysis.health.verdict import Verdict
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of, convolutions, find_layer
@@ -17,7 +18,6 @@ from filterscope.registry import register
 from filterscope.visuals.drawing.grid import BACKGROUND, Cell, grid
 from filterscope.visuals.drawing.pixels import Tile, blank, rgb
 from filterscope.visuals.drawing.tiles import photo, signed_maps
-from filterscope.visuals.filter_selection import COLOURS
 from filterscope.visuals.filters import filter_tiles
 from filterscope.visuals.history import thin_out, trained_layers
 from filterscope.visuals.output.outputs import Picture
@@ -108,7 +108,7 @@ def draw_timeline(known: Mapping[str, Any], layer: str, image: Tensor) -> Pictur
         columns=len(records),
         title=layer,
         notes=[f"{len(known['channels'])} filters over the epochs: {', '.join(kinds)}"],
-        key=[(verdict, colour) for verdict, colour in COLOURS.items() if verdict in verdicts],
+        key=[(verdict.value, verdict.colour) for verdict in Verdict if verdict in verdicts],
         thumbnail=photo(image, 110),
         row_labels=labels,
         column_labels=[str(epoch) for epoch in records],
@@ -120,7 +120,8 @@ def draw_timeline(known: Mapping[str, Any], layer: str, image: Tensor) -> Pictur
 def _cell(record: Mapping[str, Any], kind: str, place: int, *, last: bool) -> Cell:
     tile: Tile = record[kind][place].numpy() if kind in record else blank(BACKGROUND, TILE, TILE)
     verdict = record["verdicts"][place]
-    return Cell(pixels=tile, caption=(verdict,) if last and verdict else (), frame=COLOURS.get(verdict))
+    frame = Verdict(verdict).colour if verdict else None
+    return Cell(pixels=tile, caption=(verdict,) if last and verdict else (), frame=frame)
 
 
 def _record(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from filterscope.analysis.health.recorder import output_module
+from filterscope.analysis.health.verdict import Verdict
 from filterscope.analysis.hooks import observing, run_model
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
@@ -102,8 +103,9 @@ def silencing(
     generator = torch.Generator().manual_seed(seed)
     pools: list[dict[str, Tensor]] = [{}, {}, {}]
     sizes = {}
+    pooled = ({verdict for verdict in Verdict if verdict.unused}, set(Verdict), {Verdict.USEFUL})
     for layer, said in verdicts.items():
-        for pool, kinds in zip(pools, (("noise", "idle", "dead"), set(said), ("useful",)), strict=True):
+        for pool, kinds in zip(pools, pooled, strict=True):
             pool[layer] = torch.tensor([i for i, each in enumerate(said) if each in kinds], dtype=torch.long)
         sizes[layer] = min(len(pool[layer]) for pool in pools)
     sizes = {layer: size for layer, size in sizes.items() if size}

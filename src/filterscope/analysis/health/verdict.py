@@ -1,83 +1,54 @@
-"""One verdict per filter, by a small rule, with the reason in a sentence."""
+"""The verdicts that a filter can get, each with its colour, hatching and meaning.
 
-from dataclasses import dataclass
+To add a verdict, add a member here and the rule that gives it in `filterscope.analysis.health.judgement`.
+"""
 
-from filterscope.analysis.health.activity import Activity
-from filterscope.analysis.health.classes import ClassInformation
-from filterscope.analysis.health.similarity import Duplicates
-from filterscope.analysis.health.structure import Structure
-
-VERDICTS = ("useful", "idle", "noise", "dead", "duplicate")
+from enum import StrEnum
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What is said of a filter: one of `VERDICTS`, why, and of which filter it is a duplicate (−1: of none)."""
+class Verdict(StrEnum):
+    """A verdict on one filter; members stand from the best to the worst.
 
-    verdict: str
-    reason: str
-    duplicate_of: int = -1
+    The colours are those of Okabe and Ito, which colour-blind people can tell apart, and a grey. A member is equal to
+    its word (`Verdict.DEAD == "dead"`); files and checkpoints hold the word.
 
-
-def verdicts(
-    *,
-    structure: Structure,
-    activity: Activity,
-    classes: ClassInformation | None,
-    duplicates: Duplicates,
-    idle: float = 0.2,
-) -> list[Verdict]:
-    """Judge every filter of a layer.
-
-    The first that holds counts. *dead*: never positive on any image. *noise*: the weights stand as they would by
-    chance; never said of kernels too small to tell. *duplicate*: a copy of another filter. *idle*: puts out at most
-    `idle` times what the layer's filters do on average. *useful*: none of these. Class information is told but decides
-    nothing: nearly every filter has some, random ones too, and little of it did not mean that silencing costs little.
-
-    Args:
-        structure: of the layer's kernels.
-        activity: of its filters on images.
-        classes: their class information; None where too few labelled images were seen.
-        duplicates: among its filters.
-        idle: the threshold τ of dormancy.
+    Attributes:
+        colour: RGB, 0 to 255, of frames in pictures, which have a dark background.
+        page_colour: CSS colour on pages with a light or dark background.
+        hatch: matplotlib's hatching, so that verdicts differ in print without colour.
+        unused: whether the network should lose little when filters with this verdict are silenced.
+        meaning: what the verdict says of the filter, as the end of a sentence.
     """
-    rows = zip(
-        activity.dead.tolist(),
-        structure.structured.tolist(),
-        structure.p.tolist(),
-        structure.z.tolist(),
-        duplicates.of.tolist(),
-        activity.dormancy.tolist(),
-        _explained(classes, len(structure.p)),
-        strict=True,
-    )
-    found = []
-    for i, (dead, structured, p, z, of, share, explained) in enumerate(rows):
-        looks = f"structured ({z:.1f} deviations from chance)"
-        if not structure.testable:
-            looks = "kernel too small to tell structure from noise"
-        if dead:
-            found.append(Verdict(verdict="dead", reason=f"never positive on {activity.images} images"))
-        elif structure.testable and not structured:
-            found.append(Verdict(verdict="noise", reason=f"its weights stand as they would by chance (p {_p(p)})"))
-        elif of >= 0:
-            alike = f"does what filter {of} does (correlation of outputs {float(activity.correlation[i, of]):.3f})"
-            found.append(Verdict(verdict="duplicate", reason=alike, duplicate_of=of))
-        elif share <= idle:
-            little = f"{looks}, but puts out {share:.2g} of what the layer does on average"
-            found.append(Verdict(verdict="idle", reason=little))
-        else:
-            found.append(Verdict(verdict="useful", reason=f"{looks} and active; {explained}"))
-    return found
 
+    colour: tuple[int, int, int]
+    page_colour: str
+    hatch: str
+    unused: bool
+    meaning: str
 
-def _explained(classes: ClassInformation | None, filters: int) -> list[str]:
-    """Return for each filter what classes explain of its response."""
-    if classes is None:
-        return ["too few labelled images to ask about classes"] * filters
-    each = zip(classes.eta_squared.tolist(), classes.p.tolist(), strict=True)
-    return [f"of its response, classes explain η² {share:.2f}, p {_p(p)}" for share, p in each]
+    USEFUL = "useful", (0, 158, 115), "#009e73", "", False, "structured and active; no fault was found"
+    DUPLICATE = "duplicate", (86, 180, 233), "#56b4e9", "//", False, "does what another filter of the layer does"
+    IDLE = "idle", (240, 228, 66), "#e6c800", "..", True, "outputs a fifth of the layer's mean or less"
+    NOISE = "noise", (236, 112, 20), "#d55e00", "xx", True, "its weights are arranged as by chance"
+    DEAD = "dead", (188, 194, 205), "#8d939e", "--", True, "never positive on any image"
 
+    def __new__(
+        cls,
+        word: str,
+        colour: tuple[int, int, int] = (0, 0, 0),
+        page_colour: str = "",
+        hatch: str = "",
+        unused: bool = False,
+        meaning: str = "",
+    ) -> "Verdict":
+        """Create a member whose value is its word; the defaults let type checkers accept `Verdict(word)`."""
+        member = str.__new__(cls, word)
+        member._value_ = word
+        member.colour, member.page_colour, member.hatch = colour, page_colour, hatch
+        member.unused, member.meaning = unused, meaning
+        return member
 
-def _p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"= {p:.2g}"
+    @property
+    def rank(self) -> int:
+        """The position from the best verdict (0) to the worst."""
+        return list(type(self)).index(self)

@@ -11,13 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from filterscope.analysis.filters import kernels, strongest_inputs
+from filterscope.analysis.health.verdict import Verdict
 from filterscope.analysis.synthesis.crops import Field, receptive_field
 from filterscope.analysis.top_patches import Peaks, cut
 from filterscope.models.classifier import Classifier
 from filterscope.visuals.drawing.pixels import Pixels, rgb
 from filterscope.visuals.drawing.thumbnails import coloured, small_kernels
 from filterscope.visuals.drawing.tiles import photo, signed
-from filterscope.visuals.filter_selection import COLOURS
 from filterscope.visuals.filters import filter_tiles
 from filterscope.visuals.gallery.sprites import SpriteLayout, draw_atlas, encode_webp, layout_rows
 from filterscope.visuals.health.findings import rounded
@@ -237,7 +237,7 @@ def preferred_classes(responses: Tensor, labels: Tensor | None, most: int = 5) -
 
 def _best_filters(facts: Sequence[Mapping[str, Any]], count: int) -> list[int]:
     """Return the filters with the best verdicts; those with the most structure come first within a verdict."""
-    ranks = {verdict: rank for rank, verdict in enumerate(COLOURS)}
+    ranks = {verdict: rank for rank, verdict in enumerate(Verdict)}
 
     def key(i: int) -> tuple[int, float]:
         return ranks.get(facts[i]["verdict"], len(ranks)), -(facts[i].get("z") or 0.0)

@@ -9,21 +9,14 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from filterscope.analysis.health.verdict import Verdict
 from filterscope.visuals.drawing.pixels import Pixels
-from filterscope.visuals.filter_selection import COLOURS
 from filterscope.visuals.gallery.compare import ComparedGallery, filter_changes
 from filterscope.visuals.gallery.layer_page import LayerPage
 from filterscope.visuals.gallery.sprites import draw_atlas, encode_webp, grid_shape
 from filterscope.visuals.health.findings import MEASURES
 from filterscope.visuals.output.site import MADE_BY, MANIFEST, Site
 
-MEANINGS = {
-    "useful": "none of the others",
-    "duplicate": "does what another filter of the layer does",
-    "idle": "outputs a fifth of the layer's average, or less",
-    "noise": "its weights are arranged as if by chance",
-    "dead": "never positive on any image",
-}
 MAX_IMAGE_BYTES = 20_000  # of a response image
 MAX_OVERVIEW_BYTES = 3_000  # of a filter's picture in the overview
 
@@ -168,8 +161,7 @@ def _environment() -> Environment:
     )
     environment.globals |= {"count_verdicts": _count_verdicts, "grid_shape": grid_shape, "position": _position}
     environment.globals |= {
-        "verdicts": {verdict: "#{:02x}{:02x}{:02x}".format(*colour) for verdict, colour in COLOURS.items()},
-        "meanings": MEANINGS,
+        "verdicts": list(Verdict),
         "measures": MEASURES,
     }
     return environment
@@ -177,7 +169,7 @@ def _environment() -> Environment:
 
 def _count_verdicts(verdicts: Sequence[str]) -> dict[str, int]:
     """Return how many filters have each verdict, from the best verdict to the worst."""
-    return {verdict: verdicts.count(verdict) for verdict in COLOURS if verdict in verdicts}
+    return {verdict: verdicts.count(verdict) for verdict in Verdict if verdict in verdicts}
 
 
 def _position(count: int, i: int) -> str:

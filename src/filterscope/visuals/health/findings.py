@@ -10,9 +10,10 @@ from torch import Tensor
 
 from filterscope.analysis.health.activity import Activity
 from filterscope.analysis.health.classes import ClassInformation
+from filterscope.analysis.health.judgement import Judgement
 from filterscope.analysis.health.similarity import Drift, Duplicates
 from filterscope.analysis.health.structure import Structure
-from filterscope.analysis.health.verdict import VERDICTS, Verdict
+from filterscope.analysis.health.verdict import Verdict
 from filterscope.visuals.output.outputs import Output, Table
 
 COLUMNS = (
@@ -93,7 +94,7 @@ class Findings:
     duplicates: Duplicates
     drift: Drift
     cka: float | None
-    verdicts: list[Verdict]
+    judgements: list[Judgement]
 
 
 def told(found: Findings) -> dict[str, Any]:
@@ -105,8 +106,8 @@ def told(found: Findings) -> dict[str, Any]:
     """
     best, worst = _extremes(found)
     return {
-        "verdicts": [each.verdict for each in found.verdicts],
-        "reasons": [each.reason for each in found.verdicts],
+        "verdicts": [each.verdict.value for each in found.judgements],
+        "reasons": [each.reason for each in found.judgements],
         "z": found.structure.z,
         "testable": found.structure.testable,
         "images": found.activity.images,
@@ -134,7 +135,7 @@ def numbers(said: Told) -> dict[str, Output]:
         for measure, value in about["numbers"].items()
     }
     everything = [verdict for about in said.values() for verdict in about["verdicts"]]
-    for verdict in VERDICTS:
+    for verdict in Verdict:
         by_measure[f"health/{verdict}/all"] = everything.count(verdict) / len(everything)
     return by_measure
 
@@ -155,10 +156,10 @@ def by_layer(said: Told) -> Table:
     """Return a table with a row per layer: counts of verdicts, median drift, the best and the worst filters."""
     rows: list[tuple[str | int | float, ...]] = []
     for layer, about in said.items():
-        counts = [about["verdicts"].count(verdict) for verdict in VERDICTS]
+        counts = [about["verdicts"].count(verdict) for verdict in Verdict]
         drift, best, worst = about["numbers"]["drift"], about["best"], about["worst"]
         rows.append((layer, len(about["verdicts"]), *counts, drift, best, worst))
-    columns = ("layer", "filters", *VERDICTS, "median drift", "best", "worst")
+    columns = ("layer", "filters", *(verdict.value for verdict in Verdict), "median drift", "best", "worst")
     images = min(about["images"] for about in said.values())
     text = " ".join([f"Verdicts on the filters of each layer, from {images} images.", *_notes(said)])
     return Table(columns=columns, rows=tuple(rows), description=text, terminal=True)
@@ -181,17 +182,18 @@ def _notes(said: Told) -> list[str]:
 
 def _extremes(found: Findings, most: int = 3) -> tuple[str, str]:
     """Return the numbers of the filters with most structure among the useful ones, and of the worst of the others."""
-    rank = {"dead": 0, "noise": 1, "idle": 2, "duplicate": 3, "useful": 4}
-    keys = [(rank[each.verdict], float(z)) for each, z in zip(found.verdicts, found.structure.z.tolist(), strict=True)]
+    keys = [
+        (-each.verdict.rank, float(z)) for each, z in zip(found.judgements, found.structure.z.tolist(), strict=True)
+    ]
     order = sorted(range(len(keys)), key=keys.__getitem__)
-    worst = [i for i in order if keys[i][0] < rank["useful"]][:most]
-    best = [i for i in reversed(order) if keys[i][0] == rank["useful"]][:most]
+    worst = [i for i in order if keys[i][0] < 0][:most]
+    best = [i for i in reversed(order) if keys[i][0] == 0][:most]
     return ", ".join(map(str, best)), ", ".join(map(str, worst))
 
 
 def _measures(found: Findings) -> dict[str, float]:
-    said = [each.verdict for each in found.verdicts]
-    values = {verdict: said.count(verdict) / len(said) for verdict in VERDICTS}
+    said = [each.verdict for each in found.judgements]
+    values = {verdict.value: said.count(verdict) / len(said) for verdict in Verdict}
     values |= {
         "structured": float(found.structure.structured.double().mean()),
         "variance_entropy": found.entropy,
@@ -207,7 +209,7 @@ def _measures(found: Findings) -> dict[str, float]:
 
 def _measured(found: Findings) -> Tensor:
     classes = found.classes
-    nothing = torch.full((len(found.verdicts),), torch.nan)
+    nothing = torch.full((len(found.judgements),), torch.nan)
     measured = (
         *(found.structure.concentration, found.structure.z, found.structure.p),
         *(found.activity.apoz, found.activity.dormancy),

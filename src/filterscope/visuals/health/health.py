@@ -11,11 +11,11 @@ from torch import Tensor
 from filterscope.analysis.filters import kernels
 from filterscope.analysis.health.activity import activity
 from filterscope.analysis.health.classes import class_information, enough_images
+from filterscope.analysis.health.judgement import judge_filters
 from filterscope.analysis.health.recorder import record_activity, recording_activity, reduce_over_ranks
 from filterscope.analysis.health.running_sums import RunningSums
 from filterscope.analysis.health.similarity import drift, duplicates, linear_cka
 from filterscope.analysis.health.structure import Structure, structure, variance_entropy
-from filterscope.analysis.health.verdict import verdicts
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions, find_layer
@@ -140,7 +140,7 @@ class Health(Visual):
             duplicates=copies,
             drift=drift(start if len(start) else now, now),
             cka=_likeness(before if len(before) else responses, responses),
-            verdicts=verdicts(structure=form, activity=acts, classes=classes, duplicates=copies, idle=self.idle),
+            judgements=judge_filters(structure=form, activity=acts, classes=classes, duplicates=copies, idle=self.idle),
         )
 
     def _structure(self, classifier: Classifier, layer: str, now: Tensor, store: dict[str, Any]) -> Structure:
