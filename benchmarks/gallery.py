@@ -1,6 +1,6 @@
-"""A gallery of all 1152 filters of AlexNet's convolutions: how long it takes, how large it is, how fast it opens.
+"""Measure a gallery of all 1152 filters of AlexNet's convolutions: time to make it, its size, time to open its pages.
 
-Besides, how fast the pages of a layer of 4096 filters open.
+The pages of a layer of 4096 filters are measured too.
 """
 
 import resource
@@ -39,13 +39,13 @@ WIDE_PAGES = {
     f"page of one of {WIDE} filters": "filters/block1_conv1.html#200",
     f"comparison of {WIDE} filters": "compare/block1_conv1.html",
 }
-# Resolves when all that the page asked for is there and a frame is drawn; milliseconds since it was opened.
+# Resolves when everything is loaded and a frame is drawn; returns the milliseconds since the page was opened.
 VIEW = """() => new Promise((done) => requestAnimationFrame(() => setTimeout(
     () => done(Math.max(performance.getEntriesByType("navigation")[0].loadEventEnd, performance.now())))))"""
 
 
 def command(real: Path | None, quick: bool, folder: Path) -> list[str]:
-    """Return the command for a gallery of AlexNet as published on real flowers, or of a random one without them."""
+    """Return the command for a gallery of published AlexNet on real flowers, or without data of a random network."""
     if real is None:
         chosen = ["model.weights=null", "data=synthetic_flowers", "data.image_size=224"]
     else:
@@ -55,9 +55,9 @@ def command(real: Path | None, quick: bool, folder: Path) -> list[str]:
 
 
 def wide(folder: Path) -> Path:
-    """Write two galleries of a layer of many random filters, one beside the other, and return where the second is.
+    """Write two galleries of a layer of many random filters and return the second, which is compared with the first.
 
-    Its pictures hardly ascend: what counts here is that they are there.
+    A single step of gradient ascent is enough: only the number of pictures matters here.
     """
     images = F.interpolate(torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(0)), (32, 32))
     examples = Examples(images=images, labels=torch.arange(40) % 4, class_names=("ant", "bee", "cat", "dog"))
@@ -72,7 +72,7 @@ def wide(folder: Path) -> Path:
 
 
 def opened(browser: Browser, site: Path, name: str) -> tuple[float, float, float]:
-    """Open a page as new; return seconds to its first view, to its picture in hand, and of its main thread's work."""
+    """Open a page in a new context; return the seconds to its first view, to a screenshot, and of its main thread."""
     file, _, part = name.partition("#")
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
@@ -81,7 +81,7 @@ def opened(browser: Browser, site: Path, name: str) -> tuple[float, float, float
     begun = time.perf_counter()
     page.goto(f"{(site / file).as_uri()}{'#' * bool(part)}{part}")
     view = page.evaluate(VIEW) / 1000
-    page.screenshot()  # waits until all that is seen is decoded and drawn
+    page.screenshot()  # waits until everything visible is decoded and drawn
     seconds = time.perf_counter() - begun
     found = {each["name"]: each["value"] for each in counters.send("Performance.getMetrics")["metrics"]}
     context.close()
@@ -108,7 +108,7 @@ def measure(report: Report, site: Path, pages: dict[str, str]) -> None:
 
 def main() -> None:
     """Run the benchmark."""
-    kept = {"type": Path, "metavar": "FOLDER", "help": "leave AlexNet's gallery there"}
+    kept = {"type": Path, "metavar": "FOLDER", "help": "keep AlexNet's gallery there"}
     options = arguments(__doc__, keep=kept)
     report = Report(title="gallery")
     with tempfile.TemporaryDirectory() as place:

@@ -1,4 +1,4 @@
-"""Is the verdict on filters right? Nulls, separation, planted answers, and what silencing filters costs.
+"""Measure the verdicts on filters: calibration, separation, planted answers, cost of silencing, and time.
 
     FILTERSCOPE_REAL=<folder> python benchmarks/health.py [--quick] [--json FILE] [--only calibration,separation,…]
 
@@ -22,10 +22,10 @@ from filterscope.visuals.health.health import Health
 from filterscope.visuals.visual import Examples, VisualState
 
 
-def watching(report: Report, quick: bool, real: Path) -> None:
-    """What health adds to an epoch of AlexNet on flowers (1020 images to train on, 1020 to validate), 224 px.
+def overhead(report: Report, quick: bool, real: Path) -> None:
+    """Measure the time that health adds to an epoch of AlexNet on flowers (1020 images each to train and to validate).
 
-    Processor time counts, which other work on the machine disturbs least.
+    Images have 224 pixels. Processor time is measured, because other work on the machine affects it least.
     """
     classifier, images = alexnet(real, 102).eval(), torch.rand(64, 3, 224, 224)
     labels, layers = torch.arange(64), convolutions(classifier.layers)
@@ -35,7 +35,7 @@ def watching(report: Report, quick: bool, real: Path) -> None:
         with torch.no_grad():
             classifier(images)
 
-    def watched() -> None:
+    def validate_recorded() -> None:
         with torch.no_grad(), recording_activity(classifier, layers) as recorder:
             classifier(images)
             recorder.add(labels)
@@ -48,25 +48,25 @@ def watching(report: Report, quick: bool, real: Path) -> None:
         recorder.add(labels)
     examples, state = Examples(images=images[:16], labels=labels[:16]), VisualState(epoch=0)
 
-    def judged() -> None:
+    def judge() -> None:
         for layer in kernels:
-            layer += 1e-6  # else their structure would be known
+            layer += 1e-6  # unchanged weights would not be judged again
         state.epoch, state.gathered = (state.epoch or 0) + 1, {"activity": recorder.tallies}
         Health()(classifier, examples, state)
 
-    times: dict[Callable[[], None], list[float]] = {validate: [], watched: [], step: [], judged: []}
+    times: dict[Callable[[], None], list[float]] = {validate: [], validate_recorded: [], step: [], judge: []}
     for work in [*times] * (4 if quick else 12):
         start = time.process_time()
         work()
         times[work].append(time.process_time() - start)
-    # The first round is warming up.
+    # The first round warms up.
     took = {work: statistics.median(each[1:]) for work, each in times.items()}
     batches = 1020 / 64
     epoch = batches * (took[step] + took[validate])
-    extra = batches * (took[watched] - took[validate])
-    report.add("alexnet on flowers: share of an epoch that goes into watching", extra / epoch)
-    report.add("alexnet on flowers: share of an epoch that goes into judging", took[judged] / epoch)
-    report.add("alexnet on flowers: share of an epoch, both", (extra + took[judged]) / epoch, at_most=0.05)
+    extra = batches * (took[validate_recorded] - took[validate])
+    report.add("alexnet on flowers: share of an epoch spent recording", extra / epoch)
+    report.add("alexnet on flowers: share of an epoch spent judging", took[judge] / epoch)
+    report.add("alexnet on flowers: share of an epoch, both", (extra + took[judge]) / epoch, at_most=0.05)
 
 
 def main(parts: Sequence[str]) -> int:
@@ -87,7 +87,7 @@ PARTS = {
     "reused": reused,
     "planted": planted,
     "natural": natural,
-    "watching": watching,
+    "overhead": overhead,
     "decisive": decisive,
 }
 

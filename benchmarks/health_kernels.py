@@ -1,4 +1,4 @@
-"""What the verdict says of kernels: calibrated on noise, apart from it on real weights, right about planted answers."""
+"""Test the measures of kernels: calibration on noise, separation of real weights, and planted answers."""
 
 import math
 from collections.abc import Callable
@@ -33,7 +33,7 @@ INITIALISATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def calibration(report: Report, quick: bool) -> None:
-    """Raw p and Benjamini–Hochberg on random initialisations of every kernel shape."""
+    """Measure raw p and Benjamini–Hochberg on random initialisations of every kernel shape."""
     wanted = 1_000 if quick else 10_000
     layers, flagged, below, filters = 0, 0, 0, 0
     for shape in [shape for shapes in SHAPES.values() for shape in shapes]:
@@ -45,7 +45,7 @@ def calibration(report: Report, quick: bool) -> None:
             below_here += int((found.p <= 0.05 + 1e-6).sum())  # exactly 15 of 300 ranks
             flagged += bool(found.structured.any())
         rate, name = below_here / (made * shape[0]), f"random {shape[0]}×{shape[1]}×{shape[2]}×{shape[2]}: p ≤ .05"
-        # A quick run's filters and layers are too few to hold one shape, or layers, against the bounds.
+        # A quick run has too few filters of one shape, and too few layers, for the bounds.
         report.add(name, rate, at_most=None if quick else 0.06, filters=made * shape[0])
         layers, below, filters = layers + made, below + below_here, filters + made * shape[0]
     report.add("random, all shapes: p ≤ .05, above", below / filters, at_least=0.04, filters=filters)
@@ -54,7 +54,7 @@ def calibration(report: Report, quick: bool) -> None:
 
 
 def separation(report: Report, quick: bool, real: Path) -> None:
-    """Real kernels against random twins and their own shuffles."""
+    """Measure how well real kernels are separated from random kernels and from their own shuffles."""
     del quick
     for name, least in (("alexnet", 0.99), ("vgg16", 0.97)):
         weights = read_tensors(real / "weights" / f"{name}_features.pth").values()
@@ -64,11 +64,11 @@ def separation(report: Report, quick: bool, real: Path) -> None:
             first = i == 0
             took += seconds(lambda layer=layer, first=first: structure(layer, together=first))
             found = structure(layer, together=first)
-            twin = structure(torch.randn(layer.shape), together=first).z
+            random = structure(torch.randn(layer.shape), together=first).z
             shuffled = structure(shuffle(layer, together=first), together=first).z
-            both = min(auroc(found.z, twin), auroc(found.z, shuffled))
+            both = min(auroc(found.z, random), auroc(found.z, shuffled))
             hard = name == "vgg16" and first
-            what = f"{name} conv {i + 1} ({'×'.join(map(str, layer.shape))}): AUROC, the lower of twins and shuffles"
+            what = f"{name} conv {i + 1} ({'×'.join(map(str, layer.shape))}): AUROC, the lower of random and shuffled"
             report.add(what, both, at_least=None if hard else least, flagged=float((found.p < 0.05).float().mean()))
             areas += [] if hard else [both]
         if name == "vgg16":
@@ -160,16 +160,16 @@ def shuffled_labels(responses: Tensor, quick: bool) -> float:
 
 
 def natural(report: Report, quick: bool, real: Path) -> None:
-    """The response to natural structure of the pretrained network and of its random twin."""
+    """Measure the response to natural structure of the pretrained network and of a re-initialised copy."""
     images, _ = flowers(real, "val", 96)
     images = images[:: 32 if quick else 8]
     classifier = alexnet(real, 10).eval()
     layers = convolutions(classifier.layers)
     own = natural_preference(classifier, images, layers=layers)
-    twin = natural_preference(reinitialized_copy(classifier), images, layers=layers)
+    copy = natural_preference(reinitialized_copy(classifier), images, layers=layers)
     for layer in layers:
-        area = auroc(own[layer].abs(), twin[layer].abs())
-        medians = {"pretrained": float(own[layer].abs().median()), "random": float(twin[layer].abs().median())}
+        area = auroc(own[layer].abs(), copy[layer].abs())
+        medians = {"pretrained": float(own[layer].abs().median()), "random": float(copy[layer].abs().median())}
         report.add(f"{layer}: AUROC of natural preference, pretrained against random", area, at_least=0.8, **medians)
 
 

@@ -1,4 +1,4 @@
-"""The networks that benchmarks/health.py judges, trained on real images with plain torch."""
+"""Networks for benchmarks/health.py, trained on real images with plain torch."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What silencing filters costs, by verdict, and how structure rises over the epochs."""
+"""Measure the accuracy lost by silencing filters, by verdict, and the growth of structure over the epochs."""
 
 import math
 from functools import partial
@@ -20,11 +20,11 @@ from filterscope.models.layers import convolutions
 
 KINDS = ("unused", "random", "useful")
 UNSEEN = (1, 2, 3)
-"""Seeds of networks and partitions that no threshold of the verdict was chosen on; those were chosen on seed 0."""
+"""Seeds of networks and partitions; the thresholds of the verdicts were chosen on seed 0 only."""
 
 
 def decisive(report: Report, quick: bool, real: Path) -> None:
-    """What silencing filters costs: those judged not useful, random ones, useful ones; the mean of three networks."""
+    """Measure the cost of silencing unused, random and useful filters; mean of three networks."""
     size, draws, seeds = 128, 6 if quick else 20, UNSEEN[: 1 if quick else None]
     (images, labels), (more, their) = flowers(real, "train", size), flowers(real, "val", size)
     pool = torch.cat([images, more]), torch.cat([labels, their])
@@ -50,7 +50,7 @@ def decisive(report: Report, quick: bool, real: Path) -> None:
 
 
 def story(report: Report, name: str, classifier: Classifier, epoch: int = 0) -> None:
-    """The share of structured filters after an epoch."""
+    """Report the share of structured filters after an epoch."""
     for layer in convolutions(classifier.layers):
         p = structure(classifier.module_of(layer).weight.detach()).p
         what = f"{name} {layer}, epoch {epoch}: p < .05"
@@ -58,7 +58,7 @@ def story(report: Report, name: str, classifier: Classifier, epoch: int = 0) -> 
 
 
 Costs = dict[str, Silencing | None]
-"""Of one network, by layer and of all layers at once; None where there was nothing to silence."""
+"""The costs of one network, by layer and for all layers at once; None if there was nothing to silence."""
 
 
 def silence(report: Report, name: str, classifier: Classifier, seen: Images, held: Images, draws: int) -> Costs:
@@ -78,7 +78,7 @@ def silence(report: Report, name: str, classifier: Classifier, seen: Images, hel
 
 
 def compare(report: Report, data: str, networks: list[Costs]) -> None:
-    """Report the three costs, means over the networks, and hold them against what a right verdict means."""
+    """Report the three costs as means over the networks, with the bounds that right verdicts must meet."""
     for what in networks[0]:
         found = [costs[what] for costs in networks if costs[what] is not None]
         if not found:

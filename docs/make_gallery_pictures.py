@@ -1,6 +1,6 @@
-"""Take the docs' pictures of a gallery and of TensorBoard: `python docs/make_gallery_pictures.py GALLERY COMPARED RUN`.
+"""Take the screenshots for the docs: `python docs/make_gallery_pictures.py GALLERY COMPARED RUN`.
 
-GALLERY is the folder of a gallery of RUN, COMPARED one that stands beside another one; it may be the same.
+GALLERY is the folder of a gallery of RUN, COMPARED one made with `visuals.gallery.compare`; it may be the same.
 """
 
 import argparse
@@ -24,7 +24,7 @@ COMPARE = ("compare/block3_conv3.html", 890, "light")
 
 
 def shoot(browser: Browser, address: str, height: int, scheme: str = "light", wait: str | None = None) -> Image.Image:
-    """Return what a browser shows at an address."""
+    """Return a screenshot of a page."""
     page = browser.new_page(viewport={"width": WIDTH, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
     page.goto(address)
     if wait:
@@ -54,7 +54,7 @@ def main() -> None:
             shoot(browser, address, height, scheme).save(PICTURES / f"{name}.webp", quality=82)
         with run_tensorboard(options.run) as address:
             shown = shoot(browser, f"{address}#images", 900, wait="tf-image-loader img")
-            # Without the side bar, which names the folder of whoever took it.
+            # Without the side bar, which shows a folder of the machine.
             shown.crop((320, 120, 1100, 900)).save(PICTURES / "tensorboard.webp", quality=82)
         browser.close()
 

@@ -1,7 +1,7 @@
-"""Train from scratch and train a head alone, and draw what health says of both: docs/images/health_*.png.
+"""Train a network from scratch and a head alone, and draw the health of both: docs/images/health_*.png.
 
-`python docs/make_health_pictures.py REAL`, where REAL holds Flowers 102 and `weights/`; a run whose folder is there
-already is not run again (`--runs`).
+`python docs/make_health_pictures.py REAL`, where REAL holds Flowers 102 and `weights/`. A run that exists in `--runs`
+is not run again.
 """
 
 import argparse
@@ -43,7 +43,7 @@ LAYERS = {
 
 
 def run(name: str, real: Path, runs: Path) -> None:
-    """Run one training into its folder, unless it has been."""
+    """Run one training into its folder, unless it was run before."""
     folder = runs / name
     if (folder / "done").is_file():
         return
@@ -54,14 +54,14 @@ def run(name: str, real: Path, runs: Path) -> None:
 
 
 def shares(folder: Path, layer: str) -> tuple[list[int], list[float]]:
-    """Return the epochs in which a layer was judged and the share of its filters that had structure."""
+    """Return the epochs in which a layer was judged and the share of its filters with structure."""
     with (folder / "metrics.csv").open() as file:
         known = [(int(row["epoch"]), row[f"health/structured/{layer}"]) for row in csv.DictReader(file)]
     return [epoch for epoch, share in known if share], [float(share) for _, share in known if share]
 
 
 def draw(axes: Axes, folder: Path, title: str) -> None:
-    """Draw the share of structured filters over the epochs; a layer that was judged once stays where it was."""
+    """Draw the share of structured filters over the epochs; the line of a frozen layer, judged once, is horizontal."""
     with (folder / "metrics.csv").open() as file:
         last = max(int(row["epoch"]) for row in csv.DictReader(file))
     for layer, colour in LAYERS.items():
@@ -72,7 +72,7 @@ def draw(axes: Axes, folder: Path, title: str) -> None:
 
 
 def chart(runs: Path) -> None:
-    """Draw both stories side by side."""
+    """Draw both trainings side by side."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     both = figure.subplots(1, 2, sharey=True)
     for axes, name in zip(both, RUNS, strict=True):
@@ -83,7 +83,7 @@ def chart(runs: Path) -> None:
 
 
 def picture(runs: Path, name: str, tag: str, *, height: int | None = None) -> None:
-    """Put the first `height` pixels of a run's last picture of the first layer beside the page, small."""
+    """Save a reduced copy of a run's last picture of the first layer, cut to `height` pixels."""
     newest = max((runs / name / "pictures" / tag / "block1_conv1").glob("epoch_*.png"))
     image = Image.open(newest).convert("RGB")
     small = image.resize((800, round(800 * image.height / image.width)), Image.Resampling.LANCZOS)
@@ -92,10 +92,10 @@ def picture(runs: Path, name: str, tag: str, *, height: int | None = None) -> No
 
 
 def main() -> None:
-    """Run what has not been run, and write the pictures."""
+    """Run the missing trainings and write the pictures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("real", type=Path, help="the folder with Flowers 102 and weights/")
-    parser.add_argument("--runs", type=Path, default=DOCS.parent / "outputs" / "health", help="where the runs lie")
+    parser.add_argument("--runs", type=Path, default=DOCS.parent / "outputs" / "health", help="folder of the runs")
     options = parser.parse_args()
     for name in RUNS:
         run(name, options.real, options.runs)

@@ -1,4 +1,4 @@
-"""On demand: what silencing filters costs, and how layers respond to natural structure, beside a random twin."""
+"""Test the verdicts: the accuracy lost when filters are silenced, and the response to natural image structure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,19 +20,20 @@ from filterscope.visuals.visual import Every, Examples, Visual, VisualState
 @register("visual", "health_causes")
 @dataclass(frozen=True, kw_only=True)
 class HealthCauses(Visual):
-    """Put the verdicts to the test, when the training has ended and on demand: `health/causes` and `health/natural`.
+    """Test the verdicts when training has ended, and on demand: `health/causes` and `health/natural`.
 
-    Filters called noise, idle or dead are silenced together, then as many random and as many useful ones; and each
-    layer's response to images is compared with that to their phase-scrambled selves, in a random twin too.
+    `health/causes` silences the filters called noise, idle or dead together, then as many random and as many useful
+    ones. `health/natural` compares each layer's response to images with its response to phase-scrambled versions of
+    them, in the network and in a re-initialised copy.
 
     Attributes:
         health: how filters are judged.
         layers: names of convolutions; None: all.
-        each: silence filters of each layer by itself too, not only of all layers at once; costs far more time.
-        images: so many examples are looked at, where there are as many.
-        draws: of random and of useful sets.
+        each: silence the filters of each layer separately too; this takes far more time.
+        images: the largest number of examples used.
+        draws: the number of random and of useful sets of filters.
         batch_size: of the forward passes.
-        every: look every so many epochs too; 0: at the end of the training only.
+        every: draw every so many epochs of a training as well; 0: at its end only.
     """
 
     needs_images: ClassVar[bool] = True
@@ -59,54 +60,47 @@ class HealthCauses(Visual):
             raise UserError(f"health_causes needs images with labels; got {len(examples)} images without labels")
         names = self.layers if self.layers is not None else convolutions(classifier.layers)
         layers = [find_layer(classifier.layers, name).name for name in names]
-        silenced = self._silenced(classifier, examples.images, labels, layers)
-        return {"health/causes": silenced, "health/natural": self._natural(classifier, examples.images, layers)}
+        return {
+            "health/causes": self._silence(classifier, examples.images, labels, layers),
+            "health/natural": self._compare_natural(classifier, examples.images, layers),
+        }
 
     def unsupported_reason(self, classifier: Classifier) -> str:
-        """Say why this network cannot be judged, or nothing."""
+        """Return why this network cannot be judged, or an empty text."""
         return self.health.unsupported_reason(classifier)
 
-    def _silenced(self, classifier: Classifier, images: Tensor, labels: Tensor, layers: Sequence[str]) -> Table:
-        known = _verdicts(self.health, classifier, Examples(images=images, labels=labels))
-        said = {layer: known[layer] for layer in layers}
-        groups = {"all at once": said} | ({layer: {layer: said[layer]} for layer in layers} if self.each else {})
+    def _silence(self, classifier: Classifier, images: Tensor, labels: Tensor, layers: Sequence[str]) -> Table:
+        judged = VisualState()
+        self.health(classifier, Examples(images=images, labels=labels), judged)
+        verdicts = {layer: judged.store["health"][layer]["verdicts"] for layer in layers}
+        groups = {"all at once": verdicts}
+        if self.each:
+            groups |= {layer: {layer: verdicts[layer]} for layer in layers}
         rows: list[tuple[str | int | float, ...]] = []
-        for name, verdicts in groups.items():
-            found = silencing(
-                classifier,
-                images,
-                labels,
-                verdicts=verdicts,
-                draws=self.draws,
-                batch_size=self.batch_size,
-            )
-            costs = (found.size, found.unused, found.random, found.useful) if found else (0, "", "", "")
-            errors = found.errors[1:] if found else ("", "")
-            rows.append((name, sum(map(len, verdicts.values())), *costs, *errors))
-        columns = ("layers", "filters", "silenced", "unused", "random", "useful", "± random", "± useful")
+        for name, group in groups.items():
+            cost = silencing(classifier, images, labels, verdicts=group, draws=self.draws, batch_size=self.batch_size)
+            filters = sum(map(len, group.values()))
+            if cost is None:
+                rows.append((name, filters, 0, "", "", "", "", ""))
+            else:
+                rows.append((name, filters, cost.size, cost.unused, cost.random, cost.useful, *cost.errors[1:]))
         return Table(
-            columns=columns,
+            columns=("layers", "filters", "silenced", "unused", "random", "useful", "± random", "± useful"),
             rows=tuple(rows),
-            description=f"Share of {len(images)} images that are no longer right when so many filters are silenced "
-            "together: ones called noise, idle or dead, random ones, useful ones.",
+            description=f"Loss of accuracy, as a share of {len(images)} images, when so many filters are silenced "
+            "together: filters called noise, idle or dead (unused), random filters, and useful filters.",
             terminal=True,
         )
 
-    def _natural(self, classifier: Classifier, images: Tensor, layers: Sequence[str]) -> Table:
-        own, twin = (
+    def _compare_natural(self, classifier: Classifier, images: Tensor, layers: Sequence[str]) -> Table:
+        own, copy = (
             natural_preference(network, images, layers=layers, batch_size=self.batch_size)
             for network in (classifier, reinitialized_copy(classifier))
         )
-        rows = [(layer, float(own[layer].abs().median()), float(twin[layer].abs().median())) for layer in layers]
+        rows = [(layer, float(own[layer].abs().median()), float(copy[layer].abs().median())) for layer in layers]
         return Table(
-            columns=("layer", "natural preference", "of a random twin"),
+            columns=("layer", "natural preference", "re-initialised copy"),
             rows=tuple(rows),
-            description=f"How much the responses to {len(images)} images differ from those to their phase-scrambled "
-            "selves (median over the filters; 0: not at all, 1: fully).",
+            description=f"How much the responses to {len(images)} images differ from those to phase-scrambled versions "
+            "of them (median over the filters; 0: not at all, 1: fully), in the network and in a re-initialised copy.",
         )
-
-
-def _verdicts(health: Health, classifier: Classifier, examples: Examples) -> dict[str, list[str]]:
-    judged = VisualState()
-    health(classifier, examples, judged)
-    return {layer: known["verdicts"] for layer, known in judged.store["health"].items()}

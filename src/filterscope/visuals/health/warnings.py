@@ -1,4 +1,4 @@
-"""An early word in the log: filters that die, layers that stop learning while the others go on."""
+"""Log a warning when filters die, and when a layer stops learning while the others go on."""
 
 import logging
 import statistics
@@ -13,56 +13,62 @@ from filterscope.visuals.fingerprints import is_frozen
 
 log = logging.getLogger(__name__)
 
-SAMPLED = 32  # weights of each filter from which its step is told
-STANDSTILL = 0.01  # of the median layer's step
+SAMPLED_WEIGHTS = 32  # of each filter, from which the change of the weights is estimated
+STANDSTILL = 0.01  # of the median layer's change
 
 
-def warn_of_deaths(layer: str, store: dict[str, Any], *, epoch: int) -> None:
-    """Say when a tenth of a layer's filters has died since the epoch in which fewest were dead.
+def warn_of_deaths(layer: str, record: dict[str, Any], *, epoch: int) -> None:
+    """Warn if a tenth of a layer's filters died since the epoch with the fewest dead filters.
 
     Args:
-        layer: its name.
-        store: what is remembered of it: its number of `dead` filters and their `verdicts`.
+        layer: its name, for the message.
+        record: its number of `dead` filters and their `verdicts`; what was warned of is added to it.
         epoch: the number of finished epochs.
     """
-    dead, filters = store["dead"], len(store["verdicts"])
-    fewest = store.setdefault("fewest_dead", {"dead": dead, "epoch": epoch})
+    dead, filters = record["dead"], len(record["verdicts"])
+    fewest = record.setdefault("fewest_dead", {"dead": dead, "epoch": epoch})
     died = dead - fewest["dead"]
     if died <= 0:
-        store["fewest_dead"] = {"dead": dead, "epoch": epoch}
-    elif died >= max(1, filters // 10) and died != store.get("died"):
+        record["fewest_dead"] = {"dead": dead, "epoch": epoch}
+    elif died >= max(1, filters // 10) and died != record.get("died"):
         have = "has" if died == 1 else "have"
         log.warning("%s: %d of %d filters %s died since epoch %d", layer, died, filters, have, fewest["epoch"])
-    store["died"] = died
+    record["died"] = died
 
 
-def warn_of_standstill(classifier: Classifier, store: Mapping[str, dict[str, Any]], *, epoch: int) -> None:
-    """Say when a layer that is trained moves a hundred times less between two looks than the median layer does."""
-    steps: dict[str, float] = {}
-    for layer, about in store.items():
+def warn_of_standstill(classifier: Classifier, records: Mapping[str, dict[str, Any]], *, epoch: int) -> None:
+    """Warn if a trained layer's weights changed a hundred times less than the median layer's since the last call.
+
+    Args:
+        classifier: the network.
+        records: by layer; a sample of the weights is added to each.
+        epoch: the number of finished epochs.
+    """
+    changes: dict[str, float] = {}
+    for layer, record in records.items():
         if is_frozen(classifier, layer, alone=True):
             continue
-        now = _sample(kernels(classifier, layer))
-        before = about.get("sample")
-        if before is not None and about["sampled"] != epoch:
-            steps[layer] = float((now - before).norm() / before.norm().clamp_min(1e-12))
-        about |= {"sample": now, "sampled": epoch}
-    if len(steps) < 3:
+        weights = _sample(kernels(classifier, layer))
+        before = record.get("sample")
+        if before is not None and record["sampled"] != epoch:
+            changes[layer] = float((weights - before).norm() / before.norm().clamp_min(1e-12))
+        record |= {"sample": weights, "sampled": epoch}
+    if len(changes) < 3:
         return
-    usual = statistics.median(steps.values())
-    for layer, step in steps.items():
-        still = step < STANDSTILL * usual
-        if still and not store[layer].get("still"):
+    median = statistics.median(changes.values())
+    for layer, change in changes.items():
+        stopped = change < STANDSTILL * median
+        if stopped and not records[layer].get("stopped"):
             log.warning(
                 "%s has stopped learning: in epoch %d its weights changed by %.2g %%, the median layer's by %.2g %%",
                 layer,
                 epoch,
-                100 * step,
-                100 * usual,
+                100 * change,
+                100 * median,
             )
-        store[layer]["still"] = still
+        records[layer]["stopped"] = stopped
 
 
 def _sample(weights: Tensor) -> Tensor:
     flat = weights.flatten(1)
-    return flat[:, :: max(1, flat.shape[1] // SAMPLED)][:, :SAMPLED].clone()
+    return flat[:, :: max(1, flat.shape[1] // SAMPLED_WEIGHTS)][:, :SAMPLED_WEIGHTS].clone()
