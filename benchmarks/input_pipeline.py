@@ -52,7 +52,7 @@ def ours(root: Path, augment: Augmentation, cache: Path | None = None, *, raw: b
     )
     data.setup()
     loader = data.train_dataloader()
-    loader.raw = raw
+    loader.uint8 = raw
 
     def read() -> int:
         keep_freed_memory()

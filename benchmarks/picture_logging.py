@@ -22,7 +22,7 @@ from torchvision.transforms import ToPILImage
 
 from filterscope.analysis.activations import activations
 from filterscope.data.image_io import read_image
-from filterscope.data.preprocessing import fixed_view, to_float
+from filterscope.data.preprocessing import fixed_transform, to_float
 from filterscope.data.synthetic_flowers import SyntheticFlowersDataModule
 from filterscope.models import heads
 from filterscope.models.backbone import torchvision_backbone
@@ -52,7 +52,7 @@ def photograph(real: Path | None) -> Tensor:
     if real is None:
         return SyntheticFlowersDataModule(image_size=224, num_train=10, num_val=10, num_test=0).examples(1)[0]
     pixels = read_image(str(real / "flowers-102" / "jpg" / "image_00017.jpg"), num_channels=3)
-    return to_float(fixed_view(image_size=224, resize_ratio=256 / 224)(pixels))[None]
+    return to_float(fixed_transform(image_size=224, resize_ratio=256 / 224)(pixels))[None]
 
 
 def main() -> int:

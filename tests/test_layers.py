@@ -27,7 +27,6 @@ LAYERS: dict[str, float] = {
     "models.layers": 2,
     "models.layer_names": 2,
     "models.output_shapes": 2,
-    "data.preprocessing": 2,
     "models": 3,
     "data": 3,
     **{f"data.{name}": 4 for name in DATA_SETS},

@@ -211,7 +211,7 @@ def broken(folder: Path, kind: str) -> tuple[str, ...]:
         ("CSV of missing files", "1 of them are not there"),
         ("CSV of bytes", "cannot be read as a CSV"),
         ("CSV of nothing", "has no rows"),
-        ("CSV that is not there", "there is no CSV at other"),
+        ("CSV that is not there", "there is no CSV file at other"),
         ("mnist", r"holds no MNIST .*data\.download=true"),
         ("flowers", r"holds no Flowers 102 .*data\.download=true"),
         ("animals", "holds no animals10/raw-img"),

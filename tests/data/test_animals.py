@@ -9,14 +9,14 @@ from filterscope.data.image_io import read_image
 from filterscope.errors import UserError
 
 
-def module(root, **knobs):
-    knobs = {"image_size": 16, "num_workers": 0, "download": False} | knobs
-    return AnimalsDataModule(root=str(root), **knobs)
+def module(root, **options):
+    options = {"image_size": 16, "num_workers": 0, "download": False} | options
+    return AnimalsDataModule(root=str(root), **options)
 
 
-def refused(root, match, **knobs):
+def refused(root, match, **options):
     with pytest.raises(UserError, match=match) as caught:
-        module(root, **knobs).setup()
+        module(root, **options).setup()
     assert "\n" not in str(caught.value)
 
 

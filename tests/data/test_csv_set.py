@@ -18,9 +18,15 @@ def table(tmp_path):
     return tmp_path
 
 
-def module(root, **knobs):
-    knobs = {"image_folder": "pictures", "image_size": 8, "num_channels": 1, "num_workers": 0, "batch_size": 99} | knobs
-    return CSVDataModule(root=str(root), **knobs)
+def module(root, **options):
+    options = {
+        "image_folder": "pictures",
+        "image_size": 8,
+        "num_channels": 1,
+        "num_workers": 0,
+        "batch_size": 99,
+    } | options
+    return CSVDataModule(root=str(root), **options)
 
 
 def pairs(loader):
@@ -29,9 +35,9 @@ def pairs(loader):
     }
 
 
-def refused(root, match, stage="fit", **knobs):
+def refused(root, match, stage="fit", **options):
     with pytest.raises(UserError, match=match) as caught:
-        module(root, **knobs).setup(stage)
+        module(root, **options).setup(stage)
     assert "\n" not in str(caught.value)
 
 
@@ -92,7 +98,7 @@ def test_damaged_files_are_skipped_where_one_only_looks(table):
 
 
 def test_missing_things_are_named(table):
-    refused(table, match="no CSV at", csv="none.csv")
+    refused(table, match="no CSV file at", csv="none.csv")
     refused(table, match="no column 'image'; its columns are filename, label, part", image_column="image")
     refused(table, match="no column 'fold'", split_column="fold")
     refused(table, match="no column 'species'", label_column="species")

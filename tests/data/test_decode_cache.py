@@ -30,9 +30,9 @@ def flowers(tmp_path):
     return tmp_path / "set"
 
 
-def module(root, cache=None, **knobs):
-    knobs = {"image_size": 20, "resize_ratio": 1.2, "batch_size": 4, "num_workers": 0} | knobs
-    return FolderDataModule(root=str(root), cache=str(cache) if cache else None, **knobs)
+def module(root, cache=None, **options):
+    options = {"image_size": 20, "resize_ratio": 1.2, "batch_size": 4, "num_workers": 0} | options
+    return FolderDataModule(root=str(root), cache=str(cache) if cache else None, **options)
 
 
 def images_of(loader):
@@ -92,9 +92,9 @@ def test_a_cache_that_was_cut_short_is_built_anew(flowers, tmp_path):
 
 
 def test_two_loader_processes_read_it_as_none_does(flowers, tmp_path):
-    knobs = {"augment": Augmentation()}
-    alone = images_of(module(flowers, tmp_path / "cache", **knobs).train_dataloader())
-    together = images_of(module(flowers, tmp_path / "cache", num_workers=2, **knobs).train_dataloader())
+    options = {"augment": Augmentation()}
+    alone = images_of(module(flowers, tmp_path / "cache", **options).train_dataloader())
+    together = images_of(module(flowers, tmp_path / "cache", num_workers=2, **options).train_dataloader())
     assert torch.equal(alone, together)
 
 
@@ -111,7 +111,7 @@ def build(folder):
     (folder / "whole.bin").write_bytes(b"whole")
     return {}
 
-print(build_once(Path(sys.argv[1]), key="some", needs=1, knob="data.cache", build=build))
+print(build_once(Path(sys.argv[1]), key="some", num_bytes=1, option="data.cache", build=build))
 """
 
 
@@ -153,5 +153,5 @@ def test_a_place_that_cannot_be_written_is_one_line(flowers, tmp_path):
 
 
 def test_too_little_room_is_told_before_anything_is_built(tmp_path):
-    with pytest.raises(UserError, match=r"data\.cache=.*: 1000000000\.0 GB are needed there, [\d.]+ GB are free"):
-        build_once(tmp_path, key="some", needs=10**18, knob="data.cache", build=lambda _: {})
+    with pytest.raises(UserError, match=r"data\.cache=.*: 1000000000\.0 GB are needed, [\d.]+ GB are free"):
+        build_once(tmp_path, key="some", num_bytes=10**18, option="data.cache", build=lambda _: {})

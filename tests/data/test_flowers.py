@@ -1,5 +1,7 @@
+import hashlib
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -8,12 +10,13 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision.datasets import Flowers102
 
+from filterscope.data import flowers
 from filterscope.data.flowers import FlowersDataModule
 from filterscope.errors import UserError
 
 
-def module(root, **knobs):
-    return FlowersDataModule(root=str(root), **({"image_size": 16, "num_workers": 0, "download": False} | knobs))
+def module(root, **options):
+    return FlowersDataModule(root=str(root), **({"image_size": 16, "num_workers": 0, "download": False} | options))
 
 
 @pytest.fixture
@@ -50,9 +53,9 @@ def test_an_incomplete_test_split_is_left_out_in_one_line(official, caplog):
     assert "no test split: 1 of its 3 images" in caplog.text
 
 
-def refused(root, match, **knobs):
+def refused(root, match, **options):
     with pytest.raises(UserError, match=match) as caught:
-        module(root, **knobs).setup()
+        module(root, **options).setup()
     assert "\n" not in str(caught.value)
 
 
@@ -105,12 +108,52 @@ def test_all_102_folders_get_the_name_in_the_file(tmp_path):
 
 
 def test_without_a_network_the_host_the_files_and_the_place_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(Flowers102, "_download_url_prefix", "http://127.0.0.1:9/")
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # a proxy that does not exist: no host can be reached
     refused(
         tmp_path,
         match=r"could not download Flowers 102 from www\.robots\.ox\.ac\.uk.*102flowers\.tgz.*flowers-102 by hand",
         download=True,
     )
+
+
+@pytest.fixture
+def published(official, served, monkeypatch):
+    """The files of `official` as its host serves them; `data` is an empty folder."""
+    folder, address = served
+    made = official / "flowers-102"
+    with tarfile.open(folder / "102flowers.tgz", "w:gz") as archive:
+        archive.add(made / "jpg", "jpg")
+    for table in ("imagelabels.mat", "setid.mat"):
+        shutil.copy(made / table, folder)
+    digests = {name: hashlib.md5((folder / name).read_bytes()).hexdigest() for name in flowers._MD5}
+    monkeypatch.setattr(flowers, "_URL", address)
+    monkeypatch.setattr(flowers, "_MD5", digests)
+    return folder
+
+
+@pytest.mark.usefixtures("published")
+def test_a_download_is_the_whole_data_set(tmp_path):
+    data = module(tmp_path / "data", exclude=ABSENT, download=True)
+    data.setup()
+    assert [len(data.labels(split)) for split in ("train", "val", "test")] == [9, 3, 3]
+    made = tmp_path / "data" / "flowers-102"
+    assert {file.name for file in made.iterdir()} - {".lock"} == {"jpg", "imagelabels.mat", "setid.mat"}
+
+
+@pytest.mark.parametrize("name", ["102flowers.tgz", "setid.mat"])
+def test_a_download_with_another_hash_leaves_no_data_set(tmp_path, published, name):
+    (published / name).write_bytes((published / name).read_bytes()[:-1])
+    refused(tmp_path / "data", match="could not download Flowers 102 .*hash is not the published", download=True)
+    refused(tmp_path / "data", match="flowers-102/jpg")
+
+
+def test_what_a_killed_download_left_is_completed(tmp_path, published):
+    made = tmp_path / "data" / "flowers-102"
+    (made / "unpacked" / "jpg").mkdir(parents=True)
+    (made / ".unpacked.partial" / "jpg").mkdir(parents=True)
+    (made / "102flowers.tgz").write_bytes((published / "102flowers.tgz").read_bytes()[:100])
+    module(tmp_path / "data", exclude=ABSENT, download=True).setup()
+    assert {file.name for file in made.iterdir()} - {".lock"} == {"jpg", "imagelabels.mat", "setid.mat"}
 
 
 @pytest.mark.real

@@ -4,6 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
+from filterscope.config.instantiate import instantiate
 from filterscope.data.folder import FolderDataModule
 from filterscope.errors import UserError
 
@@ -30,9 +31,9 @@ def split_folder(tmp_path):
     return tmp_path
 
 
-def module(root, **knobs):
-    knobs = {"image_size": 8, "num_workers": 0, "batch_size": 100} | knobs
-    return FolderDataModule(root=str(root), **knobs)
+def module(root, **options):
+    options = {"image_size": 8, "num_workers": 0, "batch_size": 100} | options
+    return FolderDataModule(root=str(root), **options)
 
 
 def seen(data):
@@ -43,9 +44,9 @@ def seen(data):
     ]
 
 
-def refused(root, match, **knobs):
+def refused(root, match, **options):
     with pytest.raises(UserError, match=match) as caught:
-        module(root, **knobs).setup()
+        module(root, **options).setup()
     assert "\n" not in str(caught.value)
 
 
@@ -160,7 +161,7 @@ def test_missing_and_empty_places_say_so(tmp_path):
     refused(tmp_path, match="holds no class folders")
 
 
-def test_a_class_folder_without_images_names_the_knob(one_folder):
+def test_a_class_folder_without_images_names_the_option(one_folder):
     (one_folder / "dog").mkdir()
     refused(one_folder, match=r"class 'dog' has no training images.*data\.exclude=\[dog\]")
     assert _set_up(one_folder, exclude=["dog"]).num_classes == 3
@@ -196,7 +197,7 @@ def test_a_name_file_that_does_not_name_every_folder_is_an_error(one_folder, con
 
 
 @pytest.mark.parametrize(
-    "knobs",
+    "options",
     [
         {"batch_size": 0},
         {"image_size": 0},
@@ -206,11 +207,14 @@ def test_a_name_file_that_does_not_name_every_folder_is_an_error(one_folder, con
         {"resize_ratio": 0.5},
     ],
 )
-def test_impossible_knobs_are_named(one_folder, knobs):
-    refused(one_folder, match=next(iter(knobs)), **knobs)
+def test_impossible_options_are_named(one_folder, options):
+    node = {"_target_": "filterscope.data.folder.FolderDataModule", "root": str(one_folder), **options}
+    with pytest.raises(UserError, match=next(iter(options))) as caught:
+        instantiate(node, where="data")
+    assert "\n" not in str(caught.value)
 
 
-def _set_up(root, **knobs):
-    data = module(root, **knobs)
+def _set_up(root, **options):
+    data = module(root, **options)
     data.setup()
     return data

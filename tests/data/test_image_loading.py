@@ -5,10 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
+from filterscope.config.instantiate import instantiate
 from filterscope.data.folder import FolderDataModule
 from filterscope.data.image_io import BadImageError
-from filterscope.data.preprocessing import Augmentation, fixed_view
+from filterscope.data.preprocessing import Augmentation, fixed_transform
 from filterscope.errors import UserError
+from filterscope.registry import target_of
 
 
 @pytest.fixture
@@ -23,9 +25,9 @@ def flowers(tmp_path):
     return tmp_path
 
 
-def module(root, **knobs):
-    knobs = {"image_size": 16, "batch_size": 4, "num_workers": 0, "augment": Augmentation(color=0.2)} | knobs
-    return FolderDataModule(root=str(root), **knobs)
+def module(root, **options):
+    options = {"image_size": 16, "batch_size": 4, "num_workers": 0, "augment": Augmentation(color=0.2)} | options
+    return FolderDataModule(root=str(root), **options)
 
 
 def two_epochs(data):
@@ -69,15 +71,15 @@ def test_a_batch_is_images_in_zero_to_one_with_their_labels(flowers):
     assert 0 <= images.min() < images.max() <= 1
 
 
-def test_validation_is_the_fixed_view_in_a_fixed_order(flowers):
+def test_validation_images_are_not_augmented_and_in_a_fixed_order(flowers):
     data = module(flowers)
     first, again = (torch.cat([images for images, _ in data.val_dataloader()]) for _ in range(2))
     assert torch.equal(first, again)
 
 
-def test_the_fixed_view_is_pillows_resize_and_the_middle():
+def test_the_fixed_transform_is_pillows_resize_and_a_center_crop():
     pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
-    ours = fixed_view(image_size=24, resize_ratio=1.25)(torch.from_numpy(pixels).permute(2, 0, 1))
+    ours = fixed_transform(image_size=24, resize_ratio=1.25)(torch.from_numpy(pixels).permute(2, 0, 1))
     theirs = np.array(Image.fromarray(pixels).resize((45, 30), Image.Resampling.BILINEAR))[3:27, 10:34]
     assert (ours.permute(1, 2, 0).int() - torch.from_numpy(theirs).int()).abs().max() <= 2
 
@@ -117,7 +119,7 @@ def test_more_processes_than_images_are_refused(flowers, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "knobs",
+    "options",
     [
         {"crop_area": [0.5]},
         {"crop_area": [0.9, 0.5]},
@@ -127,6 +129,6 @@ def test_more_processes_than_images_are_refused(flowers, monkeypatch):
         {"color": -0.1},
     ],
 )
-def test_impossible_augmentation_names_its_knob(knobs):
-    with pytest.raises(UserError, match=next(iter(knobs))):
-        Augmentation(**knobs)
+def test_impossible_augmentation_names_its_option(options):
+    with pytest.raises(UserError, match=next(iter(options))):
+        instantiate({"_target_": target_of(Augmentation), **options}, where="data.augment")

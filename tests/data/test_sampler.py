@@ -21,13 +21,13 @@ def test_without_shuffling_the_order_is_the_images_own():
 
 
 def test_ranks_train_on_as_many_images_each_and_on_all_of_them():
-    parts = [keys(rank=rank, world=3) for rank in range(3)]
+    parts = [keys(rank=rank, world_size=3) for rank in range(3)]
     assert [len(part) for part in parts] == [4, 4, 4]
     assert {index for part in parts for _, index in part} == set(range(10))
 
 
 def test_ranks_judge_every_image_exactly_once():
-    parts = [keys(shuffle=False, rank=rank, world=3) for rank in range(3)]
+    parts = [keys(shuffle=False, rank=rank, world_size=3) for rank in range(3)]
     assert sorted(index for part in parts for _, index in part) == list(range(10))
 
 
@@ -35,7 +35,7 @@ def test_the_length_is_what_is_yielded():
     for shuffle in (True, False):
         for world in (1, 2, 3, 4):
             for rank in range(world):
-                sampler = EpochSampler(10, epoch=lambda: 0, seed=0, shuffle=shuffle, rank=rank, world=world)
+                sampler = EpochSampler(10, epoch=lambda: 0, seed=0, shuffle=shuffle, rank=rank, world_size=world)
                 assert len(sampler) == len(list(sampler))
 
 

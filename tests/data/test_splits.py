@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from filterscope.data.splits import spread, stratified_split
+from filterscope.data.splits import spread_over_classes, stratified_split
 from filterscope.errors import UserError
 
 NAMES = ("ant", "bee", "cat")
@@ -39,7 +39,7 @@ def test_three_images_are_enough_for_three_parts():
     assert [len(part) for part in split(torch.tensor([0, 0, 0]), names=("ant",))] == [1, 1, 1]
 
 
-def test_a_class_too_small_to_split_names_the_knob():
+def test_a_class_too_small_to_split_names_the_option():
     with pytest.raises(UserError, match=r"'ant' has 2 images.*data\.exclude=\[ant\]"):
         split(torch.tensor([0, 0]), names=("ant",))
 
@@ -56,15 +56,15 @@ def test_impossible_fractions_are_refused(fractions):
 
 
 def test_examples_take_every_class_once_before_any_twice():
-    assert LABELS[spread(LABELS, 3, seed=0)].tolist() == [0, 1, 2]
-    assert LABELS[spread(LABELS, 5, seed=0)].bincount().sort().values.tolist() == [1, 2, 2]
-    assert len(set(spread(LABELS, 5, seed=0).tolist())) == 5
+    assert LABELS[spread_over_classes(LABELS, 3, seed=0)].tolist() == [0, 1, 2]
+    assert LABELS[spread_over_classes(LABELS, 5, seed=0)].bincount().sort().values.tolist() == [1, 2, 2]
+    assert len(set(spread_over_classes(LABELS, 5, seed=0).tolist())) == 5
 
 
 def test_fewer_examples_than_classes_are_of_different_classes():
-    chosen = {tuple(LABELS[spread(LABELS, 2, seed=seed)].tolist()) for seed in range(30)}
+    chosen = {tuple(LABELS[spread_over_classes(LABELS, 2, seed=seed)].tolist()) for seed in range(30)}
     assert chosen == {(0, 1), (0, 2), (1, 2)}
 
 
 def test_more_examples_than_images_are_all_images():
-    assert sorted(spread(LABELS, 1000, seed=0).tolist()) == list(range(len(LABELS)))
+    assert sorted(spread_over_classes(LABELS, 1000, seed=0).tolist()) == list(range(len(LABELS)))

@@ -4,14 +4,18 @@ from collections import Counter
 import pytest
 import torch
 
+from filterscope.config.instantiate import instantiate
 from filterscope.data.preprocessing import Augmentation
-from filterscope.data.synthetic_flowers import CLASSES, SyntheticFlowersDataModule, class_names, looks_of
+from filterscope.data.synthetic_flowers import CLASSES, SyntheticFlowersDataModule, class_appearance, class_names
 from filterscope.errors import UserError
+from filterscope.registry import target_of
+
+AUGMENT = {"_target_": target_of(Augmentation)}
 
 
-def module(**knobs):
-    knobs = {"image_size": 32, "num_train": 40, "num_val": 20, "num_test": 20, "batch_size": 40} | knobs
-    data = SyntheticFlowersDataModule(**knobs)
+def module(**options):
+    options = {"image_size": 32, "num_train": 40, "num_val": 20, "num_test": 20, "batch_size": 40} | options
+    data = SyntheticFlowersDataModule(**options)
     data.setup()
     return data
 
@@ -83,7 +87,7 @@ def test_stripes_lie_at_the_angle_that_the_name_says():
     band = (torch.hypot(fx, fy) > 0.1) & (torch.hypot(fx, fy) < 0.2)
     double = 2 * torch.atan2(fy, fx)
     turned = torch.atan2((power * band * double.sin()).sum((1, 2)), (power * band * double.cos()).sum((1, 2))) / 2
-    wanted = looks_of(labels, num_channels=3).angles
+    wanted = class_appearance(labels, num_channels=3).angles
     error = torch.remainder(turned - wanted + torch.pi / 2, torch.pi) - torch.pi / 2
     assert error.abs().median() < 0.15
 
@@ -101,11 +105,11 @@ def test_colours_are_what_the_names_say():
 
 
 @pytest.mark.parametrize(
-    "knobs", [{"augment": Augmentation()}, {"image_size": 8}, {"num_train": 5}, {"num_val": 0}, {"num_test": -1}]
+    "options", [{"augment": AUGMENT}, {"image_size": 8}, {"num_train": 5}, {"num_val": 0}, {"num_test": -1}]
 )
-def test_impossible_knobs_are_named(knobs):
-    with pytest.raises(UserError, match=next(iter(knobs))):
-        SyntheticFlowersDataModule(**knobs)
+def test_impossible_options_are_named(options):
+    with pytest.raises(UserError, match=next(iter(options))):
+        instantiate({"_target_": target_of(SyntheticFlowersDataModule), **options}, where="data")
 
 
 def test_no_test_images_make_no_test_split():

@@ -13,7 +13,7 @@ from filterscope.config.factory import build_data, build_published
 from filterscope.config.instantiate import instantiate
 from filterscope.data.datamodule import ImageDataModule
 from filterscope.data.image_io import read_image
-from filterscope.data.preprocessing import fixed_view, to_float
+from filterscope.data.preprocessing import fixed_transform, to_float
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.weights import on_meta_device
@@ -34,7 +34,7 @@ BUILDABLE = frozenset(
         "filterscope.data.synthetic_flowers.SyntheticFlowersDataModule",
         "filterscope.data.flowers.FlowersDataModule",
         "filterscope.data.animals.AnimalsDataModule",
-        "filterscope.data.fashion_mnist.FashionMNISTDataModule",
+        "filterscope.data.mnist.FashionMNISTDataModule",
         "filterscope.data.mnist.MNISTDataModule",
         "filterscope.data.folder.FolderDataModule",
         "filterscope.data.csv.CSVDataModule",
@@ -190,7 +190,7 @@ def _of_the_same_data(run: Run, count: int, *, seed: int) -> Examples:
 
 
 def _files(paths: Sequence[str], classifier: Classifier) -> Examples:
-    view = fixed_view(image_size=classifier.image_size or 224, resize_ratio=1.0)
+    view = fixed_transform(image_size=classifier.image_size or 224, resize_ratio=1.0)
     pixels = [view(read_image(str(Path(p).expanduser()), num_channels=classifier.in_channels)) for p in paths]
     names = tuple(Path(path).name for path in paths)
     return Examples(images=to_float(torch.stack(pixels)), names=names, class_names=classifier.class_names)

@@ -1,15 +1,15 @@
-"""Animals-10: ten animals in Kaggle's folders, called by their English names."""
+"""Animals-10: ten animals in folders with Italian names, as published on Kaggle."""
 
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from filterscope.data.class_folders import ClassFolders, class_folders
-from filterscope.data.datamodule import ImageDataModule
-from filterscope.data.fetch import download_lock
+from filterscope.data.datamodule import Fraction, ImageDataModule, ResizeRatio
+from filterscope.data.folder import class_folders, labelled_files
 from filterscope.data.images import DataSplits
 from filterscope.errors import UserError
 from filterscope.registry import register
+from filterscope.storage.download import download_lock
 
 ENGLISH = {
     "cane": "dog",
@@ -30,51 +30,46 @@ KAGGLE = "alessiocorrado99/animals10"
 @register("data")
 @dataclass(kw_only=True, eq=False, repr=False)
 class AnimalsDataModule(ImageDataModule):
-    """The folders `animals10/raw-img/<Italian name>` below `root`, or `raw-img` directly below it.
+    """The images in `animals10/raw-img/<Italian name>` or `raw-img/<Italian name>` below `root`.
 
-    The set has no splits of its own: validation and test images are cut off, stratified and seeded.
+    The data set has no splits of its own: validation and test images are cut off, stratified and seeded.
     """
 
-    resize_ratio: float = 256 / 224
-    val_fraction: float = 0.15
-    test_fraction: float = 0.15
+    resize_ratio: ResizeRatio = 256 / 224
+    val_fraction: Fraction = 0.15
+    test_fraction: Fraction = 0.15
     download: bool = True
 
     def prepare_data(self) -> None:
-        """Download the set through `kagglehub` where it is not there."""
-        if self._place() is None:
-            self._downloaded = _fetch(self.folder, wanted=self.download, root=self.root)
+        """Download the data set with `kagglehub` if it is missing."""
+        if self._images_folder() is None:
+            self._downloaded = _download(self.folder, allowed=self.download, root=self.root)
 
     def find(self) -> DataSplits:
-        """List the ten folders, ordered by English name."""
-        place = self._place() or self._downloaded
-        found = class_folders(place)
-        folders = tuple(sorted(found.folders, key=lambda folder: ENGLISH.get(folder, folder)))
+        """List the images of the ten folders, ordered by English name."""
+        folder = self._images_folder() or self._downloaded
+        classes = tuple(sorted(class_folders(folder), key=lambda name: ENGLISH.get(name, name)))
         return DataSplits(
-            place=str(place),
-            class_names=tuple(ENGLISH.get(folder, folder) for folder in folders),
-            train=ClassFolders(place=place, folders=folders).files(folders),
+            place=str(folder),
+            class_names=tuple(ENGLISH.get(name, name) for name in classes),
+            train=labelled_files(folder, classes),
             held_out={"val": self.val_fraction, "test": self.test_fraction},
         )
 
-    def _place(self) -> Path | None:
-        places = (self.folder / "animals10" / "raw-img", self.folder / "raw-img")
-        return next((place for place in places if place.is_dir()), None)
+    def _images_folder(self) -> Path | None:
+        folders = (self.folder / "animals10" / "raw-img", self.folder / "raw-img")
+        return next((folder for folder in folders if folder.is_dir()), None)
 
 
-def _fetch(folder: Path, *, wanted: bool, root: str) -> Path:
+def _download(root_folder: Path, *, allowed: bool, root: str) -> Path:
     url = f"https://www.kaggle.com/datasets/{KAGGLE}"
-    place = folder / "animals10"
-    if not wanted:
-        raise UserError(
-            f"data.root={root} holds no animals10/raw-img; unpack {url} so that {place / 'raw-img'} is there"
-        )
+    folder = root_folder / "animals10"
+    by_hand = f"data.root={root} holds no animals10/raw-img; unpack {url} so that {folder / 'raw-img'} is there"
+    if not allowed:
+        raise UserError(by_hand)
     try:
         kagglehub = importlib.import_module("kagglehub")
     except ImportError as error:
-        raise UserError(
-            f"data.root={root} holds no animals10/raw-img: unpack {url} so that {place / 'raw-img'} is there, "
-            'or pip install "filterscope[animals]" to have it downloaded'
-        ) from error
-    with download_lock("Animals-10", url=url, files="raw-img of archive.zip", place=place):
+        raise UserError(f'{by_hand}, or pip install "filterscope[animals]" to download it') from error
+    with download_lock("Animals-10", url=url, files="raw-img of archive.zip", folder=folder):
         return Path(kagglehub.dataset_download(KAGGLE)) / "raw-img"

@@ -1,4 +1,4 @@
-"""Images that a CSV names, one row for each: file, label and, if wanted, split."""
+"""Images listed in a CSV file, one row per image: file, label and optionally split."""
 
 import csv
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from filterscope.data.class_folders import SPLITS
-from filterscope.data.datamodule import ImageDataModule
+from filterscope.data.datamodule import Fraction, ImageDataModule
+from filterscope.data.folder import SPLIT_NAMES
 from filterscope.data.images import DataSplits, Files
 from filterscope.errors import UserError
 from filterscope.registry import register
@@ -17,12 +17,17 @@ from filterscope.registry import register
 @register("data")
 @dataclass(kw_only=True, eq=False, repr=False)
 class CSVDataModule(ImageDataModule):
-    """The images named in the column `image_column` of the file `csv`, with labels of any kind in `label_column`.
+    """The images listed in a CSV file. Without the label column they can be visualized, not trained on.
 
-    `csv` and `image_folder` are paths below `root`, or paths of their own; without `image_folder` the names are taken
-    from the CSV's folder. `split_column` says `train`, `val` or `test` for each row; without it, and for a validation
-    split that no row names, images are cut off, stratified and seeded. A CSV without the label column can be looked
-    at, not trained on.
+    Args:
+        csv: the CSV file, a path below `root` or any other path; separated by commas, semicolons or tabs.
+        image_column: the column of image files.
+        label_column: the column of labels, which may be any text.
+        split_column: the column that says `train`, `val` or `test`; None: splits are cut off, stratified and seeded,
+            as are validation images if no row says `val`.
+        image_folder: the folder of the image files, a path below `root` or any other path; None: that of the CSV file.
+        val_fraction: the fraction of validation images to cut off.
+        test_fraction: the fraction of test images to cut off.
     """
 
     csv: str = "labels.csv"
@@ -30,11 +35,11 @@ class CSVDataModule(ImageDataModule):
     label_column: str = "label"
     split_column: str | None = None
     image_folder: str | None = None
-    val_fraction: float = 0.15
-    test_fraction: float = 0.15
+    val_fraction: Fraction = 0.15
+    test_fraction: Fraction = 0.15
 
     def find(self) -> DataSplits:
-        """Read the CSV and look for its files."""
+        """Read the CSV file and check that its images exist."""
         file = self._below_root(self.csv)
         rows = _read(file, needed=(self.image_column, *((self.split_column,) if self.split_column else ())))
         folder = file.parent if self.image_folder is None else self._below_root(self.image_folder)
@@ -43,19 +48,18 @@ class CSVDataModule(ImageDataModule):
         if missing:
             raise UserError(f"{file} names {len(paths)} files, {len(missing)} of them are not there: {missing[0]} …")
         if self.label_column not in rows[0]:
-            nothing = torch.full((len(paths),), -1)
             return DataSplits(
                 place=str(file),
                 class_names=(),
-                train=Files(paths=tuple(paths), labels=nothing),
+                train=Files(paths=tuple(paths), labels=torch.full((len(paths),), -1)),
                 unlabelled=_no_column(file, self.label_column, rows[0]),
             )
         names, labels = _classes([row[self.label_column] for row in rows], file)
-        whole = Files(paths=tuple(paths), labels=labels)
+        images = Files(paths=tuple(paths), labels=labels)
         if self.split_column is None:
             held_out = {"val": self.val_fraction, "test": self.test_fraction}
-            return DataSplits(place=str(file), class_names=names, train=whole, held_out=held_out)
-        parts = _parts([row[self.split_column] for row in rows], file, whole)
+            return DataSplits(place=str(file), class_names=names, train=images, held_out=held_out)
+        parts = _split_by_column([row[self.split_column] for row in rows], file, images)
         if "train" not in parts:
             raise UserError(f"no row of {file} says train in the column {self.split_column!r}")
         return DataSplits(
@@ -74,12 +78,12 @@ class CSVDataModule(ImageDataModule):
 
 def _read(file: Path, needed: tuple[str, ...]) -> list[dict[str, str]]:
     if not file.is_file():
-        raise UserError(f"there is no CSV at {file}; give data.csv, a path below data.root or one of its own")
+        raise UserError(f"there is no CSV file at {file}; give data.csv, a path below data.root or any other path")
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
-            head = stream.readline()
+            header = stream.readline()
             stream.seek(0)
-            delimiter = max(",;\t", key=head.count)
+            delimiter = max(",;\t", key=header.count)
             rows = [{str(k): v or "" for k, v in row.items()} for row in csv.DictReader(stream, delimiter=delimiter)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{file} cannot be read as a CSV: {error}") from error
@@ -101,17 +105,17 @@ def _classes(values: list[str], file: Path) -> tuple[tuple[str, ...], Tensor]:
     names = sorted(set(values))
     if all(name.isdecimal() for name in names):
         names.sort(key=int)
-    place = {name: label for label, name in enumerate(names)}
-    return tuple(names), torch.tensor([place[value] for value in values])
+    label = {name: number for number, name in enumerate(names)}
+    return tuple(names), torch.tensor([label[value] for value in values])
 
 
-def _parts(values: list[str], file: Path, whole: Files) -> dict[str, Files]:
-    known = {name: split for split, names in SPLITS.items() for name in names}
+def _split_by_column(values: list[str], file: Path, images: Files) -> dict[str, Files]:
+    known = {name: split for split, names in SPLIT_NAMES.items() for name in names}
     rows: dict[str, list[int]] = {}
     for number, value in enumerate(values):
         if value.strip().lower() not in known:
             raise UserError(
-                f"row {number + 1} of {file} says {value!r} for its split; possible are {', '.join(SPLITS)}"
+                f"row {number + 1} of {file} says {value!r} for its split; possible are {', '.join(SPLIT_NAMES)}"
             )
         rows.setdefault(known[value.strip().lower()], []).append(number)
-    return {split: whole.select(torch.tensor(part), whole.labels[part]) for split, part in rows.items()}
+    return {split: images.select(torch.tensor(part), images.labels[part]) for split, part in rows.items()}

@@ -1,9 +1,9 @@
-"""Decoded images on disk: one flat file of uint8 pixels, mapped into memory, built once by all workers."""
+"""A cache of decoded and resized images on disk: one file of uint8 pixels that all processes map into memory."""
 
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,58 +11,39 @@ import numpy as np
 import torch
 from rich.progress import track
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from filterscope.data import image_io, preprocessing
-from filterscope.data.image_io import BadImageError, read_image
+from filterscope.data.image_io import BadImageError, decode_files
 from filterscope.data.images import Files, Images
-from filterscope.data.loader import identity_collate
-from filterscope.data.preprocessing import resized
+from filterscope.data.preprocessing import resize
 from filterscope.storage.disk_cache import build_once, cache_key
-
-KNOB = "data.cache"
 
 
 @dataclass(frozen=True, kw_only=True)
-class CachedFiles:
-    """Image files whose pixels lie decoded in a cache; `rows` says where in it each one is."""
+class CachedFiles(Files):
+    """Image files whose pixels are read from a cache; `rows` are their int64 indices in it, `(N,)`."""
 
-    files: Files
     folder: Path
     rows: Tensor
     num_channels: int
 
-    @property
-    def labels(self) -> Tensor:
-        """The class of each image."""
-        return self.files.labels
-
-    def __len__(self) -> int:
-        return len(self.files)
-
     def read(self, index: int, *, num_channels: int) -> Tensor:
-        """Return one image, `(num_channels, H, W)` uint8, without copying it."""
+        """Return one image, `(num_channels, H, W)` uint8, as a view of the mapped file."""
         assert num_channels == self.num_channels
         start, height, width = self._shapes[int(self.rows[index])]
-        part = self._pixels[start : start + height * width * num_channels]
-        return torch.from_numpy(part.reshape(height, width, num_channels)).permute(2, 0, 1)
-
-    def name(self, index: int) -> str:
-        """Return the file's path."""
-        return self.files.name(index)
+        pixels = self._pixels[start : start + height * width * num_channels]
+        return torch.from_numpy(pixels.reshape(height, width, num_channels)).permute(2, 0, 1)
 
     def select(self, indices: Tensor, labels: Tensor) -> "CachedFiles":
-        """Return the images at these places, with these labels."""
-        files = self.files.select(indices, labels)
-        return CachedFiles(files=files, folder=self.folder, rows=self.rows[indices], num_channels=self.num_channels)
-
-    def identity(self) -> list[object]:
-        """Return every file's path, size and time of change."""
-        return self.files.identity()
+        """Return the images at these indices with new labels."""
+        paths = tuple(self.paths[i] for i in indices.tolist())
+        return CachedFiles(
+            paths=paths, labels=labels, folder=self.folder, rows=self.rows[indices], num_channels=self.num_channels
+        )
 
     @cached_property
     def _pixels(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        # Copy-on-write: torch takes no read-only arrays, and nobody writes.
+        # Mapped copy-on-write ("c"), because torch accepts no read-only arrays; nothing writes to it.
         return np.memmap(self.folder / "pixels.bin", dtype=np.uint8, mode="c")
 
     @cached_property
@@ -71,77 +52,52 @@ class CachedFiles:
         return shapes
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the mapped pixels behind: a process opens them for itself."""
+        """Leave out the mapped pixels, which each process opens for itself."""
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
 
-def cached(
-    splits: Mapping[str, Images], place: Path, *, side: int, num_channels: int, num_workers: int
+def cache_files(
+    splits: Mapping[str, Images], folder: Path, *, side: int, num_channels: int, num_workers: int
 ) -> dict[str, Images]:
-    """Return the splits with the files among them read from a cache below `place`, which is built where it is missing.
+    """Return splits whose files are read from a cache, building it if it is missing.
 
-    The key holds every file's path, size and time of change, so that a changed file means another cache.
+    The cache's key contains every file's path, size and modification time, so a changed file leads to a new cache.
 
     Args:
-        splits: images that lie in memory already stay as they are.
-        place: the folder in which caches lie.
-        side: pixels of the shorter side.
+        splits: the images of each split; images in memory stay as they are.
+        folder: the folder of all caches.
+        side: the length in pixels to which the shorter side is resized.
         num_channels: 1 or 3.
-        num_workers: processes that decode.
+        num_workers: loader processes that decode.
 
     Raises:
-        UserError: the folder cannot be written or has too little room, or a file is damaged.
+        UserError: the folder cannot be written or has too little space, or a file is damaged.
     """
     paths = sorted({path for images in splits.values() if isinstance(images, Files) for path in images.paths})
     if not paths:
         return dict(splits)
-    about = Files(paths=tuple(paths), labels=torch.empty(0)).identity()
-    folder = build_once(
-        place / "images",
-        key=cache_key((about, side, num_channels), code=(image_io, preprocessing)),
-        needs=len(paths) * side * side * num_channels,
-        knob=KNOB,
-        build=lambda folder: _build(folder, paths, side=side, num_channels=num_channels, num_workers=num_workers),
+    identity = Files(paths=tuple(paths), labels=torch.empty(0)).identity()
+    entry = build_once(
+        folder / "images",
+        key=cache_key((identity, side, num_channels), code=(image_io, preprocessing)),
+        num_bytes=len(paths) * side * side * num_channels,
+        option="data.cache",
+        build=partial(_build, paths=paths, side=side, num_channels=num_channels, num_workers=num_workers),
     )
     row = {path: number for number, path in enumerate(paths)}
-    return {
-        split: CachedFiles(
-            files=images,
-            folder=folder,
-            rows=torch.tensor([row[path] for path in images.paths]),
-            num_channels=num_channels,
-        )
-        if isinstance(images, Files)
-        else images
-        for split, images in splits.items()
-    }
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Decoded(Dataset[Tensor | BadImageError]):
-    paths: Sequence[str]
-    side: int
-    num_channels: int
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Tensor | BadImageError:
-        try:
-            return resized(read_image(self.paths[index], num_channels=self.num_channels), self.side)
-        except BadImageError as error:
-            return error
+    cached: dict[str, Images] = dict(splits)
+    for split, images in splits.items():
+        if isinstance(images, Files):
+            rows = torch.tensor([row[path] for path in images.paths])
+            cached[split] = CachedFiles(
+                paths=images.paths, labels=images.labels, folder=entry, rows=rows, num_channels=num_channels
+            )
+    return cached
 
 
 def _build(folder: Path, paths: Sequence[str], *, side: int, num_channels: int, num_workers: int) -> dict[str, Any]:
-    """Write `pixels.bin`, the images one behind the other as `(H, W, C)`, and `shapes.npy`: start, height, width."""
-    decoded = DataLoader(
-        _Decoded(paths=paths, side=side, num_channels=num_channels),
-        batch_size=None,
-        num_workers=num_workers,
-        collate_fn=identity_collate,
-        generator=torch.Generator(),
-    )
+    """Write `pixels.bin`, the images one after the other as `(H, W, C)`, and `shapes.npy`: start, height, width."""
+    decoded = decode_files(paths, partial(resize, side=side), num_channels=num_channels, num_workers=num_workers)
     shapes, start = [], 0
     with (folder / "pixels.bin").open("wb") as file:
         for image in track(decoded, description="decoding", total=len(paths), transient=True):

@@ -1,6 +1,7 @@
-"""Oxford Flowers 102, as torchvision lays it out or in the notebooks' `flower_data` folders."""
+"""Oxford Flowers 102, in the folders of torchvision or in `flower_data` folders."""
 
 import logging
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,56 +10,60 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 from torchvision.datasets import Flowers102
 
-from filterscope.data.class_folders import display_names, list_files, split_files, split_folders
-from filterscope.data.datamodule import ImageDataModule
-from filterscope.data.fetch import download_lock, missing_data_error
+from filterscope.data.datamodule import ImageDataModule, ResizeRatio
+from filterscope.data.folder import display_names, list_files, split_files, split_folders
 from filterscope.data.images import DataSplits, Files
 from filterscope.errors import UserError
 from filterscope.registry import register
-from filterscope.storage.archives import unpack
-from filterscope.storage.download import fetch
+from filterscope.storage.download import download_lock, fetch, missing_data_error, unpack_tar
 
 log = logging.getLogger(__name__)
 
-_SPLITS = {"train": "trnid", "val": "valid", "test": "tstid"}
-_MATS = ("imagelabels.mat", "setid.mat")
-_IMAGES = "102flowers.tgz"
 _URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
+_IMAGES = "102flowers.tgz"
+_TABLES = ("imagelabels.mat", "setid.mat")
+_MD5 = {
+    _IMAGES: "52808999861908f626f3c1f4e79d11fa",
+    "imagelabels.mat": "e0620be6f572b9609742df49c70aed4d",
+    "setid.mat": "a5357ecc9cb78c4bef273ce3793fc85c",
+}
+_MAX_BYTES = 1 << 30  # of the unpacked images
+_SPLIT_KEYS = {"train": "trnid", "val": "valid", "test": "tstid"}  # in setid.mat
 
 
 @register("data")
 @dataclass(kw_only=True, eq=False, repr=False)
 class FlowersDataModule(ImageDataModule):
-    """The 102 flowers in their official splits, below `root/flowers-102` or in `root` itself.
+    """The 102 kinds of flowers in their official splits, below `root/flowers-102` or in `root` itself.
 
-    `root/flower_data` or `root` may hold `train/ valid/ test/` with folders 1 … 102 instead; a `cat_to_name.json`
-    beside them names the flowers. A test split whose files are not all there is left out, and a log line says so.
+    Alternatively `root/flower_data` or `root` holds `train/ valid/ test/` with the class folders 1 to 102; a
+    `cat_to_name.json` beside them names the classes. A test split with missing files is left out with a log line.
     """
 
-    resize_ratio: float = 256 / 224
+    resize_ratio: ResizeRatio = 256 / 224
     download: bool = True
 
     def prepare_data(self) -> None:
-        """Download the set where it is not there."""
-        if self._official() or self._folders():
+        """Download the data set if it is missing."""
+        if self._official() or self._class_folders():
             return
-        place = self.folder / "flowers-102"
+        folder = self.folder / "flowers-102"
         if not self.download:
             raise missing_data_error("Flowers 102", root=self.root, files="flowers-102/jpg or flower_data/train")
-        with download_lock("Flowers 102", url=_URL, files=f"{_IMAGES}, {', '.join(_MATS)}", place=place):
-            _fetch(place)
+        with download_lock("Flowers 102", url=_URL, files=", ".join(_MD5), folder=folder):
+            _download(folder)
 
     def find(self) -> DataSplits:
         """List the images of each split."""
         official = self._official()
         if official:
             return _find_official(official)
-        folders = self._folders()
+        folders = self._class_folders()
         assert folders is not None
         order, files = split_files(split_folders(folders))
         return DataSplits(
             place=str(folders),
-            class_names=display_names(order, folders, otherwise=_name),
+            class_names=display_names(order, folders, otherwise=_class_name),
             train=files["train"],
             val=files.get("val"),
             test=files.get("test"),
@@ -66,35 +71,37 @@ class FlowersDataModule(ImageDataModule):
         )
 
     def _official(self) -> Path | None:
-        places = (self.folder / "flowers-102", self.folder)
-        return next((p for p in places if (p / "jpg").is_dir() and all((p / m).is_file() for m in _MATS)), None)
+        folders = (self.folder / "flowers-102", self.folder)
+        return next((f for f in folders if (f / "jpg").is_dir() and all((f / t).is_file() for t in _TABLES)), None)
 
-    def _folders(self) -> Path | None:
-        places = (self.folder / "flower_data", self.folder)
-        return next((p for p in places if "train" in split_folders(p)), None)
+    def _class_folders(self) -> Path | None:
+        folders = (self.folder / "flower_data", self.folder)
+        return next((folder for folder in folders if "train" in split_folders(folder)), None)
 
 
-def _fetch(place: Path) -> None:
-    """Download what is missing; the images appear when all of them are there."""
-    for name, digest in Flowers102._file_dict.values():
-        done = (place / "jpg").is_dir() if name == _IMAGES else (place / name).is_file()
-        if not done:
-            fetch(Flowers102._download_url_prefix + name, place / name, digest=f"md5:{digest}")
-    if not (place / "jpg").is_dir():
-        unpack(place / _IMAGES, place / "unpacked", at_most=1 << 30)
-        (place / "unpacked" / "jpg").rename(place / "jpg")
-        (place / "unpacked").rmdir()
-        (place / _IMAGES).unlink()
+def _download(folder: Path) -> None:
+    """Download what is missing; the folder `jpg` appears when all images are unpacked."""
+    for table in _TABLES:
+        if not (folder / table).is_file():
+            fetch(_URL + table, folder / table, digest=f"md5:{_MD5[table]}")
+    if not (folder / "jpg").is_dir():
+        fetch(_URL + _IMAGES, folder / _IMAGES, digest=f"md5:{_MD5[_IMAGES]}")
+        unpacked = folder / "unpacked"
+        shutil.rmtree(unpacked, ignore_errors=True)  # of a process that was killed
+        unpack_tar(folder / _IMAGES, unpacked, max_bytes=_MAX_BYTES)
+        (unpacked / "jpg").rename(folder / "jpg")
+        shutil.rmtree(unpacked)
+        (folder / _IMAGES).unlink()
 
 
 def _find_official(folder: Path) -> DataSplits:
     try:
-        labels = loadmat(folder / _MATS[0], squeeze_me=True)["labels"]
-        splits = loadmat(folder / _MATS[1], squeeze_me=True)
-        numbers = {split: splits[key].tolist() for split, key in _SPLITS.items()}
+        labels = loadmat(folder / _TABLES[0], squeeze_me=True)["labels"]
+        splits = loadmat(folder / _TABLES[1], squeeze_me=True)
+        numbers = {split: splits[key].tolist() for split, key in _SPLIT_KEYS.items()}
     except (OSError, ValueError, KeyError, TypeError, MatReadError) as error:
         raise UserError(
-            f"{folder / _MATS[0]} or {_MATS[1]} is damaged ({error}); delete both, fetch them again"
+            f"{folder / _TABLES[0]} or {_TABLES[1]} is damaged ({error}); delete both, fetch them again"
         ) from error
     present = set(list_files(folder / "jpg"))
     parts: dict[str, Files] = {}
@@ -117,6 +124,6 @@ def _find_official(folder: Path) -> DataSplits:
     )
 
 
-def _name(folder: str) -> str:
+def _class_name(folder: str) -> str:
     known = folder.isdecimal() and 1 <= int(folder) <= len(Flowers102.classes)
     return str(Flowers102.classes[int(folder) - 1]) if known else folder

@@ -1,6 +1,6 @@
-"""Where images come from: files that are decoded when asked for, or pixels that lie in memory."""
+"""Labelled images, either files that are decoded when they are read, or pixels in memory."""
 
-import hashlib
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from filterscope.data.image_io import read_image
+from filterscope.storage.disk_cache import hash_tensor
 
 
 class Images(Protocol):
-    """Images with labels; `labels` is int64 `(N,)`, −1 where nobody said one."""
+    """Images with labels, int64 `(N,)`, −1 for images without a label."""
 
     @property
     def labels(self) -> Tensor:
@@ -25,13 +26,13 @@ class Images(Protocol):
         """Return one image, `(num_channels, H, W)` uint8."""
 
     def name(self, index: int) -> str:
-        """Return what a person calls the image."""
+        """Return the name of an image for captions."""
 
     def select(self, indices: Tensor, labels: Tensor) -> "Images":
-        """Return the images at these places, with these labels instead of their own."""
+        """Return the images at these indices with new labels."""
 
     def identity(self) -> list[object]:
-        """Return plain data that changes with any of the images or their order."""
+        """Return plain data that changes if any image or the order changes, for cache keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,22 +50,29 @@ class Files:
         return read_image(self.paths[index], num_channels=num_channels)
 
     def name(self, index: int) -> str:
-        """Return the file's path."""
+        """Return a file's path."""
         return self.paths[index]
 
     def select(self, indices: Tensor, labels: Tensor) -> "Files":
-        """Return the files at these places, with these labels."""
-        return Files(paths=tuple(self.paths[i] for i in indices.tolist()), labels=labels)
+        """Return the files at these indices with new labels."""
+        return dataclasses.replace(self, paths=tuple(self.paths[i] for i in indices.tolist()), labels=labels)
 
     def identity(self) -> list[object]:
-        """Return every file's path, size and time of change."""
+        """Return every file's path, size and modification time."""
         stats = [Path(path).stat() for path in self.paths]
         return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in zip(self.paths, stats, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pixels:
-    """Images in memory, `(N, 1 or 3, H, W)` uint8; `numbers` says which of the whole set each one is."""
+    """Images in memory.
+
+    Args:
+        pixels: `(N, 1 or 3, H, W)` uint8.
+        labels: int64 `(N,)`.
+        title: the first part of the images' names.
+        numbers: each image's number in the whole set, for its name; empty: 0 to N − 1.
+    """
 
     pixels: Tensor
     labels: Tensor
@@ -79,35 +87,37 @@ class Pixels:
         return len(self.labels)
 
     def read(self, index: int, *, num_channels: int) -> Tensor:
-        """Return one image, `(num_channels, H, W)` uint8; grey repeated, or colours weighed as the eye does."""
+        """Return one image, `(num_channels, H, W)` uint8, converted between grey and RGB if needed."""
         image = self.pixels[index]
         if len(image) == num_channels:
             return image
-        if num_channels == 3:
-            return image.expand(3, -1, -1)
-        weights = torch.tensor([0.299, 0.587, 0.114])  # ITU-R 601, as Pillow weighs them
-        return torch.einsum("chw,c->hw", image.float(), weights).round().to(torch.uint8)[None]
+        return image.expand(3, -1, -1) if num_channels == 3 else to_grey(image.float()).round().to(torch.uint8)
 
     def name(self, index: int) -> str:
-        """Return the set's title and the image's number in it."""
+        """Return the title and the image's number."""
         return f"{self.title} {int(self.numbers[index])}"
 
     def select(self, indices: Tensor, labels: Tensor) -> "Pixels":
-        """Return the images at these places, with these labels."""
+        """Return the images at these indices with new labels."""
         return Pixels(pixels=self.pixels[indices], labels=labels, title=self.title, numbers=self.numbers[indices])
 
     def identity(self) -> list[object]:
         """Return a hash of the pixels."""
-        return [tuple(self.pixels.shape), hashlib.sha256(self.pixels.numpy().tobytes()).hexdigest()]
+        return [hash_tensor(self.pixels)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSplits:
-    """What a set consists of, before classes are left out and anything is split.
+    """The images of a data set as they were found, before classes are excluded and missing splits are cut off.
 
-    `val=None` and `test=None` are cut from `train`, in the fractions that `held_out` says (0: there is none).
-    `class_names` is empty where the images have no labels; `unlabelled` then says why. `place` is where the images
-    lie, for messages.
+    Args:
+        place: where the images lie, for messages.
+        class_names: the names of the labels; empty if the images have none.
+        train: the training images.
+        val: the validation images; None: a fraction of the training images.
+        test: the test images; None: a fraction of the training images, which may be 0.
+        held_out: the fractions of the training images for `val` and `test`.
+        unlabelled: why the images have no labels, as an error message.
     """
 
     place: str
@@ -117,3 +127,8 @@ class DataSplits:
     test: Images | None = None
     held_out: Mapping[str, float] = field(default_factory=lambda: {"val": 0.0, "test": 0.0})
     unlabelled: str = ""
+
+
+def to_grey(images: Tensor) -> Tensor:
+    """Return RGB images, `(…, 3, H, W)` float, in grey, `(…, 1, H, W)`, weighted by ITU-R 601 as in Pillow."""
+    return torch.einsum("...chw,c->...hw", images, torch.tensor([0.299, 0.587, 0.114])).unsqueeze(-3)

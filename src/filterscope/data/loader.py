@@ -1,4 +1,4 @@
-"""The loader: uint8 batches from the workers, float32 images in [0, 1] out of it, and a worker's fault in one line."""
+"""The loader: batches are uint8 in the loader processes and float32 in [0, 1] afterwards."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,95 +9,97 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from filterscope.data.augmentation import RandomView, empty_batch
 from filterscope.data.image_io import BadImageError
 from filterscope.data.images import Images
-from filterscope.data.preprocessing import View, to_float
+from filterscope.data.preprocessing import RandomTransform, Transform, empty_batch, to_float
 from filterscope.data.sampler import Key
 from filterscope.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
 
-_TOLD_WITHIN = 1.0  # seconds after a process died
+_SIGNAL_DELAY = 1.0  # seconds from the death of a loader process until PyTorch has surely noticed
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViewedImages(Dataset[Batch]):
-    """Images as the network is shown them: in their fixed view, or at random, anew in every epoch."""
+class TransformedImages(Dataset[Batch]):
+    """Images with their transform, read batch by batch."""
 
     images: Images
-    view: View | RandomView
+    transform: Transform | RandomTransform
     num_channels: int
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch | BadImageError:
-        """Return a batch, `(N, C, H, W)` uint8 and `(N,)` int64; a bad file is handed over, not raised in a worker."""
+        """Return a batch, `(N, C, H, W)` uint8 and labels `(N,)` int64.
+
+        The error of a damaged file is returned instead: PyTorch would wrap an error raised in a loader process.
+        """
         indices = [index for _, index in keys]
         try:
             images = [self.images.read(index, num_channels=self.num_channels) for index in indices]
         except BadImageError as error:
             return error
-        if isinstance(self.view, RandomView):
-            views = self.view(images, epoch=keys[0][0], indices=indices)
+        if isinstance(self.transform, RandomTransform):
+            batch = self.transform(images, epoch=keys[0][0], indices=indices)
         else:
-            fixed = [self.view(image) for image in images]
-            views = empty_batch(len(fixed), self.num_channels, fixed[0].shape[-1])
-            for place, image in zip(views, fixed, strict=True):
-                place.copy_(image)
-        return views, self.images.labels[torch.tensor(indices)]
+            transformed = [self.transform(image) for image in images]
+            batch = empty_batch(len(transformed), self.num_channels, transformed[0].shape[-1])
+            for out, image in zip(batch, transformed, strict=True):
+                out.copy_(image)
+        return batch, self.images.labels[torch.tensor(indices)]
 
 
 class ImageLoader(DataLoader[Batch]):
-    """A DataLoader over `ViewedImages` that yields `(N, C, H, W)` float32 in [0, 1] and `(N,)` int64.
+    """A DataLoader over `TransformedImages` that yields `(N, C, H, W)` float32 in [0, 1] and `(N,)` int64.
 
-    With `raw` images stay uint8, a quarter of the bytes, for who makes them float32 where they are needed.
-
-    `instead` may give what a pass yields instead of the images, or None.
+    Attributes:
+        uint8: yield uint8 images, a quarter of the bytes, for code that converts them on the GPU.
+        batch_source: may return an iterator whose items are yielded instead of the images.
 
     Raises:
-        UserError: while it is read, a file turned out to be damaged or a worker died.
+        UserError: while iterating, a file turned out to be damaged or a loader process died.
     """
 
-    raw = False
-    instead: Callable[[], Iterator[Any] | None] | None = None
+    uint8 = False
+    batch_source: Callable[[], Iterator[Any] | None] | None = None
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        other = self.instead() if self.instead else None
-        if other is not None:
-            yield from other
+        source = self.batch_source() if self.batch_source else None
+        if source is not None:
+            yield from source
             return
         try:
             for batch in super().__iter__():
                 if isinstance(batch, BadImageError):
                     raise batch
                 images, labels = batch
-                yield images if self.raw else to_float(images), labels
+                yield images if self.uint8 else to_float(images), labels
         except (RuntimeError, EOFError, ConnectionError) as error:
-            # A process that is killed while it hands a batch over leaves a connection without an end.
+            # A process that is killed while it sends a batch leaves a broken connection (EOFError, ConnectionError).
             if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
-            known = error if isinstance(error, RuntimeError) else _awaited_death() or error
-            reason = (str(known).splitlines() or ["its connection broke"])[0]
+            cause = error if isinstance(error, RuntimeError) else _await_worker_error() or error
+            reason = (str(cause).splitlines() or ["its connection broke"])[0]
             raise UserError(
                 f"a loader process died ({reason}), mostly for want of memory; "
                 "try a smaller data.num_workers or data.batch_size"
             ) from error
 
 
-def _awaited_death() -> RuntimeError | None:
-    """Wait until PyTorch learns from a signal that a loader process died, and return the error it makes of that.
+def _await_worker_error() -> RuntimeError | None:
+    """Return the error that PyTorch raises when it learns from a signal that a loader process died.
 
-    It raises it wherever the program is just then, which must not be where the first sign of it is being told.
+    PyTorch raises it wherever the program happens to be, which must not be where the error is being reported.
     """
     try:
-        time.sleep(_TOLD_WITHIN)
+        time.sleep(_SIGNAL_DELAY)
     except RuntimeError as error:
         return error
     return None
 
 
 def identity_collate(batch: Any) -> Any:
-    """Return the batch, which `ViewedImages` already put together."""
+    """Return a batch as it is, since `TransformedImages` has collated it."""
     return batch

@@ -1,61 +1,119 @@
-"""How an image is shown to the network: what is random in training, and the fixed view."""
+"""Resizing, cropping and random augmentation of images.
+
+The augmentation is not torchvision's because a resumed run must see the same images: all random numbers follow from
+(seed, epoch, index), and not from a global random state.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Annotated, Any, cast
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 from torchvision.transforms import v2
 
+from filterscope.data.sampler import random_numbers
 from filterscope.errors import UserError
 from filterscope.registry import register
 
-View = Callable[[Tensor], Tensor]
+Transform = Callable[[Tensor], Tensor]
+Numbers = np.ndarray[Any, np.dtype[Any]]
+
+_TRIES = 10  # attempts to find a crop that fits into the image, as in torchvision's RandomResizedCrop
+_NUM_RANDOM = 2 * _TRIES + 6  # random numbers for each image: attempts, position (2), flip (1), colours (3)
 
 
 @register("augmentation")
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What is random in the training view of a photograph.
+    """The random changes of training images.
 
-    `crop_area` is the share of the image's area that a crop takes, `crop_ratio` the range of its width to its height;
-    with `crop_area` None crops are squares of the image resized as in the fixed view, out of a random place. `flip` is
-    the probability of a mirror image, `color` the range ± by which brightness, contrast and saturation change.
+    Args:
+        crop_area: the smallest and largest share of the image's area that a crop takes, in (0, 1]; None: crops have
+            `image_size` pixels a side and are taken from the resized image.
+        crop_ratio: the smallest and largest width / height of a crop; not used if `crop_area` is None.
+        flip: the probability of a horizontal flip.
+        color: brightness, contrast and saturation are multiplied by a random factor in 1 ± this.
+
+    Raises:
+        UserError: a range is not two increasing numbers within its limits.
     """
 
     crop_area: Sequence[float] | None = (0.35, 1.0)
     crop_ratio: Sequence[float] = (0.75, 1.3333)
-    flip: float = 0.5
-    color: float = 0.0
+    flip: Annotated[float, Field(ge=0, le=1)] = 0.5
+    color: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     def __post_init__(self) -> None:
-        if self.crop_area is not None:
-            low, high = _range("crop_area", self.crop_area)
-            if not 0 < low <= high <= 1:
-                shares = list(self.crop_area)
-                raise UserError(f"data.augment.crop_area={shares}: two shares, 0 < smallest ≤ largest ≤ 1, or null")
-        low, high = _range("crop_ratio", self.crop_ratio)
-        if not 0 < low <= high:
-            raise UserError(f"data.augment.crop_ratio={list(self.crop_ratio)}: two ratios, 0 < smallest ≤ largest")
-        for name in ("flip", "color"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"data.augment.{name}={getattr(self, name)}: must lie in [0, 1]")
+        if self.crop_area is not None and not (_is_range(self.crop_area) and self.crop_area[1] <= 1):
+            raise UserError(
+                f"data.augment.crop_area={list(self.crop_area)}: must be two numbers, 0 < smallest ≤ largest ≤ 1, "
+                "or null"
+            )
+        if not _is_range(self.crop_ratio):
+            raise UserError(
+                f"data.augment.crop_ratio={list(self.crop_ratio)}: must be two numbers, 0 < smallest ≤ largest"
+            )
 
 
-def fixed_view(*, image_size: int, resize_ratio: float) -> View:
-    """Return the view without chance, uint8 `(C, H, W)` → `(C, image_size, image_size)`.
+@dataclass(frozen=True, kw_only=True)
+class RandomTransform:
+    """Crops, resizes and augments a batch at random; the result follows from (seed, epoch, index) alone."""
 
-    The shorter side becomes `image_size × resize_ratio`, then the middle is cut out.
+    augment: Augmentation
+    image_size: int
+    resize_ratio: float
+    seed: int
+
+    def __call__(self, images: Sequence[Tensor], *, epoch: int, indices: Sequence[int]) -> Tensor:
+        """Return a batch, `(N, C, image_size, image_size)` uint8, of images `(C, H, W)` uint8 of any size."""
+        numbers = random_numbers(self.seed, epoch, indices, _NUM_RANDOM)
+        if self.augment.crop_area is None:
+            side = round(self.image_size * self.resize_ratio)
+            images = [resize(image, side) for image in images]
+        sizes = np.array([image.shape[-2:] for image in images])
+        boxes = self._crop_boxes(sizes, numbers[:, : 2 * _TRIES + 2]).tolist()
+        flips = (numbers[:, 2 * _TRIES + 2] < self.augment.flip).tolist()
+        batch = empty_batch(len(images), len(images[0]), self.image_size)
+        for out, image, (top, left, height, width), flip in zip(batch, images, boxes, flips, strict=True):
+            crop = image[:, top : top + height, left : left + width]
+            if crop.shape[1:] != out.shape[1:]:
+                # Resizing uint8 images is twice as fast in this memory layout.
+                contiguous = crop[None].contiguous(memory_format=torch.channels_last)
+                crop = F.interpolate(contiguous, size=out.shape[1:], mode="bilinear", antialias=True)[0]
+            out.copy_(crop.flip(-1) if flip else crop)
+        if self.augment.color:
+            factors = 1 + self.augment.color * (2 * numbers[:, -3:] - 1)
+            for out, (brightness, contrast, saturation) in zip(batch, factors.tolist(), strict=True):
+                out.copy_(_adjust_color(out, brightness, contrast, saturation))
+        return batch
+
+    def _crop_boxes(self, sizes: Numbers, numbers: Numbers) -> Numbers:
+        """Return top, left, height and width of the crops, `(N, 4)` int64, for image sizes `(N, 2)`."""
+        if self.augment.crop_area is None:
+            heights = widths = np.full(len(sizes), self.image_size)
+        else:
+            area, ratio = self.augment.crop_area, self.augment.crop_ratio
+            heights, widths = _crop_sizes(sizes, numbers[:, :-2], area=area, ratio=ratio)
+        top = np.floor(numbers[:, -2] * (sizes[:, 0] - heights + 1))
+        left = np.floor(numbers[:, -1] * (sizes[:, 1] - widths + 1))
+        return np.stack([top, left, heights, widths], axis=1).astype(np.int64)
+
+
+def fixed_transform(*, image_size: int, resize_ratio: float) -> Transform:
+    """Return the transform without randomness, uint8 `(C, H, W)` → `(C, image_size, image_size)`.
+
+    The shorter side is resized to `image_size × resize_ratio` pixels, then the center is cropped.
     """
-    if resize_ratio < 1:
-        raise UserError(f"data.resize_ratio={resize_ratio}: must be at least 1, or the crop would leave the image")
     steps = [v2.Resize(round(image_size * resize_ratio), antialias=True), v2.CenterCrop(image_size)]
-    return cast(View, v2.Compose(steps))
+    return cast(Transform, v2.Compose(steps))
 
 
-def resized(image: Tensor, side: int) -> Tensor:
-    """Return an image, uint8 `(C, H, W)`, with a shorter side of `side` pixels; the same where it has that already."""
+def resize(image: Tensor, side: int) -> Tensor:
+    """Return a uint8 image `(C, H, W)` resized so that its shorter side has `side` pixels."""
     return image if min(image.shape[-2:]) == side else cast(Tensor, v2.functional.resize(image, [side], antialias=True))
 
 
@@ -64,7 +122,48 @@ def to_float(images: Tensor) -> Tensor:
     return images.to(torch.float32).div_(255)
 
 
-def _range(name: str, values: Sequence[float]) -> tuple[float, float]:
-    if len(values) != 2:
-        raise UserError(f"data.augment.{name}={list(values)}: wants two numbers, the smallest and the largest")
-    return values[0], values[1]
+def empty_batch(count: int, num_channels: int, size: int) -> Tensor:
+    """Return an uninitialised batch, uint8 `(count, num_channels, size, size)` in channels-last order.
+
+    In a loader process it is allocated in shared memory, so that passing it to the main process copies nothing.
+    """
+    length = count * size * size * num_channels
+    if torch.utils.data.get_worker_info() is None:
+        flat = torch.empty(length, dtype=torch.uint8)
+    else:
+        shared = torch.UntypedStorage._new_shared(length)  # type: ignore[no-untyped-call]
+        flat = torch.empty(0, dtype=torch.uint8).set_(shared)
+    return flat.view(count, size, size, num_channels).permute(0, 3, 1, 2)
+
+
+def _is_range(values: Sequence[float]) -> bool:
+    return len(values) == 2 and 0 < values[0] <= values[1]
+
+
+def _crop_sizes(
+    sizes: Numbers, numbers: Numbers, *, area: Sequence[float], ratio: Sequence[float]
+) -> tuple[Numbers, Numbers]:
+    """Return heights and widths of crops with a random area and ratio that fit into the images.
+
+    As in torchvision: the first of ten attempts that fits, otherwise the largest crop with an allowed ratio.
+    """
+    height, width = sizes[:, :1], sizes[:, 1:]
+    areas = height * width * (area[0] + numbers[:, :_TRIES] * (area[1] - area[0]))
+    low, high = np.log(ratio)
+    ratios = np.exp(low + numbers[:, _TRIES:] * (high - low))
+    heights, widths = np.round(np.sqrt(areas / ratios)), np.round(np.sqrt(areas * ratios))
+    fits = (heights >= 1) & (heights <= height) & (widths >= 1) & (widths <= width)
+    first = fits.argmax(axis=1)[:, None]
+    allowed = np.clip(width / height, ratio[0], ratio[1])
+    largest_height = np.minimum(height, np.maximum(1, np.round(width / allowed)))
+    largest_width = np.minimum(width, np.maximum(1, np.round(height * allowed)))
+    any_fits = fits.any(axis=1, keepdims=True)
+    return (
+        np.where(any_fits, np.take_along_axis(heights, first, 1), largest_height)[:, 0],
+        np.where(any_fits, np.take_along_axis(widths, first, 1), largest_width)[:, 0],
+    )
+
+
+def _adjust_color(image: Tensor, brightness: float, contrast: float, saturation: float) -> Tensor:
+    image = v2.functional.adjust_contrast(v2.functional.adjust_brightness(image, brightness), contrast)
+    return cast(Tensor, v2.functional.adjust_saturation(image, saturation))

@@ -1,4 +1,4 @@
-"""Randomness without a state: every order follows from (seed, epoch), so that a resumed run reads the same images."""
+"""Random numbers and orders without a state: they follow from (seed, epoch, index), so a resumed run repeats them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -8,26 +8,27 @@ import torch
 from torch.utils.data import Sampler
 
 Key = tuple[int, int]
+"""The epoch and the index of an image."""
 
 
 def mix_seed(*numbers: int) -> int:
-    """Return one 32-bit seed from several non-negative numbers; all of their bits count."""
+    """Return one 32-bit seed from several non-negative integers of any size."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def generator(*numbers: int) -> torch.Generator:
-    """Return a generator of its own, seeded by several non-negative numbers."""
+    """Return a new generator that is seeded by several non-negative integers."""
     return torch.Generator().manual_seed(mix_seed(*numbers))
 
 
 def random_numbers(seed: int, epoch: int, indices: Sequence[int], count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return `count` uniform numbers in [0, 1) for each index, `(N, count)`; they follow from (seed, epoch, index).
+    """Return `count` uniform random numbers in [0, 1) for each index, `(N, count)`.
 
-    A counter hashed by SplitMix64 (Steele et al. 2014): no state, and a batch costs microseconds.
+    They are counters hashed by SplitMix64 (Steele et al. 2014): there is no state, and a batch takes microseconds.
     """
     start = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0]
-    lanes = np.asarray(indices, dtype=np.uint64)[:, None] * np.uint64(count) + np.arange(count, dtype=np.uint64)
-    mixed = start + lanes * np.uint64(0x9E3779B97F4A7C15)
+    counters = np.asarray(indices, dtype=np.uint64)[:, None] * np.uint64(count) + np.arange(count, dtype=np.uint64)
+    mixed = start + counters * np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     numbers: np.ndarray[Any, np.dtype[np.float64]] = ((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
@@ -35,11 +36,18 @@ def random_numbers(seed: int, epoch: int, indices: Sequence[int], count: int) ->
 
 
 class EpochSampler(Sampler[Key]):
-    """Yields `(epoch, index)`: the workers learn the epoch from the key, even those that outlive it.
+    """Yields pairs (epoch, index), so that loader processes that outlive an epoch learn the next one.
 
-    `epoch` is asked each time a pass begins. With `shuffle` the order follows from (seed, epoch) and every rank gets
-    as many images, some of them twice where they do not divide; without it rank r gets r, r + world, …, none twice.
-    `behind` says how many of them a pass leaves out because they were read before an interruption.
+    Args:
+        length: the number of images.
+        epoch: returns the current epoch; it is called when an epoch begins.
+        seed: the order follows from (seed, epoch).
+        shuffle: yield a random order, with equally many images on every rank (some twice if they do not divide);
+            otherwise rank r gets r, r + world_size, …, each image once.
+        rank: of this process.
+        world_size: the number of processes.
+        num_seen: returns how many images to leave out at the start of the epoch, because the run was trained on them
+            before it was interrupted.
     """
 
     def __init__(
@@ -50,26 +58,26 @@ class EpochSampler(Sampler[Key]):
         seed: int,
         shuffle: bool,
         rank: int = 0,
-        world: int = 1,
-        behind: Callable[[], int] = int,
+        world_size: int = 1,
+        num_seen: Callable[[], int] = int,
     ) -> None:
         self.length = length
         self.epoch = epoch
         self.seed = seed
         self.shuffle = shuffle
         self.rank = rank
-        self.world = world
-        self.behind = behind
+        self.world_size = world_size
+        self.num_seen = num_seen
 
     def __iter__(self) -> Iterator[Key]:
         epoch = self.epoch()
         order = torch.arange(self.length)
         if self.shuffle:
             order = torch.randperm(self.length, generator=generator(self.seed, epoch))
-            order = torch.cat([order, order[: -self.length % self.world]])
-        for index in order[self.rank :: self.world][self.behind() :].tolist():
+            order = torch.cat([order, order[: -self.length % self.world_size]])
+        for index in order[self.rank :: self.world_size][self.num_seen() :].tolist():
             yield epoch, index
 
     def __len__(self) -> int:
-        whole = self.length + (-self.length % self.world if self.shuffle else 0)
-        return len(range(self.rank, whole, self.world))
+        padded = self.length + (-self.length % self.world_size if self.shuffle else 0)
+        return len(range(self.rank, padded, self.world_size))

@@ -1,24 +1,30 @@
-"""Writing a file whole or not at all."""
+"""Write files and folders atomically: complete under their final name, or not at all."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 PARTIAL = ".partial"
+"""The suffix of temporary names."""
 
 
 @contextmanager
 def atomic_write(path: Path, *, sync: bool = False) -> Iterator[IO[bytes]]:
-    """Open a temporary file beside `path` for writing and rename it to `path` when the block ends well.
+    """Open a temporary file beside `path` for writing and rename it to `path` when the block ends without an error.
 
-    The old file stays until the new one is complete; after an exception the temporary one is gone. Two processes that
-    write the same file do not meet. With `sync` file and folder are on the disk when the block has ended.
+    Until then a previous file stays as it was; after an error the temporary file is removed. Several processes may
+    write the same file.
+
+    Args:
+        path: the final name; missing folders are created.
+        sync: flush the file and its folder to the disk before the block ends, so that a power cut loses nothing.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
-        with _opened(temporary) as file:
+        with _open_for_writing(temporary) as file:
             yield file
             if sync:
                 file.flush()
@@ -31,29 +37,41 @@ def atomic_write(path: Path, *, sync: bool = False) -> Iterator[IO[bytes]]:
         sync_folder(path.parent)
 
 
-def _opened(path: Path) -> IO[bytes]:
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `path` and rename it to `path` when the block ends without an error.
+
+    The temporary folder of a process that was killed is removed by the next one. Only one process at a time may
+    write the same folder.
+
+    Raises:
+        OSError: `path` exists already and is not empty, or cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}{PARTIAL}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     try:
-        return path.open("wb")
-    except FileNotFoundError:  # nearly always the folder is there, and asking for it takes as long as opening the file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("wb")
+        yield temporary
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write the content under the name, complete or not at all."""
+    """Write a file atomically."""
     with atomic_write(path) as file:
         file.write(content)
 
 
 def synced_size(path: Path) -> int:
-    """Put what a file holds on the disk and return its size."""
+    """Flush a file to the disk and return its size in bytes."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
         return os.fstat(file.fileno()).st_size
 
 
 def sync_folder(folder: Path) -> None:
-    """Put the names in a folder on the disk."""
+    """Flush the names of a folder's files to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -62,6 +80,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove what interrupted writes left in a folder and below it."""
+    """Remove the temporary files that interrupted writes left in a folder and its subfolders."""
     for leftover in folder.rglob(f".*{PARTIAL}"):
         leftover.unlink(missing_ok=True)
+
+
+def _open_for_writing(path: Path) -> IO[bytes]:
+    try:
+        return path.open("wb")
+    except FileNotFoundError:  # checking for the folder first would take as long as opening the file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("wb")

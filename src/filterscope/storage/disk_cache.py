@@ -1,4 +1,4 @@
-"""Folders that are built once: complete under their name or not there, whoever builds, whatever interrupts it."""
+"""Folders on disk that are computed once and shared by processes and runs."""
 
 import hashlib
 import json
@@ -11,73 +11,71 @@ from typing import Any
 import torch
 import torchvision
 from filelock import FileLock
+from torch import Tensor
 
 from filterscope.errors import UserError
+from filterscope.storage.atomic import atomic_folder
 
-ABOUT = "about.json"
+METADATA = "about.json"
 
 
-def build_once(place: Path, *, key: str, needs: int, knob: str, build: Callable[[Path], Mapping[str, Any]]) -> Path:
-    """Return the folder of that key below `place`; it is built where it is missing or not whole.
+def build_once(
+    folder: Path, *, key: str, num_bytes: int, option: str, build: Callable[[Path], Mapping[str, Any]]
+) -> Path:
+    """Return the cache entry `folder/key`, building it if it is missing or incomplete.
 
-    Who comes second waits for who builds. The folder is written beside its place and renamed at the end; what an
-    interrupted build left is swept up by the next.
+    If several processes want the same entry, one builds it and the others wait.
 
     Args:
-        place: where such folders lie.
-        key: names everything that the content depends on.
-        needs: about how many bytes it will take.
-        knob: the place's name in the config, for messages.
-        build: fills an empty folder and returns plain data about its content.
+        folder: the folder of all entries.
+        key: a name that changes with everything the content depends on; see `cache_key`.
+        num_bytes: about how many bytes the entry takes.
+        option: the option that names the folder, for error messages.
+        build: writes files into an empty folder and returns metadata that JSON can hold.
 
     Raises:
-        UserError: the place cannot be written, or has too little room.
+        UserError: the folder cannot be written, or its disk has too little space.
     """
-    final, partial = place / key, place / f".{key}.partial"
-    if is_complete(final):
-        return final
+    entry = folder / key
+    if is_complete(entry):
+        return entry
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        with FileLock(place / f".{key}.lock"):
-            if is_complete(final):
-                return final
-            for leftover in (partial, final):
-                shutil.rmtree(leftover, ignore_errors=True)
-            free = shutil.disk_usage(place).free
-            if needs > free:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f".{key}.lock"):
+            if is_complete(entry):
+                return entry
+            shutil.rmtree(entry, ignore_errors=True)
+            free = shutil.disk_usage(folder).free
+            if num_bytes > free:
                 raise UserError(
-                    f"{knob}={place}: {format_bytes(needs)} are needed there, {format_bytes(free)} are free"
+                    f"{option}={folder}: {format_bytes(num_bytes)} are needed, {format_bytes(free)} are free"
                 )
-            partial.mkdir()
-            try:
-                about = build(partial)
+            with atomic_folder(entry) as partial:
+                metadata = build(partial)
                 sizes = {file.name: file.stat().st_size for file in partial.iterdir()}
-                (partial / ABOUT).write_text(json.dumps({**about, "sizes": sizes}), encoding="utf-8")
-                partial.rename(final)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+                (partial / METADATA).write_text(json.dumps({**metadata, "sizes": sizes}), encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{knob}={place} cannot be written: {error.strerror or error}") from error
-    return final
+        raise UserError(f"{option}={folder} cannot be written: {error.strerror or error}") from error
+    return entry
 
 
-def is_complete(folder: Path) -> bool:
-    """Return whether a folder is there and holds all that was written into it."""
+def is_complete(entry: Path) -> bool:
+    """Return whether a cache entry exists and all its files have the sizes they were written with."""
     try:
-        sizes = read_metadata(folder)["sizes"]
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+        sizes = read_metadata(entry)["sizes"]
+        return all((entry / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, KeyError):
         return False
 
 
-def read_metadata(folder: Path) -> dict[str, Any]:
-    """Return what `build` said of the content of a folder."""
-    content: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+def read_metadata(entry: Path) -> dict[str, Any]:
+    """Return the metadata that `build` returned for a cache entry."""
+    content: dict[str, Any] = json.loads((entry / METADATA).read_text(encoding="utf-8"))
     return content
 
 
 def cache_key(parts: Iterable[object], *, code: Iterable[ModuleType]) -> str:
-    """Return a short name that changes with any of the parts, the source of these modules, or torch's version."""
+    """Return a hash of parts (by their `repr`, or bytes as they are), the source of modules and torch's version."""
     digest = hashlib.sha256()
     for part in (*parts, torch.__version__, torchvision.__version__):
         digest.update(part if isinstance(part, bytes) else repr(part).encode())
@@ -87,6 +85,14 @@ def cache_key(parts: Iterable[object], *, code: Iterable[ModuleType]) -> str:
     return digest.hexdigest()[:24]
 
 
+def hash_tensor(tensor: Tensor) -> str:
+    """Return the SHA-256 of a tensor's type, shape and values."""
+    values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+    digest.update(values.data)
+    return digest.hexdigest()
+
+
 def format_bytes(count: int) -> str:
-    """Return a number of bytes as people say it."""
+    """Return a number of bytes as text, such as `1.5 GB`."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -1,131 +1,173 @@
-"""Downloads: over https, to a temporary name, gone on with where they broke off, and used only with the right hash."""
+"""Download files over https with a checked hash, and unpack archives, each completely or not at all.
 
+The downloaders of torch and torchvision follow redirects to http, and torchvision's write a file under its final name
+before its hash is checked; hence this one.
+"""
+
+import gzip
 import hashlib
-import http.client
-import os
+import shutil
 import sys
-import urllib.error
+import tarfile
 import urllib.request
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import urlparse
 
+from filelock import FileLock
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import wrap_file
 
-from filterscope.storage.atomic import PARTIAL, sync_folder
+from filterscope.errors import UserError
+from filterscope.storage.atomic import atomic_folder, atomic_write, write_file
 
-_CHUNK = 1 << 20
-_PATIENCE = 30  # seconds of silence from a host; a firewall that swallows packets would hold a start for minutes
-_TRIES = 3
-_HERE = ("127.0.0.1", "::1", "localhost")
+_TIMEOUT = 30  # seconds; behind a firewall that drops packets a connection would hang for minutes
+_MAX_FILES = 2_000_000
+_LOCAL_HOSTS = ("127.0.0.1", "::1", "localhost")
+_DAMAGED = (tarfile.TarError, zlib.error, EOFError, gzip.BadGzipFile)
 
 
 class WrongHashError(RuntimeError):
-    """What came is not what was published; it has been thrown away."""
+    """A downloaded file is not the published one; it has been deleted."""
 
 
 def fetch(url: str, file: Path, *, digest: str) -> None:
-    """Download a file whose hash begins with `digest`, given as `sha256:…` or `md5:…`.
+    """Download a file, unless it is there already with the right hash.
 
-    What an earlier attempt, of this process or another, has got already is not asked for again.
+    Args:
+        url: an https address, or an http address of this machine.
+        file: the path of the file, which appears when the download is complete and its hash is right.
+        digest: the published hash, `md5:…` or `sha256:…`; its first digits are enough.
 
     Raises:
-        OSError: the host is not reached, or what came stopped too early; the next call goes on from there.
-        WrongHashError: the file has another hash.
+        OSError: the host cannot be reached, the connection broke, or the address or a redirect is not https.
+        WrongHashError: the downloaded file has another hash.
     """
-    _check_address(url)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}{PARTIAL}")
-    for attempt in range(_TRIES):
-        try:
-            _go_on(url, part)
-            break
-        except (OSError, http.client.HTTPException) as error:
-            broken = isinstance(error, _BrokenOffError | http.client.IncompleteRead | ConnectionResetError)
-            if not broken or attempt == _TRIES - 1:
-                if not part.stat().st_size:
-                    part.unlink()
-                raise
-    if not has_digest(part, digest):
-        part.unlink()
-        raise WrongHashError(f"its hash is not the published one, {digest}")
-    part.replace(file)
-    sync_folder(file.parent)
-
-
-def is_safe(url: str) -> bool:
-    """Return whether an address may be asked: over https, or on this machine."""
-    address = urlparse(url)
-    return address.scheme == "https" or (address.scheme == "http" and address.hostname in _HERE)
+    if file.is_file() and has_digest(file, digest):
+        return
+    _require_https(url)
+    with urllib.request.build_opener(_HttpsRedirects).open(url, timeout=_TIMEOUT) as answer:
+        size = int(answer.headers.get("Content-Length") or 0)
+        progress = wrap_file(
+            answer, size, description=file.name, console=Console(stderr=True), disable=not sys.stderr.isatty()
+        )
+        with progress as stream, atomic_write(file, sync=True) as out:
+            shutil.copyfileobj(stream, out)
+            out.flush()
+            if size and out.tell() < size:
+                raise OSError(f"the connection broke after {out.tell():,} of {size:,} bytes; try again")
+            if not has_digest(Path(out.name), digest):
+                raise WrongHashError(f"its hash is not the published one, {digest}")
 
 
 def has_digest(file: Path, digest: str) -> bool:
-    """Return whether the file's hash begins with `digest`, given as `sha256:…` or `md5:…`."""
-    kind, _, wanted = digest.partition(":")
+    """Return whether a file's hash begins with `digest`, given as `md5:…` or `sha256:…`."""
+    kind, _, expected = digest.partition(":")
     with file.open("rb") as stream:
         found = hashlib.file_digest(stream, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
-    return bool(wanted) and found.startswith(wanted)
+    return bool(expected) and found.startswith(expected)
 
 
-class _BrokenOffError(OSError):
-    """The host has sent less than it announced."""
-
-
-class _OnlySafely(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        _check_address(newurl)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _check_address(url: str) -> None:
-    if not is_safe(url):
-        raise OSError(f"{urlparse(url).scheme}://{urlparse(url).netloc} is not asked: only https is")
-
-
-def _go_on(url: str, part: Path) -> None:
-    with part.open("ab") as out:
-        start = out.tell()
-        request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
-        try:
-            answer = urllib.request.build_opener(_OnlySafely).open(request, timeout=_PATIENCE)
-        except urllib.error.HTTPError as error:
-            if error.code == 416:  # there is nothing behind what has come already
-                return
-            raise
-        with answer:
-            if start and answer.status != 206:  # a host that cannot go on begins again
-                out.truncate(start := 0)
-            _copy(
-                answer,
-                out,
-                announced=answer.headers.get("Content-Length"),
-                name=part.name.strip(".").partition(PARTIAL)[0],
-            )
-        out.flush()
-        os.fsync(out.fileno())
-
-
-def _copy(answer: IO[bytes], out: IO[bytes], *, announced: str | None, name: str) -> None:
-    got, behind = 0, out.tell()
-    with _bar(name, behind, behind + int(announced) if announced else None) as advance:
-        while chunk := answer.read(_CHUNK):
-            out.write(chunk)
-            got += len(chunk)
-            advance(len(chunk))
-    if announced is not None and got < int(announced):
-        raise _BrokenOffError(f"the connection broke after {got:,} of {int(announced):,} bytes; try again to go on")
+def is_safe(url: str) -> bool:
+    """Return whether an address is https, or http on this machine."""
+    address = urlparse(url)
+    return address.scheme == "https" or (address.scheme == "http" and address.hostname in _LOCAL_HOSTS)
 
 
 @contextmanager
-def _bar(name: str, done: int, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show how far a download is, where someone is looking."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(name, total=total, completed=done)
-        yield lambda count: bar.advance(task, count)
+def download_lock(name: str, *, url: str, files: str, folder: Path) -> Iterator[None]:
+    """Let one process at a time download a data set into a folder, and turn every failure into one clear message.
+
+    A process that waited for the lock finds the files of the other one.
+
+    Args:
+        name: of the data set, for the message.
+        url: where the data set is published, for the message.
+        files: the files to fetch from there by hand, for the message.
+        folder: where the data set is stored; it is created.
+
+    Raises:
+        UserError: the host cannot be reached, a file is damaged, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            yield
+    except (OSError, RuntimeError, HTTPException, EOFError) as error:
+        reason = " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__
+        raise UserError(
+            f"could not download {name} from {urlparse(url).netloc or url} ({reason}); "
+            f"put {files} from {url} into {folder} by hand, or give data.root=<the folder that has it>"
+        ) from error
+
+
+def missing_data_error(name: str, *, root: str, files: str) -> UserError:
+    """Return the error for a data set that is not below `root` and must not be downloaded."""
+    state = "holds no" if Path(root).expanduser().is_dir() else "does not exist; it should hold"
+    return UserError(
+        f"data.root={root} {state} {name} ({files}); give another data.root, or data.download=true to fetch it"
+    )
+
+
+def unpack_tar(archive: Path, folder: Path, *, max_bytes: int) -> None:
+    """Unpack a tar archive, compressed or not, as a new folder, completely or not at all.
+
+    Raises:
+        UserError: the archive is damaged, contains a link, a device or a path outside of the folder, or its content is
+            larger than `max_bytes`.
+        OSError: the folder exists already or cannot be written.
+    """
+    size = 0
+    try:
+        with tarfile.open(archive) as tar, atomic_folder(folder) as partial:
+            for count, member in enumerate(tar):
+                if not (member.isreg() or member.isdir()):
+                    raise UserError(f"{archive} contains {member.name!r}, which is a link or a device")
+                if member.name.startswith("/"):
+                    raise UserError(f"{archive} contains {member.name!r}, which lies outside of its folder")
+                size += member.size
+                if size > max_bytes or count >= _MAX_FILES:
+                    raise _too_large(archive, max_bytes)
+                tar.extract(member, partial, filter="data")
+    except _DAMAGED as error:
+        raise UserError(f"{archive} is damaged: {str(error).partition(chr(10))[0]}") from error
+
+
+def unpack_gzip(archive: Path, file: Path, *, max_bytes: int) -> None:
+    """Unpack a gzip file of at most `max_bytes`.
+
+    Raises:
+        UserError: it is damaged, or larger.
+    """
+    try:
+        with gzip.open(archive) as stream:
+            content = stream.read(max_bytes + 1)
+    except _DAMAGED as error:
+        raise UserError(f"{archive} is damaged: {str(error).partition(chr(10))[0]}") from error
+    if len(content) > max_bytes:
+        raise _too_large(archive, max_bytes)
+    write_file(file, content)
+
+
+def _too_large(archive: Path, max_bytes: int) -> UserError:
+    return UserError(
+        f"{archive} unpacks to more than the expected {max_bytes:,} bytes; it may be made to fill the disk"
+    )
+
+
+def _require_https(url: str) -> None:
+    if not is_safe(url):
+        address = urlparse(url)
+        raise OSError(f"{address.scheme}://{address.netloc} is refused: only https is allowed")
+
+
+class _HttpsRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to https only."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        _require_https(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)

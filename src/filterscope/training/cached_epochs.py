@@ -64,7 +64,7 @@ class FeatureCache(pl.Callback):
         loop = CachedEpochLoop(trainer, min_steps=own.min_steps, max_steps=own.max_steps, kept=self)
         loop.val_loop = own.val_loop  # it knows its data already
         trainer.fit_loop.epoch_loop = loop
-        self.data.instead = lambda split: self._instead(trainer, split)
+        self.data.batch_source = lambda split: self._instead(trainer, split)
         self.store = FeatureStore(
             self.split_network,
             self.data,

@@ -11,7 +11,6 @@ from rich.progress import track
 from torch import Tensor
 
 from filterscope.data import (
-    augmentation,
     decode_cache,
     image_io,
     loader,
@@ -25,7 +24,7 @@ from filterscope.models.split_network import SplitNetwork
 from filterscope.storage.disk_cache import build_once, cache_key, format_bytes, is_complete, read_metadata
 
 KNOB = "features_cache"
-_CODE = (augmentation, decode_cache, image_io, loader, sampler, preprocessing, backbone, split_network)
+_CODE = (decode_cache, image_io, loader, sampler, preprocessing, backbone, split_network)
 
 
 class Features(NamedTuple):
@@ -86,7 +85,7 @@ class FeatureStore:
         weights = [(tuple(each.shape), _bytes(each)) for each in tensors.values()]
         parts = [part for weight in weights for part in weight]
         shapes = [repr(module) for module in self.split_network.trunk]
-        return cache_key([*parts, *shapes, self.how, self.data.identity("train", view=view)], code=_CODE)
+        return cache_key([*parts, *shapes, self.how, self.data.identity("train", augmented_as=view)], code=_CODE)
 
     def _read(self, view: int | None, folder: Path) -> Tensor:
         key = self.key(view)
@@ -95,8 +94,8 @@ class FeatureStore:
         found = build_once(
             folder,
             key=key,
-            needs=self._needed(),
-            knob=KNOB,
+            num_bytes=self._needed(),
+            option=KNOB,
             build=lambda place: self._write(place, self._batches(view) if gathered is None else iter([gathered])),
         )
         about = read_metadata(found)
@@ -140,7 +139,7 @@ class FeatureStore:
 
     def _batches(self, view: int | None) -> Iterator[Tensor]:
         """Yield the features of this process's images, convolutional ones as `(N, H, W, C)`."""
-        loader = self.data.ordered("train", view=view)
+        loader = self.data.ordered("train", augmented_as=view)
         for images, _ in track(loader, description="features", transient=True):
             values = self.compute(images)
             yield values.movedim(1, -1).contiguous() if values.ndim == 4 else values

@@ -1,3 +1,6 @@
+import gzip
+import hashlib
+import shutil
 import struct
 
 import numpy as np
@@ -5,8 +8,7 @@ import pytest
 import torch
 from torchvision.datasets import MNIST, FashionMNIST
 
-from filterscope.data.fashion_mnist import FashionMNISTDataModule
-from filterscope.data.mnist import MNISTDataModule
+from filterscope.data.mnist import FashionMNISTDataModule, MNISTDataModule
 from filterscope.errors import UserError
 
 SETS = [(MNISTDataModule, MNIST), (FashionMNISTDataModule, FashionMNIST)]
@@ -77,6 +79,50 @@ def test_without_a_network_the_host_the_files_and_the_place_are_named(tmp_path, 
         module(root=str(tmp_path)),
         match=rf"{dataset.__name__} from 127\.0\.0\.1:9 .*train-images-idx3-ubyte\.gz.*{dataset.__name__}/raw by hand",
     )
+
+
+def publish(served, dataset, monkeypatch):
+    """Serve a data set of 40 images as `dataset`'s mirror does, with its hashes."""
+    folder, address = served
+    files = {file.name: gzip.compress(file.read_bytes()) for file in sorted(write(folder, dataset).iterdir())}
+    for name, content in files.items():
+        (folder / f"{name}.gz").write_bytes(content)
+    resources = [(f"{name}.gz", hashlib.md5(content).hexdigest()) for name, content in files.items()]
+    monkeypatch.setattr(dataset, "mirrors", [address])
+    monkeypatch.setattr(dataset, "resources", resources)
+    return folder
+
+
+@pytest.mark.parametrize(("module", "dataset"), SETS)
+def test_a_download_is_the_whole_data_set_and_is_not_repeated(tmp_path, served, module, dataset, monkeypatch):
+    folder = publish(served, dataset, monkeypatch)
+    data = module(root=str(tmp_path / "data"))
+    data.setup()
+    assert (len(data.labels("train")), len(data.labels("test"))) == (30, 40)
+    raw = tmp_path / "data" / dataset.__name__ / "raw"
+    assert sorted(file.name for file in raw.iterdir() if file.name != ".lock") == sorted(
+        f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
+    )
+    for file in folder.glob("*.gz"):
+        file.unlink()
+    module(root=str(tmp_path / "data")).setup()
+
+
+def test_a_download_with_another_hash_leaves_no_data_set(tmp_path, served, monkeypatch):
+    folder = publish(served, MNIST, monkeypatch)
+    (folder / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(b"something else"))
+    refused(MNISTDataModule(root=str(tmp_path / "data")), match=r"could not download MNIST .*hash is not the published")
+    refused(MNISTDataModule(root=str(tmp_path / "data"), download=False), match="holds no MNIST")
+
+
+def test_files_that_were_put_there_by_hand_need_no_network(tmp_path, served, monkeypatch):
+    folder = publish(served, MNIST, monkeypatch)
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for file in folder.glob("*.gz"):
+        shutil.copy(file, raw)
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    MNISTDataModule(root=str(tmp_path / "data")).setup()
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "other labels"])
