@@ -1,7 +1,7 @@
-"""Run the five notebooks on real data and write docs/notebooks.md from what came out.
+"""Run the experiments of the five notebooks on real data and write docs/notebooks.md from their results.
 
-`python docs/make_notebooks.py REAL`, where REAL holds the data sets and `weights/`; a run whose folder is there already
-is not run again (`--runs`), so that the page can be written anew in a second.
+`python docs/make_notebooks.py REAL`, where REAL contains the data sets and `weights/`. A run whose folder below
+`--runs` is complete is not repeated, so the page can be rewritten in a second.
 """
 
 import argparse
@@ -102,7 +102,7 @@ def write_digits(real: Path, folder: Path) -> None:
 
 
 def run(name: str, real: Path, runs: Path) -> None:
-    """Run one command into its folder, unless it has been."""
+    """Run one command with its own run folder, unless that folder is complete."""
     folder, digits = runs / name, runs / "digits"
     if (folder / "done").is_file():
         return
@@ -129,7 +129,7 @@ def best(runs: Path, name: str, column: str) -> str:
 
 
 def picture(runs: Path, name: str, tag: str, height: str = "0") -> str:
-    """Put a picture of a run into the page's folder, small, its first `height` pixels; return the Markdown."""
+    """Save a reduced picture of a run, cut to `height` pixels if given, for the page; return the Markdown."""
     folder = runs / name / "pictures"
     drawn = [*sorted((folder / tag).glob("epoch_*.png")), *folder.glob(f"{tag}.png")]
     image = Image.open(drawn[-1]).convert("RGB")
@@ -142,9 +142,9 @@ def picture(runs: Path, name: str, tag: str, height: str = "0") -> str:
 
 
 def gains(runs: Path, layer: str) -> str:
-    """Return how far apart the gains of ten steps lie in the second half of the notebook's ascents, as a share.
+    """Return the spread of the gains per ten steps in the second half of the notebook's ascents, relative to their mean.
 
-    A filter that never rose gains nothing and is left out.
+    Filters that did not converge gain nothing and are left out.
     """
     with (runs / "synthesis" / "objective" / f"{layer}.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["recipe"] == "notebook"]
@@ -165,16 +165,16 @@ def parameters(runs: Path) -> str:
 
 
 def misnamed() -> str:
-    """Return how many of 102 folders get a wrong name when names follow numbers and folders sort as strings."""
+    """Return how many of 102 folders get a wrong name if names are in numeric order and folders sort as strings."""
     folders = sorted(str(number) for number in range(1, 103))
     return str(sum(int(folder) != place for place, folder in enumerate(folders, start=1)))
 
 
 def main() -> None:
-    """Run what has not run and write the page."""
+    """Run the missing commands and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("real", type=Path, help="the folder with the data sets and weights/")
-    parser.add_argument("--runs", type=Path, default=Path("outputs/notebooks"), help="where the run folders lie")
+    parser.add_argument("real", type=Path, help="folder with the data sets and weights/")
+    parser.add_argument("--runs", type=Path, default=Path("outputs/notebooks"), help="folder of the run folders")
     given = parser.parse_args()
     PICTURES.mkdir(parents=True, exist_ok=True)
     for name in RUNS:

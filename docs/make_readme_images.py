@@ -1,4 +1,4 @@
-"""Put the pictures of one run side by side for the README: `python docs/make_readme_images.py outputs/<run>`."""
+"""Place the pictures of one run side by side for the README: `python docs/make_readme_images.py outputs/<run>`."""
 
 import argparse
 from pathlib import Path
@@ -23,7 +23,7 @@ def sheet(run: Path, tag: str, epochs: tuple[int, ...]) -> Image.Image:
 
 
 def main() -> None:
-    """Write the sheets of a run made by `python train.py` to docs/images."""
+    """Write the sheets of a run of `python train.py` to docs/images."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="the folder of a run of `python train.py`")
     run = parser.parse_args().run

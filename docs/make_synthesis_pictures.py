@@ -1,7 +1,7 @@
-"""Draw sheets of what excites AlexNet and VGG16 layer by layer: docs/images/synthesis_*.webp.
+"""Draw sheets of feature visualizations of AlexNet and VGG16: docs/images/synthesis_*.webp.
 
-`python docs/make_synthesis_pictures.py REAL`, where REAL holds Flowers 102 and `weights/`; pictures that an earlier run
-left in `--keep` are not made again.
+`python docs/make_synthesis_pictures.py REAL`, where REAL contains Flowers 102 and `weights/`. Images that an earlier
+run saved in the folder `--keep` are reused.
 """
 
 import argparse
@@ -37,7 +37,7 @@ LAYERS = {
 
 
 def recipe(name: str) -> Recipe:
-    """Return a recipe as it stands in the config."""
+    """Return a recipe as configured in conf/recipe."""
     with initialize_config_dir(str(DOCS.parent / "conf"), version_base="1.3"):
         made: Recipe = instantiate(compose("visualize", [f"recipe={name}"]).recipe, _convert_="all")
     return made
@@ -45,7 +45,7 @@ def recipe(name: str) -> Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A network with its published weights, and what real images make of its layers."""
+    """A network with its published weights, and the statistics of its layers on real images."""
 
     name: str
     classifier: Classifier
@@ -53,7 +53,7 @@ class Subject:
 
     @classmethod
     def of(cls, name: str, real: Path) -> "Subject":
-        """Return the network of that name."""
+        """Build the network of that name and measure its statistics."""
         weights = str(real / "weights" / f"{name}_features.pth")
         classifier = heads.linear(torchvision_backbone(name=name, weights=weights), num_classes=102)
         data = FlowersDataModule(root=str(real), num_workers=0, download=False)
@@ -62,15 +62,15 @@ class Subject:
         return cls(name=name, classifier=classifier, known=known)
 
 
-def sheet(subject: Subject, way: str, keep: Path) -> Picture:
-    """Draw a row of pictures for each layer of a network, made by one recipe."""
-    name, known, how = subject.name, subject.known, recipe(way)
+def sheet(subject: Subject, recipe_name: str, keep: Path) -> Picture:
+    """Draw a row of feature visualizations for each layer of a network, made by one recipe."""
+    name, known, how = subject.name, subject.known, recipe(recipe_name)
     jobs = []
     for layer in LAYERS[name]:
         total = len(known.of(layer).mean)
         channels = tuple(i * total // COLUMNS for i in range(COLUMNS))
         jobs.append(Job(layer=layer, channels=channels, recipe=how, statistics=known.of(layer)))
-    with progress_bar(f"{name}, {way}", VisualState(), Console()) as progress:
+    with progress_bar(f"{name}, {recipe_name}", VisualState(), Console()) as progress:
         made = synthesize_all(subject.classifier, jobs, keep=keep, progress=progress)
     tile = side(COLUMNS, labels=LABELS)
     cells = []
@@ -81,7 +81,7 @@ def sheet(subject: Subject, way: str, keep: Path) -> Picture:
     pixels = grid(
         cells,
         columns=COLUMNS,
-        title=f"{name}, recipe={way}",
+        title=f"{name}, recipe={recipe_name}",
         notes=[f"{how.steps} steps at {how.size} pixels; × = times the best of {IMAGES} real images"],
         row_labels=LAYERS[name],
         label_width=LABELS,
@@ -93,14 +93,14 @@ def main() -> None:
     """Draw all sheets."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("real", type=Path, metavar="REAL")
-    parser.add_argument("--keep", type=Path, default=Path("outputs/synthesized"), help="folder of finished pictures")
-    parser.add_argument("--only", choices=tuple(LAYERS), help="one network alone")
+    parser.add_argument("--keep", type=Path, default=Path("outputs/synthesized"), help="folder of finished images")
+    parser.add_argument("--only", choices=tuple(LAYERS), help="draw this network only")
     options = parser.parse_args()
     for name in LAYERS if options.only is None else (options.only,):
         subject = Subject.of(name, options.real)
-        for way in ("specific", "plain"):
-            path = DOCS / "images" / f"synthesis_{name}_{way}.webp"
-            Image.fromarray(sheet(subject, way, options.keep).pixels).save(path, quality=QUALITY, method=6)
+        for recipe_name in ("specific", "plain"):
+            path = DOCS / "images" / f"synthesis_{name}_{recipe_name}.webp"
+            Image.fromarray(sheet(subject, recipe_name, options.keep).pixels).save(path, quality=QUALITY, method=6)
             print(path)
 
 
