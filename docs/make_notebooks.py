@@ -90,7 +90,7 @@ RUNS = {
 
 
 def write_digits(real: Path, folder: Path) -> None:
-    """Write the first digits of MNIST as image files that a CSV names, as the notebook's data lies."""
+    """Write the first digits of MNIST as image files and list them in a CSV file, as in the notebook."""
     raw = real / "MNIST" / "raw"
     images = read_image_file(str(raw / "train-images-idx3-ubyte"))[:DIGITS]
     labels = read_label_file(str(raw / "train-labels-idx1-ubyte"))[:DIGITS].tolist()
@@ -142,7 +142,7 @@ def picture(runs: Path, name: str, tag: str, height: str = "0") -> str:
 
 
 def gains(runs: Path, layer: str) -> str:
-    """Return the spread of the gains per ten steps in the second half of the notebook's ascents, relative to their mean.
+    """Return the spread of the gains per ten steps in the second half of the notebook's ascents, over their mean.
 
     Filters that did not converge gain nothing and are left out.
     """
