@@ -66,7 +66,7 @@ def without_features(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_kept_features_are_those_of_the_images_to_the_bit(tmp_path: Path) -> None:
     half, data = halves(), images()
     with torch.no_grad():
-        true = torch.cat([half.features(some) for some, _ in data.ordered("train", augmented_as=None)])
+        true = torch.cat([half.features(some) for some, _ in data.ordered("train", augmentation_epoch=None)])
     assert torch.equal(store(half, data).view(None), true)
     assert torch.equal(store(half, data, tmp_path).view(None), true)
     assert torch.equal(store(half, data, tmp_path).view(None), true)  # now read
@@ -117,7 +117,7 @@ def test_features_of_changed_weights_are_computed_anew(tmp_path: Path) -> None:
     before = store(half, data, tmp_path).view(None)
     with torch.no_grad():
         next(half.trunk[0].parameters()).add_(0.1)
-        true = torch.cat([half.features(some) for some, _ in data.ordered("train", augmented_as=None)])
+        true = torch.cat([half.features(some) for some, _ in data.ordered("train", augmentation_epoch=None)])
     assert torch.equal(store(half, data, tmp_path).view(None), true)
     assert not torch.equal(before, true)
 

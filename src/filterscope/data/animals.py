@@ -50,7 +50,7 @@ class AnimalsDataModule(ImageDataModule):
         folder = self._images_folder() or self._downloaded
         classes = tuple(sorted(class_folders(folder), key=lambda name: ENGLISH.get(name, name)))
         return DataSplits(
-            place=str(folder),
+            location=str(folder),
             class_names=tuple(ENGLISH.get(name, name) for name in classes),
             train=labelled_files(folder, classes),
             held_out={"val": self.val_fraction, "test": self.test_fraction},

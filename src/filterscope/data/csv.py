@@ -49,21 +49,21 @@ class CSVDataModule(ImageDataModule):
             raise UserError(f"{file} names {len(paths)} files, {len(missing)} of them are not there: {missing[0]} …")
         if self.label_column not in rows[0]:
             return DataSplits(
-                place=str(file),
+                location=str(file),
                 class_names=(),
                 train=Files(paths=tuple(paths), labels=torch.full((len(paths),), -1)),
-                unlabelled=_no_column(file, self.label_column, rows[0]),
+                unlabelled_reason=_no_column(file, self.label_column, rows[0]),
             )
         names, labels = _classes([row[self.label_column] for row in rows], file)
         images = Files(paths=tuple(paths), labels=labels)
         if self.split_column is None:
             held_out = {"val": self.val_fraction, "test": self.test_fraction}
-            return DataSplits(place=str(file), class_names=names, train=images, held_out=held_out)
+            return DataSplits(location=str(file), class_names=names, train=images, held_out=held_out)
         parts = _split_by_column([row[self.split_column] for row in rows], file, images)
         if "train" not in parts:
             raise UserError(f"no row of {file} says train in the column {self.split_column!r}")
         return DataSplits(
-            place=str(file),
+            location=str(file),
             class_names=names,
             train=parts["train"],
             val=parts.get("val"),

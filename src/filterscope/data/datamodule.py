@@ -79,7 +79,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         super().__init__()
         self._fixed_transform = fixed_transform(image_size=self.image_size, resize_ratio=self.resize_ratio)
         self._splits: dict[str, Images] = {}
-        self._unlabelled = ""
+        self._unlabelled_reason = ""
         self._epoch = 0
         self.repeat_epoch = False
         self.batch_source: Callable[[str], Iterator[Any] | None] | None = None
@@ -134,7 +134,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             self._splits = {split: self._without_damaged(images) for split, images in splits.items()}
             if self.skipped:
                 log.warning("left out %d damaged files, the first: %s", len(self.skipped), self.skipped[0])
-                check_trainable(self._splits, names, place=found.place)
+                check_trainable(self._splits, names, location=found.location)
             if self.cache is not None:
                 self._splits = cache_files(
                     self._splits,
@@ -143,9 +143,9 @@ class ImageDataModule(pl.LightningDataModule, ABC):
                     num_channels=self.num_channels,
                     num_workers=max(map(self._num_workers, self._splits.values())),
                 )
-            self.class_names, self._unlabelled = names, found.unlabelled
-        if self._unlabelled and stage != "predict":
-            raise UserError(self._unlabelled)
+            self.class_names, self._unlabelled_reason = names, found.unlabelled_reason
+        if self._unlabelled_reason and stage != "predict":
+            raise UserError(self._unlabelled_reason)
 
     def train_dataloader(self) -> ImageLoader:
         """Return a loader of the augmented training images in random order."""
@@ -167,14 +167,14 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """Return the labels of a split's images in their own order, int64 `(N,)`."""
         return self._images(split).labels
 
-    def ordered(self, split: str, *, augmented_as: int | None) -> ImageLoader:
+    def ordered(self, split: str, *, augmentation_epoch: int | None) -> ImageLoader:
         """Return a loader of a split's images in their own order, each once over all processes.
 
         Args:
             split: `train`, `val` or `test`.
-            augmented_as: an epoch, whose augmentation the images get; None: no augmentation.
+            augmentation_epoch: an epoch, whose augmentation the images get; None: no augmentation.
         """
-        return self._loader(split, augmented=augmented_as is not None, epoch=lambda: augmented_as or 0)
+        return self._loader(split, augmented=augmentation_epoch is not None, epoch=lambda: augmentation_epoch or 0)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Convert images to float32 in [0, 1] on the device, to which they come as uint8."""
@@ -183,11 +183,11 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         uint8 = isinstance(images, Tensor) and images.dtype == torch.uint8
         return (to_float(images), labels) if uint8 else batch
 
-    def identity(self, split: str, *, augmented_as: int | None) -> list[object]:
+    def identity(self, split: str, *, augmentation_epoch: int | None) -> list[object]:
         """Return plain data that changes if anything in the batches of `ordered` changes, for cache keys."""
         options: list[object] = [self.image_size, self.num_channels, self.resize_ratio, self.cache is not None]
-        if augmented_as is not None:
-            options += [repr(self.augment), self.seed, augmented_as]
+        if augmentation_epoch is not None:
+            options += [repr(self.augment), self.seed, augmentation_epoch]
         return [*options, *self._images(split).identity()]
 
     def examples(self, count: int, seed: int = 0) -> tuple[Tensor, Tensor, tuple[str, ...]]:

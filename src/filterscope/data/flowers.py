@@ -62,7 +62,7 @@ class FlowersDataModule(ImageDataModule):
         assert folders is not None
         order, files = split_files(split_folders(folders))
         return DataSplits(
-            place=str(folders),
+            location=str(folders),
             class_names=display_names(order, folders, otherwise=_class_name),
             train=files["train"],
             val=files.get("val"),
@@ -116,7 +116,7 @@ def _find_official(folder: Path) -> DataSplits:
         classes = torch.tensor([int(labels[number - 1]) - 1 for number in members], dtype=torch.int64)
         parts[split] = Files(paths=tuple(paths), labels=classes)
     return DataSplits(
-        place=str(folder),
+        location=str(folder),
         class_names=tuple(Flowers102.classes),
         train=parts["train"],
         val=parts["val"],

@@ -42,7 +42,7 @@ class FolderDataModule(ImageDataModule):
             raise UserError(f"{self.folder} has {', '.join(p.name for p in splits.values())} but no train folder")
         order, files = split_files(splits or {"train": self.folder})
         return DataSplits(
-            place=str(splits.get("train", self.folder)),
+            location=str(splits.get("train", self.folder)),
             class_names=display_names(order, self.folder),
             train=files["train"],
             val=files.get("val"),

@@ -25,20 +25,9 @@ FORMATS = tuple(name for name in _KNOWN.split() if name != "AVIF" or features.ch
 
 # What Pillow was seen to raise for damaged files of these formats.
 _DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError,
+    struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning,
+)  # fmt: skip
 
 
 class BadImageError(UserError):
@@ -94,9 +83,7 @@ def check_image(path: str) -> None:
             _ignore_metadata_warnings()
             with Image.open(path, formats=FORMATS) as image:
                 if 0 in image.size:
-                    raise BadImageError(path, "it has no pixels")
-    except BadImageError:
-        raise
+                    raise OSError("it has no pixels")
     except _DECODE_ERRORS as error:
         raise BadImageError(path, _reason(error, path)) from error
 

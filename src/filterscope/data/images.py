@@ -111,22 +111,22 @@ class DataSplits:
     """The images of a data set as they were found, before classes are excluded and missing splits are cut off.
 
     Args:
-        place: where the images lie, for messages.
+        location: where the images lie, for messages.
         class_names: the names of the labels; empty if the images have none.
         train: the training images.
         val: the validation images; None: a fraction of the training images.
         test: the test images; None: a fraction of the training images, which may be 0.
         held_out: the fractions of the training images for `val` and `test`.
-        unlabelled: why the images have no labels, as an error message.
+        unlabelled_reason: why the images have no labels, as an error message.
     """
 
-    place: str
+    location: str
     class_names: tuple[str, ...]
     train: Images
     val: Images | None = None
     test: Images | None = None
     held_out: Mapping[str, float] = field(default_factory=lambda: {"val": 0.0, "test": 0.0})
-    unlabelled: str = ""
+    unlabelled_reason: str = ""
 
 
 def to_grey(images: Tensor) -> Tensor:

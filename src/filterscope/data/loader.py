@@ -83,7 +83,7 @@ class ImageLoader(DataLoader[Batch]):
             cause = error if isinstance(error, RuntimeError) else _await_worker_error() or error
             reason = (str(cause).splitlines() or ["its connection broke"])[0]
             raise UserError(
-                f"a loader process died ({reason}), mostly for want of memory; "
+                f"a loader process died ({reason}), probably because memory ran out; "
                 "try a smaller data.num_workers or data.batch_size"
             ) from error
 

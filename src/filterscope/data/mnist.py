@@ -64,7 +64,7 @@ class MNISTDataModule(ImageDataModule):
         if test is None:
             log.info("no test split: %s lacks %s", folder, " or ".join(_FILES["test"]))
         return DataSplits(
-            place=str(folder),
+            location=str(folder),
             class_names=self.names,
             train=_read(folder, "train"),
             test=test,

@@ -123,17 +123,9 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def empty_batch(count: int, num_channels: int, size: int) -> Tensor:
-    """Return an uninitialised batch, uint8 `(count, num_channels, size, size)` in channels-last order.
-
-    In a loader process it is allocated in shared memory, so that passing it to the main process copies nothing.
-    """
-    length = count * size * size * num_channels
-    if torch.utils.data.get_worker_info() is None:
-        flat = torch.empty(length, dtype=torch.uint8)
-    else:
-        shared = torch.UntypedStorage._new_shared(length)  # type: ignore[no-untyped-call]
-        flat = torch.empty(0, dtype=torch.uint8).set_(shared)
-    return flat.view(count, size, size, num_channels).permute(0, 3, 1, 2)
+    """Return an uninitialised batch, uint8 `(count, num_channels, size, size)` in channels-last order."""
+    shape = (count, num_channels, size, size)
+    return torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
 
 
 def _is_range(values: Sequence[float]) -> bool:

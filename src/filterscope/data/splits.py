@@ -29,7 +29,7 @@ def prepare_splits(
         UserError: an excluded class does not exist, fewer than two classes remain, or a class has no training images.
     """
     if not len(found.train):
-        raise UserError(f"{found.place} holds no images")
+        raise UserError(f"{found.location} holds no images")
     if not found.class_names:
         return (), {"val": found.train}
     names = _remaining_classes(found, exclude)
@@ -38,7 +38,7 @@ def prepare_splits(
         for split, images in (("train", found.train), ("val", found.val), ("test", found.test))
         if images is not None
     }
-    check_trainable({"train": splits["train"]}, names, place=found.place)
+    check_trainable({"train": splits["train"]}, names, location=found.location)
     missing = [split for split in ("val", "test") if split not in splits]
     fractions = [found.held_out[split] for split in missing]
     train = splits["train"]
@@ -47,22 +47,22 @@ def prepare_splits(
         if len(part):
             splits[split] = train.select(part, train.labels[part])
     if not len(splits.get("val", ())):
-        raise UserError(f"{found.place} has no validation images and data.val_fraction is 0; give one or the other")
+        raise UserError(f"{found.location} has no validation images and data.val_fraction is 0; give one or the other")
     return names, splits
 
 
-def check_trainable(splits: Mapping[str, Images], names: Sequence[str], *, place: str) -> None:
+def check_trainable(splits: Mapping[str, Images], names: Sequence[str], *, location: str) -> None:
     """Raise a `UserError` if a split has no images, or a class no training images."""
     for split, images in splits.items():
         if not len(images):
-            raise UserError(f"{place} has no {split} images that can be read")
+            raise UserError(f"{location} has no {split} images that can be read")
     if not names:
         return
     counts = torch.bincount(splits["train"].labels, minlength=len(names))
     for name, count in zip(names, counts.tolist(), strict=True):
         if not count:
             raise UserError(
-                f"class {name!r} has no training images in {place}; "
+                f"class {name!r} has no training images in {location}; "
                 f"add some, or leave it out with data.exclude=[{name}]"
             )
 
@@ -128,11 +128,11 @@ def _remaining_classes(found: DataSplits, exclude: Sequence[str]) -> tuple[str, 
     if unknown:
         raise UserError(
             f"data.exclude names {unknown[0]!r}{suggestion(unknown[0], found.class_names)}, which is no class of "
-            f"{found.place}; its classes are {', '.join(found.class_names)}"
+            f"{found.location}; its classes are {', '.join(found.class_names)}"
         )
     names = tuple(name for name in found.class_names if name not in exclude)
     if len(names) < 2:
-        raise UserError(f"{found.place} has {len(names)} class(es) to tell apart; at least 2 are needed")
+        raise UserError(f"{found.location} has {len(names)} class(es) to tell apart; at least 2 are needed")
     return names
 
 

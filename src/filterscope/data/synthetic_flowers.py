@@ -31,17 +31,8 @@ GREYS: dict[str, tuple[Color, Color]] = {
 
 # (shape, stripes, colour). Any one of the three tells at most 4 of the 10 classes apart, any two at most 7.
 CLASSES = (
-    (0, 0, 1),
-    (0, 0, 2),
-    (0, 1, 1),
-    (0, 1, 2),
-    (1, 0, 2),
-    (1, 2, 0),
-    (1, 3, 0),
-    (2, 2, 0),
-    (2, 2, 2),
-    (2, 3, 0),
-)
+    (0, 0, 1), (0, 0, 2), (0, 1, 1), (0, 1, 2), (1, 0, 2), (1, 2, 0), (1, 3, 0), (2, 2, 0), (2, 2, 2), (2, 3, 0),
+)  # fmt: skip
 
 _CHUNK = 20  # images drawn at once
 
@@ -68,7 +59,7 @@ class SyntheticFlowersDataModule(ImageDataModule):
     def find(self) -> DataSplits:
         """Draw all images."""
         return DataSplits(
-            place="the synthetic flowers",
+            location="the synthetic flowers",
             class_names=class_names(self.num_channels),
             train=self._draw("train", self.num_train, 0),
             val=self._draw("val", self.num_val, 1),

@@ -85,7 +85,7 @@ class FeatureStore:
         weights = [(tuple(each.shape), _bytes(each)) for each in tensors.values()]
         parts = [part for weight in weights for part in weight]
         shapes = [repr(module) for module in self.split_network.trunk]
-        return cache_key([*parts, *shapes, self.how, self.data.identity("train", augmented_as=view)], code=_CODE)
+        return cache_key([*parts, *shapes, self.how, self.data.identity("train", augmentation_epoch=view)], code=_CODE)
 
     def _read(self, view: int | None, folder: Path) -> Tensor:
         key = self.key(view)
@@ -139,7 +139,7 @@ class FeatureStore:
 
     def _batches(self, view: int | None) -> Iterator[Tensor]:
         """Yield the features of this process's images, convolutional ones as `(N, H, W, C)`."""
-        loader = self.data.ordered("train", augmented_as=view)
+        loader = self.data.ordered("train", augmentation_epoch=view)
         for images, _ in track(loader, description="features", transient=True):
             values = self.compute(images)
             yield values.movedim(1, -1).contiguous() if values.ndim == 4 else values
