@@ -1,4 +1,4 @@
-"""Grids ordered and framed by verdict."""
+"""Grids are ordered and framed by verdict."""
 
 import numpy as np
 import pytest
@@ -9,58 +9,73 @@ from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.visuals.activations import Activations
 from filterscope.visuals.drawing.grid import BACKGROUND
-from filterscope.visuals.filter_selection import fair_sample, judged_layer, select_filters
+from filterscope.visuals.filter_selection import judged_layer, proportional_sample, select_filters
 from filterscope.visuals.filters import Filters
 from filterscope.visuals.synthesis import Synthesis
 from filterscope.visuals.visual import Examples, VisualState, render
 
 LAYER = "block2_conv1"
-SAID = ["dead", "noise", "useful", "idle", "useful", "duplicate", "useful", "noise", "useful", "useful", "dead", "idle"]
+VERDICTS = [
+    "dead",
+    "noise",
+    "useful",
+    "idle",
+    "useful",
+    "duplicate",
+    "useful",
+    "noise",
+    "useful",
+    "useful",
+    "dead",
+    "idle",
+]
 
 
 def judged() -> VisualState:
-    health = {LAYER: {"verdicts": SAID, "z": [float(i) for i in range(12)]}}
+    health = {LAYER: {"verdicts": VERDICTS, "measures": {"z": torch.arange(12.0)}}}
     return VisualState(store={"health": health})
 
 
-def test_the_best_come_first_and_within_a_verdict_those_with_most_structure(classifier: Classifier) -> None:
-    picked = select_filters(classifier, LAYER, None, judged(), order="verdict")
-    assert picked.channels == [9, 8, 6, 4, 2, 5, 11, 3, 7, 1, 10, 0]
-    assert picked.verdicts[0] == "useful"
-    assert picked.verdicts[-1] == "dead"
+def test_the_best_verdicts_come_first_and_then_the_most_structure(classifier: Classifier) -> None:
+    selection = select_filters(classifier, LAYER, None, judged(), order="verdict")
+    assert selection.channels == [9, 8, 6, 4, 2, 5, 11, 3, 7, 1, 10, 0]
+    assert selection.verdicts[0] == "useful"
+    assert selection.verdicts[-1] == "dead"
 
 
 @pytest.mark.parametrize("count", range(5, 12))
-def test_a_sample_holds_every_verdict_and_as_many_filters_as_were_asked_for(count: int) -> None:
-    sample = fair_sample(SAID, list(range(12)), count)
+def test_a_sample_has_every_verdict_and_the_requested_size(count: int) -> None:
+    sample = proportional_sample(VERDICTS, list(range(12)), count)
     assert len(set(sample)) == count
-    assert {SAID[i] for i in sample} == set(Verdict)
+    assert {VERDICTS[i] for i in sample} == set(Verdict)
 
 
-def test_a_rare_verdict_does_not_cost_another_rare_one_its_place() -> None:
-    said = ["useful"] * 18 + ["idle", "dead"]
-    assert sorted(said[i] for i in fair_sample(said, [0.0] * 20, 7)) == ["dead", "idle", *["useful"] * 5]
+def test_a_rare_verdict_does_not_displace_another_rare_one() -> None:
+    verdicts = ["useful"] * 18 + ["idle", "dead"]
+    assert sorted(verdicts[i] for i in proportional_sample(verdicts, [0.0] * 20, 7)) == [
+        "dead",
+        "idle",
+        *["useful"] * 5,
+    ]
 
 
-def test_channels_given_by_number_are_ordered_but_not_exchanged(classifier: Classifier) -> None:
+def test_explicit_channels_are_ordered_but_not_replaced(classifier: Classifier) -> None:
     assert select_filters(classifier, LAYER, [0, 1, 2], judged(), order="verdict").channels == [2, 1, 0]
 
 
-def test_without_verdicts_the_order_is_refused_in_one_line(classifier: Classifier, examples: Examples) -> None:
+def test_the_order_by_verdict_needs_verdicts(classifier: Classifier, examples: Examples) -> None:
     with pytest.raises(UserError, match="no verdicts on block1_conv1 to order block1_conv1 by; choose health too"):
         Filters(order="verdict")(classifier, examples, VisualState())
     with pytest.raises(UserError, match=r"visuals.filters.order='best'; possible are number, verdict"):
         Filters(order="best")
 
 
-def test_a_pools_channels_are_those_of_the_convolution_before_it(classifier: Classifier) -> None:
+def test_a_pool_has_the_verdicts_of_the_convolution_before_it(classifier: Classifier) -> None:
     assert judged_layer(classifier, "block2_pool") == LAYER
     assert judged_layer(classifier, LAYER) == LAYER
 
 
-def test_every_kind_of_grid_is_framed_in_the_colours_that_its_key_explains(
-    classifier: Classifier, examples: Examples
-) -> None:
+def test_every_grid_is_framed_in_the_colours_of_the_verdicts(classifier: Classifier, examples: Examples) -> None:
     from filterscope.analysis.synthesis import Recipe
 
     recipe = Recipe(size=24, steps=2)
@@ -74,7 +89,7 @@ def test_every_kind_of_grid_is_framed_in_the_colours_that_its_key_explains(
         assert {verdict.colour for verdict in Verdict} <= colours
 
 
-def test_frames_can_be_told_apart_without_telling_red_from_green() -> None:
+def test_frames_can_be_distinguished_by_red_green_blind_readers() -> None:
     # Linear RGB to the plane that remains to a deuteranope (Viénot, Brettel and Mollon 1999).
     remains = np.array([[0.29275, 0.70725, 0.0], [0.29275, 0.70725, 0.0], [-0.02234, 0.02234, 1.0]])
     seen = {verdict.value: remains @ (np.array(verdict.colour) / 255) ** 2.2 for verdict in Verdict}
@@ -84,17 +99,17 @@ def test_frames_can_be_told_apart_without_telling_red_from_green() -> None:
     assert min(apart) > 0.1
 
 
-def test_synthesized_channels_stay_the_same_over_a_training_while_verdicts_change(classifier: Classifier) -> None:
+def test_synthesized_channels_stay_the_same_while_verdicts_change(classifier: Classifier) -> None:
     state = judged()
     state.epoch = 0
     first = select_filters(classifier, LAYER, 5, state, order="verdict", keep="synthesis")
-    state.store["health"][LAYER]["verdicts"] = SAID[::-1]
+    state.store["health"][LAYER]["verdicts"] = VERDICTS[::-1]
     later = select_filters(classifier, LAYER, 5, state, order="verdict", keep="synthesis")
     assert set(first.channels) == set(later.channels)
     assert first.verdicts != later.verdicts
 
 
-def test_health_looks_before_those_that_show_its_verdicts(classifier: Classifier, examples: Examples) -> None:
+def test_health_is_drawn_before_the_grids_that_show_its_verdicts(classifier: Classifier, examples: Examples) -> None:
     from filterscope.visuals.health.health import Health
 
     shown = render({"filters": Filters(order="verdict"), "health": Health()}, classifier, examples, VisualState())

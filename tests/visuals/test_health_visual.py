@@ -1,4 +1,4 @@
-"""The health visual: numbers, a row per filter and per layer, warnings, and a frozen layer's exact zero."""
+"""The health visual: numbers, a row for each filter and layer, warnings, and the exact zero drift of frozen layers."""
 
 import dataclasses
 import logging
@@ -8,15 +8,21 @@ import torch
 from torch import nn
 
 from filterscope.analysis.health.running_sums import RunningSums
+from filterscope.analysis.health.verdict import Verdict
 from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone, small_cnn_backbone
 from filterscope.models.classifier import Classifier
 from filterscope.models.heads import replace
 from filterscope.visuals.health.causes import HealthCauses
-from filterscope.visuals.health.findings import COLUMNS, by_layer
+from filterscope.visuals.health.findings import layer_table
 from filterscope.visuals.health.health import Health
 from filterscope.visuals.output.outputs import Table
 from filterscope.visuals.visual import Examples, VisualState, recording_validation
+
+MEASURES = (
+    *("concentration", "z", "p", "structured", "apoz", "activation", "eta_squared", "p_class", "selectivity", "cosine"),
+    *("duplicate_of", "drift_cosine", "drift"),
+)
 
 
 def network() -> Classifier:
@@ -34,12 +40,12 @@ def test_every_filter_has_a_row_and_every_layer_its_numbers():
     table, layers = shown["health"], shown["health/layers"]
     assert isinstance(table, Table)
     assert isinstance(layers, Table)
-    assert table.columns == COLUMNS
+    assert table.columns == ("layer", "filter", "verdict", "reason", *MEASURES)
     assert len(table.rows) == 30
-    assert all(len(row) == len(COLUMNS) for row in table.rows)
+    assert all(len(row) == len(table.columns) for row in table.rows)
     assert [sum(row[2:7]) == row[1] for row in layers.rows] == [True, True]
     for layer in ("block1_conv1", "block2_conv1"):
-        shares = [shown[f"health/{verdict}/{layer}"] for verdict in ("useful", "idle", "noise", "dead", "duplicate")]
+        shares = [shown[f"health/{verdict}/{layer}"] for verdict in Verdict]
         assert sum(shares) == pytest.approx(1)
         assert shown[f"health/drift/{layer}"] == 0
         assert shown[f"health/cka/{layer}"] == 1
@@ -59,7 +65,7 @@ def test_a_frozen_layer_reads_exactly_zero_and_one_while_the_other_moves():
     assert shown["health/cka/block2_conv1"] < 1
 
 
-def test_a_layer_that_dies_is_told_in_the_log(caplog):
+def test_a_dying_layer_is_a_warning(caplog):
     classifier, state = network(), VisualState(epoch=0)
     with torch.no_grad():
         classifier.module_of("conv_2").bias.fill_(1)
@@ -71,7 +77,7 @@ def test_a_layer_that_dies_is_told_in_the_log(caplog):
     assert caplog.messages == ["block2_conv1: 7 of 20 filters have died since epoch 0"]
 
 
-def test_what_a_validation_pass_gathered_is_used_instead_of_the_examples():
+def test_records_of_a_validation_pass_are_used_instead_of_the_examples():
     classifier, state = network(), VisualState()
     tally = RunningSums.empty(filters=10, classes=10)
     tally.add(torch.full((7, 10, 4, 4), -1.0))
@@ -81,7 +87,7 @@ def test_what_a_validation_pass_gathered_is_used_instead_of_the_examples():
     assert not state.gathered
 
 
-def test_the_validation_pass_is_watched_whoever_runs_it_and_nothing_is_left_behind():
+def test_a_validation_pass_is_recorded_and_no_hook_remains():
     classifier, state, seen = network().eval(), VisualState(epoch=0), examples(30)
     with torch.no_grad(), recording_validation({"health": Health()}, classifier, state) as take:
         for images, labels in zip(seen.images.split(8), seen.labels.split(8), strict=True):
@@ -95,7 +101,7 @@ def test_the_validation_pass_is_watched_whoever_runs_it_and_nothing_is_left_behi
     assert state.store["health"]["block1_conv1"]["images"] == 30
 
 
-def test_a_validation_that_fails_leaves_neither_hooks_nor_tallies():
+def test_a_failed_validation_leaves_neither_hooks_nor_records():
     classifier, state = network(), VisualState(epoch=0)
     with pytest.raises(InterruptedError), recording_validation({"health": Health()}, classifier, state):
         raise InterruptedError
@@ -121,7 +127,7 @@ def test_a_frozen_layer_is_run_and_judged_once():
     assert later["health/cka/block1_conv1"] == 1
 
 
-def test_outside_training_what_training_saw_of_the_same_weights_still_counts():
+def test_outside_training_the_verdicts_on_unchanged_weights_are_kept():
     classifier, state = network(), VisualState(epoch=2)
     said = Health()(classifier, examples(30), state)["health"]
     again = VisualState(store=state.store)
@@ -132,7 +138,7 @@ def test_outside_training_what_training_saw_of_the_same_weights_still_counts():
     assert again.store["health"]["block1_conv1"]["images"] == 3
 
 
-def test_a_layer_that_stands_still_while_others_move_is_told_once(caplog):
+def test_a_layer_that_stops_learning_is_one_warning(caplog):
     torch.manual_seed(0)
     layers = [part for _ in range(4) for part in (nn.Conv2d(3, 3, 3, padding=1), nn.ReLU())]
     backbone = Backbone(nn.Sequential(*layers, nn.Flatten()), name="deep", mean=[0] * 3, std=[1] * 3)
@@ -150,16 +156,16 @@ def test_a_layer_that_stands_still_while_others_move_is_told_once(caplog):
     ]
 
 
-def test_structure_older_than_the_training_is_not_its_merit():
-    def said(start: float) -> dict[str, dict[str, object]]:
-        about = {"verdicts": ["useful"], "images": 9, "best": "0", "worst": "", "testable": True}
-        return {"conv": about | {"numbers": {"drift": 0.1, "structured": 0.9}, "structured_at_start": start}}
+def test_structure_older_than_the_training_is_not_credited_to_it():
+    def records(start: float) -> dict[str, dict[str, object]]:
+        record = {"verdicts": ["useful"], "images": 9, "measures": {"z": torch.ones(1)}, "testable": True}
+        return {"conv": record | {"numbers": {"drift": 0.1, "structured": 0.9}, "structured_at_start": start}}
 
-    assert "learned before this training" in by_layer(said(0.9)).description
-    assert by_layer(said(0.05)).description.endswith("With structure: 5% of the filters at epoch 0, 90% now.")
+    assert "learned before this training" in layer_table(records(0.9)).description
+    assert layer_table(records(0.05)).description.endswith("With structure: 5% of the filters at epoch 0, 90% now.")
 
 
-def test_what_is_remembered_can_be_read_harmlessly(tmp_path):
+def test_records_can_be_loaded_with_weights_only(tmp_path):
     state = VisualState(epoch=0)
     Health()(network(), examples(), state)
     torch.save(state.store, tmp_path / "past.pt")
@@ -167,7 +173,7 @@ def test_what_is_remembered_can_be_read_harmlessly(tmp_path):
     assert Health()(network(), examples(), kept)["health/drift/block1_conv1"] == 0
 
 
-def test_looking_changes_neither_weights_nor_random_state():
+def test_judging_changes_neither_weights_nor_random_state():
     classifier = network().train()
     before, digest = {k: v.clone() for k, v in classifier.state_dict().items()}, torch.get_rng_state()
     Health()(classifier, examples(), VisualState())
@@ -176,7 +182,7 @@ def test_looking_changes_neither_weights_nor_random_state():
     assert all(torch.equal(before[name], tensor) for name, tensor in classifier.state_dict().items())
 
 
-def test_wrong_input_is_one_clear_line():
+def test_wrong_input_is_a_clear_error():
     with pytest.raises(UserError, match="health needs images"):
         Health()(network(), Examples(images=torch.empty(0, 1, 28, 28)), VisualState())
     with pytest.raises(UserError, match="has no kernels"):
@@ -187,7 +193,7 @@ def test_wrong_input_is_one_clear_line():
         Health()(flat, Examples(images=torch.rand(2, 1, 3, 3)), VisualState())
 
 
-def test_silencing_compares_sets_of_one_size():
+def test_silencing_compares_sets_of_equal_size():
     classifier = network()
     with torch.no_grad():
         classifier.module_of("conv_1").bias.fill_(1)
@@ -200,7 +206,7 @@ def test_silencing_compares_sets_of_one_size():
     assert len(table.rows[0]) == len(table.columns)
 
 
-def test_layers_are_silenced_by_themselves_on_demand():
+def test_layers_are_silenced_separately_on_demand():
     classifier = network()
     with torch.no_grad():
         for layer, dead in (("conv_1", [2, 5]), ("conv_2", [1])):
@@ -213,13 +219,13 @@ def test_layers_are_silenced_by_themselves_on_demand():
     assert silenced["all at once"] == silenced["block1_conv1"] + silenced["block2_conv1"]
 
 
-def test_causes_ask_for_more_images_than_the_others_look_at():
+def test_causes_use_more_images_than_other_visuals():
     few = dataclasses.replace(examples(8), more=examples)
     table = HealthCauses(draws=2, images=40)(network(), few, VisualState())["health/causes"]
     assert isinstance(table, Table)
     assert "of 40 images" in table.description
 
 
-def test_causes_without_labels_are_one_clear_line():
+def test_causes_without_labels_are_a_clear_error():
     with pytest.raises(UserError, match="health_causes needs images with labels"):
         HealthCauses()(network(), Examples(images=torch.rand(4, 1, 28, 28)), VisualState())

@@ -1,4 +1,4 @@
-"""Which filters a grid shows, in which order, and frames in the colours of their verdicts."""
+"""Select the filters that a grid shows, order them by verdict, and give their frames the verdicts' colours."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -19,34 +19,34 @@ ORDERS = ("number", "verdict")
 
 @dataclass(frozen=True, kw_only=True)
 class FilterSelection:
-    """Channels to show and, where they are ordered by verdict, what is said of each and of the whole layer."""
+    """The channels to show; if ordered by verdict, also their verdicts and those of the whole layer."""
 
     channels: list[int]
     verdicts: tuple[str, ...] = ()
-    whole: tuple[str, ...] = ()
+    layer_verdicts: tuple[str, ...] = ()
 
     def frame(self, place: int) -> Colour | None:
-        """Return the colour of the frame of the channel at a place of the grid."""
+        """Return the colour of a frame, given its position in the grid; None without verdicts."""
         return Verdict(self.verdicts[place]).colour if self.verdicts else None
 
     def word(self, place: int) -> tuple[str, ...]:
-        """Return the line below the channel at a place of the grid that says its verdict."""
+        """Return the verdict as a caption line, given the position in the grid; empty without verdicts."""
         return (self.verdicts[place],) if self.verdicts else ()
 
     @property
     def key(self) -> list[tuple[str, Colour]]:
-        """Say which colour is which, and of how many of the layer's filters it holds."""
-        counts = Counter(self.whole)
+        """The colours of the verdicts, each with the number of the layer's filters that have it."""
+        counts = Counter(self.layer_verdicts)
         return [(f"{counts[verdict]} {verdict}", verdict.colour) for verdict in Verdict if counts[verdict]]
 
     @property
     def digest(self) -> list[Tensor]:
         """What a picture depends on besides the network."""
-        return [torch.tensor([Verdict(verdict).rank for verdict in self.whole])] if self.whole else []
+        return [torch.tensor([Verdict(verdict).rank for verdict in self.layer_verdicts])] if self.layer_verdicts else []
 
 
 def check_order(order: str, *, where: str) -> None:
-    """Raise a `UserError` for an order that does not exist."""
+    """Raise a `UserError` if an order does not exist."""
     if order not in ORDERS:
         raise UserError(f"{where}={order!r}; possible are {', '.join(ORDERS)}")
 
@@ -60,18 +60,17 @@ def select_filters(
     order: str,
     keep: str = "",
 ) -> FilterSelection:
-    """Return the channels to show: the first so many by number, or a fair sample from the best verdict to the worst.
+    """Return the channels to show: the first ones by number, or a sample from the best verdict to the worst.
 
-    A fair sample holds of every verdict its share of the layer, and at least one; among filters of one verdict those
-    with most structure come first.
+    Of the filters with the same verdict, those with the most structure come first.
 
     Args:
         classifier: the network.
         layer: a layer's name; the channels of a pool are those of the convolution before it.
         channels: how many, a list of indices, or None for all.
-        state: holds the verdicts.
+        state: its store holds the verdicts.
         order: one of `ORDERS`.
-        keep: a tag under which the sample is remembered, so that it stays the same over the epochs of a training.
+        keep: a tag under which the sample is stored, so that it stays the same in all epochs of a training.
 
     Raises:
         UserError: there are no verdicts on the layer.
@@ -79,22 +78,22 @@ def select_filters(
     judged = judged_layer(classifier, layer)
     if order == "number" or judged is None:
         return FilterSelection(channels=channels_of(classifier.layers, layer, channels))
-    about = state.store.get("health", {}).get(judged, {})
-    if "verdicts" not in about:
+    record = state.store.get("health", {}).get(judged, {})
+    if "verdicts" not in record:
         raise UserError(f"no verdicts on {judged} to order {layer} by; choose health too: visuals=[health,…]")
-    said, structure = about["verdicts"], torch.as_tensor(about["z"]).tolist()
+    verdicts, structure = record["verdicts"], record["measures"]["z"].tolist()
     kept = state.store.setdefault("picked", {}) if keep and state.epoch is not None else {}
-    if isinstance(channels, int) and channels < len(said):
+    if isinstance(channels, int) and channels < len(verdicts):
         if len(kept.get(keep, ())) != channels:
-            kept[keep] = fair_sample(said, structure, channels)
+            kept[keep] = proportional_sample(verdicts, structure, channels)
         channels = list(kept[keep])
     chosen = channels_of(classifier.layers, layer, channels)
-    chosen.sort(key=lambda i: _rank(said, structure, i))
-    return FilterSelection(channels=chosen, verdicts=tuple(said[i] for i in chosen), whole=tuple(said))
+    chosen.sort(key=lambda i: _rank(verdicts, structure, i))
+    return FilterSelection(channels=chosen, verdicts=tuple(verdicts[i] for i in chosen), layer_verdicts=tuple(verdicts))
 
 
-def fair_sample(verdicts: Sequence[str], structure: Sequence[float], count: int) -> list[int]:
-    """Return `count` filters of which every verdict has its share, at least one where there is room for it."""
+def proportional_sample(verdicts: Sequence[str], structure: Sequence[float], count: int) -> list[int]:
+    """Return `count` filters in which every verdict has its share of the layer, and at least one filter if possible."""
     order = sorted(range(len(verdicts)), key=lambda i: _rank(verdicts, structure, i))
     groups = {verdict: [i for i in order if verdicts[i] == verdict] for verdict in Verdict if verdict in verdicts}
     shares = {verdict: count * len(group) / len(verdicts) for verdict, group in groups.items()}
@@ -102,13 +101,13 @@ def fair_sample(verdicts: Sequence[str], structure: Sequence[float], count: int)
     while sum(quota.values()) > count:
         quota[max(quota, key=lambda verdict: (quota[verdict], -shares[verdict]))] -= 1
     while sum(quota.values()) < count:
-        open_ = [verdict for verdict in quota if quota[verdict] < len(groups[verdict])]
-        quota[max(open_, key=lambda verdict: shares[verdict] - quota[verdict])] += 1
+        growing = [verdict for verdict in quota if quota[verdict] < len(groups[verdict])]
+        quota[max(growing, key=lambda verdict: shares[verdict] - quota[verdict])] += 1
     return [i for verdict, group in groups.items() for i in group[: quota[verdict]]]
 
 
 def judged_layer(classifier: Classifier, layer: str) -> str | None:
-    """Return the convolution whose filters make a layer's channels: itself, or that before a pool, norm or ReLU."""
+    """Return the convolution that makes a layer's channels: itself or the one before a pool, norm or ReLU."""
     layers = list(classifier.layers.values())
     asked = find_layer(classifier.layers, layer)
     for candidate in reversed(layers[: layers.index(asked) + 1]):

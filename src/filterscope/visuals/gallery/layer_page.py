@@ -237,12 +237,9 @@ def preferred_classes(responses: Tensor, labels: Tensor | None, most: int = 5) -
 
 def _best_filters(facts: Sequence[Mapping[str, Any]], count: int) -> list[int]:
     """Return the filters with the best verdicts; those with the most structure come first within a verdict."""
-    ranks = {verdict: rank for rank, verdict in enumerate(Verdict)}
-
-    def key(i: int) -> tuple[int, float]:
-        return ranks.get(facts[i]["verdict"], len(ranks)), -(facts[i].get("z") or 0.0)
-
-    return sorted(range(len(facts)), key=key)[:count]
+    ranks = ["", *Verdict]
+    keys = [(ranks.index(each["verdict"]), -(each.get("z") or 0.0)) for each in facts]
+    return sorted(range(len(facts)), key=keys.__getitem__)[:count]
 
 
 def _photo(image: Tensor, size: int) -> Pixels:

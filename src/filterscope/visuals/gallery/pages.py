@@ -9,12 +9,12 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from filterscope.analysis.health.measures import all_measures
 from filterscope.analysis.health.verdict import Verdict
 from filterscope.visuals.drawing.pixels import Pixels
 from filterscope.visuals.gallery.compare import ComparedGallery, filter_changes
 from filterscope.visuals.gallery.layer_page import LayerPage
 from filterscope.visuals.gallery.sprites import draw_atlas, encode_webp, grid_shape
-from filterscope.visuals.health.findings import MEASURES
 from filterscope.visuals.output.site import MADE_BY, MANIFEST, Site
 
 MAX_IMAGE_BYTES = 20_000  # of a response image
@@ -162,7 +162,7 @@ def _environment() -> Environment:
     environment.globals |= {"count_verdicts": _count_verdicts, "grid_shape": grid_shape, "position": _position}
     environment.globals |= {
         "verdicts": list(Verdict),
-        "measures": MEASURES,
+        "measures": [each for each in all_measures().values() if each.title],
     }
     return environment
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from filterscope.analysis.filters import kernels
+from filterscope.analysis.health.verdict import Verdict
 from filterscope.models.classifier import Classifier
 from filterscope.visuals.fingerprints import is_frozen
 
@@ -22,10 +23,10 @@ def warn_of_deaths(layer: str, record: dict[str, Any], *, epoch: int) -> None:
 
     Args:
         layer: its name, for the message.
-        record: its number of `dead` filters and their `verdicts`; what was warned of is added to it.
+        record: the record of the layer; what was warned of is added to it.
         epoch: the number of finished epochs.
     """
-    dead, filters = record["dead"], len(record["verdicts"])
+    dead, filters = record["verdicts"].count(Verdict.DEAD), len(record["verdicts"])
     fewest = record.setdefault("fewest_dead", {"dead": dead, "epoch": epoch})
     died = dead - fewest["dead"]
     if died <= 0:
