@@ -67,7 +67,7 @@ def main(cfg: DictConfig) -> float | None:
         if is_first_process():
             overrides = HydraConfig.get().overrides
             record_job(run_folder(), [*overrides.hydra, *overrides.task])
-        monitor = config["checkpoint"]["monitor"]
+        monitor = config["callbacks"]["checkpoint"]["monitor"]
         metrics = run_in_subprocess(config)
         if metrics is None:
             metrics = train(config, run_folder())

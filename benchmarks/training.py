@@ -82,7 +82,7 @@ class Bench:
         return seconds(work, processor=self.processor)
 
 
-ALONE = ("visuals=none", "checkpoint.monitor=train/acc")
+ALONE = ("visuals=none", "callbacks.checkpoint.monitor=train/acc")
 
 
 def steps_of(bench: Bench, part: str, *, finetune: str, trained: str) -> None:

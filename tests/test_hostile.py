@@ -222,7 +222,7 @@ def test_a_run_folder_of_a_stranger_is_looked_at_before_it_is_gone_on_with(
         "data": {},
         "model": {},
         "trainer": {},
-        "checkpoint": {},
+        "callbacks": {},
         "seed": 0,
         "optimizer": {"_target_": "torch.optim.SGD"},
     }

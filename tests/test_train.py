@@ -196,7 +196,12 @@ def test_verdicts_are_put_to_the_test_once_when_the_training_has_ended(run: Path
 
 
 def test_a_number_of_health_decides_what_is_best_and_when_to_stop(composed: Compose, tmp_path: Path) -> None:
-    watch = ("checkpoint.monitor=health/drift/block1_conv1", "checkpoint.mode=min", "checkpoint.patience=2")
+    watch = (
+        "callbacks.checkpoint.monitor=health/drift/block1_conv1",
+        "callbacks.checkpoint.mode=min",
+        "callbacks=[default,early_stopping]",
+        "callbacks.early_stopping.patience=2",
+    )
     metrics = train(composed(*TINY, "visuals=health", "trainer.max_epochs=9", "schedule=constant", *watch), tmp_path)
     drifts = [float(row["health/drift/block1_conv1"]) for row in rows_of(tmp_path)]
     assert drifts == sorted(drifts)
@@ -205,7 +210,7 @@ def test_a_number_of_health_decides_what_is_best_and_when_to_stop(composed: Comp
 
 
 def test_a_number_that_nothing_measures_is_refused_before_an_epoch_is_spent(composed: Compose, tmp_path: Path) -> None:
-    cfg = composed(*TINY, "visuals=health", "checkpoint.monitor=health/usefull/all")
+    cfg = composed(*TINY, "visuals=health", "callbacks.checkpoint.monitor=health/usefull/all")
     measured = r"not measured \(did you mean health/useful/all\?\); measured are health/apoz/block1_conv1"
     with pytest.raises(UserError, match=measured):
         train(cfg, tmp_path)
@@ -213,6 +218,7 @@ def test_a_number_that_nothing_measures_is_refused_before_an_epoch_is_spent(comp
 
 
 def test_early_stopping_stops(composed: Compose, tmp_path: Path) -> None:
-    cfg = composed(*TINY, "visuals=none", "trainer.max_epochs=30", "optimizer.lr=0", "checkpoint.patience=2")
+    stopping = ("callbacks=[default,early_stopping]", "callbacks.early_stopping.patience=2")
+    cfg = composed(*TINY, "visuals=none", "trainer.max_epochs=30", "optimizer.lr=0", *stopping)
     train(cfg, tmp_path)
     assert len(rows_of(tmp_path)) < 8

@@ -98,7 +98,7 @@ def test_a_job_that_slurm_starts_again_goes_on_by_itself(tmp_path: Path, monkeyp
     for name in ("a", "b"):
         stored = tmp_path / "outputs" / name / ".hydra"
         stored.mkdir(parents=True)
-        (stored / "config.yaml").write_text("{data: {}, model: {}, trainer: {}, checkpoint: {}}")
+        (stored / "config.yaml").write_text("{data: {}, model: {}, trainer: {}, callbacks: {}}")
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     record_job(tmp_path / "outputs" / "a", ["hydra.mode=RUN", *given])
     record_job(tmp_path / "outputs" / "b", [*given, "seed=4"])
@@ -125,7 +125,7 @@ def test_a_run_folder_of_any_name_is_gone_on_with(name: str, tmp_path: Path, mon
     monkeypatch.setattr("sys.argv", [str(REPOSITORY / "train.py")])
     stored = tmp_path / name / ".hydra"
     stored.mkdir(parents=True)
-    (stored / "config.yaml").write_text("{data: {}, model: {}, trainer: {}, checkpoint: {}}")
+    (stored / "config.yaml").write_text("{data: {}, model: {}, trainer: {}, callbacks: {}}")
     given = resume_arguments([f"resume={tmp_path / name}"])
     folder = next(each for each in given if each.startswith("hydra.run.dir="))
     assert OverridesParser.create().parse_override(folder).value() == str(tmp_path / name)

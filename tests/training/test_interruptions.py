@@ -177,7 +177,7 @@ def test_long_epochs_are_saved_inside(
             raise Gone
 
     monkeypatch.setattr(RunCheckpoints, "keep_midway", keep_midway)
-    often = ("checkpoint.every_minutes=0",)
+    often = ("callbacks.preemption.every_minutes=0",)
     with pytest.raises(Gone):
         train(composed(*TINY, *LOOKS, *often), tmp_path)
     assert saved == [1, 2, 4, 5]

@@ -23,7 +23,7 @@ from filterscope.cli.launchers import check_launcher, launcher_faults
 from filterscope.cli.resume_arguments import quote_path, resume_arguments
 from filterscope.cli.suggestions import hide_bases, list_groups, suggest
 from filterscope.cli.sweep_results import in_sweep, read_results, record_failure
-from filterscope.config.options import check_options
+from filterscope.config.options import check_config
 from filterscope.errors import UserError
 from filterscope.runtime.processes import exit_with_parent, is_first_process, wait_for_process
 from filterscope.runtime.run_dir import unique_dir
@@ -164,7 +164,7 @@ def resolve_config(cfg: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise UserError(str(error).splitlines()[0]) from error
     config = cast(dict[str, Any], content)
-    check_options(config)
+    check_config(config)
     return config
 
 

@@ -75,7 +75,7 @@ def check_stored_config(folder: Path) -> None:
         content = yaml.load(text, _Plain)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{file} is damaged: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
-    if not isinstance(content, dict) or not {"data", "model", "trainer", "checkpoint"} <= content.keys():
+    if not isinstance(content, dict) or not {"data", "model", "trainer", "callbacks"} <= content.keys():
         raise UserError(f"{file} is not the config of a training run")
     if re.search(r"^\s*#", text, re.MULTILINE) or {"hydra", "defaults"} & content.keys():
         raise UserError(f"{file} is not as filterscope stored it: it configures more than the run")

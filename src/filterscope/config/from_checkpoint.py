@@ -14,34 +14,19 @@ from filterscope.config.instantiate import instantiate
 from filterscope.data.datamodule import ImageDataModule
 from filterscope.data.image_io import read_image
 from filterscope.data.preprocessing import fixed_transform, to_float
-from filterscope.errors import UserError
+from filterscope.errors import UserError, first_line
 from filterscope.models.classifier import Classifier
 from filterscope.models.weights import on_meta_device
+from filterscope.registry import Kind, is_registered
 from filterscope.storage.safe_load import LOAD_ERRORS, load_error_reason, load_plain
 from filterscope.training.log_visuals import examples_of, unpack_examples
 from filterscope.visuals.visual import Examples, VisualState
 
 log = logging.getLogger(__name__)
 
-BUILDABLE = frozenset(
-    {
-        "filterscope.models.backbone.torchvision_backbone",
-        "filterscope.models.backbone.small_cnn_backbone",
-        "filterscope.models.heads.replace",
-        "filterscope.models.heads.append",
-        "filterscope.models.heads.linear",
-        "filterscope.models.heads.keep",
-        "filterscope.data.synthetic_flowers.SyntheticFlowersDataModule",
-        "filterscope.data.flowers.FlowersDataModule",
-        "filterscope.data.animals.AnimalsDataModule",
-        "filterscope.data.mnist.FashionMNISTDataModule",
-        "filterscope.data.mnist.MNISTDataModule",
-        "filterscope.data.folder.FolderDataModule",
-        "filterscope.data.csv.CSVDataModule",
-        "filterscope.data.preprocessing.Augmentation",
-    }
-)
-"""All that is ever built because a checkpoint says so: its stored config is data, not trusted."""
+_STORED: tuple[Kind, ...] = ("data", "augmentation", "model", "head")
+_allowed = partial(is_registered, kinds=_STORED)
+"""Whether a checkpoint may name a target: what is registered may be built, whatever else its config says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +93,7 @@ def open_run(path: Path) -> Run:
     except UserError:
         raise
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise UserError(f"{path} is damaged: {type(error).__name__}: {_first_line(error)}") from error
+        raise UserError(f"{path} is damaged: {type(error).__name__}: {first_line(error)}") from error
     return Run(path=path, config=about["config"], classifier=classifier, examples=examples, state=state)
 
 
@@ -163,8 +148,8 @@ def _classifier(about: Mapping[str, Any], digest: Any, path: Path) -> Classifier
 
 def _built(config: Mapping[str, Any], num_classes: int, path: Path) -> Classifier:
     model = {**config["model"], "weights": None}
-    backbone = instantiate(model, where=f"{path}: model", allowed=BUILDABLE)
-    head = instantiate(config["head"], where=f"{path}: head", allowed=BUILDABLE)
+    backbone = instantiate(model, where=f"{path}: model", allowed=_allowed)
+    head = instantiate(config["head"], where=f"{path}: head", allowed=_allowed)
     classifier: Classifier = head(backbone, num_classes=num_classes)
     return classifier
 
@@ -181,7 +166,7 @@ def _of_the_same_data(run: Run, count: int, *, seed: int) -> Examples:
     # The config may be a stranger's: it may say where images lie, but have nothing fetched, written or started.
     harmless = {"download": False, "cache": None, "num_workers": 0}
     stored = {key: harmless.get(key, value) for key, value in run.config["data"].items()}
-    data: ImageDataModule = instantiate(stored, where=f"{run.path}: data", allowed=BUILDABLE)
+    data: ImageDataModule = instantiate(stored, where=f"{run.path}: data", allowed=_allowed)
     data.setup("predict")
     examples = examples_of(data, count, seed)
     if examples.class_names != run.classifier.class_names:
@@ -194,7 +179,3 @@ def _files(paths: Sequence[str], classifier: Classifier) -> Examples:
     pixels = [view(read_image(str(Path(p).expanduser()), num_channels=classifier.in_channels)) for p in paths]
     names = tuple(Path(path).name for path in paths)
     return Examples(images=to_float(torch.stack(pixels)), names=names, class_names=classifier.class_names)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,49 +1,162 @@
-"""From a config node to the object that its `_target_` names; the target's signature is the schema."""
+"""Build the object that a config node names with `_target_`; the target's signature is the schema of the node."""
 
 import inspect
+import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from types import NoneType
+from typing import Annotated, Any, Literal, Union
 
 from hydra.utils import get_object
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
-from filterscope.errors import UserError, suggestion
+from filterscope.errors import UserError, first_line, suggestion
 
 Config = dict[str, Any]
 
+_NAMES: dict[Any, str] = {int: "an integer", float: "a number", str: "a text", bool: "true or false", NoneType: "null"}
+_BOUNDS = {"ge": "of at least {:g}", "gt": "above {:g}", "le": "at most {:g}", "lt": "below {:g}"}
+_EXTRAS = ("wandb", "mlflow")
 
-def instantiate(node: Config, *, where: str, allowed: frozenset[str] | None = None, **extra: Any) -> Any:
-    """Build the object that a config node describes by its `_target_`, or a partial of it with `_partial_: true`.
 
-    The target's signature is the schema: a key it does not have and a value of another type are errors before it is
-    called. Nodes below with a `_target_` are built first.
+def instantiate(
+    node: Config,
+    *,
+    where: str,
+    allowed: Callable[[str], bool] | None = None,
+    offered: Mapping[str, Any] | None = None,
+    narrower: Mapping[str, Any] | None = None,
+    **extra: Any,
+) -> Any:
+    """Build the object that a config node names with `_target_`, or a partial of it with `_partial_: true`.
+
+    Options are checked against the target's signature before it is called. Nodes inside the node that have a
+    `_target_` are built first.
 
     Args:
         node: plain data.
         where: the node's place in the config, for messages.
-        allowed: the only targets that may be built, None for any; configs out of files come with a list.
-        extra: more arguments.
+        allowed: whether a target may be built; None: any. Required for configs that were read from a file.
+        offered: arguments that the target gets if it has parameters of these names and the node does not set them.
+        narrower: types that replace those of the signature, by parameter.
+        extra: further arguments.
+
+    Raises:
+        UserError: the target cannot be imported or is not allowed, the target has no such option, a value has the
+            wrong type or lies out of range, or the constructor of another package refuses its arguments.
     """
-    name = str(node["_target_"])
-    if allowed is not None and name not in allowed:
+    name = str(node.get("_target_"))
+    if allowed is not None and not allowed(name):
         raise UserError(f"{where}._target_={name[:80]!r} is not something filterscope builds from a file")
     try:
         target = get_object(name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{where}._target_={name!r} cannot be imported: {error}") from error
-    knobs = {
+        raise UserError(f"{where}._target_={name!r} cannot be imported: {first_line(error)}") from error
+    options = {
         key: _built(value, where=f"{where}.{key}", allowed=allowed)
         for key, value in node.items()
         if key not in ("_target_", "_partial_")
     }
-    arguments = check_arguments(target, knobs, where=where) | extra
-    return partial(target, **arguments) if node.get("_partial_") else target(**arguments)
+    parameters = _parameters(target)
+    arguments = check_arguments(target, options, where=where, narrower=narrower) | extra
+    arguments |= {key: each for key, each in (offered or {}).items() if key in parameters and key not in arguments}
+    if node.get("_partial_"):
+        return partial(target, **arguments)
+    _check_complete(parameters, arguments, where)
+    if name.startswith("filterscope."):
+        return target(**arguments)
+    try:
+        return target(**arguments)
+    except Exception as error:  # a foreign constructor's ways of refusing an option are many
+        extras = [each for each in _EXTRAS if isinstance(error, ImportError) and where.endswith(each)]
+        install = f'; pip install "filterscope[{extras[0]}]"' if extras else ""
+        raise UserError(f"{where}: {first_line(error)}{install}") from error
 
 
-def _built(value: Any, *, where: str, allowed: frozenset[str] | None) -> Any:
-    """Return what a knob says, with nodes that have a `_target_` built, also those in a plain dict of them."""
+def check_arguments(
+    target: Callable[..., Any],
+    options: Mapping[str, Any],
+    *,
+    where: str,
+    narrower: Mapping[str, Any] | None = None,
+) -> Config:
+    """Return the options, converted to the types that the target declares.
+
+    Raises:
+        UserError: the target has no such option, or a value has the wrong type or lies out of range.
+    """
+    parameters = _parameters(target)
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    checked: Config = {}
+    for key, value in options.items():
+        if key not in parameters and not open_ended:
+            raise UserError(
+                f"{where} has no option {key!r}{suggestion(key, parameters)}; it has {', '.join(parameters)}"
+            )
+        hint = narrower[key] if narrower and key in narrower else _hint(target, key, parameters)
+        checked[key] = check_value(value, hint, where=f"{where}.{key}")
+    return checked
+
+
+def check_value(value: Any, hint: Any, *, where: str) -> Any:
+    """Return a value, converted to a type, which may be `Annotated` with a range.
+
+    Raises:
+        UserError: it has another type or lies out of range; the message says what is possible.
+    """
+    if hint is Any or (isinstance(hint, type) and isinstance(value, hint) and not isinstance(value, bool)):
+        return value
+    problem = ""
+    try:
+        # pydantic takes true for 1
+        if not isinstance(value, bool) or _accepts_bool(hint):
+            return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"].removeprefix("Value error, ")
+    possible = possible_values(hint)
+    raise UserError(f"{where}={value!r}: " + (f"must be {possible}" if possible else problem[:1].lower() + problem[1:]))
+
+
+def possible_values(hint: Any) -> str:
+    """Return the values that a type allows in words, such as `an integer of at least 1 or null`; empty: no words."""
+    words = _alternatives(hint)
+    return "" if not all(words) else f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
+
+
+def _alternatives(hint: Any) -> list[str]:
+    """Return the words for each alternative of a type; an empty word where there is none."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return [each if each == "null" else each + _range(arguments[1:]) for each in _alternatives(arguments[0])]
+    if origin is Literal:
+        return [str(word).lower() for word in arguments]
+    if origin in (Union, types.UnionType):
+        ordered = sorted(arguments, key=lambda each: each is NoneType)
+        return [word for each in ordered for word in _alternatives(each)]
+    if inspect.isclass(origin) and issubclass(origin, Sequence):
+        inner = {int: " of integers", float: " of numbers", str: " of texts"}
+        return [f"a list{inner.get(arguments[0], '')}"]
+    return _NAMES.get(hint, "").split(" or ")
+
+
+def _range(metadata: tuple[Any, ...]) -> str:
+    bounds = [bound for each in metadata for bound in (each.metadata if isinstance(each, FieldInfo) else [each])]
+    found = [
+        text.format(getattr(bound, name)) for name, text in _BOUNDS.items() for bound in bounds if hasattr(bound, name)
+    ]
+    return " " + " and ".join(found) if found else ""
+
+
+def _accepts_bool(hint: Any) -> bool:
+    if hint in (bool, Any, object) or hint is inspect.Parameter.empty:
+        return True
+    return any(isinstance(each, bool) or _accepts_bool(each) for each in typing.get_args(hint))
+
+
+def _built(value: Any, *, where: str, allowed: Callable[[str], bool] | None) -> Any:
+    """Return an option's value; nodes with a `_target_` are built, alone or as values of a dict."""
     if not isinstance(value, dict):
         return value
     if "_target_" in value:
@@ -51,28 +164,28 @@ def _built(value: Any, *, where: str, allowed: frozenset[str] | None) -> Any:
     return {key: _built(each, where=f"{where}.{key}", allowed=allowed) for key, each in value.items()}
 
 
-def check_arguments(target: Callable[..., Any], knobs: Mapping[str, Any], *, where: str) -> Config:
-    """Return the knobs in the types that the target declares.
-
-    Raises:
-        UserError: a knob that the target does not have (with those it has), or a value of another type.
-    """
-    parameters = inspect.signature(target).parameters
-    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
-    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    checked: Config = {}
-    for key, value in knobs.items():
-        if key not in parameters and not open_ended:
-            raise UserError(f"{where} has no knob {key!r}{suggestion(key, parameters)}; it has {', '.join(parameters)}")
-        checked[key] = _checked(value, hints.get(key, Any), where=f"{where}.{key}")
-    return checked
+def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a function, or of a class's `__init__` even if it has a `__new__` of its own."""
+    if not inspect.isclass(target) or target.__init__ is object.__init__:
+        return inspect.signature(target).parameters
+    return {name: each for name, each in inspect.signature(target.__init__).parameters.items() if name != "self"}
 
 
-def _checked(value: Any, hint: Any, *, where: str) -> Any:
-    if isinstance(hint, type) and isinstance(value, hint) and not isinstance(value, bool):
-        return value
+def _hint(target: Callable[..., Any], key: str, parameters: Mapping[str, inspect.Parameter]) -> Any:
+    """Return a parameter's type; `Any` if it cannot be resolved (wandb names types that it does not import)."""
+    parameter = parameters.get(key)
+    if parameter is None or parameter.annotation is inspect.Parameter.empty:
+        return Any
+    function = inspect.unwrap(target.__init__ if inspect.isclass(target) else target)
+    holder = types.SimpleNamespace(__annotations__={key: parameter.annotation})
     try:
-        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{where}={value!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
+        return typing.get_type_hints(holder, getattr(function, "__globals__", {}), include_extras=True)[key]
+    except NameError:
+        return Any
+
+
+def _check_complete(parameters: Mapping[str, inspect.Parameter], arguments: Config, where: str) -> None:
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    for key, parameter in parameters.items():
+        if key not in arguments and parameter.default is inspect.Parameter.empty and parameter.kind not in variable:
+            raise UserError(f"{where}.{key} must be given")

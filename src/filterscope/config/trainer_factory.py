@@ -1,105 +1,150 @@
-"""From objects to a run that starts: the trainer with all that watches it, and what is said before the first epoch."""
+"""Build the Trainer with its callbacks and loggers, and log a summary before training starts."""
 
+import inspect
 import logging
+import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-from filterscope.config.instantiate import Config
+from filterscope.config.instantiate import Config, instantiate
+from filterscope.config.options import TRAINER
 from filterscope.data.datamodule import ImageDataModule
 from filterscope.errors import UserError
 from filterscope.runtime.malloc import keep_freed_memory
-from filterscope.training.cached_epochs import FeatureCache
 from filterscope.training.checkpoints import AtomicCheckpointIO, RunCheckpoints
-from filterscope.training.epoch_progress import EpochProgressBar
 from filterscope.training.log_visuals import LogVisuals
-from filterscope.training.loggers import RunTensorBoardLogger
+from filterscope.training.loggers import log_numbers
 from filterscope.training.metrics_log import MetricsLog
 from filterscope.training.module import FinetuneModule
-from filterscope.training.preemption import FiniteLoss, Preemption
 from filterscope.visuals.visual import Visual
 
 log = logging.getLogger(__name__)
+
+_FIXED = {
+    "callbacks": "callbacks=[default,…] chooses them",
+    "logger": "logger=[tensorboard,…] chooses it",
+    "default_root_dir": "hydra.run.dir=… is the run folder",
+    "plugins": "checkpoints are written by a plugin that leaves no half file",
+    "inference_mode": "it must be false, for metrics are updated after a validation before training",
+    "use_distributed_sampler": "it must be false, for the data module's sampler shards the images itself",
+}
+"""Trainer arguments that filterscope sets, each with the reason or the option to use instead."""
 
 
 def build_trainer(
     cfg: Config, folder: Path, visuals: dict[str, Visual], data: ImageDataModule | None = None
 ) -> pl.Trainer:
-    """Build the trainer that writes to a run folder; what rests is not run twice on the images of `data`."""
+    """Build the Trainer of a run.
+
+    Args:
+        cfg: the config of the run; each option below `trainer` is an argument of the Trainer.
+        folder: the run folder.
+        visuals: drawn after each epoch.
+        data: needed to train on cached features.
+
+    Raises:
+        UserError: Lightning or a callback or logger refuses an option.
+    """
     keep_freed_memory()
-    settings = {key: value for key, value in cfg["trainer"].items() if key != "_target_"}
-    if settings["precision"] == "auto":
-        settings["precision"] = precision_for(settings["accelerator"])
-    if settings["benchmark"] is None:
-        settings["benchmark"] = not settings["deterministic"]
-    if torch.cuda.is_available() and not settings["deterministic"]:
+    node = dict(cfg["trainer"])
+    for key, reason in _FIXED.items():
+        if key in node:
+            raise UserError(f"trainer.{key} cannot be set: {reason}")
+    if node.get("precision", "auto") == "auto":
+        node["precision"] = precision_for(node["accelerator"])
+    if node.get("benchmark") is None:
+        node["benchmark"] = not node["deterministic"]
+    if torch.cuda.is_available() and not node["deterministic"]:
         torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
-    watch = cfg["checkpoint"]
-    rows, finite = MetricsLog(folder), FiniteLoss()
-    kept = RunCheckpoints(folder / "checkpoints", monitor=watch["monitor"], mode=watch["mode"])
-    place = cfg.get("features_cache")
-    resting = [FeatureCache(data, folder=Path(place).expanduser() if place else None)] if data is not None else []
-    callbacks: list[pl.Callback] = [
-        *resting,
-        finite,
-        rows,
-        LogVisuals(
-            visuals,
-            folder=folder,
-            num_examples=cfg["num_examples"],
-            seed=cfg["seed"],
-            draw_end=False,
-            strict=True,
-        ),
-        Preemption(kept, finite, every_minutes=watch.get("every_minutes")),
-        kept,
-    ]
-    if watch["patience"] is not None:
-        callbacks.append(pl.callbacks.EarlyStopping(watch["monitor"], mode=watch["mode"], patience=watch["patience"]))
-    if settings.get("enable_progress_bar", True):
-        callbacks.append(EpochProgressBar())
-    # Lightning's own way of starting a Slurm job again knows nothing of run folders.
+    # Lightning's own way to requeue a Slurm job knows nothing of run folders.
     slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    callbacks = build_callbacks(cfg, folder, visuals, data)
+    loggers = build_loggers(cfg, folder)
     try:
-        return pl.Trainer(
-            **settings,
-            logger=RunTensorBoardLogger(folder),
+        trainer: pl.Trainer = instantiate(
+            node,
+            where="trainer",
+            narrower=TRAINER,
             callbacks=callbacks,
+            logger=loggers or False,
             plugins=[AtomicCheckpointIO(), *slurm],
             default_root_dir=folder,
-            num_sanity_val_steps=0,
-            inference_mode=False,  # metrics that a validation before training resets must stay ordinary tensors
-            log_every_n_steps=20,
+            inference_mode=False,
             use_distributed_sampler=False,
-            enable_model_summary=False,
         )
-    except (MisconfigurationException, ValueError, TypeError) as error:
-        chosen = ", ".join(f"trainer.{key}={settings[key]}" for key in ("accelerator", "devices", "precision"))
-        raise UserError(f"{chosen}: {str(error).splitlines()[0]}") from error
+    except UserError as error:
+        raise _with_options(error, node) from error
+    return trainer
+
+
+def build_callbacks(
+    cfg: Config, folder: Path, visuals: dict[str, Visual], data: ImageDataModule | None
+) -> list[pl.Callback]:
+    """Build the callbacks of the group `callbacks`; one that is null is left out."""
+    built: dict[str, pl.Callback] = {}
+    for name, node in cfg["callbacks"].items():
+        left_out = (name == "feature_cache" and data is None) or (
+            name == "progress_bar" and not cfg["trainer"].get("enable_progress_bar", True)
+        )
+        if not node or left_out:
+            continue
+        offered = {
+            "folder": folder,
+            "visuals": visuals,
+            "data": data,
+            "checkpoints": built.get("checkpoint"),
+            "finite": built.get("finite_loss"),
+        }
+        built[name] = instantiate(node, where=f"callbacks.{name}", offered=offered)
+    return list(built.values())
+
+
+def build_loggers(cfg: Config, folder: Path) -> list[Any]:
+    """Build the loggers of the group `logger`; each writes to the run folder unless it sets `save_dir`."""
+    nodes = {name: node for name, node in (cfg.get("logger") or {}).items() if node}
+    offered = {"folder": folder, "save_dir": str(folder)}
+    return [instantiate(node, where=f"logger.{name}", offered=offered) for name, node in nodes.items()]
+
+
+def _with_options(error: UserError, options: Mapping[str, Any]) -> UserError:
+    """Return Lightning's refusal with the options it is about: Lightning often does not name them."""
+    where, _, message = str(error).partition(": ")
+    if where != "trainer":
+        return error
+    defaults = inspect.signature(pl.Trainer.__init__).parameters
+    given = {k: v for k, v in options.items() if k in defaults and v is not None and v != defaults[k].default}
+    named = [
+        key
+        for key, value in given.items()
+        if re.search(rf"\b{key}\b", message) or (isinstance(value, str) and value in message)
+    ]
+    return UserError(", ".join(f"trainer.{key}={given[key]!r}" for key in named or given) + f": {message}")
 
 
 def silence_libraries() -> None:
-    """Silence what libraries say to their own developers; what a user should know, filterscope says itself."""
+    """Silence messages that libraries address to developers; filterscope logs what a user needs to know."""
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torchmetrics|torch")
 
 
 def precision_for(accelerator: str) -> str:
-    """Return `bf16-mixed` where the processor computes in bfloat16, else `32-true`, and say so in the log."""
+    """Return `bf16-mixed` if the processor computes in bfloat16, else `32-true`, and log the choice."""
     on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
     fast = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu._is_avx512_bf16_supported()
     choice = "bf16-mixed" if fast else "32-true"
-    log.info("precision %s (trainer.precision decides otherwise)", choice)
+    log.info("precision %s (trainer.precision=auto)", choice)
     return choice
 
 
 def log_summary(module: FinetuneModule, data: ImageDataModule) -> None:
-    """Say in a line each what is trained on what."""
+    """Log the number of trained parameters, the number of classes and the image size."""
     trained = sum(p.numel() for p in module.classifier.parameters() if p.requires_grad)
     total = sum(p.numel() for p in module.classifier.parameters())
     log.info("%s: %s of %s parameters are trained", module.classifier.backbone.name, f"{trained:,}", f"{total:,}")
@@ -107,17 +152,16 @@ def log_summary(module: FinetuneModule, data: ImageDataModule) -> None:
 
 
 def log_skipped_files(trainer: pl.Trainer, data: ImageDataModule) -> None:
-    """Put into the row of epoch 0 how many damaged files were left out, where there were any."""
+    """Log the number of damaged files that were left out, if any, as a metric of epoch 0."""
     if not data.skipped:
         return
     counted = {"data/skipped": float(len(data.skipped))}
     next(each for each in trainer.callbacks if isinstance(each, MetricsLog)).add(trainer, counted, epoch=0)  # type: ignore[attr-defined]
-    if trainer.logger is not None:
-        trainer.logger.log_metrics(counted, step=0)
+    log_numbers(trainer, counted, epoch=0)
 
 
 def draw_untrained(trainer: pl.Trainer, module: FinetuneModule) -> None:
-    """Draw and keep a network that is not trained at all."""
+    """Draw and save a network that is not trained at all (`trainer.max_epochs=0`)."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, LogVisuals):
             callback.draw(trainer, module, epoch=0)

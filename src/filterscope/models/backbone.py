@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torchvision
+from pydantic import Field
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, list_models
 
@@ -92,7 +93,7 @@ def torchvision_backbone(
     std: Sequence[float] | None = None,
     in_channels: int = 3,
     num_classes: int = 1000,
-    dropout: float | None = None,
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None,
     allow_random: bool = False,
 ) -> Backbone:
     """Build a torchvision classifier.
@@ -155,7 +156,7 @@ def small_cnn_backbone(
     in_channels: int = 1,
     image_size: int = 28,
     num_classes: int = 10,
-    dropout: float = 0.4,
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.4,
     allow_random: bool = False,
 ) -> Backbone:
     """Build the small network of the FashionMNIST notebook; without `mean` and `std` nothing is normalised.
@@ -209,8 +210,6 @@ def _per_channel(knob: str, given: Sequence[float] | None, published: Sequence[f
 
 
 def _set_dropout(network: nn.Module, dropout: float, name: str) -> None:
-    if not 0 <= dropout < 1:
-        raise UserError(f"model.dropout={dropout}: must be a probability, at least 0 and below 1")
     dropouts = [module for module in network.modules() if isinstance(module, nn.Dropout)]
     if not dropouts:
         raise UserError(f"model.dropout={dropout}: {name} has no dropout; leave it at null")

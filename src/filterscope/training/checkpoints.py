@@ -4,7 +4,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -63,9 +63,9 @@ class RunCheckpoints(Checkpoint):
     epoch; `best.ckpt` holds the weights and what looking needs, without the optimizer's state.
     """
 
-    def __init__(self, folder: Path, *, monitor: str = "val/acc", mode: str = "max") -> None:
+    def __init__(self, folder: Path, *, monitor: str = "val/acc", mode: Literal["max", "min"] = "max") -> None:
         super().__init__()
-        self.folder = folder
+        self.folder = folder / "checkpoints"
         self.monitor = monitor
         self.mode = mode
         self.best: float | None = None
@@ -155,7 +155,9 @@ class RunCheckpoints(Checkpoint):
             alike = [name for name in trainer.callback_metrics if name.split("/")[0] == self.monitor.split("/")[0]]
             measured = ", ".join(sorted(alike or trainer.callback_metrics)) or "nothing yet"
             meant = suggestion(self.monitor, trainer.callback_metrics)
-            raise UserError(f"checkpoint.monitor={self.monitor!r} is not measured{meant}; measured are {measured}")
+            raise UserError(
+                f"callbacks.checkpoint.monitor={self.monitor!r} is not measured{meant}; measured are {measured}"
+            )
         return float(score)
 
     def _improves(self, score: float | None) -> bool:

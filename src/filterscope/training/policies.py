@@ -1,18 +1,21 @@
 """Which parts of a classifier are trained, when, and how fast."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from torch import nn
 
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import block_ends, convolutions, find_layer
 from filterscope.models.split_network import modules_up_to
+from filterscope.registry import register
 
 Group = dict[str, Any]
 
 
+@register("policy")
 @dataclass(frozen=True, kw_only=True)
 class LinearProbe:
     """Train the new Linear only; everything else keeps its values bit for bit.
@@ -64,6 +67,7 @@ class LinearProbe:
         return None
 
 
+@register("policy")
 @dataclass(frozen=True, kw_only=True)
 class Full:
     """Train everything from the first epoch on.
@@ -118,6 +122,7 @@ class Full:
         return None
 
 
+@register("policy")
 @dataclass(frozen=True, kw_only=True)
 class LastBlocks(Full):
     """Train the last `blocks` blocks of the network and what lies behind them; what lies below rests for good.
@@ -156,6 +161,7 @@ class LastBlocks(Full):
         return ends[-1 - self.blocks]
 
 
+@register("policy")
 @dataclass(frozen=True, kw_only=True)
 class Gradual(Full):
     """Train the head alone first; the backbone joins in at `release_epoch` (epochs counted from 0).
@@ -163,7 +169,7 @@ class Gradual(Full):
     `views` is as in `LinearProbe`, up to the release.
     """
 
-    release_epoch: int = 4
+    release_epoch: Annotated[int, Field(ge=0)] = 4
     views: int | None = None
 
     def __post_init__(self) -> None:

@@ -5,11 +5,12 @@ import signal
 import subprocess
 import threading
 import time
-from typing import Any
+from typing import Annotated, Any
 
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
+from pydantic import Field
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 from torchmetrics import Metric
 
@@ -70,10 +71,14 @@ class Preemption(pl.Callback):
         every_minutes: how much of an epoch may be lost when the process dies unasked; None: all of it.
     """
 
-    def __init__(self, checkpoints: RunCheckpoints, finite: FiniteLoss, *, every_minutes: float | None = None) -> None:
+    def __init__(
+        self,
+        checkpoints: RunCheckpoints,
+        finite: FiniteLoss,
+        *,
+        every_minutes: Annotated[float, Field(ge=0)] | None = None,
+    ) -> None:
         super().__init__()
-        if every_minutes is not None and every_minutes < 0:
-            raise UserError(f"checkpoint.every_minutes={every_minutes}: must be 0 or more, or null")
         self.checkpoints = checkpoints
         self.finite = finite
         self.every_minutes = every_minutes

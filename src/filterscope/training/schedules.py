@@ -1,12 +1,16 @@
 """How the learning rate changes over a run; every parameter group scales alike."""
 
 import math
+from typing import Annotated, TypeAlias
 
+from pydantic import Field
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 
-def one_cycle(optimizer: Optimizer, *, total_steps: int, warmup: float = 0.3) -> LRScheduler:
+
+def one_cycle(optimizer: Optimizer, *, total_steps: int, warmup: Share = 0.3) -> LRScheduler:
     """Rise from 1/25 to the full rate over the first `warmup` share of the steps, then fall to 1/250,000 of it.
 
     Both along half a cosine (Smith 2018, with fastai's ends). Unlike torch's `OneCycleLR` it keeps no length of its
@@ -22,7 +26,7 @@ def one_cycle(optimizer: Optimizer, *, total_steps: int, warmup: float = 0.3) ->
     return LambdaLR(optimizer, factor)
 
 
-def cosine(optimizer: Optimizer, *, total_steps: int, warmup: float = 0.05) -> LRScheduler:
+def cosine(optimizer: Optimizer, *, total_steps: int, warmup: Share = 0.05) -> LRScheduler:
     """Rise linearly over the first `warmup` share of the steps, then follow half a cosine down to zero."""
     rising = max(1, round(warmup * total_steps))
 
