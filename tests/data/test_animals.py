@@ -33,7 +33,7 @@ def test_every_folder_has_its_english_name(tmp_path, above):
     assert [data.class_names[label] for label in labels] == [ENGLISH[Path(name).parent.name] for name in names]
 
 
-def test_nothing_below_root_says_where_to_get_it_and_where_to_put_it(tmp_path):
+def test_an_empty_root_says_where_to_get_the_data_and_where_to_put_it(tmp_path):
     refused(tmp_path, match=r"kaggle\.com/datasets/alessiocorrado99/animals10.*animals10/raw-img")
 
 

@@ -1,4 +1,4 @@
-"""Decoded images in a cache are those of the files, and of the files as they are now, however the cache was built."""
+"""The decode cache returns the pixels of the files, also after a file has changed or a build was killed."""
 
 import os
 import signal
@@ -51,7 +51,7 @@ def test_validation_sees_the_same_bits_with_and_without_a_cache(flowers, tmp_pat
 
 
 @pytest.mark.parametrize("augment", [Augmentation(color=0.2), Augmentation(crop_area=None)])
-def test_random_views_of_images_of_the_cached_size_are_the_same_bits(flowers, tmp_path, augment):
+def test_augmentation_of_images_of_the_cached_size_gives_the_same_bits(flowers, tmp_path, augment):
     for file in flowers.rglob("*.png"):
         pixels = np.random.default_rng(1).integers(0, 256, (30, 24, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(file)
@@ -84,14 +84,14 @@ def test_another_size_is_another_cache(flowers, tmp_path):
     assert len(caches(tmp_path / "cache")) == 2
 
 
-def test_a_cache_that_was_cut_short_is_built_anew(flowers, tmp_path):
+def test_a_truncated_cache_is_rebuilt(flowers, tmp_path):
     before = images_of(module(flowers, tmp_path / "cache").val_dataloader())
     (folder,) = (tmp_path / "cache" / "images" / name for name in caches(tmp_path / "cache"))
     os.truncate(folder / "pixels.bin", 100)
     assert torch.equal(images_of(module(flowers, tmp_path / "cache").val_dataloader()), before)
 
 
-def test_two_loader_processes_read_it_as_none_does(flowers, tmp_path):
+def test_two_loader_processes_read_the_same_bits_as_none(flowers, tmp_path):
     options = {"augment": Augmentation()}
     alone = images_of(module(flowers, tmp_path / "cache", **options).train_dataloader())
     together = images_of(module(flowers, tmp_path / "cache", num_workers=2, **options).train_dataloader())
@@ -119,13 +119,13 @@ def builder(place, seconds):
     return subprocess.Popen([sys.executable, "-c", BUILD, str(place), str(seconds)], stdout=subprocess.PIPE, text=True)
 
 
-def test_two_that_come_at_once_build_once(tmp_path):
+def test_two_processes_build_an_entry_once(tmp_path):
     both = [builder(tmp_path, 0.5) for _ in range(2)]
     assert [process.communicate(timeout=60)[0].strip() for process in both] == [str(tmp_path / "some")] * 2
     assert (tmp_path / "builds.txt").read_text().split() == ["built"]
 
 
-def test_a_build_that_was_killed_leaves_nothing_that_counts(tmp_path):
+def test_a_killed_build_leaves_no_entry_and_the_next_one_completes(tmp_path):
     first = builder(tmp_path, 60)
     while not list(tmp_path.glob(".some.partial/half.bin")):
         time.sleep(0.05)
@@ -138,7 +138,7 @@ def test_a_build_that_was_killed_leaves_nothing_that_counts(tmp_path):
     assert not list(tmp_path.glob(".some.partial"))
 
 
-def test_a_damaged_file_is_one_line_and_leaves_no_cache(flowers, tmp_path):
+def test_a_damaged_file_is_named_in_one_line_and_leaves_no_cache(flowers, tmp_path):
     file = flowers / "rose" / "3.png"
     file.write_bytes(file.read_bytes()[:1500])
     with pytest.raises(UserError, match="cannot be read as an image"):
@@ -146,12 +146,12 @@ def test_a_damaged_file_is_one_line_and_leaves_no_cache(flowers, tmp_path):
     assert caches(tmp_path / "cache") == []
 
 
-def test_a_place_that_cannot_be_written_is_one_line(flowers, tmp_path):
+def test_a_folder_that_cannot_be_written_is_named_in_one_line(flowers, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(UserError, match=r"data\.cache=.*file/cache.* cannot be written"):
         module(flowers, tmp_path / "file" / "cache").setup()
 
 
-def test_too_little_room_is_told_before_anything_is_built(tmp_path):
+def test_too_little_disk_space_is_reported_before_anything_is_built(tmp_path):
     with pytest.raises(UserError, match=r"data\.cache=.*: 1000000000\.0 GB are needed, [\d.]+ GB are free"):
         build_once(tmp_path, key="some", num_bytes=10**18, option="data.cache", build=lambda _: {})

@@ -69,7 +69,7 @@ def test_damaged_tables_are_an_error(official):
     refused(official, match="is damaged")
 
 
-def test_nothing_below_root_says_what_was_looked_for(tmp_path):
+def test_an_empty_root_says_what_is_missing(tmp_path):
     refused(tmp_path, match="flowers-102/jpg")
     refused(tmp_path / "none", match="does not exist")
 
@@ -107,7 +107,7 @@ def test_all_102_folders_get_the_name_in_the_file(tmp_path):
     assert [data.class_names[label] for label in labels] == [names[Path(file).parent.name] for file in files]
 
 
-def test_without_a_network_the_host_the_files_and_the_place_are_named(tmp_path, monkeypatch):
+def test_without_a_network_the_host_the_files_and_the_folder_are_named(tmp_path, monkeypatch):
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # a proxy that does not exist: no host can be reached
     refused(
         tmp_path,
@@ -147,7 +147,7 @@ def test_a_download_with_another_hash_leaves_no_data_set(tmp_path, published, na
     refused(tmp_path / "data", match="flowers-102/jpg")
 
 
-def test_what_a_killed_download_left_is_completed(tmp_path, published):
+def test_a_killed_download_is_completed_by_the_next_one(tmp_path, published):
     made = tmp_path / "data" / "flowers-102"
     (made / "unpacked" / "jpg").mkdir(parents=True)
     (made / ".unpacked.partial" / "jpg").mkdir(parents=True)
@@ -157,7 +157,7 @@ def test_what_a_killed_download_left_is_completed(tmp_path, published):
 
 
 @pytest.mark.real
-def test_the_real_flowers_are_torchvisions(real):
+def test_the_real_flowers_are_those_of_torchvision(real):
     data = module(real)
     data.setup()
     for split, loader in (("train", data.train_dataloader()), ("val", data.val_dataloader())):
@@ -169,7 +169,7 @@ def test_the_real_flowers_are_torchvisions(real):
 
 
 @pytest.mark.real
-def test_real_flowers_in_folders_are_called_as_officially(real, tmp_path):
+def test_real_flowers_in_class_folders_have_the_official_names(real, tmp_path):
     official = module(real)
     official.setup()
     images, labels, names = official.examples(102)

@@ -59,7 +59,7 @@ def test_one_folder_is_split_with_the_right_labels(one_folder):
     assert {pair for part in parts for pair in part} == {(0, 0), (80, 1), (160, 2)}
 
 
-def test_split_folders_are_taken_as_they_are(split_folder):
+def test_split_folders_are_used_as_given(split_folder):
     data = module(split_folder)
     data.setup()
     assert data.has_test
@@ -87,14 +87,14 @@ def test_a_test_folder_without_classes_is_left_out(split_folder):
     assert not _set_up(split_folder).has_test
 
 
-def test_setting_up_twice_changes_nothing(one_folder):
+def test_a_second_setup_changes_nothing(one_folder):
     data = _set_up(one_folder)
     before = data.examples(3)
     data.setup("validate")
     assert torch.equal(before[0], data.examples(3)[0])
 
 
-def test_excluded_classes_are_gone_and_labels_close_up(one_folder):
+def test_excluded_classes_are_removed_and_labels_stay_consecutive(one_folder):
     data = _set_up(one_folder, exclude=["bee"])
     assert (data.class_names, data.num_classes) == (("ant", "cat"), 2)
     assert {pair for part in seen(data) for pair in part} == {(0, 0), (160, 1)}
@@ -118,7 +118,7 @@ def test_numbers_can_be_excluded_as_numbers(tmp_path):
     assert _set_up(tmp_path, exclude=[2]).class_names == ("1", "10")
 
 
-def test_names_with_spaces_and_other_letters_and_hidden_files_do_no_harm(tmp_path):
+def test_names_may_have_spaces_and_any_letters_and_hidden_files_are_ignored(tmp_path):
     for folder in ("Löwen zahn", "菊 花"):
         for number in range(3):
             image(tmp_path / folder / f"Bild {number} ü.png")
@@ -156,7 +156,7 @@ def test_skipping_every_image_of_a_split_is_an_error(split_folder):
     refused(split_folder, match="no val images that can be read", on_corrupt="skip")
 
 
-def test_missing_and_empty_places_say_so(tmp_path):
+def test_missing_and_empty_folders_are_named(tmp_path):
     refused(tmp_path / "none", match="data.root=.*none: there is no such folder")
     refused(tmp_path, match="holds no class folders")
 
@@ -167,7 +167,7 @@ def test_a_class_folder_without_images_names_the_option(one_folder):
     assert _set_up(one_folder, exclude=["dog"]).num_classes == 3
 
 
-def test_a_class_that_only_validation_has_is_an_error(split_folder):
+def test_a_class_only_in_the_validation_images_is_an_error(split_folder):
     image(split_folder / "valid" / "cow" / "1.png")
     refused(split_folder, match="'cow' that the training images do not have")
 
@@ -182,7 +182,7 @@ def test_an_unknown_class_to_exclude_lists_the_classes(one_folder):
     refused(one_folder, match=r"'bees' \(did you mean bee\?\), which is no class of", exclude=["bees"])
 
 
-def test_one_class_is_nothing_to_tell_apart(one_folder):
+def test_a_single_class_is_an_error(one_folder):
     refused(one_folder, match="at least 2", exclude=["ant", "bee"])
 
 

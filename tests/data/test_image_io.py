@@ -28,7 +28,7 @@ def test_a_colour_jpeg_reads_as_pillow_reads_it(tmp_path):
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "CMYK", "YCbCr"])
 @pytest.mark.parametrize("num_channels", [1, 3])
-def test_every_colour_mode_becomes_what_pillow_makes_of_it(tmp_path, mode, num_channels):
+def test_every_colour_mode_reads_as_pillow_converts_it(tmp_path, mode, num_channels):
     path = saved(PHOTO.convert(mode), tmp_path / "a.tiff")
     image = read_image(path, num_channels=num_channels)
     assert image.shape == (num_channels, 20, 30)
@@ -44,7 +44,7 @@ def test_a_cmyk_jpeg_keeps_its_colours(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.webp"])
-def test_transparent_pixels_lie_on_white(tmp_path, name):
+def test_transparent_pixels_are_blended_with_white(tmp_path, name):
     clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
     clear.paste((0, 0, 255, 255), (0, 0, 4, 8))
     image = read_image(saved(clear, tmp_path / name, lossless=True), num_channels=3)
@@ -52,14 +52,14 @@ def test_transparent_pixels_lie_on_white(tmp_path, name):
     assert image[:, 0, 0].tolist() == [0, 0, 255]
 
 
-def test_a_transparent_palette_entry_lies_on_white(tmp_path):
+def test_a_transparent_palette_entry_becomes_white(tmp_path):
     flat = Image.new("P", (8, 8), 0)
     flat.putpalette([10, 20, 30] + [0] * 765)
     image = read_image(saved(flat, tmp_path / "a.png", transparency=0), num_channels=3)
     assert (image == 255).all()
 
 
-def test_sixteen_bits_keep_their_upper_eight(tmp_path):
+def test_sixteen_bit_values_keep_their_upper_eight_bits(tmp_path):
     values = RNG.integers(0, 65536, (20, 30), dtype=np.uint16)
     image = read_image(saved(Image.fromarray(values), tmp_path / "a.png"), num_channels=1)
     assert torch.equal(image[0], torch.from_numpy((values >> 8).astype(np.uint8)))
@@ -72,14 +72,14 @@ def test_floating_point_pixels_span_the_whole_range(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png"])
-def test_of_an_animation_the_first_frame_counts(tmp_path, name):
+def test_an_animation_is_read_as_its_first_frame(tmp_path, name):
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "lime", "blue")]
     path = saved(frames[0], tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
     assert read_image(path, num_channels=3)[:, 4, 4].tolist() == [255, 0, 0]
 
 
 @pytest.mark.parametrize(("name", "mode"), [("a.jpg", "RGB"), ("a.jpg", "CMYK"), ("a.png", "RGB"), ("a.png", "I;16")])
-def test_images_are_turned_upright_as_exif_says(tmp_path, name, mode):
+def test_exif_orientation_is_applied(tmp_path, name, mode):
     tall = np.zeros((20, 30), dtype=np.uint8)
     tall[:, :15] = 255
     exif = Image.Exif()
@@ -124,7 +124,7 @@ KINDS = ["empty", "text", "cut jpeg", "cut png", "header only", "postscript", "g
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_damaged_file_is_one_line_that_names_it(tmp_path, kind):
+def test_a_damaged_file_is_named_in_one_line(tmp_path, kind):
     path = damaged(tmp_path / "a.jpg", kind)
     with pytest.raises(BadImageError) as caught:
         read_image(path, num_channels=3)
@@ -134,12 +134,12 @@ def test_a_damaged_file_is_one_line_that_names_it(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["empty", "text", "postscript", "gif without pixels"])
-def test_the_header_tells_what_is_no_image(tmp_path, kind):
+def test_the_header_reveals_files_that_are_not_images(tmp_path, kind):
     with pytest.raises(BadImageError, match=r"a\.jpg"):
         check_image(damaged(tmp_path / "a.jpg", kind))
 
 
-def test_a_missing_file_says_so(tmp_path):
+def test_a_missing_file_is_reported_as_missing(tmp_path):
     with pytest.raises(BadImageError, match="no such file"):
         check_image(str(tmp_path / "none.jpg"))
 

@@ -39,13 +39,13 @@ def two_epochs(data):
     return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
 
 
-def test_two_workers_that_outlive_the_epoch_give_the_same_bits_as_none(flowers):
+def test_two_persistent_workers_give_the_same_bits_as_none(flowers):
     alone, together = two_epochs(module(flowers)), two_epochs(module(flowers, num_workers=2))
     assert torch.equal(alone[0], together[0])
     assert torch.equal(alone[1], together[1])
 
 
-def test_an_epoch_is_the_same_however_one_came_to_it(flowers):
+def test_an_epoch_does_not_depend_on_the_epochs_before(flowers):
     images, _ = two_epochs(module(flowers))
     resumed = module(flowers)
     resumed.epoch = 1
@@ -85,7 +85,7 @@ def test_the_fixed_transform_is_pillows_resize_and_a_center_crop():
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_file_that_turns_out_damaged_is_one_line(flowers, num_workers):
+def test_a_file_found_damaged_while_loading_is_named_in_one_line(flowers, num_workers):
     file = flowers / "rose" / "3.png"
     file.write_bytes(file.read_bytes()[:2000])
     data = module(flowers, num_workers=num_workers)
@@ -96,12 +96,12 @@ def test_a_file_that_turns_out_damaged_is_one_line(flowers, num_workers):
     assert "\n" not in str(caught.value)
 
 
-def test_a_single_left_over_image_is_no_batch_to_train_on(flowers):
+def test_a_last_training_batch_of_one_image_is_dropped(flowers):
     data = module(flowers, val_fraction=0.15, test_fraction=0.0, batch_size=15)
     assert [len(images) for images, _ in data.train_dataloader()] == [15]
 
 
-def test_ranks_split_a_batch_stream_between_them(flowers, monkeypatch):
+def test_ranks_train_on_different_images(flowers, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     seen = []
     for rank in (0, 1):
@@ -111,7 +111,7 @@ def test_ranks_split_a_batch_stream_between_them(flowers, monkeypatch):
     assert len(torch.cat(seen).flatten(1).unique(dim=0)) == 12
 
 
-def test_more_processes_than_images_are_refused(flowers, monkeypatch):
+def test_more_processes_than_images_are_an_error(flowers, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "99")
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(UserError, match="99 processes are more than the 12 images"):

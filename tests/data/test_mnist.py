@@ -46,7 +46,7 @@ def test_images_keep_their_labels_through_the_split(tmp_path, module, dataset, n
         assert torch.equal((images.amax((1, 2, 3)) * 255 / 20).round().long(), labels)
 
 
-def test_clothes_have_their_names(tmp_path):
+def test_fashion_mnist_has_names_of_clothes(tmp_path):
     write(tmp_path, FashionMNIST)
     data = FashionMNISTDataModule(root=str(tmp_path), download=False)
     data.setup()
@@ -68,12 +68,12 @@ def test_without_test_files_there_is_no_test_split(tmp_path, module, dataset):
 
 
 @pytest.mark.parametrize(("module", "dataset"), SETS)
-def test_nothing_below_root_says_what_was_looked_for(tmp_path, module, dataset):
+def test_an_empty_root_says_what_is_missing(tmp_path, module, dataset):
     refused(module(root=str(tmp_path), download=False), match=f"{dataset.__name__}/raw/train-images-idx3-ubyte")
 
 
 @pytest.mark.parametrize(("module", "dataset"), SETS)
-def test_without_a_network_the_host_the_files_and_the_place_are_named(tmp_path, module, dataset, monkeypatch):
+def test_without_a_network_the_host_the_files_and_the_folder_are_named(tmp_path, module, dataset, monkeypatch):
     monkeypatch.setattr(dataset, "mirrors", ["http://127.0.0.1:9/"])
     refused(
         module(root=str(tmp_path)),
@@ -115,7 +115,7 @@ def test_a_download_with_another_hash_leaves_no_data_set(tmp_path, served, monke
     refused(MNISTDataModule(root=str(tmp_path / "data"), download=False), match="holds no MNIST")
 
 
-def test_files_that_were_put_there_by_hand_need_no_network(tmp_path, served, monkeypatch):
+def test_files_placed_by_hand_need_no_network(tmp_path, served, monkeypatch):
     folder = publish(served, MNIST, monkeypatch)
     raw = tmp_path / "data" / "MNIST" / "raw"
     raw.mkdir(parents=True)

@@ -12,26 +12,26 @@ def test_the_order_follows_from_the_epoch_alone():
     assert [index for _, index in keys(epoch=4)] != [index for _, index in keys(epoch=5)]
 
 
-def test_every_image_comes_once_and_says_the_epoch():
+def test_every_image_is_yielded_once_with_the_epoch():
     assert sorted(keys(epoch=7)) == [(7, index) for index in range(10)]
 
 
-def test_without_shuffling_the_order_is_the_images_own():
+def test_without_shuffling_images_keep_their_order():
     assert keys(shuffle=False) == [(0, index) for index in range(10)]
 
 
-def test_ranks_train_on_as_many_images_each_and_on_all_of_them():
+def test_shuffled_ranks_get_equally_many_images_and_together_all():
     parts = [keys(rank=rank, world_size=3) for rank in range(3)]
     assert [len(part) for part in parts] == [4, 4, 4]
     assert {index for part in parts for _, index in part} == set(range(10))
 
 
-def test_ranks_judge_every_image_exactly_once():
+def test_unshuffled_ranks_together_get_every_image_exactly_once():
     parts = [keys(shuffle=False, rank=rank, world_size=3) for rank in range(3)]
     assert sorted(index for part in parts for _, index in part) == list(range(10))
 
 
-def test_the_length_is_what_is_yielded():
+def test_the_length_is_the_number_of_yielded_images():
     for shuffle in (True, False):
         for world in (1, 2, 3, 4):
             for rank in range(world):

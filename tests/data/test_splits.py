@@ -12,7 +12,7 @@ def split(labels=LABELS, fractions=(0.15, 0.15), names=NAMES, seed=0):
     return stratified_split(labels, fractions, class_names=names, seed=seed)
 
 
-def test_parts_are_disjoint_and_hold_everything():
+def test_parts_are_disjoint_and_complete():
     parts = split()
     assert sorted(torch.cat(parts).tolist()) == list(range(len(LABELS)))
 
@@ -55,7 +55,7 @@ def test_impossible_fractions_are_refused(fractions):
         split(fractions=fractions)
 
 
-def test_examples_take_every_class_once_before_any_twice():
+def test_examples_contain_every_class_once_before_any_twice():
     assert LABELS[spread_over_classes(LABELS, 3, seed=0)].tolist() == [0, 1, 2]
     assert LABELS[spread_over_classes(LABELS, 5, seed=0)].bincount().sort().values.tolist() == [1, 2, 2]
     assert len(set(spread_over_classes(LABELS, 5, seed=0).tolist())) == 5

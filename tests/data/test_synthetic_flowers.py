@@ -36,13 +36,13 @@ def test_drawing_leaves_threads_and_the_global_random_state_alone():
     assert torch.get_num_threads() == threads
 
 
-def test_no_image_comes_twice():
+def test_no_two_images_are_equal():
     data = module()
     images = torch.cat([next(iter(data.train_dataloader()))[0], pixels(data)])
     assert len(images.flatten(1).unique(dim=0)) == 80
 
 
-def test_every_class_has_its_share():
+def test_classes_are_equally_frequent():
     labels = torch.cat([labels for _, labels in module().train_dataloader()])
     assert labels.bincount().tolist() == [4] * 10
 
@@ -57,12 +57,12 @@ def test_any_size_and_both_numbers_of_channels(image_size, num_channels):
 
 
 @pytest.mark.parametrize("known", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2)])
-def test_no_one_and_no_two_of_shape_stripes_and_colour_name_the_class(known):
+def test_one_or_two_of_shape_stripes_and_colour_do_not_determine_the_class(known):
     best = len({tuple(c[k] for k in known) for c in CLASSES})  # guesses that can be right, one for each sight
     assert best <= (4 if len(known) == 1 else 7)
 
 
-def test_for_each_factor_some_classes_differ_in_it_alone():
+def test_for_each_factor_some_classes_differ_only_in_it():
     alone = Counter()
     for one, other in itertools.combinations(CLASSES, 2):
         different = [k for k in range(3) if one[k] != other[k]]
@@ -70,12 +70,12 @@ def test_for_each_factor_some_classes_differ_in_it_alone():
     assert all(alone[factor] >= 2 for factor in range(3))
 
 
-def test_names_say_what_is_seen():
+def test_class_names_describe_all_three_factors():
     assert len(set(class_names(3))) == len(set(class_names(1))) == len(CLASSES)
     assert all(name.count(",") == 2 for name in class_names(3))
 
 
-def test_stripes_lie_at_the_angle_that_the_name_says():
+def test_stripes_have_the_angle_of_the_class():
     data = module(image_size=96, num_train=10, num_val=60)
     images, labels, _ = data.examples(60)
     grey = images.mean(1)
@@ -92,7 +92,7 @@ def test_stripes_lie_at_the_angle_that_the_name_says():
     assert error.abs().median() < 0.15
 
 
-def test_colours_are_what_the_names_say():
+def test_colours_are_those_of_the_class():
     images, labels, _ = module(image_size=64).examples(20)
     by_color = {
         color: images[[CLASSES[label][2] == color for label in labels.tolist()]].mean((0, 2, 3)).tolist()

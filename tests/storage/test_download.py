@@ -97,7 +97,7 @@ def test_a_file_with_another_hash_never_appears(host: Host, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("url", ["http://example.org/file", "ftp://example.org/file", "file:///etc/passwd"])
-def test_only_https_is_asked(url: str, tmp_path: Path) -> None:
+def test_other_addresses_than_https_are_refused(url: str, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="only https is allowed"):
         fetch(url, tmp_path / "file", digest=DIGEST)
 

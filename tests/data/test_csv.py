@@ -73,14 +73,14 @@ def test_other_delimiters_and_a_byte_order_mark_are_fine(table, delimiter):
     assert data.num_classes == 2
 
 
-def test_a_csv_of_its_own_path_with_files_beside_it(table):
+def test_the_csv_may_lie_elsewhere_with_its_images_beside_it(table):
     (table / "pictures" / "list.csv").write_text((table / "labels.csv").read_text())
     data = module("elsewhere", csv=str(table / "pictures" / "list.csv"), image_folder=None)
     data.setup()
     assert data.num_classes == 2
 
 
-def test_without_labels_one_can_look_but_not_train(table):
+def test_without_labels_images_can_be_visualized_but_not_trained_on(table):
     data = module(table, label_column="species")
     data.setup("predict")
     images, labels, names = data.examples(5)
@@ -90,14 +90,14 @@ def test_without_labels_one_can_look_but_not_train(table):
         data.setup("fit")
 
 
-def test_damaged_files_are_skipped_where_one_only_looks(table):
+def test_damaged_files_are_skipped_without_labels_too(table):
     (table / "pictures" / "7.png").write_bytes(b"")
     data = module(table, label_column="species", on_corrupt="skip")
     data.setup("predict")
     assert len(data.examples(99)[0]) == 11
 
 
-def test_missing_things_are_named(table):
+def test_missing_files_and_columns_are_named(table):
     refused(table, match="no CSV file at", csv="none.csv")
     refused(table, match="no column 'image'; its columns are filename, label, part", image_column="image")
     refused(table, match="no column 'fold'", split_column="fold")
@@ -115,6 +115,6 @@ def test_a_row_without_a_label_or_with_an_unknown_split_is_named(table):
 
 
 @pytest.mark.parametrize("content", [b"", b"filename,label\n", b"\xff\xfe\x00\xd8\x00", b"a\x00b,c\n\x00"])
-def test_a_file_that_is_no_table_is_one_line(table, content):
+def test_a_file_that_is_not_a_table_is_refused_in_one_line(table, content):
     (table / "labels.csv").write_bytes(content)
     refused(table, match="labels.csv")
