@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from health_kernels import calibration, natural, planted, reused, separation
+from health_kernels import calibration, natural, planted, separation
 from health_networks import alexnet
 from health_silencing import decisive
 from report import Report, arguments, real_data
@@ -50,7 +50,7 @@ def overhead(report: Report, quick: bool, real: Path) -> None:
 
     def judge() -> None:
         for layer in kernels:
-            layer += 1e-6  # unchanged weights would not be judged again
+            layer += 1e-6  # as in training
         state.epoch, state.gathered = (state.epoch or 0) + 1, {"activity": recorder.tallies}
         Health()(classifier, examples, state)
 
@@ -84,7 +84,6 @@ def main(parts: Sequence[str]) -> int:
 
 PARTS = {
     "separation": separation,
-    "reused": reused,
     "planted": planted,
     "natural": natural,
     "overhead": overhead,

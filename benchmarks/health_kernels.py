@@ -83,28 +83,6 @@ def power(report: Report, *layers: Tensor) -> None:
     report.add("vgg16, 16 of the slices of two layers: found at p < .05", float(rate), at_least=0.8)
 
 
-def reused(report: Report, quick: bool, real: Path) -> None:
-    """What it changes that a filter moved by 3 % of its norm is held against the null it had before."""
-    del quick
-    weights = read_tensors(real / "weights" / "alexnet_features.pth").values()
-    layers = [kernels for kernels in weights if kernels.dim() == 4]
-    redrawn, shift, verdicts, p = [], 0.0, 0, 0.0
-    for kernels in [*layers, *map(torch.randn_like, layers)]:
-        colours = kernels.shape[1] == 3
-        noise = torch.randn_like(kernels)
-        size = kernels.flatten(1).norm(dim=1) / noise.flatten(1).norm(dim=1)
-        before, moved = structure(kernels, together=colours), kernels + 0.03 * size[:, None, None, None] * noise
-        again, anew = structure(moved, together=colours, before=before), structure(moved, together=colours)
-        redrawn.append((again.moments != before.moments).any(1).float().mean())
-        shift = max(shift, float(((again.z - anew.z).abs() / anew.z.abs().clamp_min(1)).max()))
-        verdicts += int((again.structured != anew.structured).sum())
-        p = max(p, float((again.p - anew.p).abs().max()))
-    report.add("null of before, filters moved by 3 %: share drawn anew", float(torch.stack(redrawn).mean()))
-    report.add("null of before: largest change of z, share of it", shift, at_most=0.05)
-    report.add("null of before: largest change of p", p, at_most=0.05)
-    report.add("null of before: verdicts changed", verdicts, at_most=0)
-
-
 def planted(report: Report, quick: bool, real: Path) -> None:
     """Dead, copied and noisy filters, a frozen layer and shuffled labels, planted in the real AlexNet."""
     classifier = alexnet(real, 10).eval()

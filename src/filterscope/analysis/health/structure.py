@@ -23,7 +23,6 @@ from filterscope.errors import UserError
 POWER = 32.0  # (positions − 1)·√slices at which about eight in ten real filters are found; benchmarks/health.py
 CHUNK = 1 << 22  # floats in a work buffer
 TILE = 128  # filters
-MOVED = 0.02  # relative change of the moments from which on a filter's null is drawn anew
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +31,7 @@ class Structure:
 
     `concentration` is 1 for even energy; `z` is its distance from its own null in standard deviations; `p` is the
     exact permutation p-value; `structured` is Benjamini–Hochberg's decision over the layer. Where `testable` is False
-    the kernels are too small for the test to find most real filters, and `structured` being False means nothing. `null`
-    is `(filters, draws)`, the concentrations of permuted kernels; `moments`, `(filters, 2)`, are what its mean depends
-    on, as they were when it was drawn.
+    the kernels are too small for the test to find most real filters, and `structured` being False means nothing.
     """
 
     concentration: Tensor
@@ -42,8 +39,6 @@ class Structure:
     p: Tensor
     structured: Tensor
     testable: bool
-    null: Tensor
-    moments: Tensor
 
 
 def structure(
@@ -53,7 +48,6 @@ def structure(
     draws: int = 299,
     level: float = 0.05,
     seed: int = 0,
-    before: Structure | None = None,
 ) -> Structure:
     """Test every filter of a layer for structure.
 
@@ -64,8 +58,6 @@ def structure(
             from a whole layer of noise.
         level: of the false-discovery rate.
         seed: of the draws.
-        before: of the same filters a little earlier: its null serves those that have hardly changed in what it depends
-            on, which is not where their weights stand.
 
     Raises:
         UserError: `kernels` has another shape, or `draws` is too small for the level.
@@ -78,12 +70,10 @@ def structure(
     filters = len(kernels)
     if len(frequencies) < 2:
         nothing = torch.zeros(filters)
-        return Structure(
-            concentration=nothing + 1, z=nothing, p=nothing + 1, structured=nothing > 0, testable=False,
-            null=torch.ones(filters, draws), moments=_moments(slices, together=together),
-        )  # fmt: skip
+        return Structure(concentration=nothing + 1, z=nothing, p=nothing + 1, structured=nothing > 0, testable=False)
     observed = _unevenness((slices @ frequencies.T).square_().sum(0))
-    null, moments = _null_since(before, slices, frequencies, draws=draws, together=together, seed=seed)
+    first = torch.Generator().manual_seed(seed)
+    null = _null(slices, frequencies, draws=draws, together=together, generator=first)
     generator = torch.Generator().manual_seed(seed + 1)
     hits, drawn = _hits(observed, null), torch.full((filters,), draws)
     left, total = (hits == 0).nonzero()[:, 0], draws
@@ -101,8 +91,6 @@ def structure(
         p=p,
         structured=torch.from_numpy(false_discovery_control(p.double().numpy())) <= level,
         testable=has_power(kernels.shape),
-        null=null,
-        moments=moments,
     )
 
 
@@ -162,37 +150,6 @@ def _concentration(slices: Tensor, waves: Tensor) -> Tensor:
 def _unevenness(energy: Tensor) -> Tensor:
     """Return how unevenly one unit of energy is spread over frequencies, `(…, frequencies)` → `(…)`; 1 where evenly."""
     return energy.square().sum(-1) * energy.shape[-1]
-
-
-def _moments(slices: Tensor, *, together: bool) -> Tensor:
-    """Return two sums that permuting keeps and the mean of the null is a linear function of, `(filters, 2)`.
-
-    They are the sum over slices of their squared energies and that of all weights' fourth powers; where all slices are
-    permuted `together`, the sums of the squared products of any two slices and of the squared energies of positions.
-    """
-    squares = slices.square()
-    if not together:
-        return torch.stack([squares.sum(2).square().sum(0), squares.square().sum((0, 2))], dim=1)
-    products = torch.einsum("cfp,dfp->fcd", slices, slices)
-    return torch.stack([products.square().sum((1, 2)), squares.sum(0).square().sum(1)], dim=1)
-
-
-def _null_since(
-    before: Structure | None, slices: Tensor, waves: Tensor, *, draws: int, together: bool, seed: int
-) -> tuple[Tensor, Tensor]:
-    """Return the null and the moments it was drawn at: those of before where they still hold."""
-    moments, filters = _moments(slices, together=together), slices.shape[1]
-    moved = torch.ones(filters, dtype=torch.bool)
-    null = torch.empty(filters, draws)
-    if before is not None and before.null.shape == null.shape and before.moments.shape == moments.shape:
-        null = before.null
-        moved = ((moments - before.moments).abs() > MOVED * moments).any(1)
-        moments = torch.where(moved[:, None], moments, before.moments)
-    if moved.any():
-        generator = torch.Generator().manual_seed(seed)
-        drawn = _null(slices[:, moved].contiguous(), waves, draws=draws, together=together, generator=generator)
-        null = null.clone().index_copy_(0, moved.nonzero()[:, 0], drawn)
-    return null, moments
 
 
 def _null(slices: Tensor, waves: Tensor, *, draws: int, together: bool, generator: torch.Generator) -> Tensor:
