@@ -24,11 +24,14 @@ from filterscope.analysis.synthesis import Recipe, synthesize
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
 
-PIXELS = Recipe(objective="channel", image="pixels", jitter=0, scale=0, rotate=0, leak=0, leak_steps=0, memory=4)
-FOURIER = Recipe(objective="channel", settle=0, memory=4)
+PIXELS = Recipe(
+    objective="channel", parameterization="pixels", jitter=0, scale=0, rotate=0, leaky_slope=0, leaky_steps=0, memory=4
+)
+FOURIER = Recipe(objective="channel", untransformed=0, memory=4)
 NOTEBOOK = Recipe(
-    objective="channel", image="pixels", learning_rate=0.1, anneal=0, ascent="normalized", start="uniform",
-    bounded=False, decorrelate=False, normalize=False, jitter=0, scale=0, rotate=0, leak=0, leak_steps=0, memory=4,
+    objective="channel", parameterization="pixels", learning_rate=0.1, anneal=0, optimizer="normalized",
+    start="uniform", bounded=False, decorrelate=False, normalize=False, jitter=0, scale=0, rotate=0, leaky_slope=0,
+    leaky_steps=0, memory=4,
 )  # fmt: skip
 
 # network, layer, recipe, size, pictures in a batch, times faster than lucent in fp32 and in bf16
@@ -70,10 +73,10 @@ def against_lucent(report: Report, wanted: Wanted, sizes: tuple[int, ...]) -> No
         path = find_layer(network.layers, layer).path.removeprefix("backbone.network.")
         for precision, target in zip(precisions, targets, strict=False):
             own = replace(recipe, size=size, steps=wanted.steps, precision=precision)
-            what = f"× lucent: {name} {layer} {size} px {own.image} {precision}"
+            what = f"× lucent: {name} {layer} {size} px {own.parameterization} {precision}"
             if not wanted(what):
                 continue
-            fourier = own.image == "fourier"
+            fourier = own.parameterization == "fourier"
             rival = partial(
                 lucent_pictures, lucent(), other, path, 0,
                 steps=(wanted.steps,), size=size, fourier=fourier, transforms=fourier, upsample=False,

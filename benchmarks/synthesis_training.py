@@ -114,7 +114,7 @@ def measure(report: Report, epochs: int) -> None:
 
 def _time(clock: Clock) -> None:
     """Let the clock run while visuals draw, and while they watch the validation pass."""
-    draw, means, add = LogVisuals.draw, statistics_recorder._means, statistics_recorder.Responses.add
+    draw, means, add = LogVisuals.draw, statistics_recorder._means, statistics_recorder.RunningStatistics.add
 
     def drawn(*args: object, **knobs: object) -> None:
         with clock.running():
@@ -124,11 +124,11 @@ def _time(clock: Clock) -> None:
         with clock.running():
             return means(*args, **knobs)
 
-    def added(self: statistics_recorder.Responses, responses: object) -> None:
+    def added(self: statistics_recorder.RunningStatistics, responses: object) -> None:
         with clock.running():
             add(self, responses)
 
-    LogVisuals.draw, statistics_recorder._means, statistics_recorder.Responses.add = drawn, seen, added
+    LogVisuals.draw, statistics_recorder._means, statistics_recorder.RunningStatistics.add = drawn, seen, added
 
 
 def main() -> None:

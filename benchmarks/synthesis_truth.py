@@ -27,7 +27,7 @@ from torchvision.utils import save_image
 
 from filterscope.analysis.activations import activations
 from filterscope.analysis.synthesis import LayerStatistics, Recipe, measure_statistics, ranks, synthesize
-from filterscope.analysis.synthesis.objectives import mean_response
+from filterscope.analysis.synthesis.trust import mean_response
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
 

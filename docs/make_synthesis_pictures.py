@@ -22,7 +22,7 @@ from filterscope.visuals.drawing.grid import Cell, grid, side
 from filterscope.visuals.drawing.tiles import photo
 from filterscope.visuals.output.outputs import Picture
 from filterscope.visuals.progress import progress_bar
-from filterscope.visuals.trust import trust_lines
+from filterscope.visuals.trust import trust_captions
 from filterscope.visuals.visual import VisualState
 
 DOCS = Path(__file__).resolve().parent
@@ -71,11 +71,11 @@ def sheet(subject: Subject, recipe_name: str, keep: Path) -> Picture:
         channels = tuple(i * total // COLUMNS for i in range(COLUMNS))
         jobs.append(Job(layer=layer, channels=channels, recipe=how, statistics=known.of(layer)))
     with progress_bar(f"{name}, {recipe_name}", VisualState(), Console()) as progress:
-        made = synthesize_all(subject.classifier, jobs, keep=keep, progress=progress)
+        made = synthesize_all(subject.classifier, jobs, cache=keep, progress=progress)
     tile = side(COLUMNS, labels=LABELS)
     cells = []
     for job, pictures in zip(jobs, made, strict=True):
-        lines = trust_lines(pictures, job.channels, known.of(job.layer))
+        lines = trust_captions(pictures, job.channels, known.of(job.layer))
         for image, channel, words in zip(pictures.images, job.channels, lines, strict=True):
             cells.append(Cell(pixels=photo(image, tile), caption=(str(channel), *words), toned=len(words)))
     pixels = grid(

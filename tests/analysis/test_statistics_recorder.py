@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from filterscope.analysis.synthesis import measure_statistics, statistics_recorder
-from filterscope.analysis.synthesis.statistics_recorder import Responses, recording_statistics
+from filterscope.analysis.synthesis.statistics_recorder import RunningStatistics, recording_statistics
 from filterscope.analysis.synthesis.trust import LEVELS, quantiles
 from filterscope.models import heads
 from filterscope.models.backbone import small_cnn_backbone, torchvision_backbone
@@ -51,7 +51,7 @@ def test_nothing_is_known_of_layers_that_did_not_run():
 def test_the_sample_stays_bounded_and_the_extremes_exact(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(statistics_recorder, "SAMPLE", 64)
     values = torch.rand(1000, 3, generator=torch.Generator().manual_seed(0))
-    seen = Responses()
+    seen = RunningStatistics()
     for batch in torch.split(values, 37):
         seen.add(batch)
     assert len(seen.sample) <= 64
@@ -73,11 +73,11 @@ def test_quantiles_are_those_of_torch(count):
 
 def test_two_that_have_seen_parts_have_seen_the_whole():
     values = torch.rand(30, 3, generator=torch.Generator().manual_seed(0))
-    parts = [Responses(), Responses(), Responses()]
+    parts = [RunningStatistics(), RunningStatistics(), RunningStatistics()]
     for part, some in zip(parts[:2], torch.split(values, [18, 12]), strict=True):
         part.add(some)
-    both = parts[2].plus(parts[0]).plus(parts[1]).statistics()
-    whole = Responses()
+    both = parts[2].merge(parts[0]).merge(parts[1]).statistics()
+    whole = RunningStatistics()
     whole.add(values)
     for name, value in vars(whole.statistics()).items():
         assert torch.allclose(torch.as_tensor(getattr(both, name)), torch.as_tensor(value))
@@ -85,10 +85,10 @@ def test_two_that_have_seen_parts_have_seen_the_whole():
 
 def test_what_many_have_seen_stays_bounded_too(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(statistics_recorder, "SAMPLE", 16)
-    total = Responses()
+    total = RunningStatistics()
     for _ in range(5):
-        part = Responses()
+        part = RunningStatistics()
         part.add(torch.rand(15, 2))
-        total = total.plus(part)
+        total = total.merge(part)
     assert total.count == 75
     assert len(total.sample) <= 16

@@ -4,18 +4,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from filterscope import registry
 from filterscope.analysis.activations import activations
 from filterscope.analysis.synthesis import (
     ActivationStatistics,
-    Channel,
-    Direction,
-    Diversity,
-    Neuron,
     Recipe,
     measure_statistics,
+    objective,
     start_from,
     synthesize,
 )
+from filterscope.analysis.synthesis.objectives import LayerResponse, direction
 from filterscope.errors import UserError
 from filterscope.models import heads
 from filterscope.models.backbone import torchvision_backbone
@@ -23,9 +22,9 @@ from quick import quick
 
 
 @pytest.mark.parametrize("layer", ["block1_conv1", "block2_conv1", "block2_relu1", "fc1", "head"])
-@pytest.mark.parametrize("objective", ["channel", "specific", "neuron", "logit"])
-def test_every_objective_rises_at_every_kind_of_layer(grey, layer, objective):
-    made = synthesize(grey, layer, [2, 3], recipe=quick(objective=objective, steps=20))
+@pytest.mark.parametrize("name", ["channel", "specific", "neuron", "logit"])
+def test_every_objective_rises_at_every_kind_of_layer(grey, layer, name):
+    made = synthesize(grey, layer, [2, 3], recipe=quick(objective=name, steps=20))
     assert made.images.shape == (2, 1, 32, 32)
     assert made.images.min() >= 0
     assert made.images.max() <= 1
@@ -36,13 +35,15 @@ def test_every_objective_rises_at_every_kind_of_layer(grey, layer, objective):
 def test_pictures_of_a_network_with_batch_norm_rise(colour, layer):
     made = synthesize(colour, layer, [0, 3], recipe=quick(steps=12))
     assert made.images.shape == (2, 3, 32, 32)
-    assert made.rose.all()
+    assert made.converged.all()
 
 
-@pytest.mark.parametrize("image", ["fourier", "pixels"])
+@pytest.mark.parametrize("parameterization", ["fourier", "pixels"])
 @pytest.mark.parametrize("size", [24, 33])
-def test_any_size_and_both_parameterisations_rise(grey, image, size):
-    assert synthesize(grey, "block1_conv1", [0, 1], recipe=quick(image=image, size=size)).rose.all()
+def test_any_size_and_both_parameterisations_rise(grey, parameterization, size):
+    assert synthesize(
+        grey, "block1_conv1", [0, 1], recipe=quick(parameterization=parameterization, size=size)
+    ).converged.all()
 
 
 def test_a_negative_weight_descends(grey):
@@ -59,68 +60,70 @@ def test_a_seed_decides_every_draw(grey):
     assert not torch.equal(first.images, other.images)
 
 
-def test_faces_of_one_channel_start_from_different_noise_and_diversity_parts_them(grey):
+def test_samples_of_one_channel_start_from_different_noise_and_diversity_makes_them_differ(grey):
     channels = [1, 1, 1]
     plain = synthesize(grey, "block2_conv1", channels, recipe=quick(steps=30))
     diverse = synthesize(
         grey, "block2_conv1", channels, recipe=quick(steps=30, objective={"channel": 1.0, "diversity": 1.0})
     )
     assert not torch.equal(plain.images[0], plain.images[1])
-    likeness = Diversity(layer="block2_conv1", channels=(1, 1, 1))
     outputs = [activations(grey, m.images, ["block2_conv1"]) for m in (plain, diverse)]
-    assert likeness(outputs[1]).sum() > likeness(outputs[0]).sum()
+    scores = [objective("diversity")(each, "block2_conv1", channels).sum() for each in outputs]
+    assert scores[1] > scores[0]
 
 
-def test_faces_do_not_depend_on_what_else_is_asked_for(grey):
+def test_samples_do_not_depend_on_other_channels(grey):
     recipe = quick(objective={"channel": 1.0, "diversity": 1.0})
     together = synthesize(grey, "block2_conv1", [1, 3, 1, 3, 1], recipe=recipe)
     alone = synthesize(grey, "block2_conv1", [1, 1, 1], recipe=recipe)
     assert torch.equal(together.images[[0, 2, 4]], alone.images)
 
 
-def test_a_picture_that_shall_not_excite_has_done_well_when_it_excites_less_than_noise(grey):
+def test_a_minimized_picture_converged_if_it_activates_less_than_noise(grey):
     recipe = {"objective": {"logit": -1.0}, "jitter": 0, "scale": 0, "rotate": 0}
     made = synthesize(grey, "block2_conv1", [2, 3], recipe=quick(**recipe, steps=30))
     noise = synthesize(grey, "block2_conv1", [2, 3], recipe=quick(**recipe, steps=2, learning_rate=0.0))
     assert (made.activation <= noise.activation).all()
-    assert made.rose.all()
-    assert not noise.rose.any()
+    assert made.converged.all()
+    assert not noise.converged.any()
 
 
-def test_a_warm_start_goes_on_where_the_last_picture_ended(grey):
+def test_a_warm_start_continues_the_last_picture(grey):
     recipe = quick(steps=40)
     first = synthesize(grey, "block2_conv1", [2, 5], recipe=recipe)
     warm = synthesize(grey, "block2_conv1", [2, 5], recipe=quick(steps=2), start=first.parameters)
     assert (first.activation > 0).all()
     assert torch.allclose(warm.activation, first.activation, rtol=0.25)
-    assert warm.rose.all()
+    assert warm.converged.all()
 
 
-@pytest.mark.parametrize("image", ["fourier", "pixels"])
-def test_a_given_image_is_what_the_ascent_starts_from(grey, image):
+@pytest.mark.parametrize("parameterization", ["fourier", "pixels"])
+def test_an_optimization_can_start_from_an_image(grey, parameterization):
     given = torch.rand(2, 1, 32, 32) * 0.9 + 0.05
-    recipe = quick(image=image, steps=1, learning_rate=0.0)
+    recipe = quick(parameterization=parameterization, steps=1, learning_rate=0.0)
     made = synthesize(grey, "block1_conv1", [0, 1], recipe=recipe, start=start_from(given, recipe))
     assert torch.allclose(made.images, given, atol=1e-4)
 
 
-@pytest.mark.parametrize(("settle", "same"), [(1.0, True), (0.5, False), (0.0, False)])
-def test_steps_that_settle_see_the_picture_itself(grey, settle, same):
-    turned = synthesize(grey, "block2_conv1", [2, 5], recipe=quick(settle=settle))
+@pytest.mark.parametrize(("untransformed", "same"), [(1.0, True), (0.5, False), (0.0, False)])
+def test_untransformed_steps_see_the_picture_itself(grey, untransformed, same):
+    turned = synthesize(grey, "block2_conv1", [2, 5], recipe=quick(untransformed=untransformed))
     still = synthesize(grey, "block2_conv1", [2, 5], recipe=quick(jitter=0, scale=0, rotate=0))
     assert torch.equal(turned.curve, still.curve) is same
     # Without a learning rate the picture stays as it is, so that a step's score tells what was seen.
-    seen = synthesize(grey, "block2_conv1", [2, 5], recipe=quick(settle=settle, learning_rate=0.0, leak=0.0)).curve
+    seen = synthesize(
+        grey, "block2_conv1", [2, 5], recipe=quick(untransformed=untransformed, learning_rate=0.0, leaky_slope=0.0)
+    ).curve
     itself = (seen - still.curve[0]).abs().amax(dim=1) < 1e-7
-    assert itself.tolist() == [step >= 8 - 8 * settle for step in range(8)]
+    assert itself.tolist() == [step >= 8 - 8 * untransformed for step in range(8)]
 
 
 def test_the_notebooks_recipe_is_its_own_arithmetic(colour):
     """Uniform start, raw pixels, mean of the rectified map, `g · rsqrt(max(Σg², 1e-12))`, step 0.1."""
     recipe = Recipe(
-        objective="channel", image="pixels", size=32, steps=10, learning_rate=0.1, anneal=0, ascent="normalized",
-        start="uniform", bounded=False, decorrelate=False, normalize=False, jitter=0, scale=0, rotate=0, leak=0,
-        leak_steps=0, precision="fp32",
+        objective="channel", parameterization="pixels", size=32, steps=10, learning_rate=0.1, anneal=0,
+        optimizer="normalized", start="uniform", bounded=False, decorrelate=False, normalize=False, jitter=0, scale=0,
+        rotate=0, leaky_slope=0, leaky_steps=0, precision="fp32",
     )  # fmt: skip
     start = torch.rand(1, 3, 32, 32)
     made = synthesize(colour, "block2_conv1", [5], recipe=recipe, start=start)
@@ -163,25 +166,25 @@ def test_a_network_in_training_is_left_as_it_was(colour, fail):
     assert torch.equal(random, torch.get_rng_state())
 
 
-def test_a_dead_start_is_revived(grey):
+def test_a_dead_channel_becomes_active(grey):
     dead = start_from(torch.zeros(1, 1, 32, 32), quick())
     assert synthesize(grey, "block2_conv1", [0], recipe=quick(steps=1), start=dead).activation == 0
-    assert synthesize(grey, "block2_conv1", [0], recipe=quick(steps=150), start=dead).rose
+    assert synthesize(grey, "block2_conv1", [0], recipe=quick(steps=150), start=dead).converged
 
 
 def test_pictures_can_be_made_in_inference_mode(grey):
     with torch.inference_mode():
-        assert synthesize(grey, "block1_conv1", [0], recipe=quick()).rose.all()
+        assert synthesize(grey, "block1_conv1", [0], recipe=quick()).converged.all()
 
 
 def test_a_frozen_network_can_be_looked_at(grey):
     frozen = copy.deepcopy(grey).requires_grad_(False)
-    assert synthesize(frozen, "block2_conv1", [2], recipe=quick()).rose.all()
+    assert synthesize(frozen, "block2_conv1", [2], recipe=quick()).converged.all()
 
 
 def test_regularisers_make_pictures_smoother_and_greyer(grey):
-    def look(**knobs):
-        recipe = quick(image="pixels", steps=30, jitter=0, rotate=0, scale=0, **knobs)
+    def look(**options):
+        recipe = quick(parameterization="pixels", steps=30, jitter=0, rotate=0, scale=0, **options)
         images = synthesize(grey, "block2_conv1", [0, 1, 2], recipe=recipe).images
         return images.diff(dim=2).abs().mean(), (images - 0.5).square().mean()
 
@@ -192,28 +195,51 @@ def test_regularisers_make_pictures_smoother_and_greyer(grey):
 
 
 def test_objectives_of_several_layers_add_up(grey):
-    def both(channels):
-        return Channel(layer="block2_conv1", channels=tuple(channels)) - 0.5 * Neuron(
-            layer="block1_conv1", channels=(0,) * len(channels), position=(3, 3)
-        )
-
+    both = objective("channel") - 0.5 * objective("neuron", layer="block1_conv1", channel=0, position=(3, 3))
     made = synthesize(grey, "block2_conv1", [0, 1], recipe=quick(steps=20), objective=both)
     assert (made.curve[-1] > made.curve[0]).all()
+
+
+def test_objectives_and_numbers_form_sums_and_multiples(grey):
+    outputs = activations(grey, torch.rand(2, 1, 32, 32), ["block2_conv1"])
+    channel, logit = objective("channel"), objective("logit")
+    a, b = (each(outputs, "block2_conv1", [4, 7]) for each in (channel, logit))
+    for combined, expected in (
+        (1 + channel, 1 + a), (channel - 1, a - 1), (1 - channel, 1 - a), (channel / 2, a / 2), (-channel, -a),
+        (sum([channel, logit]), a + b), (2 * (channel - logit * 3 + 1), 2 * (a - 3 * b + 1)),
+    ):  # fmt: skip
+        assert torch.allclose(combined(outputs, "block2_conv1", [4, 7]), expected)
+
+
+def test_an_objective_is_one_registered_function(grey, monkeypatch):
+    monkeypatch.setitem(registry._registered, "objective", dict(registry.registered("objective")))
+
+    @registry.register("objective")
+    def brightest(response: LayerResponse) -> torch.Tensor:
+        return response.own(response.output).flatten(1).amax(dim=1)
+
+    made = synthesize(grey, "block2_conv1", [2], recipe=quick(objective={"brightest": 2.0}))
+    assert made.curve[-1] > made.curve[0]
+    with pytest.raises(UserError, match=r"recipe.objective: unknown objective 'brightes' \(did you mean brightest\?\)"):
+        quick(objective="brightes")
 
 
 def test_a_direction_along_one_channel_is_that_channel(grey):
     images = torch.rand(2, 1, 32, 32)
     outputs = activations(grey, images, ["block2_conv1"])
-    along = Direction(layer="block2_conv1", directions=3 * F.one_hot(torch.tensor([4, 7]), 20).float())
-    assert torch.allclose(along(outputs), Channel(layer="block2_conv1", channels=(4, 7))(outputs))
-    made = synthesize(grey, "block2_conv1", [4, 7], recipe=quick(), objective=lambda _channels: along)
+    along = objective(direction, directions=3 * torch.eye(20))
+    expected = objective("channel")(outputs, "block2_conv1", [4, 7])
+    assert torch.allclose(along(outputs, "block2_conv1", [4, 7]), expected)
+    one = objective(direction, directions=3 * F.one_hot(torch.tensor(4), 20).float())
+    assert torch.allclose(one(outputs, "block2_conv1", [0, 0])[0], expected[0])
+    made = synthesize(grey, "block2_conv1", [4, 7], recipe=quick(), objective=along)
     assert (made.curve[-1] > made.curve[0]).all()
 
 
-def test_a_specific_picture_excites_its_own_channel_most(grey):
+def test_a_specific_picture_activates_its_own_channel_most(grey):
     torch.manual_seed(0)
     statistics = measure_statistics(grey, torch.rand(40, 1, 32, 32), ["block1_conv1"])
-    recipe = quick(objective="specific", steps=60, leak_steps=16, jitter=0, rotate=0, scale=0)
+    recipe = quick(objective="specific", steps=60, leaky_steps=16, jitter=0, rotate=0, scale=0)
     made = synthesize(grey, "block1_conv1", list(range(10)), recipe=recipe, statistics=statistics)
     plain = synthesize(grey, "block1_conv1", list(range(10)), recipe=quick(steps=60), statistics=statistics)
     assert (made.rank == 0).float().mean() >= (plain.rank == 0).float().mean()
@@ -251,7 +277,7 @@ def test_statistics_survive_a_checkpoint(grey, tmp_path):
         ({"start": torch.rand(1, 1, 8, 8)}, "start"),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line(grey, change, said):
+def test_a_mistake_is_one_line(grey, change, said):
     arguments = {"layer": "block1_conv1", "channels": [0], "recipe": quick()} | change
     if said is None:
         assert synthesize(grey, **arguments).images.shape == (1, 1, 32, 32)
@@ -262,14 +288,15 @@ def test_what_cannot_be_is_said_in_one_line(grey, change, said):
 
 
 @pytest.mark.parametrize(
-    "knobs",
-    [{"objective": "beauty"}, {"objective": {}}, {"image": "wavelets"}, {"steps": 0}, {"size": 3.5}, {"leak": "a lot"},
-     {"objective": {"channel": "much"}}, {"bounded": 1}, {"precision": "fp8"}, {"settle": 1.5},
+    "options",
+    [{"objective": "beauty"}, {"objective": {}}, {"parameterization": "wavelets"}, {"steps": 0}, {"size": 3.5},
+     {"leaky_slope": "a lot"},
+     {"objective": {"channel": "much"}}, {"bounded": 1}, {"precision": "fp8"}, {"untransformed": 1.5},
      {"anneal": 2}],
 )  # fmt: skip
-def test_an_impossible_recipe_is_refused(knobs):
+def test_an_impossible_recipe_is_refused(options):
     with pytest.raises(UserError, match="recipe"):
-        Recipe(**knobs)
+        Recipe(**options)
 
 
 def test_a_module_without_channels_is_refused():
@@ -278,6 +305,6 @@ def test_a_module_without_channels_is_refused():
         synthesize(classifier, "encoder.ln", [0], recipe=quick(size=224, steps=1))
 
 
-def test_grey_is_where_all_parameters_are_nought():
+def test_parameters_of_0_are_grey():
     recipe = quick(size=16)
     assert start_from(torch.full((1, 3, 16, 16), 0.5), recipe).abs().max() < 1e-5

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from filterscope.analysis.synthesis import synthesize
-from filterscope.analysis.synthesis.micro_batches import micro_batch_size
 from filterscope.analysis.synthesis.network import profile_forward
+from filterscope.analysis.synthesis.renderer import micro_batch_size
 from quick import quick
 
 
@@ -21,10 +21,10 @@ def test_a_place_in_a_padded_micro_batch_does_not_change_a_bit(colour, precision
 
 
 def test_pictures_are_spread_evenly_over_as_few_micro_batches_as_hold_them(colour):
-    (reach,) = profile_forward(colour, [["block2_conv1"]], 64)
-    most = micro_batch_size(reach, quick(size=64), torch.device("cpu"), 10_000)
+    (profile,) = profile_forward(colour, [["block2_conv1"]], 64)
+    most = micro_batch_size(profile, quick(size=64), torch.device("cpu"), 10_000)
     for pictures in (1, most, most + 1, 3 * most - 1):
-        count = micro_batch_size(reach, quick(size=64), torch.device("cpu"), pictures)
+        count = micro_batch_size(profile, quick(size=64), torch.device("cpu"), pictures)
         batches = -(-pictures // most)
         assert (batches - 1) * count < pictures <= batches * count <= pictures + batches - 1
 

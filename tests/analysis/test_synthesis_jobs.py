@@ -13,7 +13,7 @@ from filterscope.analysis.synthesis import (
     synthesize,
     synthesize_all,
 )
-from filterscope.analysis.synthesis.jobs import deal
+from filterscope.analysis.synthesis.jobs import assign_to_ranks
 from filterscope.errors import UserError
 from filterscope.models import heads
 from filterscope.models.backbone import small_cnn_backbone
@@ -57,17 +57,17 @@ def test_progress_rises_to_one_over_all_layers(network):
 
 def test_work_is_dealt_out_evenly_and_completely():
     work = [5, 9, 1, 1, 7, 3, 3, 1]
-    owners = deal(work, 3)
-    loads = [sum(w for w, owner in zip(work, owners, strict=True) if owner == hand) for hand in range(3)]
+    owners = assign_to_ranks(work, 3)
+    loads = [sum(w for w, owner in zip(work, owners, strict=True) if owner == rank) for rank in range(3)]
     assert sum(loads) == sum(work)
     assert max(loads) - min(loads) <= 1
-    assert deal(work, 1) == [0] * len(work)
+    assert assign_to_ranks(work, 1) == [0] * len(work)
 
 
 def test_a_picture_that_is_done_is_not_made_again(network, tmp_path):
-    first = synthesize_all(network, [job()], keep=tmp_path)[0]
+    first = synthesize_all(network, [job()], cache=tmp_path)[0]
     told = Steps()
-    again = synthesize_all(network, [job()], keep=tmp_path, progress=told)[0]
+    again = synthesize_all(network, [job()], cache=tmp_path, progress=told)[0]
     assert told == []
     assert all(torch.equal(value, getattr(again, name)) for name, value in vars(first).items())
     fresh = synthesize_all(network, [job()])[0]
@@ -77,19 +77,19 @@ def test_a_picture_that_is_done_is_not_made_again(network, tmp_path):
 
 def test_an_interrupted_layer_goes_on_where_it_stopped(network, tmp_path):
     recipe = Recipe(size=32, steps=4, precision="fp32", objective="channel", memory=0.0005)  # a few at a time
-    whole = synthesize_all(network, [job(channels=tuple(range(12)), recipe=recipe)], keep=tmp_path / "whole")[0]
+    whole = synthesize_all(network, [job(channels=tuple(range(12)), recipe=recipe)], cache=tmp_path / "whole")[0]
 
     def stop(_layer, done):
         if done > 0.5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        synthesize_all(network, [job(channels=tuple(range(12)), recipe=recipe)], keep=tmp_path / "part", progress=stop)
+        synthesize_all(network, [job(channels=tuple(range(12)), recipe=recipe)], cache=tmp_path / "part", progress=stop)
     done = len(list((tmp_path / "part").glob("*.npz")))
     assert 0 < done < 12
     told = Steps()
     rest = synthesize_all(
-        network, [job(channels=tuple(range(12)), recipe=recipe)], keep=tmp_path / "part", progress=told
+        network, [job(channels=tuple(range(12)), recipe=recipe)], cache=tmp_path / "part", progress=told
     )[0]
     assert torch.equal(rest.images, whole.images)
     assert torch.equal(rest.curve, whole.curve)
@@ -98,7 +98,7 @@ def test_an_interrupted_layer_goes_on_where_it_stopped(network, tmp_path):
 
 @pytest.mark.parametrize("change", ["weights", "recipe", "seed", "statistics", "channel"])
 def test_a_stale_picture_is_never_read(network, tmp_path, change):
-    synthesize_all(network, [job(channels=(0, 1))], keep=tmp_path)
+    synthesize_all(network, [job(channels=(0, 1))], cache=tmp_path)
     other = job(channels=(0, 1))
     if change == "weights":
         network = copy.deepcopy(network)
@@ -114,42 +114,42 @@ def test_a_stale_picture_is_never_read(network, tmp_path, change):
     else:
         other = job(channels=(2, 3))
     told = Steps()
-    synthesize_all(network, [other], keep=tmp_path, progress=told)
+    synthesize_all(network, [other], cache=tmp_path, progress=told)
     assert told
 
 
 def test_weights_behind_the_layer_do_not_make_a_picture_stale(network, tmp_path):
-    synthesize_all(network, [job("block1_conv1")], keep=tmp_path)
+    synthesize_all(network, [job("block1_conv1")], cache=tmp_path)
     with torch.no_grad():
         network.head.weight.add_(1.0)
     told = Steps()
-    synthesize_all(network, [job("block1_conv1")], keep=tmp_path, progress=told)
+    synthesize_all(network, [job("block1_conv1")], cache=tmp_path, progress=told)
     assert told == []
 
 
 def test_a_damaged_file_is_made_anew(network, tmp_path):
-    first = synthesize_all(network, [job()], keep=tmp_path)[0]
+    first = synthesize_all(network, [job()], cache=tmp_path)[0]
     files = sorted(tmp_path.glob("*.npz"))
     files[0].write_bytes(files[0].read_bytes()[:100])
     files[1].write_bytes(b"")
-    again = synthesize_all(network, [job()], keep=tmp_path)[0]
+    again = synthesize_all(network, [job()], cache=tmp_path)[0]
     assert torch.equal(again.images, first.images)
 
 
-def test_compared_faces_are_kept_together_or_not_at_all(network, tmp_path):
+def test_compared_samples_are_cached_together_or_not_at_all(network, tmp_path):
     recipe = Recipe(size=32, steps=4, precision="fp32", objective={"channel": 1.0, "diversity": 1.0})
-    faces = job(channels=(1, 1, 2, 2), recipe=recipe)
-    first = synthesize_all(network, [faces], keep=tmp_path)[0]
+    samples = job(channels=(1, 1, 2, 2), recipe=recipe)
+    first = synthesize_all(network, [samples], cache=tmp_path)[0]
     next(tmp_path.glob("*_1_0_*.npz")).unlink()
     told = Steps()
-    again = synthesize_all(network, [faces], keep=tmp_path, progress=told)[0]
+    again = synthesize_all(network, [samples], cache=tmp_path, progress=told)[0]
     assert len(told) == 4
     assert torch.equal(again.images, first.images)
 
 
-def test_pictures_with_a_start_are_not_kept(network, tmp_path):
+def test_pictures_with_a_start_are_not_cached(network, tmp_path):
     start = start_from(torch.rand(3, 1, 32, 32), RECIPE)
-    synthesize_all(network, [job(start=start)], keep=tmp_path)
+    synthesize_all(network, [job(start=start)], cache=tmp_path)
     assert not list(tmp_path.iterdir())
 
 

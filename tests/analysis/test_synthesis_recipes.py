@@ -8,19 +8,22 @@ from omegaconf import OmegaConf
 
 from filterscope.analysis.synthesis import Recipe
 
-FILES = sorted((Path(__file__).parents[2] / "conf" / "recipe").glob("*.yaml"))
+FOLDER = Path(__file__).parents[2] / "conf" / "recipe"
+NAMES = sorted(file.stem for file in FOLDER.glob("*.yaml") if file.stem != "_base")
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_a_recipe_file_holds_every_knob_in_order_and_builds(file):
-    content = OmegaConf.load(file)
+def test_the_base_file_has_every_option_in_order_and_the_default_values():
+    content = OmegaConf.load(FOLDER / "_base.yaml")
     assert list(content) == ["_target_", *(field.name for field in fields(Recipe))]
-    assert isinstance(instantiate(content, _convert_="all"), Recipe)
+    assert instantiate(content, _convert_="all") == Recipe()
 
 
-def test_the_specific_recipe_is_what_a_recipe_is_by_default():
-    specific = instantiate(OmegaConf.load(next(file for file in FILES if file.stem == "specific")), _convert_="all")
-    assert specific == Recipe()
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_file_has_every_option_and_builds(name, composed):
+    content = composed(f"recipe={name}")["recipe"]
+    assert list(content) == ["_target_", *(field.name for field in fields(Recipe))]
+    recipe = instantiate(content, _convert_="all")
+    assert (recipe == Recipe()) is (name == "specific")
 
 
 @pytest.mark.parametrize("script", ["train", "visualize"])

@@ -36,24 +36,24 @@ def test_random_filters_follow_the_seed_and_may_be_the_last() -> None:
     from filterscope.visuals.comparison import Comparison
 
     classifier = heads.linear(torchvision_backbone(name="alexnet", weights=None), num_classes=2)
-    drawn = [Comparison(layers=1, channels=1, pick="random", seed=seed)._chosen(classifier) for seed in range(400)]
-    assert drawn[0] == Comparison(layers=1, channels=1, pick="random", seed=0)._chosen(classifier)
+    drawn = [Comparison(layers=1, channels=1, pick="random", seed=seed)._select(classifier) for seed in range(400)]
+    assert drawn[0] == Comparison(layers=1, channels=1, pick="random", seed=0)._select(classifier)
     assert {name for chosen in drawn for name in chosen} == {
         "block1_conv1", "block2_conv1", "block3_conv1", "block3_conv2", "block3_conv3",
     }  # fmt: skip
-    whole = Comparison(layers=["block1_conv1"], channels=64, pick="random")._chosen(classifier)
+    whole = Comparison(layers=["block1_conv1"], channels=64, pick="random")._select(classifier)
     assert whole == {"block1_conv1": list(range(64))}
     with pytest.raises(UserError, match="channel 64 of block1_conv1 does not exist; it has 0 to 63"):
-        Comparison(layers=["block1_conv1"], channels=[64])._chosen(classifier)
+        Comparison(layers=["block1_conv1"], channels=[64])._select(classifier)
 
 
 def test_the_notebook_recipe_of_the_experiment_is_the_notebooks(composed: Compose) -> None:
     recipe = composed("experiment=vgg16_synthesis")["visuals"]["comparison"]["recipes"]["notebook"]
     knobs = {name: value for name, value in recipe.items() if name != "_target_"}
     assert Recipe(**knobs) == Recipe(
-        objective="channel", image="pixels", size=96, steps=500, learning_rate=0.1, ascent="normalized",
+        objective="channel", parameterization="pixels", size=96, steps=500, learning_rate=0.1, optimizer="normalized",
         start="uniform", bounded=False, decorrelate=False, normalize=False, jitter=0.0, scale=0.0, rotate=0.0,
-        settle=0.0, leak=0.0, leak_steps=0, anneal=0.0, precision="fp32",
+        untransformed=0.0, leaky_slope=0.0, leaky_steps=0, anneal=0.0, precision="fp32",
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from filterscope.analysis.synthesis import (
     synthesize,
     synthesize_all,
 )
-from filterscope.analysis.synthesis.objectives import mean_along
+from filterscope.analysis.synthesis.trust import mean_along
 from filterscope.config import instantiate
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
@@ -43,7 +43,7 @@ def test_a_picture_of_a_direction_rises_along_it(classifier: Classifier, layer: 
     along = mean_along(activations(classifier, made.images, [layer])[layer], directions)
     assert torch.allclose(made.responses, along, atol=1e-4)
     assert torch.allclose(made.activation, along[[0, 1], [0, 2]], atol=1e-4)
-    assert made.rose.all()
+    assert made.converged.all()
 
 
 def test_a_direction_along_one_class_makes_the_picture_of_its_logit(classifier: Classifier) -> None:
@@ -58,12 +58,12 @@ def test_a_direction_along_one_class_makes_the_picture_of_its_logit(classifier: 
 def test_directions_are_compared_with_real_images_and_kept(
     classifier: Classifier, examples: Examples, tmp_path: Path
 ) -> None:
-    visual = Directions(directions=[{0: 1.0, 1: 1.0}, {0: 1.0, 1: -1.0}], recipe=RECIPE, keep=str(tmp_path))
+    visual = Directions(directions=[{0: 1.0, 1: 1.0}, {0: 1.0, 1: -1.0}], recipe=RECIPE, cache=str(tmp_path))
     (picture,) = visual(classifier, examples, VisualState()).values()
     assert "all 2 directions" in picture.description
     assert f"Compared with {len(examples)} real images" in picture.description
     assert len(list(tmp_path.glob("*.npz"))) == 2
-    other = Directions(directions=[{0: 1.0, 2: 1.0}, {0: 1.0, 1: -1.0}], recipe=RECIPE, keep=str(tmp_path))
+    other = Directions(directions=[{0: 1.0, 2: 1.0}, {0: 1.0, 1: -1.0}], recipe=RECIPE, cache=str(tmp_path))
     other(classifier, examples, VisualState())
     assert len(list(tmp_path.glob("*.npz"))) == 4
 

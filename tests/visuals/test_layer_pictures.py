@@ -16,7 +16,7 @@ from filterscope.visuals.filters import Filters, draw_filters, filter_tiles
 from filterscope.visuals.map_grid import draw_maps
 from filterscope.visuals.responses import Responses
 from filterscope.visuals.synthesis import Synthesis
-from filterscope.visuals.trust import trust_lines
+from filterscope.visuals.trust import trust_captions
 from filterscope.visuals.visual import Examples, Visual, VisualState
 
 RECIPE = Recipe(size=32, steps=6, objective="channel", precision="fp32")
@@ -189,10 +189,10 @@ def test_trust_is_told_only_where_there_is_something_to_compare_with(
     from filterscope.analysis.synthesis import measure_statistics, synthesize
 
     made = synthesize(classifier, "block2_conv1", [0, 1], recipe=RECIPE)
-    assert all(lines[-1] in ("not compared", "never rose") for lines in trust_lines(made, [0, 1]))
+    assert all(lines[-1] in ("not compared", "did not converge") for lines in trust_captions(made, [0, 1]))
     statistics = measure_statistics(classifier, examples.images, ["block2_conv1"]).of("block2_conv1")
-    for lines, rose in zip(trust_lines(made, [0, 1], statistics), made.rose.tolist(), strict=True):
-        assert ("× · rank" in lines[0]) == rose
+    for lines, converged in zip(trust_captions(made, [0, 1], statistics), made.converged.tolist(), strict=True):
+        assert ("× · rank" in lines[0]) == converged
 
 
 def test_statistics_of_real_images_are_used_when_the_images_are_gone(

@@ -22,14 +22,14 @@ dist.init_process_group("gloo")
 torch.set_num_threads(1)
 from filterscope.visuals.output.outputs import Picture
 from filterscope.visuals.visual import VisualState, run_workers, render
-from filterscope.analysis.synthesis import layer_renderer
+from filterscope.analysis.synthesis import renderer
 
 made = []
-whole = layer_renderer.LayerRenderer.make
+whole = renderer.LayerRenderer.render
 def counted(self, channels, *args, **kwargs):
     made.extend((self.layer, channel) for channel in channels)
     return whole(self, channels, *args, **kwargs)
-layer_renderer.LayerRenderer.make = counted
+renderer.LayerRenderer.render = counted
 
 visuals, classifier, examples = torch.load(sys.argv[1], weights_only=False)
 state, shown = VisualState(), {}
@@ -52,7 +52,7 @@ def visuals() -> dict[str, Synthesis | Comparison]:
     recipe = Recipe(size=24, steps=4, precision="fp32", memory=0.0002)  # several micro-batches a layer
     return {
         "synthesis": Synthesis(recipe=recipe, channels=6, steps=3, untrained=True),
-        "comparison": Comparison(recipes={"a": recipe}, channels=3, report=0),
+        "comparison": Comparison(recipes={"a": recipe}, channels=3, log_every=0),
     }
 
 

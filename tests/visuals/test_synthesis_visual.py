@@ -9,12 +9,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from filterscope.analysis.synthesis import Recipe, layer_renderer, measure_statistics
+from filterscope.analysis.synthesis import Recipe, measure_statistics, renderer
 from filterscope.analysis.synthesis.parameterization import Parameterization
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.visuals.progress import progress_bar
-from filterscope.visuals.synthesis import KEPT, Synthesis
+from filterscope.visuals.synthesis import TILE, Synthesis
 from filterscope.visuals.trust import real_statistics
 from filterscope.visuals.visual import Examples, VisualState, recording_validation
 
@@ -22,13 +22,13 @@ RECIPE = Recipe(size=24, steps=4, objective="channel", precision="fp32")
 LAYER = "block2_conv1"
 
 
-def visual(**knobs: object) -> Synthesis:
-    return Synthesis(**{"recipe": RECIPE, "layers": [LAYER], "channels": 2, **knobs})  # type: ignore[arg-type]
+def visual(**options: object) -> Synthesis:
+    return Synthesis(**{"recipe": RECIPE, "layers": [LAYER], "channels": 2, **options})  # type: ignore[arg-type]
 
 
-def test_faces_crops_and_the_untrained_picture_stand_in_a_row(classifier: Classifier, examples: Examples) -> None:
+def test_samples_crops_and_the_untrained_picture_stand_in_a_row(classifier: Classifier, examples: Examples) -> None:
     alone = visual()(classifier, examples, VisualState())[f"synthesis/{LAYER}"]
-    row = visual(faces=2, crops=2, untrained=True)(classifier, examples, VisualState())[f"synthesis/{LAYER}"]
+    row = visual(samples=2, patches=2, untrained=True)(classifier, examples, VisualState())[f"synthesis/{LAYER}"]
     assert row.pixels.shape[0] > alone.pixels.shape[0]
     assert "*real*" in row.description
     assert "*untrained*" in row.description
@@ -39,13 +39,13 @@ def test_the_untrained_picture_is_made_once_in_a_training(
     classifier: Classifier, examples: Examples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[int] = []
-    whole = layer_renderer.LayerRenderer.make
+    whole = renderer.LayerRenderer.render
 
-    def counted(self: layer_renderer.LayerRenderer, channels: list[int], *args: object, **knobs: object) -> object:
+    def counted(self: renderer.LayerRenderer, channels: list[int], *args: object, **options: object) -> object:
         made.append(len(channels))
-        return whole(self, channels, *args, **knobs)  # type: ignore[arg-type]
+        return whole(self, channels, *args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(layer_renderer.LayerRenderer, "make", counted)
+    monkeypatch.setattr(renderer.LayerRenderer, "render", counted)
     state = VisualState()
     counts = []
     for state.epoch in range(3):
@@ -64,9 +64,9 @@ def test_classes_are_drawn_under_their_names(classifier: Classifier, examples: E
     assert (named.pixels != numbered.pixels).any()
 
 
-def test_every_face_goes_on_where_it_ended(classifier: Classifier, examples: Examples) -> None:
+def test_every_sample_goes_on_where_it_ended(classifier: Classifier, examples: Examples) -> None:
     state = VisualState(epoch=0)
-    still = visual(faces=2, recipe=Recipe(size=24, steps=4, learning_rate=0.0, precision="fp32", objective="channel"))
+    still = visual(samples=2, recipe=Recipe(size=24, steps=4, learning_rate=0.0, precision="fp32", objective="channel"))
     still(classifier, examples, state)
     left = state.store["synthesis"][LAYER]
     with torch.no_grad():
@@ -75,13 +75,13 @@ def test_every_face_goes_on_where_it_ended(classifier: Classifier, examples: Exa
     still(classifier, examples, state)
     assert torch.equal(state.store["synthesis"][LAYER]["parameters"], left["parameters"])
     assert len(left["parameters"]) == 4
-    assert len(left["tiles"]) == 2  # strips show the first face
+    assert len(left["tiles"]) == 2  # timelines show the first sample
 
 
 def test_what_pictures_go_on_from_is_kept_in_half_the_bytes_and_looks_the_same(
     classifier: Classifier, examples: Examples
 ) -> None:
-    state, recipe = VisualState(epoch=0), Recipe(size=KEPT, steps=40, precision="fp32")
+    state, recipe = VisualState(epoch=0), Recipe(size=TILE, steps=40, precision="fp32")
     visual(recipe=recipe)(classifier, examples, state)
     left = state.store["synthesis"][LAYER]
     assert left["parameters"].dtype == torch.float16
@@ -116,7 +116,7 @@ def test_pictures_that_lost_their_channel_climb_longer(classifier: Classifier, e
             network.module_of(LAYER).weight.mul_(sign)  # type: ignore[operator, union-attr]
         state.epoch = 1
         strong(network, examples, state)
-        steps.append(strong._going_on(LAYER, state).steps)
+        steps.append(strong._continuing_recipe(LAYER, state).steps)
     assert steps == [3, 24]
 
 
@@ -137,7 +137,7 @@ def test_pictures_are_held_against_the_whole_validation_pass(classifier: Classif
 def test_finished_pictures_are_kept_outside_training_only(
     classifier: Classifier, examples: Examples, tmp_path: Path
 ) -> None:
-    keeping = visual(keep=str(tmp_path))
+    keeping = visual(cache=str(tmp_path))
     keeping(classifier, examples, VisualState(epoch=0))
     assert not list(tmp_path.iterdir())
     first = keeping(classifier, examples, VisualState())
@@ -164,7 +164,7 @@ def test_there_is_no_bar_in_training_or_without_a_terminal(state: VisualState, t
     assert text.getvalue() == ""
 
 
-@pytest.mark.parametrize(("knob", "value"), [("faces", 0), ("crops", -1), ("catch_up", 0)])
-def test_impossible_numbers_are_refused(knob: str, value: int) -> None:
-    with pytest.raises(UserError, match=rf"visuals\.synthesis\.{knob}={value}"):
-        visual(**{knob: value})
+@pytest.mark.parametrize(("option", "value"), [("samples", 0), ("patches", -1), ("catch_up", 0)])
+def test_impossible_numbers_are_refused(option: str, value: int) -> None:
+    with pytest.raises(UserError, match=rf"visuals\.synthesis\.{option}={value}"):
+        visual(**{option: value})

@@ -1,19 +1,23 @@
-"""The same filters by several recipes, one below the other."""
+"""Feature visualizations of the same filters by several recipes, one row each, and the objective in each step."""
 
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from filterscope.analysis.activations import activations
-from filterscope.analysis.synthesis import Job, LayerStatistics, Recipe, run_synthesis_worker, synthesize_all
-from filterscope.analysis.synthesis import Synthesis as Made
-from filterscope.analysis.synthesis.objectives import mean_response
-from filterscope.analysis.synthesis.trust import ranks
+from filterscope.analysis.synthesis import (
+    Job,
+    LayerStatistics,
+    Recipe,
+    SynthesisResult,
+    ranks,
+    run_synthesis_worker,
+    synthesize_all,
+)
+from filterscope.analysis.synthesis.trust import mean_response
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of, convolutions
@@ -22,126 +26,131 @@ from filterscope.visuals.drawing.grid import VERMILION, Cell, grid, side
 from filterscope.visuals.drawing.tiles import photo
 from filterscope.visuals.output.outputs import Output, Picture, Table
 from filterscope.visuals.progress import progress_bar
-from filterscope.visuals.trust import real_statistics, trust_lines
+from filterscope.visuals.trust import cache_folder, real_statistics, trust_captions
 from filterscope.visuals.visual import Every, Examples, Visual, VisualState, epoch_label
 
 log = logging.getLogger(__name__)
 
 PICKS = ("first", "random")
-_HOW = (
-    "The same filters of **{layer}** by {count} recipes, one row each. A recipe that does not bound its pixels is "
-    "shown scaled from its smallest to its largest value. The line below says how far to trust a picture **as it is "
-    "shown here**, given to the network like any image: **12×**, it excites the filter twelve times as much as the "
-    "best real image; **rank 1**, it excites its own filter more than any other of the layer. {compared}"
+_LABEL_WIDTH = 150  # pixels
+_DESCRIPTION = (
+    "The same filters of **{layer}** by {count} recipes, one row each. Pictures of a recipe that does not bound its "
+    "pixels are scaled to fill the range from black to white. The caption says how far to trust a picture **as it is "
+    "shown here**, given to the network like any image: **12×**, it activates the filter twelve times as much as the "
+    "best real image; **rank 1**, it activates its own filter more than any other of the layer. {compared}"
 )
 
 
 @register("visual", "comparison")
 @dataclass(frozen=True, kw_only=True)
 class Comparison(Visual):
-    """Synthesize the same filters by several recipes: pictures `comparison/<layer>`, curves `objective/<layer>`.
+    """Visualize the same filters by several recipes: pictures `comparison/<layer>`, tables `objective/<layer>`.
 
     Attributes:
         recipes: by name; each makes one row.
-        layers: names of layers; a number: so many convolutions drawn at random; None: every convolution.
-        channels: the first so many, a list of indices, or None for all.
-        pick: which ones, where `channels` says how many: the `first`, or drawn at `random`.
-        report: tell and keep the objective every so many steps; 0: never.
-        keep: folder in which finished pictures are kept, so that none is made twice; outside training only.
-        seed: of what is drawn at random, and of the noise that pictures start from.
-        every: draw every so many epochs, 0: before training only.
+        layers: names of layers; a number of convolutions that are chosen at random; None: every convolution.
+        channels: the number of channels, a list of indices, or None for all.
+        pick: with a number of channels: the `first`, or chosen at `random`.
+        log_every: number of steps between two values of the objective that are logged and tabulated; 0: none.
+        cache: folder of finished pictures, which are not made again; used outside training only. None: no cache.
+        seed: of the random choice and of the initial noise.
+        every: see `Visual`.
     """
 
     recipes: Mapping[str, Recipe] = field(default_factory=lambda: {"specific": Recipe()})
     layers: Sequence[str] | int | None = None
     channels: list[int] | int | None = 4
     pick: str = "first"
-    report: int = 10
-    keep: str | None = None
+    log_every: int = 10
+    cache: str | None = None
     seed: int = 0
     every: Every = 0
 
     def __post_init__(self) -> None:
-        """Refuse choices that do not exist."""
+        """Check the options."""
         if self.pick not in PICKS:
             raise UserError(f"visuals.comparison.pick={self.pick!r}; possible are {', '.join(PICKS)}")
         if not self.recipes:
-            raise UserError("visuals.comparison.recipes names no recipe")
+            raise UserError("visuals.comparison.recipes is empty; it needs at least one recipe")
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Output]:
         """Return a picture and a table of objectives for every layer."""
-        chosen = self._chosen(classifier)
-        known = real_statistics(classifier, list(chosen), examples, state)
-        keep = Path(self.keep).expanduser() if self.keep and state.epoch is None else None
+        selected = self._select(classifier)
+        known = real_statistics(classifier, list(selected), examples, state)
         jobs = [
             Job(layer=layer, channels=tuple(own), recipe=recipe, seed=self.seed, statistics=known.layers.get(layer))
-            for layer, own in chosen.items()
+            for layer, own in selected.items()
             for recipe in self.recipes.values()
         ]
         with progress_bar("comparison", state) as progress:
-            pictures = iter(synthesize_all(classifier, jobs, keep=keep, progress=progress))
-        shown: dict[str, Output] = {}
-        for layer, channels in chosen.items():
-            made = {name: next(pictures) for name in self.recipes}
+            made = iter(synthesize_all(classifier, jobs, cache=cache_folder(self.cache, state), progress=progress))
+        outputs: dict[str, Output] = {}
+        for layer, channels in selected.items():
+            results = {name: next(made) for name in self.recipes}
             real = known.layers.get(layer)
-            judged = {name: as_shown(classifier, layer, channels, each, real) for name, each in made.items()}
-            shown[f"comparison/{layer}"] = draw_comparison(
-                judged, channels, layer=layer, statistics=real, aside=epoch_label(state)
+            shown = {name: measure_as_shown(classifier, layer, channels, each, real) for name, each in results.items()}
+            outputs[f"comparison/{layer}"] = draw_comparison(
+                shown, channels, layer=layer, statistics=real, epoch=epoch_label(state)
             )
-            if self.report:
-                for name, each in made.items():
-                    _tell(each.curve, channels, self.report, where=f"{layer}, {name}")
-                shown[f"objective/{layer}"] = _curves(made, channels, self.report, layer)
-        return shown
+            if self.log_every:
+                table = _objective_table(results, channels, self.log_every, layer)
+                outputs[f"objective/{layer}"] = table
+                for name, channel, step, value in table.rows:
+                    log.info("%s, %s: step %s: objective of filter %s: %.6f", layer, name, step, channel, value)
+        return outputs
 
     def run_worker(self, classifier: Classifier) -> None:
-        """Make this process's share of the pictures that the first process draws."""
+        """Make this rank's share of the pictures that rank 0 draws."""
         run_synthesis_worker(classifier)
 
-    def _chosen(self, classifier: Classifier) -> dict[str, list[int]]:
+    def _select(self, classifier: Classifier) -> dict[str, list[int]]:
+        """Return the channels of each layer."""
         generator = torch.Generator().manual_seed(self.seed)
         names: Sequence[str] = convolutions(classifier.layers)
         if isinstance(self.layers, int):
-            names = [names[i] for i in _drawn(len(names), self.layers, generator)]
+            names = [names[i] for i in _choose(len(names), self.layers, generator)]
         elif self.layers is not None:
             names = self.layers
-        chosen = {}
+        selected = {}
         for name in names:
             total = len(channels_of(classifier.layers, name, None))
             if self.pick == "random" and isinstance(self.channels, int):
-                chosen[name] = _drawn(total, self.channels, generator)
+                selected[name] = _choose(total, self.channels, generator)
             else:
-                chosen[name] = channels_of(classifier.layers, name, self.channels)
-        return chosen
+                selected[name] = channels_of(classifier.layers, name, self.channels)
+        return selected
 
 
-def as_shown(
-    classifier: Classifier, layer: str, channels: Sequence[int], made: Made, statistics: LayerStatistics | None
-) -> Made:
-    """Return the same pictures judged as images in [0, 1] that the network normalises, as it does real ones."""
-    responses = mean_response(activations(classifier, made.images, [layer])[layer])
+def measure_as_shown(
+    classifier: Classifier,
+    layer: str,
+    channels: Sequence[int],
+    result: SynthesisResult,
+    statistics: LayerStatistics | None,
+) -> SynthesisResult:
+    """Return the pictures with responses to them as images in [0, 1], which the network normalizes like real ones."""
+    responses = mean_response(activations(classifier, result.images, [layer])[layer])
     own = responses[torch.arange(len(channels)), torch.tensor(list(channels))]
-    return dataclasses.replace(made, responses=responses, activation=own, rank=ranks(responses, channels, statistics))
+    return dataclasses.replace(result, responses=responses, activation=own, rank=ranks(responses, channels, statistics))
 
 
 def draw_comparison(
-    made: Mapping[str, Made],
+    results: Mapping[str, SynthesisResult],
     channels: Sequence[int],
     *,
     layer: str,
     statistics: LayerStatistics | None = None,
-    aside: str = "",
+    epoch: str = "",
 ) -> Picture:
-    """Draw the pictures of each recipe in a row under layer and channel, and how far to trust them."""
-    labels = 150
-    size = side(len(channels), labels=labels)
+    """Draw one row of pictures for each recipe, with captions on how far to trust them."""
+    size = side(len(channels), labels=_LABEL_WIDTH)
     cells = []
-    for each in made.values():
-        lines = trust_lines(each, channels, statistics)
-        for image, channel, trust, rose in zip(each.images, channels, lines, each.rose.tolist(), strict=True):
-            caption = (f"filter {channel}", *trust)
-            frame = None if rose else VERMILION
-            cells.append(Cell(pixels=photo(image, size), caption=caption, toned=len(trust), frame=frame))
+    for result in results.values():
+        captions = trust_captions(result, channels, statistics)
+        for image, channel, lines, converged in zip(result.images, channels, captions, result.converged, strict=True):
+            frame = None if converged else VERMILION
+            caption = (f"filter {channel}", *lines)
+            cells.append(Cell(pixels=photo(image, size), caption=caption, toned=len(lines), frame=frame))
     compared = (
         f"× = times the best of {statistics.count} real images" if statistics else "not compared with real images"
     )
@@ -149,31 +158,25 @@ def draw_comparison(
         cells,
         columns=len(channels),
         title=layer,
-        aside=aside,
-        notes=[f"what excites each filter most, by recipe; {compared}"],
-        row_labels=list(made),
-        label_width=labels,
+        aside=epoch,
+        notes=[f"pictures that activate each filter most, by recipe; {compared}"],
+        row_labels=list(results),
+        label_width=_LABEL_WIDTH,
     )
-    how = _HOW.format(layer=layer, count=len(made), compared=f"{compared[0].upper()}{compared[1:]}.")
-    return Picture(drawn=drawn, description=how)
+    description = _DESCRIPTION.format(layer=layer, count=len(results), compared=f"{compared[0].upper()}{compared[1:]}.")
+    return Picture(drawn=drawn, description=description)
 
 
-def _drawn(total: int, count: int, generator: torch.Generator) -> list[int]:
+def _choose(total: int, count: int, generator: torch.Generator) -> list[int]:
     return sorted(torch.randperm(total, generator=generator)[:count].tolist())
 
 
-def _tell(curve: Tensor, channels: Sequence[int], report: int, *, where: str) -> None:
-    for step in range(report, len(curve) + 1, report):
-        values = ", ".join(f"{v:.6f} ({c})" for v, c in zip(curve[step - 1].tolist(), channels, strict=True))
-        log.info("%s: step %d: %s", where, step, values)
-
-
-def _curves(made: Mapping[str, Made], channels: Sequence[int], report: int, layer: str) -> Table:
+def _objective_table(results: Mapping[str, SynthesisResult], channels: Sequence[int], every: int, layer: str) -> Table:
     rows = [
-        (name, channel, step, float(each.curve[step - 1, i]))
-        for name, each in made.items()
+        (name, channel, step, float(result.curve[step - 1, i]))
+        for name, result in results.items()
         for i, channel in enumerate(channels)
-        for step in range(report, len(each.curve) + 1, report)
+        for step in range(every, len(result.curve) + 1, every)
     ]
-    about = f"What the ascents of **{layer}** climbed, every {report} steps, each in its own recipe's units."
-    return Table(columns=("recipe", "filter", "step", "objective"), rows=tuple(rows), description=about)
+    description = f"The objectives of **{layer}**, every {every} steps, each in the units of its recipe."
+    return Table(columns=("recipe", "filter", "step", "objective"), rows=tuple(rows), description=description)

@@ -1,8 +1,7 @@
-"""Pictures of directions in channel space: what excites several channels of a layer together."""
+"""Feature visualizations of directions in channel space, which activate several channels of a layer together."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from filterscope.visuals.filter_selection import FilterSelection
 from filterscope.visuals.output.outputs import Picture
 from filterscope.visuals.progress import progress_bar
 from filterscope.visuals.synthesis_sheet import draw_synthesis
+from filterscope.visuals.trust import cache_folder
 from filterscope.visuals.visual import Every, Examples, Visual, VisualState, epoch_label
 
 
@@ -25,23 +25,23 @@ class Directions(Visual):
     """Draw pictures of directions in a layer's channel space: `directions/<layer>`.
 
     Attributes:
-        layer: name of the layer; None: the last convolution.
         directions: each the weights of some channels, `{3: 1.0, 17: -0.5}`.
+        layer: name of the layer; None: the last convolution.
         recipe: how pictures are made; `channel` and `specific` both mean the mean along the direction.
-        keep: folder in which finished pictures are kept, so that none is made twice; outside training only.
-        seed: of the noise that pictures start from.
-        every: draw every so many epochs, 0: before training only.
+        cache: folder of finished pictures, which are not made again; used outside training only. None: no cache.
+        seed: of the initial noise.
+        every: see `Visual`.
     """
 
     directions: Sequence[Mapping[int, float]]
     layer: str | None = None
     recipe: Recipe = field(default_factory=Recipe)
-    keep: str | None = None
+    cache: str | None = None
     seed: int = 0
     every: Every = 0
 
     def __post_init__(self) -> None:
-        """Refuse directions that lead nowhere."""
+        """Check that no direction is zero."""
         if not self.directions or not all(any(weights.values()) for weights in self.directions):
             raise UserError(
                 f"visuals.directions.directions={list(map(dict, self.directions))}; "
@@ -50,40 +50,40 @@ class Directions(Visual):
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Picture]:
         """Return one picture of all directions."""
-        layer = find_layer(classifier.layers, self.layer or convolutions(classifier.layers)[-1])
-        directions = self._tensor(classifier, layer.name)
-        known = None
+        layer = find_layer(classifier.layers, self.layer or convolutions(classifier.layers)[-1]).name
+        directions = self._tensor(classifier, layer)
+        statistics = None
         if len(examples):
-            measured = measure_statistics(classifier, examples.images, [layer.name], directions=directions)
-            known = measured.of(layer.name)
-        channels = list(range(len(directions)))
+            statistics = measure_statistics(classifier, examples.images, [layer], directions=directions).of(layer)
+        indices = list(range(len(directions)))
         job = Job(
-            layer=layer.name,
-            channels=tuple(channels),
+            layer=layer,
+            channels=tuple(indices),
             recipe=self.recipe,
             seed=self.seed,
-            statistics=known,
+            statistics=statistics,
             directions=directions,
         )
-        keep = Path(self.keep).expanduser() if self.keep and state.epoch is None else None
         with progress_bar("directions", state) as progress:
-            (made,) = synthesize_all(classifier, [job], keep=keep, progress=progress)
+            cache = cache_folder(self.cache, state)
+            (result,) = synthesize_all(classifier, [job], cache=cache, progress=progress)
         picture = draw_synthesis(
-            made,
-            FilterSelection(channels=channels),
-            layer=layer.name,
+            result,
+            FilterSelection(channels=indices),
+            layer=layer,
             names=[_name(weights) for weights in self.directions],
             what="directions",
-            statistics=known,
-            aside=epoch_label(state),
+            statistics=statistics,
+            epoch=epoch_label(state),
         )
-        return {f"directions/{layer.name}": picture}
+        return {f"directions/{layer}": picture}
 
     def run_worker(self, classifier: Classifier) -> None:
-        """Make this process's share of the pictures that the first process draws."""
+        """Make this rank's share of the pictures that rank 0 draws."""
         run_synthesis_worker(classifier)
 
     def _tensor(self, classifier: Classifier, layer: str) -> Tensor:
+        """Return the directions as `(D, K)`."""
         total = len(channels_of(classifier.layers, layer, None))
         tensor = torch.zeros(len(self.directions), total)
         for row, weights in zip(tensor, self.directions, strict=True):
@@ -93,7 +93,7 @@ class Directions(Visual):
 
 
 def _name(weights: Mapping[int, float]) -> str:
-    """Return what a direction is called: its channels, with their weights where these are not 1."""
+    """Return the name of a direction: its channels, with weights other than 1."""
     terms = (f"{'+' if weight > 0 else '−'}{'' if abs(weight) == 1 else f'{abs(weight):g}·'}{channel}"
              for channel, weight in weights.items() if weight)  # fmt: skip
     return " ".join(terms).removeprefix("+")

@@ -1,124 +1,126 @@
-"""The sheet of a layer's synthesized pictures: their channels, how far to trust them, and what stands beside them."""
+"""The grid of a layer's feature visualizations with captions on how far to trust them, and reference columns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from filterscope.analysis.synthesis import LayerStatistics, Synthesis
+from filterscope.analysis.synthesis import LayerStatistics, SynthesisResult
 from filterscope.visuals.drawing.grid import VERMILION, Cell, grid, shape, side
 from filterscope.visuals.drawing.text import named
 from filterscope.visuals.drawing.tiles import photo
 from filterscope.visuals.filter_selection import FilterSelection
 from filterscope.visuals.output.outputs import Picture
-from filterscope.visuals.trust import HOW, trust_lines
+from filterscope.visuals.trust import CAPTION_HELP, trust_captions
 
-_LABELS = 110  # pixels for the names of rows
+_LABEL_WIDTH = 110  # pixels
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceColumns:
-    """What stands in a channel's row: real crops `(channels, n, C, h, w)`, a picture without training `(channels, …)`.
+    """Images in a channel's row to compare its pictures with; None: no such columns.
 
-    None: nothing of the kind.
+    Attributes:
+        patches: top-activating patches of real images, `(channels, n, C, h, w)`.
+        untrained: pictures of the network with random weights, `(channels, C, h, w)`.
     """
 
-    crops: Tensor | None = None
+    patches: Tensor | None = None
     untrained: Tensor | None = None
 
     @property
-    def columns(self) -> list[str]:
-        """What the columns show."""
-        real = [] if self.crops is None else ["real"] * self.crops.shape[1]
+    def labels(self) -> list[str]:
+        """The label of each column."""
+        real = [] if self.patches is None else ["real"] * self.patches.shape[1]
         return real + ([] if self.untrained is None else ["untrained"])
 
-    def cells(self, place: int, size: int) -> list[Cell]:
-        """Return the tiles in the row of the channel at a place."""
-        images = [] if self.crops is None else list(self.crops[place])
-        images += [] if self.untrained is None else [self.untrained[place]]
+    def cells(self, row: int, size: int) -> list[Cell]:
+        """Return the tiles in a row."""
+        images = [] if self.patches is None else list(self.patches[row])
+        images += [] if self.untrained is None else [self.untrained[row]]
         return [Cell(pixels=photo(image, size)) for image in images]
 
 
 def draw_synthesis(
-    made: Synthesis,
-    picked: FilterSelection,
+    result: SynthesisResult,
+    selected: FilterSelection,
     *,
     layer: str,
     total: int | None = None,
     names: Sequence[str] = (),
     what: str = "channels",
-    faces: int = 1,
-    beside: ReferenceColumns | None = None,
+    samples: int = 1,
+    references: ReferenceColumns | None = None,
     statistics: LayerStatistics | None = None,
-    aside: str = "",
-    still: str = "",
+    epoch: str = "",
+    note: str = "",
 ) -> Picture:
-    """Draw synthesized pictures under their channel's number and how far to trust them.
+    """Draw pictures with their channel and how far to trust them; several samples or references make one row a channel.
 
     Args:
-        made: `faces` pictures of each channel, one channel after the other.
-        picked: the channels.
+        result: `samples` pictures of each channel, one channel after the other.
+        selected: the channels.
         layer: its name.
-        total: how many channels the layer has.
+        total: number of channels of the layer.
         names: of all its channels, where they have names.
-        what: is drawn.
-        faces: pictures of a channel; more than one stand in a row.
-        beside: what else stands in that row.
+        what: what is visualized, in the plural.
+        samples: number of pictures of a channel.
+        references: columns to compare with.
         statistics: of the real images that pictures are compared with.
-        aside: stands at the right of the title.
-        still: says why it stands still.
+        epoch: text at the right of the title.
+        note: a further line in the header.
     """
-    channels = picked.channels
-    beside = beside or ReferenceColumns()
-    rows = faces + len(beside.columns) > 1
-    columns = faces + len(beside.columns) if rows else shape(len(channels), most=4)
-    size = side(columns, labels=_LABELS if rows else 0)
-    lines = trust_lines(made, [channel for channel in channels for _ in range(faces)], statistics)
+    channels = selected.channels
+    references = references or ReferenceColumns()
+    columns = samples + len(references.labels)
+    rows = columns > 1
+    columns = columns if rows else shape(len(channels), most=4)
+    size = side(columns, labels=_LABEL_WIDTH if rows else 0)
+    captions = trust_captions(result, [channel for channel in channels for _ in range(samples)], statistics)
     cells = []
-    for place, channel in enumerate(channels):
-        for face in range(place * faces, (place + 1) * faces):
+    for row, channel in enumerate(channels):
+        for index in range(row * samples, (row + 1) * samples):
             name = (names[channel],) if names else () if rows else (str(channel),)
-            caption = (*(named(name[0], width=size) if name else ()), *lines[face], *picked.word(place))
-            rose = bool(made.rose[face])
+            caption = (*(named(name[0], width=size) if name else ()), *captions[index], *selected.word(row))
             cells.append(
                 Cell(
-                    pixels=photo(made.images[face], size),
+                    pixels=photo(result.images[index], size),
                     caption=caption,
-                    toned=1 if picked.verdicts else len(lines[face]),
-                    frame=picked.frame(place) or (None if rose else VERMILION),
+                    toned=1 if selected.verdicts else len(captions[index]),
+                    frame=selected.frame(row) or (None if result.converged[index] else VERMILION),
                 )
             )
-        cells += beside.cells(place, size)
+        cells += references.cells(row, size)
     share = f"{len(channels)} of {total}" if total and len(channels) < total else f"all {len(channels)}"
     count = f"{share} {what}"
     real = f"{statistics.count} real images" if statistics else ""
-    note = f"{count}: what excites each most; " + (
-        f"× = times the best of {real}" if real else "not compared with real images"
-    )
+    compared = f"× = times the best of {real}" if real else "not compared with real images"
     drawn = grid(
         cells,
         columns=columns,
         title=layer,
-        aside=aside,
-        notes=[note, still],
-        key=picked.key,
+        aside=epoch,
+        notes=[f"{count}: pictures that activate each most; {compared}", note],
+        key=selected.key,
         row_labels=[str(channel) for channel in channels] if rows else (),
-        column_labels=["synthesized"] * faces + beside.columns if rows else (),
-        label_width=_LABELS if rows else 0,
+        column_labels=["synthesized"] * samples + references.labels if rows else (),
+        label_width=_LABEL_WIDTH if rows else 0,
     )
-    return Picture(drawn=drawn, description=f"**{layer}**: {count}. {_how(beside, real)}")
+    return Picture(drawn=drawn, description=f"**{layer}**: {count}. {_description(references, real)}")
 
 
-def _how(beside: ReferenceColumns, real: str) -> str:
-    said = [
-        "Each picture was made by gradient ascent from noise so that it excites one channel as much as it can.",
-        HOW,
+def _description(references: ReferenceColumns, real: str) -> str:
+    sentences = [
+        "Each picture was optimized from noise by gradient ascent to activate one channel as much as possible.",
+        CAPTION_HELP,
         f"Compared with {real}." if real else "There were no real images to compare with.",
     ]
-    if beside.crops is not None:
-        said.append("*real*: the parts of the examples that excite the channel most, as much as it sees of them.")
-    if beside.untrained is not None:
-        said.append(
+    if references.patches is not None:
+        sentences.append(
+            "*real*: the top-activating patches of the examples, as large as the channel's receptive field."
+        )
+    if references.untrained is not None:
+        sentences.append(
             "*untrained*: the same picture of the network with random weights; what looks alike was not learned."
         )
-    return " ".join(said)
+    return " ".join(sentences)

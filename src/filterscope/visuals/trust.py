@@ -1,32 +1,36 @@
-"""How far to trust a synthesized picture, in words: beside what real images make of the same channel."""
+"""Captions on how far to trust a picture, from the statistics of real images, which are recorded and stored here."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
-from torch import Tensor
-
-from filterscope.analysis.synthesis import ActivationStatistics, LayerStatistics, Synthesis, measure_statistics
+from filterscope.analysis.synthesis import ActivationStatistics, LayerStatistics, SynthesisResult, measure_statistics
 from filterscope.analysis.synthesis.statistics_recorder import recording_statistics
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
 from filterscope.visuals.fingerprints import fingerprint, is_frozen
-from filterscope.visuals.visual import Examples, VisualState
+from filterscope.visuals.visual import Examples, RecordLabels, VisualState
 
-HOW = (
-    "The line below a picture's number says how far to trust it. **12×**: it excites the channel twelve times as much "
-    "as the best real image does (∞×: no real image excites it at all). **rank 1**: it excites its own channel more "
-    "than any other of the layer. *beats 54%*: of the real images, where it does not beat them all. *never rose*: the "
-    "ascent found nothing, the picture means nothing."
+CAPTION_HELP = (
+    "The caption says how far to trust a picture. **12×**: it activates the channel twelve times as much as the best "
+    "real image does (∞×: no real image activates it at all). **rank 1**: it activates its own channel more than any "
+    "other of the layer. *beats 54%*: the percentage of real images that activate the channel less, if not all do. "
+    "*did not converge*: the optimization did not increase the activation, so the picture means nothing."
 )
 
 
+def cache_folder(cache: str | None, state: VisualState) -> Path | None:
+    """Return the folder of finished pictures; None during training, whose weights change all the time."""
+    return Path(cache).expanduser() if cache and state.epoch is None else None
+
+
 @contextmanager
-def watching_statistics(
+def recording_real_statistics(
     classifier: Classifier, layers: Sequence[str], state: VisualState
-) -> Iterator[Callable[[Tensor | None], None]]:
-    """Watch a validation pass; at its end the statistics of its images lie in `past.gathered`."""
-    # All ranks must come to the same list, and what is known of frozen layers is known to the first alone.
+) -> Iterator[RecordLabels]:
+    """Record a validation pass, and put the statistics of its images into `state.gathered` at its end."""
+    # All ranks must record the same layers, but only rank 0 knows the statistics of frozen layers.
     names = dict.fromkeys(find_layer(classifier.layers, layer).name for layer in layers)
     due = [layer for layer in names if not (state.epoch and is_frozen(classifier, layer))]
     with recording_statistics(classifier, due) as recorder:
@@ -37,47 +41,46 @@ def watching_statistics(
 def real_statistics(
     classifier: Classifier, layers: Sequence[str], examples: Examples, state: VisualState
 ) -> ActivationStatistics:
-    """Return what real images make of the layers, as far as there are any.
+    """Return the statistics of real images for each layer, as far as there are images.
 
-    A validation pass that was watched counts most. Remembered statistics count as long as the layer is as it was and
-    they rest on no fewer images than there are now; others are measured on the examples and remembered.
+    They come from the recorded validation pass. Stored ones are used while the layer is unchanged and they are from at
+    least as many images as there are examples; otherwise they are measured on the examples and stored.
     """
     store = state.store.setdefault("statistics", {})
-    states = {layer: fingerprint(classifier, layer) for layer in layers}
-    watched = ActivationStatistics(layers=state.gathered.get("statistics", {})).to_dict()
-    store.update({layer: {**watched[layer], "state": states[layer]} for layer in layers if layer in watched})
+    fingerprints = {layer: fingerprint(classifier, layer) for layer in layers}
+    recorded = ActivationStatistics(layers=state.gathered.get("statistics", {})).to_dict()
+    store.update({layer: {**recorded[layer], "state": fingerprints[layer]} for layer in layers if layer in recorded})
     known = {
         layer: store[layer]
         for layer in layers
-        if store.get(layer, {}).get("state") == states[layer] and store[layer]["count"] >= len(examples)
+        if store.get(layer, {}).get("state") == fingerprints[layer] and store[layer]["count"] >= len(examples)
     }
     missing = [layer for layer in layers if layer not in known]
     if missing and len(examples):
         for layer, measured in measure_statistics(classifier, examples.images, missing).to_dict().items():
-            known[layer] = store[layer] = {**measured, "state": states[layer]}
+            known[layer] = store[layer] = {**measured, "state": fingerprints[layer]}
     return ActivationStatistics.from_dict(
         {layer: {k: v for k, v in entry.items() if k != "state"} for layer, entry in known.items()}
     )
 
 
-def trust_lines(
-    made: Synthesis, channels: Sequence[int], statistics: LayerStatistics | None = None
+def trust_captions(
+    result: SynthesisResult, channels: Sequence[int], statistics: LayerStatistics | None = None
 ) -> list[tuple[str, ...]]:
-    """Return what a caption says about each picture: multiple of the best real image, percentile, rank."""
-    compared: list[tuple[str, ...]]
-    if statistics is None:
-        compared = [("not compared",)] * len(channels)
-    else:
-        multiples = statistics.multiple(made.activation, channels).tolist()
-        percentiles = statistics.percentile(made.activation, channels).tolist()
-        ranks = (made.rank + 1).tolist()
-        compared = [_compared(*each) for each in zip(multiples, percentiles, ranks, strict=True)]
+    """Return the caption lines of each picture: multiple of the best real image and rank, then the percentile."""
+    lines: list[tuple[str, ...]] = [("not compared",)] * len(channels)
+    if statistics is not None:
+        multiples = statistics.multiple(result.activation, channels).tolist()
+        percentiles = statistics.percentile(result.activation, channels).tolist()
+        ranks = (result.rank + 1).tolist()
+        lines = [_caption(*each) for each in zip(multiples, percentiles, ranks, strict=True)]
     return [
-        lines if rose else ("never rose", *lines[1:]) for lines, rose in zip(compared, made.rose.tolist(), strict=True)
+        each if converged else ("did not converge", *each[1:])
+        for each, converged in zip(lines, result.converged.tolist(), strict=True)
     ]
 
 
-def _compared(multiple: float, percentile: float, rank: int) -> tuple[str, ...]:
+def _caption(multiple: float, percentile: float, rank: int) -> tuple[str, ...]:
     times = "∞" if math.isinf(multiple) else f"{multiple:.0f}" if multiple >= 9.95 else f"{multiple:.1f}"
     line = f"{times}× · rank {rank}"
     return (line,) if multiple >= 1 else (line, f"beats {percentile:.0f}%")

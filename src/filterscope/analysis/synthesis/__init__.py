@@ -1,39 +1,25 @@
-"""Feature visualisation by activation maximisation: pictures that excite a channel, and how far to trust them."""
+"""Feature visualization by activation maximization: pictures that activate a channel, and how far to trust them."""
 
 from filterscope.analysis.synthesis.crops import Crops, receptive_field, top_crops
 from filterscope.analysis.synthesis.jobs import Job, Progress, run_synthesis_worker, synthesize_all
-from filterscope.analysis.synthesis.layer_renderer import Synthesis
-from filterscope.analysis.synthesis.objectives import (
-    Channel,
-    Direction,
-    Diversity,
-    Logit,
-    Neuron,
-    Objective,
-    Specific,
-    Sum,
-)
+from filterscope.analysis.synthesis.objectives import LayerResponse, Objective, compares_samples, objective
 from filterscope.analysis.synthesis.recipe import Recipe
-from filterscope.analysis.synthesis.synthesize import start_from, synthesize
+from filterscope.analysis.synthesis.renderer import SynthesisResult, start_from, synthesize
 from filterscope.analysis.synthesis.trust import ActivationStatistics, LayerStatistics, measure_statistics, ranks
 
 __all__ = [
     "ActivationStatistics",
-    "Channel",
     "Crops",
-    "Direction",
-    "Diversity",
     "Job",
+    "LayerResponse",
     "LayerStatistics",
-    "Logit",
-    "Neuron",
     "Objective",
     "Progress",
     "Recipe",
-    "Specific",
-    "Sum",
-    "Synthesis",
+    "SynthesisResult",
+    "compares_samples",
     "measure_statistics",
+    "objective",
     "ranks",
     "receptive_field",
     "run_synthesis_worker",

@@ -1,234 +1,237 @@
-"""What a picture shall excite: one score per picture, to be made large."""
+"""Objectives: one score per picture, computed from a layer's output, which the optimization maximizes.
+
+An objective is one registered function from a `LayerResponse` to scores `(N,)`; `objective` makes it composable.
+"""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from filterscope.analysis.synthesis.trust import LayerStatistics, as_float, mean_along, mean_response
+from filterscope.registry import find, register
 
-def mean_response(output: Tensor, slope: float = 0.0) -> Tensor:
-    """Return the spatial mean of the rectified maps, `(N, K, h, w)` → `(N, K)`; a Linear's `(N, K)` stays as it is.
+ObjectiveFunction = Callable[..., Tensor]
 
-    `slope` is what is left of negative values. The mean before rectifying would see no more of an early layer than
-    the mean colour of the image.
+
+@dataclass(frozen=True, kw_only=True)
+class LayerResponse:
+    """What an objective is computed from: the output of one layer for a micro-batch of N pictures.
+
+    Attributes:
+        output: `(N, K, h, w)`, or `(N, K)` of a Linear; bfloat16 where the network runs in it.
+        channels: `(N,)`, the channel that each picture visualizes.
+        slope: the slope of ReLUs for negative values: positive during the leaky warm-up, 0 afterwards.
+        dead_unit_weight: the weight of `dead_unit_term`.
+        measure: returns the layer's statistics on real images, or on noise with a natural spectrum where there are
+            none.
     """
-    if output.dim() == 2:
-        return _full(output)
-    rectified = F.leaky_relu(output, slope) if slope else F.relu(output)
-    return _full(rectified.flatten(2)).mean(dim=2)
+
+    output: Tensor
+    channels: Tensor
+    slope: float = 0.0
+    dead_unit_weight: float = 0.0
+    measure: Callable[[], LayerStatistics]
+
+    def own(self, values: Tensor) -> Tensor:
+        """Return each picture's own channel of `(N, K, …)` in at least float32, `(N, …)`."""
+        return as_float(values[torch.arange(len(values), device=values.device), self.channels])
+
+    def own_mean(self) -> Tensor:
+        """Return the spatial mean of each picture's own rectified map, `(N,)`; of a Linear the unit's value."""
+        return mean_response(self.own(self.output)[:, None], self.slope)[:, 0]
+
+    def dead_unit_term(self) -> Tensor | float:
+        """Return the weighted largest value of each own map that is nowhere positive, `(N,)`, and 0 for other maps.
+
+        A rectified mean has no gradient where the whole map is negative; this term raises the position that is
+        closest to 0.
+        """
+        own = self.own(self.output)
+        if not self.dead_unit_weight or own.dim() != 3:
+            return 0.0
+        return self.dead_unit_weight * own.flatten(1).amax(dim=1).clamp_max(0.0)
 
 
-def mean_along(output: Tensor, directions: Tensor, slope: float = 0.0) -> Tensor:
-    """Return the rectified mean of the maps' components along directions `(D, K)` in channel space, `(N, D)`.
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """A function of one layer's response: `layer` and `channel` None are those that a picture visualizes."""
 
-    A Linear's component stays as it is; the length of a direction does not matter.
-    """
-    along = F.normalize(directions.to(output.device).float(), dim=1)
-    return mean_response(torch.einsum("nk...,dk->nd...", _full(output), along), slope)
+    function: ObjectiveFunction
+    layer: str | None = None
+    channel: int | None = None
 
 
-class Objective(ABC):
-    """A score per picture from what layers put out; objectives add, subtract and scale."""
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """A weighted sum of functions of layers' responses; objectives and numbers add, subtract and scale."""
+
+    terms: tuple[tuple[float, Term], ...]
+    constant: float = 0.0
 
     @property
-    @abstractmethod
     def layers(self) -> tuple[str, ...]:
-        """The layers that are looked at."""
+        """The layers that terms name, besides the visualized one."""
+        return tuple(dict.fromkeys(term.layer for _, term in self.terms if term.layer is not None))
 
-    @property
-    def own(self) -> Tensor | None:
-        """The channels `(N,)`, where each picture needs no other than its own."""
-        return None
+    def __call__(
+        self,
+        outputs: Mapping[str, Tensor],
+        layer: str,
+        channels: Sequence[int],
+        *,
+        slope: float = 0.0,
+        dead_unit_weight: float = 0.0,
+        measure: Callable[[str], LayerStatistics] | None = None,
+    ) -> Tensor:
+        """Return the scores `(N,)` of N pictures.
 
-    @abstractmethod
-    def __call__(self, outputs: Mapping[str, Tensor], slope: float = 0.0) -> Tensor:
-        """Return the scores `(N,)`; `slope` is what is left of negative activations."""
+        Args:
+            outputs: each layer's output, `(N, K, …)`.
+            layer: the visualized layer.
+            channels: the visualized channel of each picture.
+            slope: see `LayerResponse`.
+            dead_unit_weight: see `LayerResponse`.
+            measure: returns a layer's statistics; only objectives that compare channels need it.
+        """
+        scores = []
+        for weight, term in self.terms:
+            name = term.layer or layer
+            own = list(channels) if term.channel is None else [term.channel] * len(channels)
+            response = LayerResponse(
+                output=outputs[name],
+                channels=torch.tensor(own, device=outputs[name].device),
+                slope=slope,
+                dead_unit_weight=dead_unit_weight,
+                measure=partial(measure or _no_statistics, name),
+            )
+            scores.append(weight * term.function(response))
+        return torch.stack(scores).sum(dim=0) + self.constant
 
-    def __add__(self, other: Objective) -> Sum:
-        return Sum(terms=((1.0, self), (1.0, other)))
+    def __add__(self, other: Objective | float) -> Objective:
+        if isinstance(other, Objective):
+            return Objective(terms=self.terms + other.terms, constant=self.constant + other.constant)
+        return replace(self, constant=self.constant + other)
 
-    def __sub__(self, other: Objective) -> Sum:
-        return Sum(terms=((1.0, self), (-1.0, other)))
+    __radd__ = __add__
 
-    def __mul__(self, weight: float) -> Sum:
-        return Sum(terms=((weight, self),))
+    def __mul__(self, factor: float) -> Objective:
+        return Objective(
+            terms=tuple((factor * weight, term) for weight, term in self.terms), constant=factor * self.constant
+        )
 
     __rmul__ = __mul__
 
-    def __neg__(self) -> Sum:
-        return Sum(terms=((-1.0, self),))
+    def __neg__(self) -> Objective:
+        return self * -1.0
+
+    def __sub__(self, other: Objective | float) -> Objective:
+        return self + -other
+
+    def __rsub__(self, other: float) -> Objective:
+        return -self + other
+
+    def __truediv__(self, divisor: float) -> Objective:
+        return self * (1.0 / divisor)
 
 
-class Maker(Protocol):
-    """Makes the objective of one micro-batch: picture `i` is for channel `channels[i]`."""
+def objective(
+    function: str | ObjectiveFunction, *, layer: str | None = None, channel: int | None = None, **options: Any
+) -> Objective:
+    """Return a registered objective, or a function of a `LayerResponse`, as an `Objective`.
 
-    def __call__(self, channels: Sequence[int]) -> Objective:
-        """Return the objective."""
-        ...
+    Args:
+        function: the function, or the name under which it is registered.
+        layer: a name as `Classifier.layers` has it; None: the layer that is visualized.
+        channel: one channel for all pictures; None: the channel that each picture visualizes.
+        **options: further arguments of the function.
 
-
-@dataclass(frozen=True, kw_only=True)
-class Sum(Objective):
-    """A weighted sum of objectives, of the same or of several layers."""
-
-    terms: tuple[tuple[float, Objective], ...]
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """The layers of all terms."""
-        return tuple(dict.fromkeys(layer for _, term in self.terms for layer in term.layers))
-
-    @property
-    def own(self) -> Tensor | None:
-        """The channels `(N,)`, where all terms need the same ones and no other."""
-        first, *others = [term.own for _, term in self.terms]
-        same = first is not None and all(other is not None and torch.equal(first, other) for other in others)
-        return first if same else None
-
-    def __call__(self, outputs: Mapping[str, Tensor], slope: float = 0.0) -> Tensor:
-        """Return the weighted sum of the terms' scores."""
-        return torch.stack([weight * term(outputs, slope) for weight, term in self.terms]).sum(dim=0)
+    Raises:
+        UserError: no objective is registered under this name.
+    """
+    found: ObjectiveFunction = find("objective", function) if isinstance(function, str) else function
+    return Objective(terms=((1.0, Term(function=partial(found, **options), layer=layer, channel=channel)),))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Layered(Objective):
-    layer: str
-    channels: tuple[int, ...]
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """The one layer that is looked at."""
-        return (self.layer,)
-
-    def mine(self, values: Tensor) -> Tensor:
-        """Return each picture's own channel of `(N, K, …)`, or of `(N, 1, …)` where it was computed alone."""
-        if values.shape[1] == 1:
-            return values[:, 0]
-        index = torch.tensor(self.channels, device=values.device)
-        return values[torch.arange(len(index), device=values.device), index]
-
-    def revival(self, maps: Tensor, leak: float) -> Tensor | float:
-        """Return `leak` times the largest value of each own map `(N, h, w)` that is nowhere positive, else 0.
-
-        A rectified mean has no gradient there; this draws the place up that lacks least.
-        """
-        return leak * _full(maps.flatten(1).amax(dim=1)).clamp_max(0.0) if leak and maps.dim() == 3 else 0.0
+def compares_samples(function: ObjectiveFunction) -> ObjectiveFunction:
+    """Mark an objective that compares the samples of a channel: all of them are optimized in one micro-batch."""
+    function.compares_samples = True  # type: ignore[attr-defined]
+    return function
 
 
-class _Own(_Layered):
-    @property
-    def own(self) -> Tensor:
-        """The channels `(N,)`: no picture needs any other than its own."""
-        return torch.tensor(self.channels)
+@register("objective")
+def channel(response: LayerResponse) -> Tensor:
+    """Return the spatial mean of the channel's rectified map, or the value of a Linear's unit."""
+    return response.own_mean() + response.dead_unit_term()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Channel(_Own):
-    """The spatial mean of the channel's rectified map (for a Linear: the unit's value); `leak` revives a dead map."""
-
-    leak: float = 0.0
-
-    def __call__(self, outputs: Mapping[str, Tensor], slope: float = 0.0) -> Tensor:
-        """Return each picture's own mean."""
-        maps = self.mine(outputs[self.layer])
-        return mean_response(maps.unsqueeze(1), slope)[:, 0] + self.revival(maps, self.leak)
+@register("objective")
+def logit(response: LayerResponse) -> Tensor:
+    """Return the spatial mean of the channel's map without a ReLU, or the value of a Linear's unit."""
+    own = response.own(response.output)
+    return own.flatten(1).mean(dim=1) if own.dim() > 1 else own
 
 
-class Logit(_Own):
-    """The unit's value as it is, of a map its mean: the plain logit of a class."""
-
-    def __call__(self, outputs: Mapping[str, Tensor], slope: float = 0.0) -> Tensor:  # noqa: ARG002
-        """Return each picture's own value."""
-        own = _full(self.mine(outputs[self.layer]))
-        return own.flatten(1).mean(dim=1) if own.dim() > 1 else own
-
-
-@dataclass(frozen=True, kw_only=True)
-class Neuron(_Own):
-    """One position of the channel's map: `(row, column)`, the middle where nothing is said."""
-
-    position: tuple[int, int] | None = None
-
-    def __call__(self, outputs: Mapping[str, Tensor], slope: float = 0.0) -> Tensor:
-        """Return each picture's own neuron, rectified."""
-        own = _full(self.mine(outputs[self.layer]))
-        if own.dim() == 3:
-            row, column = self.position or (own.shape[1] // 2, own.shape[2] // 2)
-            own = own[:, row, column]
-            return F.leaky_relu(own, slope)
+@register("objective")
+def neuron(response: LayerResponse, *, position: tuple[int, int] | None = None) -> Tensor:
+    """Return the rectified value at one `(row, column)` of the channel's map; by default at its centre."""
+    own = response.own(response.output)
+    if own.dim() == 1:
         return own
+    row, column = position or (own.shape[1] // 2, own.shape[2] // 2)
+    return F.leaky_relu(own[:, row, column], response.slope)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Direction(Objective):
-    """The spatial mean of the maps' component along a direction in channel space.
+def direction(response: LayerResponse, *, directions: Tensor) -> Tensor:
+    """Return the spatial mean of the output's rectified component along a direction in channel space.
 
-    `directions` is `(N, K)` or `(K,)`, one for all pictures; its length does not matter.
+    `directions` is `(K,)`, one for all pictures, or `(D, K)` with one for each channel that is visualized; lengths do
+    not matter.
     """
-
-    layer: str
-    directions: Tensor
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """The one layer that is looked at."""
-        return (self.layer,)
-
-    def __call__(self, outputs: Mapping[str, Tensor], slope: float = 0.0) -> Tensor:
-        """Return each picture's mean along its direction, rectified position by position."""
-        output = outputs[self.layer]
-        own = self.directions.expand(len(output), -1).unbind()
-        return torch.cat([mean_along(output[i : i + 1], d[None], slope)[:, 0] for i, d in enumerate(own)])
+    each = directions.expand(len(response.output), -1) if directions.dim() == 1 else directions[response.channels.cpu()]
+    pairs = zip(response.output, each, strict=True)
+    return torch.cat([mean_along(output[None], own[None], response.slope)[:, 0] for output, own in pairs])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Specific(_Layered):
-    """The channel's mean held above that of all other channels of its layer, each in units of its own spread.
+@register("objective")
+def specific(response: LayerResponse, *, margin: float = 0.7, weight: float = 3.0, temperature: float = 0.3) -> Tensor:
+    """Return the channel's mean response, penalized where other channels of the layer respond as strongly.
 
-    Every channel's rectified mean is z-scored by its mean and standard deviation on real images, `(K,)` each. The score
-    is the own z-score, less `weight` times what the soft maximum of all others (their log-sum-exp at `temperature`)
-    exceeds `margin` of it by: rivals cost nothing as long as they stay behind. In the leaky steps only the own channel
-    counts; `leak` revives a dead map.
+    Every channel's mean is a z-score: in units of its standard deviation on real images, which makes channels
+    comparable. The penalty is `weight` times the excess of the soft maximum of all other z-scores (their log-sum-exp
+    at `temperature`) over `margin` times the own one, so other channels cost nothing while they stay behind. During
+    the leaky warm-up only the own channel counts.
     """
-
-    mean: Tensor
-    std: Tensor
-    margin: float = 0.7
-    weight: float = 3.0
-    temperature: float = 0.3
-    leak: float = 0.0
-
-    def __call__(self, outputs: Mapping[str, Tensor], slope: float = 0.0) -> Tensor:
-        """Return each picture's own z-score less what its rivals come too near."""
-        values = mean_response(outputs[self.layer], slope)
-        z = (values - self.mean.to(values)) / self.std.to(values)
-        index = torch.tensor(self.channels, device=z.device)[:, None]
-        spread = self.mine(self.std.to(z).expand_as(z))
-        own = self.mine(z) + self.revival(self.mine(outputs[self.layer]), self.leak) / spread
-        if z.shape[1] == 1 or slope:
-            return own
-        others = z.scatter(1, index, -torch.inf) / self.temperature
-        rivals = self.temperature * torch.logsumexp(others, dim=1)
-        return own - self.weight * F.relu(rivals - self.margin * own)
+    statistics = response.measure()
+    means = mean_response(response.output, response.slope)
+    mean, deviation = statistics.mean.to(means), statistics.spread.to(means)
+    z = (means - mean) / deviation
+    own = response.own(z) + response.dead_unit_term() / deviation[response.channels]
+    if z.shape[1] == 1 or response.slope:
+        return own
+    others = z.scatter(1, response.channels[:, None], -torch.inf) / temperature
+    strongest = temperature * torch.logsumexp(others, dim=1)
+    return own - weight * F.relu(strongest - margin * own)
 
 
-class Diversity(_Layered):
-    """How unlike each other the pictures of one channel are: minus the mean cosine of their Gram matrices (lucid)."""
+@register("objective")
+@compares_samples
+def diversity(response: LayerResponse) -> Tensor:
+    """Return minus the mean cosine similarity of a picture's Gram matrix to those of its channel's other samples.
 
-    def __call__(self, outputs: Mapping[str, Tensor], slope: float = 0.0) -> Tensor:
-        """Return for each picture minus its mean likeness to the others of its channel, 0 where it is the only one."""
-        maps = F.leaky_relu(_full(outputs[self.layer]), slope).flatten(2)
-        grams = F.normalize(torch.einsum("ncp,ndp->ncd", maps, maps).flatten(1), dim=1)
-        index = torch.tensor(self.channels, device=grams.device)
-        others = (index[:, None] == index[None, :]).fill_diagonal_(False).float()
-        return -(others * (grams @ grams.T)).sum(dim=1) / others.sum(dim=1).clamp_min(1.0)
+    It is 0 where a channel has a single sample. The measure is lucid's.
+    """
+    maps = F.leaky_relu(as_float(response.output), response.slope).flatten(2)
+    grams = F.normalize(torch.einsum("ncp,ndp->ncd", maps, maps).flatten(1), dim=1)
+    others = (response.channels[:, None] == response.channels[None, :]).fill_diagonal_(False).float()
+    return -(others * (grams @ grams.T)).sum(dim=1) / others.sum(dim=1).clamp_min(1.0)
 
 
-def _full(values: Tensor) -> Tensor:
-    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+def _no_statistics(layer: str) -> LayerStatistics:
+    raise ValueError(f"this objective needs statistics of {layer}; give `measure`")

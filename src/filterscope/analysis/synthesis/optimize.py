@@ -1,61 +1,81 @@
-"""The ascent: parameters of one micro-batch climb their objectives."""
+"""The optimization loop: gradient ascent of the parameters of one micro-batch under random transforms."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms.v2.functional import gaussian_blur
 
 from filterscope.analysis.synthesis.network import TruncatedNetwork
-from filterscope.analysis.synthesis.objectives import Objective
 from filterscope.analysis.synthesis.parameterization import Parameterization
 from filterscope.analysis.synthesis.recipe import Recipe
-from filterscope.analysis.synthesis.transforms import draw_warps, warp
+
+Score = Callable[[dict[str, Tensor], float], Tensor]
+"""Takes the layers' outputs and the slope of ReLUs for negative values; returns the scores `(N,)`."""
 
 
 def optimize(
     network: TruncatedNetwork,
-    objective: Objective,
-    parameterisation: Parameterization,
+    score: Score,
+    parameterization: Parameterization,
     start: Tensor,
     generators: Sequence[torch.Generator],
     *,
     warm: bool = False,
-    stepped: Callable[[int], None] = lambda _step: None,
+    on_step: Callable[[int], None] = lambda _step: None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the parameters `(N, …)` after the recipe's steps and the objective at every step, `(steps, N)`.
+    """Return the parameters `(N, …)` after all steps of the recipe, and the scores in every step, `(steps, N)`.
 
-    A warm start has no leaky steps, a cold one no more than a third of all; the last steps settle what the network sees
-    in the end, the picture itself. `stepped` is told after every step how many are done.
+    Args:
+        network: the network up to the visualized layer.
+        score: the objective.
+        parameterization: of the pictures, with the recipe.
+        start: the initial parameters, `(N, …)`.
+        generators: one for each picture, from which its transforms are drawn.
+        warm: whether `start` is an optimized picture. It then has no leaky warm-up; otherwise the warm-up takes at
+            most a third of the steps.
+        on_step: is called after every step with the number of steps done.
     """
-    recipe = parameterisation.recipe
+    recipe = parameterization.recipe
     parameters = start.detach().clone().contiguous().requires_grad_()
-    warps = draw_warps(recipe, generators).to(start.device) if recipe.transforms else None
-    own = objective.own.to(start.device) if objective.own is not None and network.computes_own else None
-    leaky = 0 if warm else min(recipe.leak_steps, recipe.steps // 3)
-    settled = recipe.steps - round(recipe.settle * recipe.steps)
-    climb = _adam() if recipe.ascent == "adam" else _normalized()
+    transforms = draw_transforms(recipe, generators).to(start.device) if recipe.transforms else None
+    leaky = 0 if warm else min(recipe.leaky_steps, recipe.steps // 3)
+    untransformed = recipe.steps - round(recipe.untransformed * recipe.steps)
+    # One tensor for each picture: vectorized code rounds elements at the ends of vectors and of threads' shares
+    # differently, so the bits of a picture would depend on the others.
+    pictures = list(parameters.detach().unbind())
+    adam = torch.optim.Adam(pictures, maximize=True, fused=True) if recipe.optimizer == "adam" else None
     curve = torch.empty(recipe.steps, len(start), device=start.device)
     for step in range(recipe.steps):
         with torch.enable_grad():
-            images = parameterisation.images(parameters)
-            seen = images if warps is None or step >= settled else warp(images, warps[step])
-            slope = recipe.leak if step < leaky else 0.0
-            outputs = network(seen, own, slope)
-            scores = objective(outputs, slope)
-            penalised = scores.sum() - _penalty(recipe, images)
-        (gradient,) = torch.autograd.grad(penalised, parameters)
+            images = parameterization.images(parameters)
+            seen = images if transforms is None or step >= untransformed else transform(images, transforms[step])
+            slope = recipe.leaky_slope if step < leaky else 0.0
+            scores = score(network(seen, slope), slope)
+            penalized = scores.sum() - _penalty(recipe, images)
+        (gradient,) = torch.autograd.grad(penalized, parameters)
         curve[step] = scores.detach()
+        rate = learning_rate_at(step, recipe)
         with torch.no_grad():
-            climb(parameters, gradient, rate_at(step, recipe))
-            if recipe.blur and recipe.image == "pixels" and (step + 1) % recipe.blur_every == 0:
-                parameters.copy_(_blurred(parameters, recipe.blur))
-        stepped(step + 1)
+            if adam is None:
+                inverse = gradient.flatten(1).square().sum(dim=1).clamp_min(1e-12).rsqrt()
+                parameters.add_(gradient * inverse.view(-1, *[1] * (gradient.dim() - 1)), alpha=rate)
+            else:
+                adam.param_groups[0]["lr"] = rate
+                for picture, own in zip(pictures, gradient.unbind(), strict=True):
+                    picture.grad = own
+                adam.step()
+            if recipe.blur and recipe.parameterization == "pixels" and (step + 1) % recipe.blur_every == 0:
+                side = 2 * min(max(1, round(3 * recipe.blur)), recipe.size - 1) + 1
+                parameters.copy_(gaussian_blur(parameters, [side, side], [recipe.blur, recipe.blur]))
+        on_step(step + 1)
     return parameters.detach(), curve
 
 
-def in_bf16(recipe: Recipe, device: torch.device) -> bool:
-    """Return whether the network runs in bf16: as said, or where the processor computes in it."""
+def uses_bf16(recipe: Recipe, device: torch.device) -> bool:
+    """Return whether the network runs in bfloat16: as the recipe says, or where the device computes in it."""
     if recipe.precision != "auto":
         return recipe.precision == "bf16"
     if device.type == "cuda":
@@ -64,36 +84,35 @@ def in_bf16(recipe: Recipe, device: torch.device) -> bool:
     return device.type == "cpu" and capable
 
 
-def rate_at(step: int, recipe: Recipe) -> float:
-    """Return the learning rate of a step: constant, then falling along a straight line."""
-    left = (recipe.steps - step) / (recipe.anneal * recipe.steps) if recipe.anneal else 1.0
-    return recipe.learning_rate * min(1.0, left)
+def learning_rate_at(step: int, recipe: Recipe) -> float:
+    """Return the learning rate of a step: constant at first, then falling linearly to 0."""
+    remaining = (recipe.steps - step) / (recipe.anneal * recipe.steps) if recipe.anneal else 1.0
+    return recipe.learning_rate * min(1.0, remaining)
 
 
-def _adam() -> Callable[[Tensor, Tensor, float], None]:
-    optimizer: torch.optim.Adam | None = None
-    pictures: list[Tensor] = []
+def draw_transforms(recipe: Recipe, generators: Sequence[torch.Generator]) -> Tensor:
+    """Draw the affine maps of all steps for `transform`, `(steps, N, 2, 3)`, each picture's from its own generator.
 
-    def climb(parameters: Tensor, gradient: Tensor, rate: float) -> None:
-        nonlocal optimizer
-        if optimizer is None:
-            # One tensor for each picture: elements at the ends of vectors and threads' shares round differently.
-            pictures.extend(parameters.detach().unbind())
-            optimizer = torch.optim.Adam(pictures, maximize=True, fused=True)
-        optimizer.param_groups[0]["lr"] = rate
-        for picture, own in zip(pictures, gradient.unbind(), strict=True):
-            picture.grad = own
-        optimizer.step()
-
-    return climb
+    Shift, scale and rotation make a picture robust: without them it can depend on single pixels.
+    """
+    draws = torch.stack([2 * torch.rand(recipe.steps, 4, generator=g) - 1 for g in generators], dim=1)
+    angle = draws[..., 0] * math.radians(recipe.rotate)
+    scale = 1 + draws[..., 1] * recipe.scale
+    shift = draws[..., 2:] * (2 * recipe.jitter / recipe.size)
+    cos, sin = angle.cos() / scale, angle.sin() / scale
+    return torch.stack(
+        [torch.stack([cos, -sin, shift[..., 0]], -1), torch.stack([sin, cos, shift[..., 1]], -1)], dim=-2
+    )
 
 
-def _normalized() -> Callable[[Tensor, Tensor, float], None]:
-    def climb(parameters: Tensor, gradient: Tensor, rate: float) -> None:
-        length = gradient.flatten(1).square().sum(dim=1).clamp_min(1e-12).rsqrt()
-        parameters.add_(gradient * length.view(-1, *[1] * (gradient.dim() - 1)), alpha=rate)
-
-    return climb
+def transform(images: Tensor, affine: Tensor) -> Tensor:
+    """Resample images by affine maps `(N, 2, 3)`; beyond its edges an image is continued by its reflection."""
+    # As F.affine_grid, whose matrix product rounds differently in batches of different sizes.
+    side = images.shape[-1]
+    centres = (2 * torch.arange(side, device=images.device) + 1) / side - 1
+    columns = affine[:, None, None, :, 0] * centres[:, None]
+    rows = affine[:, None, None, :, 1] * centres[:, None, None] + affine[:, None, None, :, 2]
+    return F.grid_sample(images, columns + rows, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
 def _penalty(recipe: Recipe, images: Tensor) -> Tensor | float:
@@ -104,14 +123,3 @@ def _penalty(recipe: Recipe, images: Tensor) -> Tensor | float:
     if recipe.l2:
         penalty = penalty + recipe.l2 * (images - 0.5).square().mean(dim=(1, 2, 3)).sum()
     return penalty
-
-
-def _blurred(parameters: Tensor, sd: float) -> Tensor:
-    reach = max(1, round(3 * sd))
-    offsets = torch.arange(-reach, reach + 1, device=parameters.device)
-    kernel = torch.exp(-offsets.square() / (2 * sd * sd))
-    kernel = kernel / kernel.sum()
-    flat = parameters.flatten(0, 1).unsqueeze(1)
-    padded = F.pad(flat, [reach] * 4, mode="replicate")
-    rows = F.conv2d(padded, kernel.view(1, 1, -1, 1))
-    return F.conv2d(rows, kernel.view(1, 1, 1, -1)).view_as(parameters)

@@ -1,4 +1,4 @@
-"""What ascends: Fourier coefficients or pixels, and the image in [0, 1] that they stand for."""
+"""The optimized parameters, Fourier coefficients or pixels, and the image in [0, 1] that they represent."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ _COLOUR = _COLOUR / _COLOUR.norm(dim=0).max()
 
 @dataclass(frozen=True, kw_only=True)
 class Parameterization:
-    """Parameters ⇄ images.
+    """The mapping between parameters and images of `channels` colour channels.
 
     Parameters are `(N, channels, size, size // 2 + 1, 2)` coefficients or `(N, channels, size, size)` pixels.
     """
@@ -29,16 +29,16 @@ class Parameterization:
     @property
     def fourier(self) -> bool:
         """Whether the parameters are Fourier coefficients."""
-        return self.recipe.image == "fourier"
+        return self.recipe.parameterization == "fourier"
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one picture's parameters."""
+        """The shape of one picture's parameters."""
         size = self.recipe.size
         return (self.channels, size, size // 2 + 1, 2) if self.fourier else (self.channels, size, size)
 
     def draw(self, generators: Sequence[torch.Generator]) -> Tensor:
-        """Draw where the ascent starts, each picture from its own generator."""
+        """Draw the initial parameters, those of each picture from its own generator."""
         if self.recipe.start == "uniform":
             size = (self.channels, self.recipe.size, self.recipe.size)
             uniform = torch.stack([torch.rand(size, generator=generator) for generator in generators])
@@ -46,37 +46,40 @@ class Parameterization:
         return torch.stack([0.01 * torch.randn(self.shape, generator=generator) for generator in generators])
 
     def images(self, parameters: Tensor) -> Tensor:
-        """Return the images that parameters stand for, differentiably."""
+        """Return the images that parameters represent; differentiable."""
         values = parameters
         if self.fourier:
             spectrum = torch.view_as_complex(parameters * _scale(self.recipe.size, parameters.device))
             values = torch.fft.irfft2(spectrum, s=(self.recipe.size,) * 2, norm="ortho")
-        if self._mixes:
-            values = _mixed(_COLOUR, values)
+        if self._decorrelates:
+            values = _mix(_COLOUR, values)
         return cast(Tensor, _Sigmoid.apply(values)) if self.recipe.bounded else values
 
     def parameters(self, images: Tensor) -> Tensor:
-        """Return the parameters that stand for images `(N, channels, size, size)` in [0, 1]."""
+        """Return the parameters that represent images `(N, channels, size, size)` in [0, 1]."""
         values = images.float()
         if self.recipe.bounded:
             values = torch.logit(values, eps=1e-3)
-        if self._mixes:
-            values = _mixed(torch.linalg.inv(_COLOUR), values)
+        if self._decorrelates:
+            values = _mix(torch.linalg.inv(_COLOUR), values)
         if self.fourier:
             values = torch.view_as_real(torch.fft.rfft2(values, norm="ortho")) / _scale(self.recipe.size, values.device)
         return values
 
     @property
-    def _mixes(self) -> bool:
+    def _decorrelates(self) -> bool:
         return self.recipe.decorrelate and self.channels == 3
 
 
 class _Sigmoid(torch.autograd.Function):
-    """The sigmoid, each picture by itself: elements at the ends of vectors and threads' shares round differently."""
+    """The sigmoid, computed for each picture separately so that its bits do not depend on the others.
+
+    Vectorized code rounds elements at the ends of vectors and of threads' shares differently.
+    """
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
-        """Return the values between 0 and 1."""
+        """Return the sigmoid of the values."""
         images = torch.empty_like(values, memory_format=torch.contiguous_format)
         for value, image in zip(values, images, strict=True):
             torch.sigmoid(value, out=image)
@@ -91,21 +94,21 @@ class _Sigmoid(torch.autograd.Function):
         return slope.mul_(gradients[0])
 
 
-def _mixed(matrix: Tensor, values: Tensor) -> Tensor:
+def _mix(matrix: Tensor, values: Tensor) -> Tensor:
     return (matrix.to(values.device) @ values.flatten(2)).view_as(values)
 
 
 @lru_cache(maxsize=8)
 def _scale(size: int, device: torch.device) -> Tensor:
-    """Return the spectrum of natural images, 1/f, divided by four: lucid's way not to start saturated."""
+    """Return the 1/f spectrum of natural images, divided by 4 so that sigmoids do not start saturated, as in lucid."""
     rows = torch.fft.fftfreq(size, device=device)[:, None]
     columns = torch.fft.rfftfreq(size, device=device)[None, :]
     frequency = torch.sqrt(rows.square() + columns.square())
     return (1.0 / (4.0 * frequency.clamp_min(1.0 / size)))[..., None]
 
 
-def shown(images: Tensor) -> Tensor:
-    """Return unbounded images as they are shown: each scaled to fill [0, 1]."""
+def stretch_contrast(images: Tensor) -> Tensor:
+    """Return unbounded images for display, each scaled to fill [0, 1]."""
     flat = images.flatten(1)
     low, high = flat.min(dim=1).values, flat.max(dim=1).values
     span = (high - low).clamp_min(math.ulp(1.0))

@@ -1,4 +1,8 @@
-"""The statistics of real images from a forward pass that runs anyway, in bounded memory and over all processes."""
+"""Statistics of real images from forward passes that run anyway, in bounded memory and over all ranks.
+
+Not a torchmetrics metric: its states need the same shape on every rank, but the number of channels is known only to
+ranks that have run a batch, and samples taken at different strides must be thinned before they are joined.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,12 +18,13 @@ from filterscope.analysis.reductions import rectified_mean
 from filterscope.analysis.synthesis.trust import ActivationStatistics, LayerStatistics, quantiles
 from filterscope.models.classifier import Classifier
 
-SAMPLE = 1024  # images, at most, that quantiles are taken from
+SAMPLE = 1024
+"""Quantiles are taken from at most this number of images."""
 
 
 @dataclass
-class Responses:
-    """What one layer made of many images: exact largest, mean and spread, and every `stride`-th response."""
+class RunningStatistics:
+    """Exact maximum, mean and spread of a layer's responses so far, and every `stride`-th response."""
 
     count: int = 0
     largest: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -28,26 +33,24 @@ class Responses:
     stride: int = 1
 
     def add(self, responses: Tensor) -> None:
-        """Take in the responses `(N, K)` of a batch."""
+        """Add the responses `(N, K)` of a batch."""
         if not len(responses):
             return
-        taken = responses[-self.count % self.stride :: self.stride]
-        if not self.count:
-            self.largest, self.sample = responses.max(dim=0).values, taken
-        else:
-            self.largest = torch.maximum(self.largest, responses.max(dim=0).values)
-            self.sample = torch.cat([self.sample, taken])
+        sampled = responses[-self.count % self.stride :: self.stride]
         exact = responses.double()
+        largest = responses.max(dim=0).values
+        self.largest = torch.maximum(self.largest, largest) if self.count else largest
+        self.sample = torch.cat([self.sample, sampled]) if self.count else sampled
         self.sums = self.sums + torch.stack([exact.sum(dim=0), exact.square().sum(dim=0)])
         self.count += len(responses)
         self._thin()
 
-    def plus(self, other: "Responses") -> "Responses":
-        """Return what both have seen."""
+    def merge(self, other: "RunningStatistics") -> "RunningStatistics":
+        """Return the statistics of both sets of images."""
         if not self.count or not other.count:
             return self if self.count else other
         stride = max(self.stride, other.stride)
-        both = Responses(
+        both = RunningStatistics(
             count=self.count + other.count,
             largest=torch.maximum(self.largest, other.largest),
             sums=self.sums + other.sums,
@@ -58,7 +61,7 @@ class Responses:
         return both
 
     def statistics(self) -> LayerStatistics:
-        """Return the statistics of all that was taken in."""
+        """Return the statistics of all images so far."""
         mean, square = self.sums / self.count
         return LayerStatistics(
             largest=self.largest,
@@ -75,28 +78,27 @@ class Responses:
 
 @dataclass
 class StatisticsRecorder:
-    """Gathers the statistics of several layers; call `add` after each batch's forward pass."""
+    """Collects the statistics of several layers; `add` is called after each forward pass."""
 
-    seen: dict[str, Responses]
+    running: dict[str, RunningStatistics]
     means: Callable[[], dict[str, Tensor]]
 
     def add(self) -> None:
-        """Take in what the last forward pass put out."""
+        """Add the layers' responses in the last forward pass."""
         for name, means in self.means().items():
-            self.seen[name].add(means.cpu())
+            self.running[name].add(means.cpu())
 
     def statistics(self) -> ActivationStatistics:
-        """Return what all processes of a distributed run have seen; each of them must call this."""
-        return ActivationStatistics(
-            layers={name: each.statistics() for name, each in _of_all(self.seen).items() if each.count}
-        )
+        """Return the statistics over all ranks of a distributed run; every rank must call this."""
+        total = _over_ranks(self.running)
+        return ActivationStatistics(layers={name: each.statistics() for name, each in total.items() if each.count})
 
 
 @contextmanager
 def recording_statistics(classifier: Classifier, layers: Sequence[str]) -> Iterator[StatisticsRecorder]:
-    """Watch layers while somebody else runs the network."""
+    """Record layers while the caller runs the network inside the block."""
     with recording_outputs(classifier, {name: classifier.module_of(name) for name in layers}, _means) as means:
-        yield StatisticsRecorder(seen={name: Responses() for name in layers}, means=means)
+        yield StatisticsRecorder(running={name: RunningStatistics() for name in layers}, means=means)
 
 
 def _means(output: Tensor) -> Tensor:
@@ -104,12 +106,12 @@ def _means(output: Tensor) -> Tensor:
     return output.detach().float() if output.dim() == 2 else rectified_mean(output)
 
 
-def _of_all(seen: dict[str, Responses]) -> dict[str, Responses]:
+def _over_ranks(running: dict[str, RunningStatistics]) -> dict[str, RunningStatistics]:
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return seen
+        return running
     parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, seen)
-    total = dict.fromkeys(seen, Responses())
+    dist.all_gather_object(parts, running)
+    total = dict.fromkeys(running, RunningStatistics())
     for part in parts:
-        total = {name: total[name].plus(each) for name, each in part.items()}
+        total = {name: total[name].merge(each) for name, each in part.items()}
     return total

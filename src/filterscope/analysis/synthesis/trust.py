@@ -1,4 +1,4 @@
-"""How far to trust a picture: its activation beside those of real images, and its channel beside the layer's others."""
+"""Statistics of real images' responses, which show how far to trust a picture and make channels comparable."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from filterscope.analysis.hooks import observing, run_model, tapping
-from filterscope.analysis.synthesis.objectives import mean_along, mean_response
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 
@@ -17,11 +17,45 @@ LEVELS = torch.linspace(0, 1, 101)
 _BATCH = 16
 
 
+def as_float(values: Tensor) -> Tensor:
+    """Return bfloat16 and float16 values as float32, others unchanged."""
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+
+
+def mean_response(output: Tensor, slope: float = 0.0) -> Tensor:
+    """Return the spatial mean of a layer's rectified maps, `(N, K, h, w)` → `(N, K)`; a Linear's `(N, K)` unchanged.
+
+    The mean of maps that are not rectified would be little more than the mean colour of the image in early layers.
+
+    Args:
+        output: of a layer; bfloat16 and float16 become float32.
+        slope: factor for negative values.
+    """
+    if output.dim() == 2:
+        return as_float(output)
+    rectified = F.leaky_relu(output, slope) if slope else F.relu(output)
+    return as_float(rectified.flatten(2)).mean(dim=2)
+
+
+def mean_along(output: Tensor, directions: Tensor, slope: float = 0.0) -> Tensor:
+    """Return the mean rectified component of maps along directions `(D, K)` in channel space, `(N, D)`.
+
+    A Linear's component is not rectified; the length of a direction does not matter.
+    """
+    unit = F.normalize(directions.to(output.device).float(), dim=1)
+    return mean_response(torch.einsum("nk...,dk->nd...", as_float(output), unit), slope)
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerStatistics:
-    """What real images make of a layer's channels: their rectified mean over the map (for a Linear, the value).
+    """Statistics of a layer's mean responses (see `mean_response`) to real images.
 
-    `largest mean std` are `(K,)`; `quantiles` is `(101, K)`, at 0, 1, … 100 %; `count` images were seen.
+    Attributes:
+        largest: the largest response of each channel, `(K,)`.
+        mean: `(K,)`.
+        std: standard deviation, `(K,)`.
+        quantiles: at 0, 1, … 100 %, `(101, K)`.
+        count: number of images.
     """
 
     largest: Tensor
@@ -43,7 +77,7 @@ class LayerStatistics:
 
     @property
     def spread(self) -> Tensor:
-        """The standard deviation, held above a tenth of the layer's median one, so that a dead channel divides."""
+        """The standard deviation, at least a tenth of the layer's median one, so that it can divide a dead channel."""
         return self.std.clamp_min(0.1 * float(self.std.median())).clamp_min(1e-6)
 
     def scores(self, responses: Tensor) -> Tensor:
@@ -51,48 +85,52 @@ class LayerStatistics:
         return (responses - self.mean) / self.spread
 
     def percentile(self, values: Tensor, channels: Sequence[int]) -> Tensor:
-        """Return how many percent of the real images excite `channels[i]` less than `values[i]`, 0 to 100."""
+        """Return the percentage of real images whose response of `channels[i]` is below `values[i]`, 0 to 100."""
         below = (self.quantiles[:, list(channels)] < values).sum(dim=0)
         return (below - 1).clamp(0, 100).float()
 
     def multiple(self, values: Tensor, channels: Sequence[int]) -> Tensor:
-        """Return `values[i]` in units of the largest real activation of `channels[i]`; inf where that is 0."""
+        """Return `values[i]` divided by the largest real response of `channels[i]`; inf where that is 0."""
         largest = self.largest[list(channels)]
         return torch.where(largest > 0, values / largest.clamp_min(1e-12), torch.inf)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationStatistics:
-    """What real images make of several layers, by the layers' names."""
+    """The statistics of several layers, by name."""
 
     layers: Mapping[str, LayerStatistics]
 
     def of(self, layer: str) -> LayerStatistics:
-        """Return the statistics of a layer; a `UserError` where it was not measured."""
+        """Return the statistics of a layer.
+
+        Raises:
+            UserError: it was not measured.
+        """
         if layer not in self.layers:
             raise UserError(f"no statistics of {layer!r} were measured, only of {', '.join(self.layers)}")
         return self.layers[layer]
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Return plain dicts of tensors and numbers, for a checkpoint."""
+        """Return dicts of tensors and numbers, for a checkpoint."""
         return {name: dict(vars(layer)) for name, layer in self.layers.items()}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Mapping[str, Any]]) -> "ActivationStatistics":
-        """Return what `to_dict` made plain."""
+        """Return the statistics that `to_dict` turned into dicts."""
         return cls(layers={name: LayerStatistics(**layer) for name, layer in stored.items()})
 
 
 def quantiles(responses: Tensor) -> Tensor:
-    """Return the quantiles at `LEVELS` of the responses `(images, K)`, `(101, K)`, as `torch.quantile`, but faster.
+    """Return the quantiles at `LEVELS` of the responses `(images, K)`, `(101, K)`, equal to those of `torch.quantile`.
 
-    NumPy sorts with the processor's vectors, each channel by itself.
+    NumPy sorts each channel separately with vector instructions, which is several times faster.
     """
     ordered = torch.from_numpy(np.sort(responses.T.contiguous().cpu().numpy(), axis=1))
-    place = LEVELS.double() * (len(responses) - 1)
-    below, above = place.floor().long(), place.ceil().long()
-    read = torch.lerp(ordered[:, below], ordered[:, above], (place - below).to(ordered.dtype))
-    return read.masked_fill_(ordered[:, -1:].isnan(), torch.nan).T.contiguous()  # what is no number is sorted last
+    position = LEVELS.double() * (len(responses) - 1)
+    below, above = position.floor().long(), position.ceil().long()
+    values = torch.lerp(ordered[:, below], ordered[:, above], (position - below).to(ordered.dtype))
+    return values.masked_fill_(ordered[:, -1:].isnan(), torch.nan).T.contiguous()  # nan is sorted last
 
 
 def measure_statistics(
@@ -102,19 +140,19 @@ def measure_statistics(
     *,
     directions: Tensor | None = None,
 ) -> ActivationStatistics:
-    """Measure what real images make of the named layers.
+    """Measure the statistics of layers' responses to real images.
 
     Args:
         classifier: is left as it was.
         images: `(N, C, H, W)` in [0, 1], or batches of them.
-        layers: names as `Classifier.layers` knows them.
-        directions: `(D, K)` in the layers' channel space, which statistics are wanted of instead of channels.
+        layers: names as `Classifier.layers` has them.
+        directions: `(D, K)` in the layers' channel space, to be measured instead of the channels.
 
     Raises:
-        UserError: there are no images, or an unknown layer.
+        UserError: there are no images, or a layer is unknown.
     """
     batches = torch.split(images, _BATCH) if isinstance(images, Tensor) else images
-    seen: dict[str, list[Tensor]] = {name: [] for name in layers}
+    responses: dict[str, list[Tensor]] = {name: [] for name in layers}
     with observing(classifier), torch.no_grad(), tapping(classifier, layers) as outputs:
         for batch in batches:
             if len(batch):
@@ -122,18 +160,18 @@ def measure_statistics(
                 for name in layers:
                     output = outputs[name]
                     means = mean_response(output) if directions is None else mean_along(output, directions)
-                    seen[name].append(means.cpu())
-    if not all(seen.values()):
+                    responses[name].append(means.cpu())
+    if not all(responses.values()):
         raise UserError("statistics of real images need at least one image")
     return ActivationStatistics(
-        layers={name: LayerStatistics.of_responses(torch.cat(parts)) for name, parts in seen.items()}
+        layers={name: LayerStatistics.of_responses(torch.cat(parts)) for name, parts in responses.items()}
     )
 
 
 def ranks(responses: Tensor, channels: Sequence[int], statistics: LayerStatistics | None = None) -> Tensor:
-    """Return for each picture how many channels it excites more than its own, `(N, K)` → `(N,)`; 0 is best.
+    """Return for each picture the number of channels that it activates more than its own, `(N, K)` → `(N,)`; 0 is best.
 
-    Channels are compared by z-score where the layer's statistics are known, else by their activation.
+    Channels are compared by z-score where the layer's statistics are known, otherwise by activation.
     """
     scores = responses if statistics is None else statistics.scores(responses)
     own = scores[torch.arange(len(scores)), torch.tensor(list(channels))]

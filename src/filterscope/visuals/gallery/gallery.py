@@ -28,7 +28,7 @@ from filterscope.visuals.health.findings import filter_facts
 from filterscope.visuals.health.health import Health
 from filterscope.visuals.output.site import Site
 from filterscope.visuals.progress import progress_bar
-from filterscope.visuals.trust import real_statistics, trust_lines
+from filterscope.visuals.trust import real_statistics, trust_captions
 from filterscope.visuals.visual import Every, Examples, Visual, VisualState, example_name
 
 log = logging.getLogger(__name__)
@@ -187,7 +187,7 @@ class Gallery(Visual):
                 statistics=known,
                 progress=lambda step, steps, n=number: report((n + step / steps) / len(self.recipes)),  # type: ignore[misc]
             )
-            captions = [", ".join(lines) for lines in trust_lines(made, channels, statistics)]
+            captions = [", ".join(lines) for lines in trust_captions(made, channels, statistics)]
             images = (made.images * 255).round().to(torch.uint8)
             for start in range(0, len(channels), count):
                 part = slice(start, start + count)

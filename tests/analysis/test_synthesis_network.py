@@ -5,10 +5,8 @@ import torch
 from torch import nn
 
 from filterscope.analysis.hooks import observing, tapping
-from filterscope.analysis.synthesis import Channel, Specific
-from filterscope.analysis.synthesis.network import TruncatedNetwork, frozen_copy
-from filterscope.analysis.synthesis.packed import PackedConv, packs
-from filterscope.analysis.synthesis.shortcuts import SpaceToDepthConv, own_channel
+from filterscope.analysis.synthesis import LayerStatistics, objective
+from filterscope.analysis.synthesis.network import SpaceToDepthConv, TruncatedNetwork, frozen_copy
 from filterscope.models import heads
 from filterscope.models.backbone import Backbone, small_cnn_backbone, torchvision_backbone
 from filterscope.models.classifier import Classifier
@@ -70,16 +68,13 @@ def test_image_gradients_equal_autograd_of_the_whole_network(networks, name, lay
     with observing(classifier), tapping(classifier, [layer]) as outputs:
         classifier(images)
         whole = {layer: outputs[layer]}
-    width = whole[layer].shape[1]
-    objective = (
-        Channel(layer=layer, channels=channels)
-        if kind == "channel"
-        else Specific(layer=layer, channels=channels, mean=torch.rand(width), std=torch.rand(width) + 0.5)
-    )
-    truncated = TruncatedNetwork(classifier, [layer], size=64)
-    short = truncated(images, objective.own)
+    known = LayerStatistics.of_responses(torch.rand(9, whole[layer].shape[1]))
+    short = TruncatedNetwork(classifier, [layer], size=64)(images)
     for slope in (0.05, 0.0):
-        expected_score, score = objective(whole, slope), objective(short, slope)
+        expected_score, score = (
+            objective(kind)(outputs, layer, channels, slope=slope, measure=lambda _layer: known)
+            for outputs in (whole, short)
+        )
         (expected,) = torch.autograd.grad(expected_score.sum(), images, retain_graph=True)
         (gradient,) = torch.autograd.grad(score.sum(), images, retain_graph=True)
         assert torch.allclose(score, expected_score, rtol=1e-9, atol=1e-12)
@@ -90,59 +85,42 @@ def test_image_gradients_equal_autograd_of_the_whole_network(networks, name, lay
     ("kernel", "stride", "padding", "side"), [(11, 4, 2, 63), (7, 2, 3, 30), (2, 2, 0, 17), (5, 3, 1, 20), (4, 4, 0, 4)]
 )
 @pytest.mark.parametrize(("count", "channels"), [(2, 3), (1, 1)])
-def test_folding_by_the_stride_leaves_a_strided_convolution_what_it_is(kernel, stride, padding, side, count, channels):
+def test_space_to_depth_computes_the_same_convolution(kernel, stride, padding, side, count, channels):
     conv = nn.Conv2d(channels, 5, kernel, stride=stride, padding=padding)
     images = torch.rand(count, channels, side, side, requires_grad=True)
     expect_same(SpaceToDepthConv(conv)(images), conv(images), images)
 
 
-@pytest.mark.parametrize("padding", [0, 1, 2, (0, 2)])
-def test_an_own_channel_equals_that_channel_of_the_whole_convolution(padding):
-    conv = nn.Conv2d(4, 6, (3, 3), padding=padding)
-    images, channels = torch.rand(3, 4, 9, 7, requires_grad=True), torch.tensor([5, 0, 0])
-    whole = conv(images)[torch.arange(3), channels].unsqueeze(1)
-    expect_same(own_channel(conv, images, channels), whole, images)
-
-
-def test_an_own_unit_equals_that_unit_of_the_whole_linear():
-    linear = nn.Linear(7, 4)
-    inputs, channels = torch.rand(3, 7, requires_grad=True), torch.tensor([3, 0, 3])
-    expect_same(own_channel(linear, inputs, channels), linear(inputs)[torch.arange(3), channels, None], inputs)
-
-
 @pytest.mark.parametrize(
     "conv",
     [
-        nn.Conv2d(4, 8, 3, groups=2),
-        nn.Conv2d(4, 8, 3, dilation=2),
-        nn.Conv2d(4, 8, 3, padding="same"),
-        nn.Conv2d(4, 8, 3, padding=1, padding_mode="reflect"),
-        nn.Conv2d(4, 8, (3, 2), stride=2),
-        nn.Conv2d(4, 8, 1, padding=1),
+        nn.Conv2d(3, 6, 3, stride=2, groups=3),
+        nn.Conv2d(3, 8, 3, stride=2, dilation=2),
+        nn.Conv2d(3, 8, 3, padding="same"),
+        nn.Conv2d(3, 8, 3, stride=2, padding=1, padding_mode="reflect"),
+        nn.Conv2d(3, 8, (3, 2), stride=2),
+        nn.Conv2d(3, 8, 1, stride=2, padding=1),
+        nn.Conv2d(3, 8, 3, stride=2, padding=(0, 1)),
     ],
 )
-def test_a_convolution_without_a_shortcut_is_computed_whole(conv):
-    classifier = network(nn.Conv2d(3, 4, 3), nn.ReLU(), conv)
+def test_a_convolution_that_space_to_depth_does_not_fit_is_left_as_it_is(conv):
+    classifier = network(conv, nn.ReLU())
     images = torch.rand(2, 3, 12, 12)
-    truncated = TruncatedNetwork(classifier, ["block1_conv2"], size=12)
+    truncated = TruncatedNetwork(classifier, ["block1_conv1"], size=12)
     with torch.no_grad():
-        output = truncated(images, torch.tensor([1, 2]))["block1_conv2"]
-        assert torch.allclose(output, classifier.backbone(images), atol=1e-6)
+        output = truncated(images)["block1_conv1"]
+    assert not any(isinstance(module, SpaceToDepthConv) for module in truncated.network.modules())
+    assert torch.allclose(output, conv((images - classifier.backbone.mean) / classifier.backbone.std), atol=1e-6)
 
 
-@pytest.mark.skipif(not packs(nn.Conv2d(4, 6, 3)), reason="this processor's library packs no weights")
-@pytest.mark.parametrize(
-    ("kernel", "padding", "channels"), [(3, 1, 64), (5, 2, 3), ((3, 1), (2, 0), 7), (1, 0, 4), (3, 0, 1)]
-)
-def test_packed_weights_leave_a_convolution_what_it_is(kernel, padding, channels):
-    conv = nn.Conv2d(channels, 48, kernel, padding=padding)
-    packed = PackedConv(conv)
-    for size in ((2, channels, 9, 7), (5, channels, 12, 12)):
-        images = torch.rand(size, requires_grad=True)
-        expect_same(packed(images), conv(images), images)
+@pytest.mark.parametrize("used", [True, False])
+def test_space_to_depth_can_be_switched_off(used):
+    classifier = network(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU())
+    truncated = TruncatedNetwork(classifier, ["block1_conv1"], size=12, space_to_depth=used)
+    assert any(isinstance(module, SpaceToDepthConv) for module in truncated.network.modules()) is used
 
 
-def test_packing_changes_no_gradient_of_a_real_networks_layer():
+def test_gradients_of_a_chain_of_convolutions_are_those_of_the_network():
     """In single precision, with a smooth activation: at a ReLU's kink rounding decides."""
     torch.manual_seed(0)
     trunk = network(
@@ -163,9 +141,9 @@ def test_nothing_behind_the_layer_is_computed():
     assert not ran
 
 
-def test_a_twin_shares_the_weights_and_nothing_else():
+def test_a_frozen_copy_shares_the_weights_and_nothing_else():
     classifier = network(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
-    classifier.train().backbone.network[0].register_forward_hook(lambda *_: pytest.fail("the twin took a hook along"))
+    classifier.train().backbone.network[0].register_forward_hook(lambda *_: pytest.fail("the copy has a hook"))
     before = copy.deepcopy(classifier.state_dict())
     other = frozen_copy(classifier)
     other(torch.rand(2, 3, 8, 8))

@@ -1,0 +1,106 @@
+"""A folder of finished pictures, which are found again only if everything that determines them is the same."""
+
+import hashlib
+import io
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from filterscope.analysis.hooks import device_of
+from filterscope.analysis.synthesis.network import ForwardProfile
+from filterscope.analysis.synthesis.optimize import uses_bf16
+from filterscope.analysis.synthesis.parameterization import Parameterization
+from filterscope.analysis.synthesis.recipe import Recipe
+from filterscope.analysis.synthesis.renderer import SynthesisResult, merge_results
+from filterscope.models.classifier import Classifier
+from filterscope.storage.atomic import write_file
+
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+_MEASURES = ("curve", "activation", "rank", "converged", "responses")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureCache:
+    """The finished pictures of one layer in `folder`, one `.npz` file each.
+
+    `digest` covers the weights up to the layer, the recipe, the seed, the statistics, directions, the size of the
+    micro-batch, precision, device, torch's version and the code of this package. Channel and sample number are part
+    of the file name.
+    """
+
+    folder: Path
+    name: str
+    digest: str
+    recipe: Recipe
+
+    @classmethod
+    def of(
+        cls,
+        classifier: Classifier,
+        profile: ForwardProfile,
+        folder: Path,
+        layer: str,
+        recipe: Recipe,
+        numbers: tuple[int, ...],
+        tensors: Sequence[Tensor],
+    ) -> "PictureCache":
+        """Return the cache of a layer's pictures, which also depend on `numbers` and `tensors`."""
+        device = device_of(classifier)
+        settings = (
+            layer, recipe.as_dict(), numbers, device.type, uses_bf16(recipe, device), torch.__version__, _code_digest()
+        )  # fmt: skip
+        digest = hashlib.sha256(repr(settings).encode())
+        weights = [
+            tensor
+            for module in map(classifier.get_submodule, profile.modules)
+            for tensor in (*module.parameters(False), *module.buffers(False))
+        ]
+        for tensor in (classifier.backbone.mean, classifier.backbone.std, *tensors, *weights):
+            values = tensor.detach().cpu().contiguous()
+            digest.update(repr(tuple(values.shape)).encode())
+            digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
+        name = f"{classifier.backbone.name}_{layer}".replace("/", "_")
+        return cls(folder=folder, name=name, digest=digest.hexdigest()[:32], recipe=recipe)
+
+    def find(self, channel: int, sample: int) -> SynthesisResult | None:
+        """Return a finished picture, or None if there is none or its file is damaged."""
+        try:
+            with np.load(io.BytesIO(self._file(channel, sample).read_bytes()), allow_pickle=False) as stored:
+                return self._result(np.array(stored["image"]), {n: torch.from_numpy(stored[n]) for n in _MEASURES})
+        except _DAMAGED:
+            return None
+
+    def put(self, channels: Sequence[int], samples: Sequence[int], result: SynthesisResult) -> SynthesisResult:
+        """Write pictures, each file atomically, and return them as `find` would, with 8 bits a channel."""
+        stored = []
+        for i, (channel, sample) in enumerate(zip(channels, samples, strict=True)):
+            one = result.select([i])
+            image = (one.images * 255).round().to(torch.uint8).numpy()
+            measures = {name: getattr(one, name) for name in _MEASURES}
+            file = io.BytesIO()
+            np.savez_compressed(file, image=image, **{name: value.numpy() for name, value in measures.items()})
+            write_file(self._file(channel, sample), file.getvalue())
+            stored.append(self._result(image, measures))
+        return merge_results([((i,), one) for i, one in enumerate(stored)])
+
+    def _file(self, channel: int, sample: int) -> Path:
+        return self.folder / f"{self.name}_{channel}_{sample}_{self.digest}.npz"
+
+    def _result(
+        self, image: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]", measures: dict[str, Tensor]
+    ) -> SynthesisResult:
+        images = torch.from_numpy(image).float() / 255
+        parameters = Parameterization(recipe=self.recipe, channels=images.shape[1]).parameters(images)
+        return SynthesisResult(images=images, parameters=parameters, **measures)
+
+
+def _code_digest() -> str:
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()

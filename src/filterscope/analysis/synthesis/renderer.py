@@ -1,0 +1,340 @@
+"""Pictures of one layer's channels, made in micro-batches, and the measures of how far to trust them."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from filterscope.analysis.hooks import device_of, observing
+from filterscope.analysis.synthesis.network import ForwardProfile, TruncatedNetwork
+from filterscope.analysis.synthesis.objectives import Objective, direction, objective
+from filterscope.analysis.synthesis.optimize import optimize, uses_bf16
+from filterscope.analysis.synthesis.parameterization import Parameterization, stretch_contrast
+from filterscope.analysis.synthesis.recipe import Recipe, compares_samples
+from filterscope.analysis.synthesis.trust import ActivationStatistics, LayerStatistics, mean_along, mean_response, ranks
+from filterscope.errors import UserError
+from filterscope.models.classifier import Classifier
+from filterscope.models.layers import find_layer
+
+_LARGEST_BATCH = 16
+_CACHE_ELEMENTS = 5 * 2**19  # of one activation of the whole micro-batch; beyond, a CPU's convolutions wait for memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthesisResult:
+    """N pictures and the measures of how far to trust them; all tensors are on the CPU.
+
+    Attributes:
+        images: `(N, C, size, size)` in [0, 1].
+        parameters: can be given as `start` of a later optimization, `(N, …)`.
+        curve: the objective in each step, under the transforms, `(steps, N)`.
+        activation: mean response of the own channel to the final picture without transforms, `(N,)`.
+        rank: number of channels of the layer that the picture activates more than its own, `(N,)`; 0 is best.
+        converged: whether the activation ended above that of the noise from which an optimization starts, or above
+            those of all real images, `(N,)`. For a recipe that minimizes: whether the objective ended above its start.
+        responses: mean responses of all channels of the layer, `(N, K)`.
+    """
+
+    images: Tensor
+    parameters: Tensor
+    curve: Tensor
+    activation: Tensor
+    rank: Tensor
+    converged: Tensor
+    responses: Tensor
+
+    def select(self, indices: Sequence[int]) -> "SynthesisResult":
+        """Return some of the pictures."""
+        chosen = list(indices)
+        return SynthesisResult(**{n: v[:, chosen] if n == "curve" else v[chosen] for n, v in vars(self).items()})
+
+
+def merge_results(parts: Sequence[tuple[Sequence[int], SynthesisResult]]) -> SynthesisResult:
+    """Return all parts as one result, each picture at its index; the indices are 0 to one less than all pictures."""
+    order = [index for indices, _ in parts for index in indices]
+    names = SynthesisResult.__dataclass_fields__
+    joined = SynthesisResult(
+        **{n: torch.cat([getattr(part, n) for _, part in parts], dim=int(n == "curve")) for n in names}
+    )
+    if order == list(range(len(order))):
+        return joined
+    return joined.select(sorted(range(len(order)), key=order.__getitem__))
+
+
+class LayerRenderer:
+    """Makes pictures of a layer's channels, to be used inside `observing` and without gradients.
+
+    Args:
+        classifier: stays as it was.
+        layer: a name as `Classifier.layers` has it.
+        recipe: how to make the pictures.
+        statistics: of real images, for `specific` and the ranks; None: `specific` uses noise with a natural spectrum.
+        custom: an objective instead of the recipe's.
+        directions: `(D, K)`, to be visualized instead of channels; `statistics` are then of them.
+        profile: the layer's forward profile at the recipe's size, where it is known.
+        copied: see `TruncatedNetwork`.
+
+    Raises:
+        UserError: the layer is unknown or has no channels, or the network cannot take pictures of this size.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        layer: str,
+        *,
+        recipe: Recipe,
+        statistics: LayerStatistics | None = None,
+        custom: Objective | None = None,
+        directions: Tensor | None = None,
+        profile: ForwardProfile | None = None,
+        copied: Classifier | None = None,
+    ) -> None:
+        self.layer = find_layer(classifier.layers, layer).name
+        self.recipe = recipe
+        self.statistics = statistics
+        self.directions = directions
+        self.parameterization = Parameterization(recipe=recipe, channels=classifier.in_channels)
+        self.objective = custom or _recipe_objective(recipe, directions)
+        self.network = TruncatedNetwork(
+            classifier,
+            tuple(dict.fromkeys((self.layer, *self.objective.layers))),
+            size=recipe.size,
+            normalize=recipe.normalize,
+            bf16=uses_bf16(recipe, device_of(classifier)),
+            profile=profile,
+            copied=copied,
+        )
+        self._noise_statistics = cache(self._measure_on_noise)
+
+    def render(
+        self,
+        channels: Sequence[int],
+        samples: Sequence[int],
+        *,
+        count: int,
+        seed: int,
+        start: Tensor | None = None,
+        on_step: Callable[[int], None] = lambda _step: None,
+    ) -> SynthesisResult:
+        """Return one micro-batch of pictures, one for each pair of channel and sample number.
+
+        The batch is filled up to `count` pictures, so that the bits of a picture do not depend on how many there are.
+        """
+        missing = max(0, count - len(channels))
+        indices = [*range(len(channels)), *[len(channels) - 1] * missing]
+        own = [channels[index] for index in indices]
+        pairs = [(channels[index], samples[index]) for index in indices]
+        generators = self._generators(pairs, seed)
+        parameters, curve = optimize(
+            self.network,
+            lambda outputs, slope: self._score(outputs, own, slope),
+            self.parameterization,
+            self._noise(generators) if start is None else start[indices].to(self.network.device),
+            generators,
+            warm=start is not None,
+            on_step=on_step,
+        )
+        images = self.parameterization.images(parameters)
+        responses = self._responses(images)
+        activation = responses[torch.arange(len(own)), torch.tensor(own)]
+        result = SynthesisResult(
+            images=(images if self.recipe.bounded else stretch_contrast(images)).cpu(),
+            parameters=parameters.cpu(),
+            curve=curve.cpu(),
+            activation=activation,
+            rank=ranks(responses, own, self.statistics),
+            converged=(curve[-1] > curve[0]).cpu() if self.recipe.minimizes else self._above(pairs, seed, activation),
+            responses=responses,
+        )
+        return result.select(range(len(channels))) if missing else result
+
+    def _score(self, outputs: dict[str, Tensor], channels: Sequence[int], slope: float) -> Tensor:
+        return self.objective(
+            outputs,
+            self.layer,
+            channels,
+            slope=slope,
+            dead_unit_weight=self.recipe.leaky_slope,
+            measure=self._statistics_of,
+        )
+
+    def _statistics_of(self, layer: str) -> LayerStatistics:
+        known = self.statistics is not None and self.directions is None and layer == self.layer
+        return self.statistics if known and self.statistics is not None else self._noise_statistics(layer)
+
+    def _measure_on_noise(self, layer: str) -> LayerStatistics:
+        """Return the statistics on 64 images of noise whose spectrum falls with frequency like that of real images."""
+        natural = Parameterization(recipe=Recipe(size=self.recipe.size), channels=self.network.network.in_channels)
+        with torch.no_grad():
+            noise = natural.images(60 * natural.draw([torch.Generator().manual_seed(i) for i in range(64)]))
+            parts = torch.split(noise.to(self.network.device), 8)
+            return LayerStatistics.of_responses(
+                torch.cat([mean_response(self.network(part)[layer]).cpu() for part in parts])
+            )
+
+    def _above(self, pairs: Sequence[tuple[int, int]], seed: int, activation: Tensor) -> Tensor:
+        """Return for each picture whether its activation is above that of the noise an optimization starts from."""
+        own = [channel for channel, _ in pairs]
+        if self.statistics is not None and bool((activation > self.statistics.largest[own]).all()):
+            return torch.ones(len(own), dtype=torch.bool)  # above all real images: noise need not be measured
+        before = self._responses(self.parameterization.images(self._noise(self._generators(pairs, seed))))
+        return activation > before[torch.arange(len(own)), torch.tensor(own)]
+
+    def _generators(self, pairs: Sequence[tuple[int, int]], seed: int) -> list[torch.Generator]:
+        """Return the random generators of pictures `(channel, sample)`, for their noise and then their transforms."""
+        digests = (hashlib.sha256(f"{self.layer} {c} {sample} {seed}".encode()).digest() for c, sample in pairs)
+        return [torch.Generator().manual_seed(int.from_bytes(digest[:7], "little")) for digest in digests]
+
+    def _noise(self, generators: Sequence[torch.Generator]) -> Tensor:
+        return self.parameterization.draw(generators).to(self.network.device)
+
+    def _responses(self, images: Tensor) -> Tensor:
+        output = self.network(images)[self.layer]
+        return (mean_response(output) if self.directions is None else mean_along(output, self.directions)).cpu()
+
+
+def synthesize(
+    classifier: Classifier,
+    layer: str,
+    channels: Sequence[int],
+    *,
+    recipe: Recipe,
+    seed: int = 0,
+    start: Tensor | None = None,
+    statistics: ActivationStatistics | None = None,
+    micro_batch: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    objective: Objective | None = None,
+) -> SynthesisResult:
+    """Make one picture of each of a layer's channels.
+
+    Args:
+        classifier: is left exactly as it was, also after an exception.
+        layer: a name as `Classifier.layers` has it; a convolution's name means its output before the ReLU.
+        channels: a channel that is listed several times gets several samples, which start from different noise.
+        recipe: how to make the pictures.
+        seed: together with layer, channel and sample it determines all random numbers of a picture.
+        start: `SynthesisResult.parameters` of an earlier call, `(N, …)`, or `start_from(images, recipe)`; None: noise.
+        statistics: of real images, for `specific` and the ranks; None: `specific` uses statistics of noise with a
+            natural spectrum, and channels are ranked by activation.
+        micro_batch: number of pictures that are optimized together; None: `micro_batch_size`. The same number gives a
+            channel's picture the same bits, whatever the other channels are. An objective that compares samples
+            (`diversity`) always gets those of one channel together.
+        progress: is called after every step with the number of steps done and the number of all steps.
+        objective: an objective instead of the recipe's.
+
+    Raises:
+        UserError: the layer is unknown or has no channels, a channel does not exist, the network cannot take pictures
+            of this size, `start` has another shape, or there is no memory for a single picture.
+    """
+    with observing(classifier), torch.no_grad():
+        known = statistics.layers.get(layer) if statistics is not None else None
+        renderer = LayerRenderer(classifier, layer, recipe=recipe, statistics=known, custom=objective)
+        profile = renderer.network.profile
+        check_channels(channels, start, renderer.layer, profile.shapes[renderer.layer][0], renderer.parameterization)
+        count = micro_batch or micro_batch_size(profile, recipe, renderer.network.device, len(channels))
+        samples = sample_numbers(channels)
+        batches = split_channels(channels, count, by_channel=recipe.compares_samples)
+        parts = []
+        for done, indices in enumerate(batches):
+            result = renderer.render(
+                [channels[index] for index in indices],
+                [samples[index] for index in indices],
+                count=len(indices) if recipe.compares_samples else count,
+                seed=seed,
+                start=None if start is None else start[indices],
+                on_step=_step_counter(progress, done * recipe.steps, len(batches) * recipe.steps),
+            )
+            parts.append((indices, result))
+    return merge_results(parts)
+
+
+def start_from(images: Tensor, recipe: Recipe) -> Tensor:
+    """Return the parameters that represent images `(N, C, size, size)` in [0, 1], as `start` of an optimization.
+
+    Raises:
+        UserError: the images have another size than the recipe.
+    """
+    if images.dim() != 4 or images.shape[2:] != (recipe.size, recipe.size):
+        raise UserError(
+            f"a start of shape {tuple(images.shape)} does not fit; it must be (N, C, {recipe.size}, {recipe.size})"
+        )
+    return Parameterization(recipe=recipe, channels=images.shape[1]).parameters(images)
+
+
+def micro_batch_size(profile: ForwardProfile, recipe: Recipe, device: torch.device, pictures: int) -> int:
+    """Return how many pictures are optimized together: limited by `recipe.memory`, and on a CPU by its cache.
+
+    Args:
+        profile: of one picture on the way to the layer.
+        recipe: with memory limit and precision.
+        device: of the network.
+        pictures: number of all pictures; they are spread evenly over as few micro-batches as possible.
+
+    Raises:
+        UserError: a single picture exceeds the memory limit.
+    """
+    width = 2 if uses_bf16(recipe, device) else 4
+    needed = 2 * width * profile.elements  # every activation and its gradient
+    fitting = int(recipe.memory * 2**30 / needed)
+    if fitting < 1:
+        raise UserError(
+            f"one picture needs {needed / 2**30:.2g} GiB for activations, recipe.memory is {recipe.memory:g}; "
+            "choose a smaller recipe.size or more memory"
+        )
+    cached = _LARGEST_BATCH if device.type != "cpu" else max(1, _CACHE_ELEMENTS // profile.largest)
+    most = max(1, min(fitting, cached, _LARGEST_BATCH, pictures))
+    return -(-pictures // -(-pictures // most))
+
+
+def split_channels(channels: Sequence[int], count: int, *, by_channel: bool = False) -> list[list[int]]:
+    """Return the indices of the pictures in each micro-batch: `count` at a time, or all samples of one channel."""
+    if by_channel:
+        return [[i for i, other in enumerate(channels) if other == channel] for channel in dict.fromkeys(channels)]
+    return [list(range(i, min(i + count, len(channels)))) for i in range(0, len(channels), count)]
+
+
+def sample_numbers(channels: Sequence[int]) -> list[int]:
+    """Return for each picture its number among those of the same channel, from 0."""
+    counts: dict[int, int] = {}
+    numbers = []
+    for channel in channels:
+        numbers.append(counts.get(channel, 0))
+        counts[channel] = numbers[-1] + 1
+    return numbers
+
+
+def check_channels(
+    channels: Sequence[int], start: Tensor | None, layer: str, count: int, parameterization: Parameterization
+) -> None:
+    """Check that the layer has the channels, and that `start` fits.
+
+    Raises:
+        UserError: a channel is not below `count`, there are no channels, or `start` has another shape.
+    """
+    wrong = [channel for channel in channels if not 0 <= channel < count]
+    if wrong:
+        raise UserError(f"channel {wrong[0]} of {layer} does not exist; it has 0 to {count - 1}")
+    if not channels:
+        raise UserError(f"no channels of {layer} to synthesize; it has 0 to {count - 1}")
+    shape = (len(channels), *parameterization.shape)
+    if start is not None and tuple(start.shape) != shape:
+        raise UserError(f"a start of shape {tuple(start.shape)} does not fit; this recipe's has {shape}")
+
+
+def _recipe_objective(recipe: Recipe, directions: Tensor | None) -> Objective:
+    """Return the recipe's objective; directions replace all objectives of single channels by the mean along them."""
+    terms = []
+    for name, weight in recipe.weights.items():
+        replaced = directions is not None and not compares_samples(name)
+        terms.append(weight * (objective(direction, directions=directions) if replaced else objective(name)))
+    total: Objective = sum(terms[1:], start=terms[0])
+    return total
+
+
+def _step_counter(progress: Callable[[int, int], None] | None, before: int, total: int) -> Callable[[int], None]:
+    return (lambda step: progress(before + step, total)) if progress is not None else (lambda _step: None)
