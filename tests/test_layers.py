@@ -25,7 +25,6 @@ LAYERS: dict[str, float] = {
     "runtime": 1,
     "storage": 1,
     "models.layers": 2,
-    "models.layer_names": 2,
     "models.output_shapes": 2,
     "models": 3,
     "data": 3,

@@ -136,7 +136,7 @@ def test_squeezenet_kept_as_published_is_exported_whole():
 
 
 def test_keep_refuses_data_of_other_classes():
-    with pytest.raises(UserError, match="puts out the 10 classes of small_cnn, the data has 7; use head=replace"):
+    with pytest.raises(UserError, match="outputs the 10 classes of small_cnn, the data has 7; use head=replace"):
         heads.keep(small_cnn_backbone(), num_classes=7)
 
 
@@ -150,7 +150,7 @@ def test_linear_says_where_it_does_not_know_the_features():
             return self.stem(images).mean(dim=(2, 3))
 
     backbone = Backbone(Odd(), name="odd", mean=[0.0] * 3, std=[1.0] * 3)
-    with pytest.raises(UserError, match="not known where the features of odd end; use head=replace"):
+    with pytest.raises(UserError, match="cannot find where the features of odd end; use head=replace"):
         heads.linear(backbone, num_classes=7)
 
 

@@ -15,8 +15,7 @@ from torchvision.models import get_model_weights, list_models
 
 from filterscope.errors import UserError
 from filterscope.models.backbone import small_cnn_backbone, torchvision_backbone
-from filterscope.models.published_weights import download
-from filterscope.models.weights import read_tensors
+from filterscope.models.weights import download_weights, read_tensors
 
 SMALL = "squeezenet1_1"  # 5 MB
 
@@ -66,18 +65,18 @@ def test_a_download_is_checked_kept_and_not_repeated(hub, served):
     content = (folder / "new.pth").read_bytes()
     name = f"tiny-{hashlib.sha256(content).hexdigest()[:8]}.pth"
     (folder / name).write_bytes(content)
-    file = download(f"{address}/{name}", "tiny")
+    file = download_weights(f"{address}/{name}", "tiny")
     assert file == hub / name
     assert torch.equal(read_tensors(file)["weight"], torch.arange(3.0))
     (folder / name).unlink()
-    assert download(f"{address}/{name}", "tiny") == file
+    assert download_weights(f"{address}/{name}", "tiny") == file
 
 
 def test_a_download_with_another_hash_is_thrown_away(hub, served):
     folder, address = served
     (folder / "tiny-00000000.pth").write_bytes(b"not what was published")
     with pytest.raises(UserError, match=r"127.0.0.1:\d+ sent for tiny is damaged .*; try again, or put") as caught:
-        download(f"{address}/tiny-00000000.pth", "tiny")
+        download_weights(f"{address}/tiny-00000000.pth", "tiny")
     assert str(hub / "tiny-00000000.pth") in str(caught.value)
     assert [path.name for path in hub.iterdir() if not path.name.endswith(".lock")] == []
 
@@ -85,7 +84,7 @@ def test_a_download_with_another_hash_is_thrown_away(hub, served):
 def test_a_file_that_the_host_does_not_have_is_one_line(hub, served):
     _, address = served
     with pytest.raises(UserError, match=r"could not get the weights of tiny from 127.0.0.1:\d+ \(File not found\)"):
-        download(f"{address}/tiny-00000000.pth", "tiny")
+        download_weights(f"{address}/tiny-00000000.pth", "tiny")
     assert [path.name for path in hub.iterdir() if not path.name.endswith(".lock")] == []
 
 
@@ -108,7 +107,7 @@ def test_a_published_file_put_there_by_hand_is_used(hub, tmp_path):
     name = f"tiny-{hashlib.sha256(content).hexdigest()[:8]}.pth"
     hub.mkdir(parents=True)
     (hub / name).write_bytes(content)
-    assert download(f"https://example.org/{name}", "tiny") == hub / name
+    assert download_weights(f"https://example.org/{name}", "tiny") == hub / name
 
 
 def test_a_file_put_there_by_hand_that_is_another_one_is_refused_and_kept(hub):

@@ -82,7 +82,7 @@ def test_a_convolutional_part_is_loaded_and_the_rest_named_in_one_line(alexnet_f
     with caplog.at_level(logging.INFO, "filterscope"):
         backbone = torchvision_backbone(name="alexnet", weights=alexnet_features)
     assert caplog.messages == [
-        f"not in {alexnet_features}, random from here on: classifier.1, classifier.4, classifier.6"
+        f"{alexnet_features} does not hold classifier.1, classifier.4, classifier.6: random weights are used there"
     ]
     expected = torch.load(alexnet_features, weights_only=True)
     assert all(torch.equal(tensor, backbone.network.state_dict()[key]) for key, tensor in expected.items())
@@ -117,7 +117,7 @@ def test_a_file_of_another_number_of_classes_says_how_many(tmp_path):
     assert kept.head.out_features == kept.num_classes == 5
     assert heads.replace(torchvision_backbone(name="resnet18", weights=file), num_classes=7).head.out_features == 7
     assert heads.append(torchvision_backbone(name="resnet18", weights=file), num_classes=7).head.in_features == 5
-    with pytest.raises(UserError, match="head=keep puts out the 5 classes of resnet18, the data has 7"):
+    with pytest.raises(UserError, match="head=keep outputs the 5 classes of resnet18, the data has 7"):
         heads.keep(torchvision_backbone(name="resnet18", weights=file), num_classes=7)
 
 

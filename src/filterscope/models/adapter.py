@@ -1,4 +1,4 @@
-"""Any network as a classifier of ours, to be looked at: nothing in it is exchanged."""
+"""Wrap any network as a `Classifier`, so that it can be analysed; none of its modules is replaced."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,18 +23,18 @@ def as_classifier(
 ) -> Classifier:
     """Return a classifier around a network of any origin; both share all modules and parameters.
 
-    From then on its activation functions no longer work in place, which changes no value; `borrowed` undoes that.
-    Layers are named by block in a plain chain, elsewhere by their module's path below `model`.
+    In-place activation functions are switched to out-of-place ones, which changes no value; `adapted` undoes that.
+    Layers are named by block in a plain chain, otherwise by their module's path in `model`.
 
     Args:
-        model: takes images `(N, C, H, W)`; a classifier of ours is returned as it is.
-        mean: what is taken off images in [0, 1], per channel, before the network sees them; None: nothing.
-        std: by what they are divided then; None: 1.
-        image_size: at which it is at home, pixels; None: 224.
+        model: accepts images `(N, C, H, W)`; a `Classifier` is returned as it is.
+        mean: per channel, subtracted from images in [0, 1] before the network runs; None: 0.
+        std: per channel, by which they are divided then; None: 1.
+        image_size: height and width of its images in pixels; None: 224.
         class_names: in the order of its outputs.
 
     Raises:
-        UserError: there are no convolutions, or images of that size cannot pass.
+        UserError: the network has no convolutions, or does not accept images of that size.
     """
     if isinstance(model, Classifier):
         return model
@@ -43,9 +43,9 @@ def as_classifier(
     if first is None:
         raise UserError(f"{name} has no convolutions, so there are no filters to look at")
     channels, size = first.in_channels, image_size or IMAGE_SIZE
-    for knob, given in (("mean", mean), ("std", std)):
+    for option, given in (("mean", mean), ("std", std)):
         if given is not None and len(given) != channels:
-            raise UserError(f"{knob}={list(given)}: {name} takes images of {channels} channels, so give {channels}")
+            raise UserError(f"{option}={list(given)}: {name} takes images of {channels} channels, so give {channels}")
     shapes = output_shapes(model, in_channels=channels, image_size=size)
     if shapes is None:
         raise UserError(f"images of {channels}×{size}×{size} cannot pass through {name}; give images of its own size")
@@ -59,10 +59,10 @@ def as_classifier(
 
 
 def find_network(module: nn.Module, name: str | None = None) -> nn.Module:
-    """Return the network inside a module: the one of that name, the only one that holds convolutions, or itself.
+    """Return the network in a module: the child of that name, the only child with convolutions, or the module itself.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: there is no child of that name.
     """
     parts = dict(module.named_children())
     if name is not None:
@@ -82,7 +82,7 @@ def adapted(
     image_size: int | None = None,
     class_names: Sequence[str] = (),
 ) -> Iterator[Classifier]:
-    """Look at a network as a classifier for the length of a block, and give it back exactly as it was."""
+    """Wrap a network as a classifier within the block, and restore it exactly as it was afterwards."""
     inplace = [module for module in model.modules() if getattr(module, "inplace", False) is True]
     try:
         yield as_classifier(model, mean=mean, std=std, image_size=image_size, class_names=class_names)

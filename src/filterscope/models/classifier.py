@@ -1,4 +1,4 @@
-"""A classifier is a head on a backbone; images in [0, 1] go in, logits come out."""
+"""Classifier: a backbone and a head, from images in [0, 1] to logits."""
 
 from functools import cached_property
 
@@ -7,20 +7,22 @@ from torch import Tensor, nn
 
 from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone
-from filterscope.models.layer_names import name_layers
-from filterscope.models.layers import Layer, find_layer
+from filterscope.models.layers import Layer, find_layer, name_layers, weighted_layers
 from filterscope.models.output_shapes import Shape, accepted_sizes, output_shapes
-from filterscope.models.weight_list import weighted_layers
 from filterscope.models.weights import abbreviate
 
 
 class Classifier(nn.Module):
     """`head(backbone(images))`: `(N, C, H, W)` in [0, 1] → `(N, num_classes)` logits.
 
-    `head_path` is where the head lies in the published network (`classifier.6` of AlexNet, `""` where that is whole
-    without one), or None where the network as published has no such place. `published` makes the published logits of
-    what the backbone puts out; None where no layer does. `class_names` are in the order of the logits and empty where
-    nobody said them.
+    Attributes:
+        backbone: normalises the images and runs the network.
+        head: maps the backbone's output to logits.
+        num_classes: number of logits.
+        head_path: path of the head in the published network (`classifier.6` in AlexNet); `""` if the network is
+            complete without a head, None if the published network has no layer in its place.
+        class_names: in the order of the logits; empty if unknown.
+        image_size: height and width of the data's images in pixels; None if unknown.
     """
 
     def __init__(
@@ -39,7 +41,7 @@ class Classifier(nn.Module):
         self.head_path = head_path
         self.class_names: tuple[str, ...] = ()
         self.image_size: int | None = None
-        # In a tuple, so that a layer that was exchanged is neither trained nor stored.
+        # In a tuple, so that PyTorch neither trains nor saves a layer that was replaced.
         self._published = (published,)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -49,12 +51,12 @@ class Classifier(nn.Module):
 
     @property
     def in_channels(self) -> int:
-        """How many channels an image must have."""
+        """Number of channels of the images."""
         return self.backbone.in_channels
 
     @cached_property
     def layers(self) -> dict[str, Layer]:
-        """All layers that run, by name, in the network's order; the head is `head`."""
+        """All layers that run, by name and in the network's order; the head is called `head`."""
         layers = name_layers(self.backbone.network, self._shapes(), prefix="backbone.network.")
         if isinstance(self.head, nn.Linear):
             number = 1 + sum(name.removeprefix("fc").isdigit() for name in layers)
@@ -70,35 +72,35 @@ class Classifier(nn.Module):
 
     @property
     def published(self) -> nn.Module | None:
-        """What makes the published logits of the backbone's output, as long as that was not trained on."""
+        """The layer that maps the backbone's output to the published logits, valid until the backbone is trained."""
         return self._published[0]
 
     @property
     def unpublished(self) -> str:
-        """Why it cannot be said what the published network takes an image for; empty where it can."""
+        """Why the published network's predictions are unavailable; empty if they are available."""
         name, missing = self.backbone.name, self.backbone.missing
         if not self.backbone.pretrained:
             return f"{name} does not have its published weights"
         if missing:
             return f"the weights file does not hold {abbreviate(missing)} of {name}"
         if self.published is None:
-            return f"this head leaves the fully connected layers of {name} out"
+            return f"this head leaves out the fully connected layers of {name}"
         if not self.backbone.categories:
             return f"the {self.backbone.num_classes} classes of these weights of {name} were not published with names"
         return ""
 
     @property
     def untrained(self) -> tuple[str, ...]:
-        """The layers below the head that weights were meant for but a file did not hold: still random."""
+        """Layers below the head that are random because the weights file did not hold them."""
         own = self.backbone.network.state_dict()
         return tuple(dict.fromkeys(name.rpartition(".")[0] for name in self.backbone.missing if name in own))
 
     def module_of(self, name: str) -> nn.Module:
-        """Return the module that a layer's name or alias means; an unknown one is a `UserError`."""
+        """Return the module of a layer, by name or alias; an unknown one raises a `UserError`."""
         return self.get_submodule(find_layer(self.layers, name).path)
 
     def check_image_size(self, size: int) -> None:
-        """Raise a `UserError` where images of `size` × `size` pixels cannot pass through the network."""
+        """Raise a `UserError` if the network does not accept images of `size` × `size` pixels."""
         network = self.backbone.network
         if output_shapes(network, in_channels=self.in_channels, image_size=size) is not None:
             return
@@ -112,20 +114,20 @@ class Classifier(nn.Module):
         raise UserError(f"images of {size}×{size} pixels cannot pass through {self.backbone.name}; {possible}")
 
     def check_exportable(self) -> None:
-        """Raise a `UserError` where the head has no place in the published network (`append`, `linear`)."""
+        """Raise a `UserError` if the published network has no layer in the head's place (`append`, `linear`)."""
         if self.head_path is None:
             raise UserError(
-                f"{self.backbone.name} as published has no place for this head, so no state dict of it could be loaded "
-                "there; export needs head=replace or head=keep (a checkpoint holds any head)"
+                f"{self.backbone.name} as published has no place for this head, so its state dict could not be "
+                "loaded there; export needs head=replace or head=keep (a checkpoint holds any head)"
             )
 
     def export_state_dict(self) -> dict[str, Tensor]:
-        """Return the state dict that torchvision's own network of this name loads, built with `num_classes` outputs.
+        """Return a state dict for torchvision's network of this name, built with `num_classes` outputs.
 
-        Normalisation is not part of it. GoogLeNet and Inception need `aux_logits=False` there.
+        It does not include the normalisation. GoogLeNet and Inception must be built with `aux_logits=False`.
 
         Raises:
-            UserError: the head has no place in the published network (`append`, `linear`).
+            UserError: the published network has no layer in the head's place (`append`, `linear`).
         """
         self.check_exportable()
         state = self.backbone.network.state_dict()

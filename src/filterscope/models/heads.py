@@ -1,4 +1,4 @@
-"""The ways to put a head on a published network: four for the data's classes, one without any."""
+"""Heads: put a new classification layer on a backbone, or keep or remove its own."""
 
 from torch import nn
 
@@ -12,8 +12,9 @@ from filterscope.registry import register
 
 
 @register("head", "replace")
+@register("head")
 def replace(backbone: Backbone, *, num_classes: int) -> Classifier:
-    """Exchange the network's last Linear for a new one; where there is none (SqueezeNet), do as `linear` does."""
+    """Replace the network's last Linear with a new one; a network without a Linear (SqueezeNet) gets `linear`."""
     path, last = last_layer(backbone.network)
     if isinstance(last, nn.Conv2d):
         return linear(backbone, num_classes=num_classes)
@@ -22,11 +23,12 @@ def replace(backbone: Backbone, *, num_classes: int) -> Classifier:
 
 
 @register("head", "append")
+@register("head")
 def append(backbone: Backbone, *, num_classes: int) -> Classifier:
-    """Put a Linear on the published logits: `Linear(1000, num_classes)`.
+    """Put a new Linear on the published logits: `Linear(1000, num_classes)` for ImageNet weights.
 
     Raises:
-        UserError: the logits would come from layers that the weights file does not hold.
+        UserError: the logits depend on layers that the weights file does not hold.
     """
     _refuse_untrained(backbone, "append")
     head = nn.Linear(backbone.num_classes, num_classes)
@@ -34,13 +36,14 @@ def append(backbone: Backbone, *, num_classes: int) -> Classifier:
 
 
 @register("head", "linear")
+@register("head")
 def linear(backbone: Backbone, *, num_classes: int) -> Classifier:
-    """Put one Linear on the globally pooled convolutional features; needs no fully connected weights.
+    """Put one new Linear on the globally pooled convolutional features; needs no fully connected weights.
 
-    A network whose classifying part is one Linear already (ResNet, DenseNet, …) has just that one replaced.
+    If the network's own classifier is one Linear (ResNet, DenseNet, …), that one is replaced.
 
     Raises:
-        UserError: it is not known where the network's features end.
+        UserError: the end of the network's features cannot be found.
     """
     if _has_one_linear(backbone.network):
         return replace(backbone, num_classes=num_classes)
@@ -48,17 +51,18 @@ def linear(backbone: Backbone, *, num_classes: int) -> Classifier:
 
 
 @register("head", "keep")
+@register("head")
 def keep(backbone: Backbone, *, num_classes: int | None = None) -> Classifier:
-    """Keep the network as its weights have it; its number of classes must be the data's.
+    """Keep the network's own last layer; the data must have as many classes.
 
     Raises:
-        UserError: another number of classes, or layers that the weights file does not hold.
+        UserError: the data has another number of classes, or the weights file does not hold all layers.
     """
     _refuse_untrained(backbone, "keep")
     own = backbone.num_classes
     if num_classes not in (None, own):
         raise UserError(
-            f"head=keep puts out the {own} classes of {backbone.name}, the data has {num_classes}; "
+            f"head=keep outputs the {own} classes of {backbone.name}, the data has {num_classes}; "
             "use head=replace, append or linear"
         )
     path, last = last_layer(backbone.network)
@@ -68,10 +72,10 @@ def keep(backbone: Backbone, *, num_classes: int | None = None) -> Classifier:
 
 
 def trunk(backbone: Backbone) -> Classifier:
-    """Keep the convolutional part alone, globally pooled; what it puts out are features, not classes."""
-    probe = linear(backbone, num_classes=1)
-    width = probe.get_parameter("head.weight").shape[1]
-    return Classifier(probe.backbone, nn.Identity(), num_classes=width)
+    """Keep the convolutional part only; the output is its globally pooled features, not classes."""
+    classifier = linear(backbone, num_classes=1)
+    width = classifier.get_parameter("head.weight").shape[1]
+    return Classifier(classifier.backbone, nn.Identity(), num_classes=width)
 
 
 def _split(backbone: Backbone, path: str, head: nn.Linear, num_classes: int, *, published: nn.Linear) -> Classifier:
@@ -80,14 +84,16 @@ def _split(backbone: Backbone, path: str, head: nn.Linear, num_classes: int, *, 
 
 
 def _has_one_linear(network: nn.Module) -> bool:
-    classifying = [part for name, part in network.named_children() if name in ("classifier", "fc", "head", "heads")]
-    return sum(isinstance(module, nn.Linear) for part in classifying for module in part.modules()) == 1
+    parts = [part for name, part in network.named_children() if name in ("classifier", "fc", "head", "heads")]
+    return sum(isinstance(module, nn.Linear) for part in parts for module in part.modules()) == 1
 
 
 def _pool_features(backbone: Backbone) -> int:
-    """Cut the network off behind its convolutional features, pool them, and return how many there are."""
+    """End the network after its convolutional features, pooled globally, and return their number."""
     network = backbone.network
-    if isinstance(network, nn.Sequential):
+    if callable(reset := getattr(network, "reset_classifier", None)):  # timm's networks
+        reset(0)
+    elif isinstance(network, nn.Sequential):
         names = list(dict(network.named_children()))
         kinds = [type(module) for module in network.children()]
         for name in names[kinds.index(nn.Flatten) if nn.Flatten in kinds else len(names) :]:
@@ -100,10 +106,10 @@ def _pool_features(backbone: Backbone) -> int:
     elif hasattr(network, "classifier"):  # pools in its classifier: SqueezeNet, MaxViT
         network.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     else:
-        raise UserError(f"it is not known where the features of {backbone.name} end; use head=replace")
+        raise UserError(f"cannot find where the features of {backbone.name} end; use head=replace")
     shapes = output_shapes(network, in_channels=backbone.in_channels, image_size=backbone.image_size)
     if shapes is None:
-        raise ValueError(f"{backbone.name} does not take images of its own size, {backbone.image_size}")
+        raise ValueError(f"{backbone.name} does not accept images of its own size, {backbone.image_size}")
     return shapes[""][0]
 
 

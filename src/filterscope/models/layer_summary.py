@@ -1,4 +1,4 @@
-"""A table of a network's layers: what each puts out and how many parameters it has."""
+"""A table of a network's layers with output shapes and numbers of parameters."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from filterscope.models.output_shapes import output_shapes
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One layer: `shape` is its output's, without the batch; `parameters` counts its own tensors' elements."""
+    """One layer: the shape of its output without the batch dimension, and the number of its own parameters."""
 
     layer: str
     kind: str
@@ -18,7 +18,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """The rows in the network's order, and how many parameters there are in all and in training."""
+    """The rows in the network's order, and the numbers of all and of trainable parameters."""
 
     rows: tuple[Row, ...]
     parameters: int
@@ -26,17 +26,17 @@ class Summary:
 
     @property
     def convolutional(self) -> int:
-        """How many parameters the convolutions and their norms have."""
+        """Number of parameters of convolutions and norms."""
         return sum(row.parameters for row in self.rows if row.kind in ("conv", "norm"))
 
 
 def summarize(classifier: Classifier, *, image_size: int) -> Summary:
     """Return the layers of a classifier with their output shapes for images of `image_size` × `image_size` pixels.
 
-    A module that only holds others has no row, unless it has parameters of its own.
+    A container module has a row only if it has parameters of its own.
 
     Raises:
-        UserError: such images cannot pass through the network.
+        UserError: the network does not accept such images.
     """
     classifier.check_image_size(image_size)
     shapes = output_shapes(classifier, in_channels=classifier.in_channels, image_size=image_size) or {}

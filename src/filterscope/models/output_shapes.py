@@ -1,48 +1,49 @@
-"""What shapes a network puts out at an image size, found on the meta device: nothing is computed."""
+"""Find the output shapes of a network's modules with a copy on the meta device; nothing is computed."""
 
+import copy
+from collections import OrderedDict
 from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 Shape = tuple[int, ...]
 
 
 def output_shapes(network: nn.Module, *, in_channels: int, image_size: int) -> dict[str, Shape] | None:
-    """Return `{path: output shape without the batch}` of the modules that run and put out one tensor.
+    """Return the output shape of every module that runs and outputs one tensor.
 
-    The network itself has the path `""`. None where images of `image_size` × `image_size` pixels cannot pass.
+    Args:
+        network: is not touched: only a copy without values runs.
+        in_channels: of the images.
+        image_size: height and width of the images in pixels.
+
+    Returns:
+        `{path: shape without the batch dimension}`, with the path `""` for the network itself; None if the network
+        does not accept images of this size.
     """
     shapes: dict[str, Shape] = {}
-    # A stand-in for every tensor leaves the network's own ones alone, and their device does not matter.
-    shadow = {name: t.to("meta") for name, t in (*network.named_parameters(), *network.named_buffers())}
-    images = torch.empty(2, in_channels, image_size, image_size, device="meta")
-    flags = {module: module.training for module in network.modules()}
-    handles = [module.register_forward_hook(partial(_note, shapes, path)) for path, module in network.named_modules()]
     try:
-        network.eval()
+        shadow = _copy_on_meta(network).eval()
+        for path, module in shadow.named_modules():
+            module.register_forward_hook(partial(_note_shape, shapes, path))
+        dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
         with torch.no_grad():
-            functional_call(network, shadow, (images,))
+            shadow(torch.empty(2, in_channels, image_size, image_size, device="meta", dtype=dtype))
     except (RuntimeError, ValueError, AssertionError):
         return None
-    finally:
-        for module, training in flags.items():
-            module.training = training
-        for handle in handles:
-            handle.remove()
     return shapes
 
 
 def accepted_sizes(network: nn.Module, *, in_channels: int, largest: int = 640) -> tuple[int, int] | None:
-    """Return the smallest and the largest image size up to `largest` that can pass; None where none can."""
+    """Return the smallest and the largest accepted image size up to `largest`; None if the network accepts none."""
 
     def passes(size: int) -> bool:
         return output_shapes(network, in_channels=in_channels, image_size=size) is not None
 
-    if not passes(largest):  # the network takes a few sizes only, such as one with a position for every patch
-        taken = [size for size in range(1, largest + 1) if passes(size)]
-        return (taken[0], taken[-1]) if taken else None
+    if not passes(largest):  # the network accepts few sizes only, for example a vision transformer
+        accepted = [size for size in range(1, largest + 1) if passes(size)]
+        return (accepted[0], accepted[-1]) if accepted else None
     low, high = 0, largest
     while high - low > 1:
         middle = (low + high) // 2
@@ -50,6 +51,23 @@ def accepted_sizes(network: nn.Module, *, in_channels: int, largest: int = 640) 
     return high, largest
 
 
-def _note(shapes: dict[str, Shape], path: str, _module: nn.Module, _inputs: object, output: object) -> None:
+def _copy_on_meta(network: nn.Module) -> nn.Module:
+    """Return a copy of a network whose tensors have shapes but no values; forward hooks are left out.
+
+    `deepcopy` finds the replacement of every tensor in its memo, so modules and tensors that are shared stay shared
+    and the network's own tensors are neither copied nor moved.
+    """
+    memo: dict[int, object] = {}
+    for module in network.modules():
+        memo[id(module._forward_hooks)] = OrderedDict()
+        attributes = [value for value in vars(module).values() if isinstance(value, Tensor)]  # of weight norm, pruning
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False), *attributes):
+            empty = tensor.detach().to("meta")
+            is_parameter = isinstance(tensor, nn.Parameter)
+            memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+    return copy.deepcopy(network, memo)
+
+
+def _note_shape(shapes: dict[str, Shape], path: str, _module: nn.Module, _inputs: object, output: object) -> None:
     if isinstance(output, Tensor):
         shapes[path] = tuple(output.shape[1:])

@@ -1,4 +1,4 @@
-"""The small network of the FashionMNIST notebook: two convolutions, two Linears."""
+"""The small network of the FashionMNIST notebook, with two convolutions and two Linears."""
 
 from collections import OrderedDict
 
@@ -8,7 +8,7 @@ from torch import nn
 class SmallCNN(nn.Sequential):
     """conv 10 – pool – conv 20 – pool – fc 50 – dropout – fc, with 3×3 kernels.
 
-    Its parameters carry the names of the notebook's own (`conv1 conv2 fc1 fc2`), so that its state dict loads.
+    The parameters have the notebook's names (`conv1 conv2 fc1 fc2`), so that its state dict loads.
     Images are `(N, in_channels, image_size, image_size)`; the output is `(N, num_classes)`.
     """
 
@@ -20,7 +20,7 @@ class SmallCNN(nn.Sequential):
         num_classes: int = 10,
         dropout: float = 0.4,
     ) -> None:
-        side = ((image_size - 2) // 2 - 2) // 2  # two unpadded 3×3 convolutions, each followed by a halving
+        side = ((image_size - 2) // 2 - 2) // 2  # two unpadded 3×3 convolutions, each followed by a pooling of 2
         super().__init__(
             OrderedDict(
                 conv1=nn.Conv2d(in_channels, 10, 3),

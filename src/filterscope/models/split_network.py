@@ -1,4 +1,4 @@
-"""A network in two halves at a layer: what lies below it and rests, and what is trained on what that puts out."""
+"""Split a network at a layer into a frozen trunk and a trained tail, so that the trunk's output can be cached."""
 
 import copy
 from dataclasses import dataclass
@@ -12,9 +12,13 @@ from filterscope.models.layers import find_layer
 
 @dataclass(frozen=True, kw_only=True)
 class SplitNetwork:
-    """`logits(features(images))` is what the classifier makes of the images; parameters and modules are its own.
+    """A classifier in two parts: `logits(features(images))` equals the classifier's output.
 
-    `below` are the modules that `features` runs, `above` makes what the head takes.
+    Attributes:
+        classifier: whose parameters and modules both parts share.
+        layer: the split point, the last module of the trunk.
+        trunk: the modules that `features` runs.
+        tail: maps the features to the head's input.
     """
 
     classifier: Classifier
@@ -23,35 +27,35 @@ class SplitNetwork:
     tail: nn.Module
 
     def features(self, images: Tensor) -> Tensor:
-        """Return what the lower half makes of images in [0, 1]; nothing above it is computed."""
+        """Return the trunk's output for images in [0, 1]; the tail is not computed."""
         if self.layer is self.classifier.backbone:
             whole: Tensor = self.layer(images)
             return whole
         handle = self.layer.register_forward_hook(_stop)
         try:
             self.classifier.backbone(images)
-        except _Reached as reached:
+        except _LayerReached as reached:
             return reached.output
         finally:
             handle.remove()
-        raise RuntimeError("the layer at which the network is halved did not run")
+        raise RuntimeError("the layer at the split point did not run")
 
     def logits(self, features: Tensor) -> Tensor:
-        """Return the logits that belong to features."""
+        """Return the logits for the trunk's output."""
         logits: Tensor = self.classifier.head(self.tail(features))
         return logits
 
     @property
     def watched(self) -> bool:
-        """Whether anybody listens to the modules of the lower half."""
+        """Whether a module of the trunk has forward hooks, which would miss cached images."""
         return any(module._forward_hooks for part in self.trunk for module in part.modules())
 
 
 def split_at(classifier: Classifier, name: str | None = None) -> SplitNetwork | None:
-    """Halve a classifier behind a layer, or behind the backbone for None.
+    """Split a classifier after a layer, or after the backbone if no name is given.
 
-    None where that layer's output is not all that the layers behind it see (an untrodden way around it, a function
-    that is no module): that is tried out on an image.
+    Return None if later layers use anything but this layer's output (a skip connection, a functional op); verified by
+    comparing the logits of one image.
     """
     if name is None:
         return SplitNetwork(
@@ -61,11 +65,11 @@ def split_at(classifier: Classifier, name: str | None = None) -> SplitNetwork | 
     path = find_layer(classifier.layers, name).path
     tail = _without(classifier.backbone.network, path.removeprefix("backbone.network."))
     split = SplitNetwork(classifier=classifier, layer=layer, trunk=modules_up_to(classifier, path), tail=tail)
-    return split if _fits(split) else None
+    return split if _is_exact(split) else None
 
 
 def modules_up_to(module: nn.Module, path: str) -> tuple[nn.Module, ...]:
-    """Return the modules that come before the one at a path, and that one; the outermost ones that do not hold it."""
+    """Return the modules up to and including the one at a path, the largest possible ones that do not contain it."""
     name, _, rest = path.partition(".")
     found: list[nn.Module] = []
     for key, child in module.named_children():
@@ -75,31 +79,31 @@ def modules_up_to(module: nn.Module, path: str) -> tuple[nn.Module, ...]:
     raise ValueError(f"there is no module {path!r}")
 
 
-class _Reached(Exception):
+class _LayerReached(Exception):
     def __init__(self, output: Tensor) -> None:
         super().__init__()
         self.output = output
 
 
 def _stop(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-    raise _Reached(output)
+    raise _LayerReached(output)
 
 
 def _without(network: nn.Module, path: str) -> nn.Module:
-    """Return a network of the same modules that hands its input on up to behind the layer."""
-    twin = copy.copy(network)
+    """Return a network that shares all modules but passes its input unchanged to the module after the layer."""
+    tail = copy.copy(network)
     children = dict(network.named_children())
     name, _, rest = path.partition(".")
     for key, child in network.named_children():
         children[key] = _without(child, rest) if key == name and rest else nn.Identity()
         if key == name:
             break
-    twin.__dict__["_modules"] = children
-    return twin
+    tail.__dict__["_modules"] = children
+    return tail
 
 
-def _fits(halves: SplitNetwork) -> bool:
-    classifier = halves.classifier
+def _is_exact(split: SplitNetwork) -> bool:
+    classifier = split.classifier
     size = classifier.image_size or classifier.backbone.image_size
     flags = {module: module.training for module in classifier.modules()}
     parameter = next(classifier.parameters())
@@ -108,7 +112,7 @@ def _fits(halves: SplitNetwork) -> bool:
         classifier.eval()
         with torch.no_grad():
             images = image.view(1, classifier.in_channels, size, size)
-            return torch.equal(halves.logits(halves.features(images)), classifier(images))
+            return torch.equal(split.logits(split.features(images)), classifier(images))
     except RuntimeError:
         return False
     finally:

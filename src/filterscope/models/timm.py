@@ -1,0 +1,88 @@
+"""Backbones from timm, imported only when one is built."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from filterscope.errors import UserError
+from filterscope.models.backbone import Backbone, Channels, Positive, Probability, per_channel
+from filterscope.models.weights import build_with_weights
+from filterscope.registry import register
+
+
+@register("model", "timm")
+def timm_backbone(
+    *,
+    name: str,
+    weights: str | None = "imagenet",
+    mean: Sequence[float] | None = None,
+    std: Sequence[Positive] | None = None,
+    in_channels: Channels = 3,
+    num_classes: Channels | None = None,
+    dropout: Probability | None = None,
+    allow_random: bool = False,
+) -> Backbone:
+    """Build a classifier of timm.
+
+    Args:
+        name: as in `timm.list_models`, with or without the tag of its weights: `resnet18`, `resnet18.a1_in1k`.
+        weights: `imagenet` (timm's own), the path of a state dict, or None for random.
+        mean: per channel, of the images the weights were trained on; None: as published.
+        std: likewise.
+        in_channels: of the images; timm adapts the first layer.
+        num_classes: of the network itself, before the head; None: as published. A weights file overrides it.
+        dropout: before the classifier; None: the network's own.
+        allow_random: let heads keep layers that the weights file does not hold.
+
+    Raises:
+        UserError: timm is not installed, the network is unknown, its weights cannot be loaded, or it has no
+            convolutions or Linear.
+    """
+    try:
+        import timm
+        from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
+    except ImportError as error:
+        raise UserError('model=timm needs timm: pip install "filterscope[timm]"') from error
+    if not timm.is_model(name):
+        raise UserError(f"unknown network {name!r}; timm.list_models('*{name[:6]}*') lists names like this one")
+    options: dict[str, Any] = {"in_chans": in_channels} | ({} if dropout is None else {"drop_rate": dropout})
+    published = timm.get_pretrained_cfg(name)
+    classes = num_classes or getattr(published, "num_classes", None) or 1000
+
+    def build(num_classes: int) -> nn.Module:
+        network: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
+        return network
+
+    missing: tuple[str, ...] = ()
+    if weights is None:
+        network = build(classes)
+    elif weights != "imagenet":
+        network, missing = build_with_weights(build, path=Path(weights).expanduser(), name=name, num_classes=classes)
+    else:
+        try:
+            network = timm.create_model(name, pretrained=True, **options)
+        except Exception as error:  # the ways in which a download from the hub fails are many
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise UserError(f"could not get the weights of {name} from timm ({reason}); give model.weights") from error
+    about: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
+    subset = infer_imagenet_subset(network) if weights == "imagenet" else None
+    return Backbone(
+        network,
+        name=name,
+        mean=per_channel("mean", mean, _fitted(about["mean"], in_channels)),
+        std=per_channel("std", std, _fitted(about["std"], in_channels)),
+        image_size=about["input_size"][-1],
+        pretrained=weights is not None,
+        missing=missing,
+        allow_random=allow_random,
+        categories=list(ImageNetInfo(subset).label_descriptions()) if subset else (),
+    )
+
+
+def _fitted(published: Sequence[float], in_channels: int) -> list[float]:
+    """Return published statistics per channel; images of another number of channels get their average."""
+    if len(published) == in_channels:
+        return list(published)
+    return [sum(published) / len(published)] * in_channels

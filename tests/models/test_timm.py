@@ -1,0 +1,80 @@
+"""Networks of timm carry every head, keep timm's own classifier and statistics, and need timm only when built."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from filterscope.errors import UserError
+from filterscope.models import heads
+from filterscope.models.layers import block_ends, last_layer
+from filterscope.models.timm import timm_backbone
+from filterscope.registry import find, is_registered
+from filterscope.training.policies import LastBlocks
+
+timm = pytest.importorskip("timm")
+
+
+def backbone(**options: object):
+    return timm_backbone(name="resnet18", weights=None, **options)
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def test_kept_network_is_timm_s_own_on_normalised_images(images: torch.Tensor) -> None:
+    classifier = heads.keep(backbone(num_classes=5)).eval()
+    network = timm.create_model("resnet18", num_classes=5).eval()
+    network.load_state_dict(classifier.export_state_dict())
+    mean, std = (torch.tensor(network.pretrained_cfg[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
+    assert torch.allclose(classifier(images), network((images - mean) / std), atol=1e-4)
+
+
+@pytest.mark.parametrize("head", ["replace", "linear", "append", "keep"])
+def test_every_head_outputs_the_classes(head: str, images: torch.Tensor) -> None:
+    classifier = getattr(heads, head)(backbone(num_classes=7), num_classes=7).eval()
+    assert classifier(images).shape == (2, 7)
+    assert classifier.head.in_features == (7 if head == "append" else 512)
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "vgg11", "mobilenetv3_small_050", "efficientnet_b0"])
+def test_the_classifier_is_the_layer_that_timm_names(name: str) -> None:
+    network = timm_backbone(name=name, weights=None, num_classes=3).network
+    assert last_layer(network)[1] is network.get_classifier()
+    classifier = heads.linear(timm_backbone(name=name, weights=None), num_classes=3).eval()
+    assert classifier(torch.rand(1, 3, 224, 224)).shape == (1, 3)
+
+
+def test_policies_find_the_blocks() -> None:
+    classifier = heads.replace(backbone(), num_classes=3)
+    assert block_ends(classifier.layers) == ["layer1", "layer2", "layer3", "layer4"]
+    LastBlocks(blocks=1).freeze(classifier)
+    trained = {name.split(".")[2] for name, p in classifier.named_parameters() if p.requires_grad and "network" in name}
+    assert trained == {"layer4"}
+
+
+def test_grey_images_get_the_average_statistics() -> None:
+    grey = backbone(in_channels=1)
+    assert grey.in_channels == 1
+    assert grey.mean.item() == pytest.approx(sum((0.485, 0.456, 0.406)) / 3)
+
+
+def test_unknown_names_end_in_one_line() -> None:
+    with pytest.raises(UserError, match=r"unknown network 'resnoo'; timm.list_models"):
+        timm_backbone(name="resnoo", weights=None)
+
+
+def test_it_is_registered_and_timm_is_imported_only_when_a_network_is_built() -> None:
+    assert find("model", "timm") is timm_backbone
+    assert is_registered("filterscope.models.timm.timm_backbone", ["model"])
+    code = "import sys, filterscope.models.timm; raise SystemExit('timm' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_without_timm_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match=r'model=timm needs timm: pip install "filterscope\[timm\]"'):
+        backbone()
