@@ -38,7 +38,7 @@ def tiny(*overrides: str) -> list[str]:
         (("data.batch_size=0",), r"data\.batch_size=0: must be an integer of at least 1"),
         (("data.exclude=[tulip]",), "tulip"),
         (("data.image_size=16", "model=alexnet_scratch"), r"16×16.*alexnet.*63"),
-        (("model.in_channels=2",), r"num_channels=2: .*1 or 3"),
+        (("model.in_channels=2",), r"num_channels=2: must be 1 or 3"),
         (("model=torchvision", "model.name=alexnett", "model.weights=null"), "alexnett.*alexnet"),
         (("trainer.accelerator=gpu",), r"trainer\.accelerator='gpu': No supported gpu backend found"),
         (("trainer.accelerator=abacus",), r"trainer\.accelerator='abacus': .*invalid accelerator"),

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as F
 
-from filterscope.errors import UserError
+from filterscope.errors import UserError, first_line
 
 # Pillow also opens EPS (by running Ghostscript) and dozens of formats that are not used for photographs.
 _KNOWN = "JPEG PNG WEBP GIF BMP TIFF PPM JPEG2000 TGA ICO AVIF"
@@ -164,5 +164,5 @@ def _reason(error: BaseException, path: str) -> str:
         return "there is no such file"
     if isinstance(error, UnidentifiedImageError):
         return "not a known image format" if Path(path).stat().st_size else "it is empty"
-    message = (str(error).splitlines() or [""])[0].strip() or type(error).__name__
+    message = first_line(error)
     return message.rsplit(".cpp:", 1)[-1].partition(", ")[2] if ".cpp:" in message else message

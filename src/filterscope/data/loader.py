@@ -13,7 +13,7 @@ from filterscope.data.image_io import BadImageError
 from filterscope.data.images import Images
 from filterscope.data.preprocessing import RandomTransform, Transform, empty_batch, to_float
 from filterscope.data.sampler import Key
-from filterscope.errors import UserError
+from filterscope.errors import UserError, first_line
 
 Batch = tuple[Tensor, Tensor]
 
@@ -81,9 +81,8 @@ class ImageLoader(DataLoader[Batch]):
             if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
             cause = error if isinstance(error, RuntimeError) else _await_worker_error() or error
-            reason = (str(cause).splitlines() or ["its connection broke"])[0]
             raise UserError(
-                f"a loader process died ({reason}), probably because memory ran out; "
+                f"a loader process died ({first_line(cause)}), probably because memory ran out; "
                 "try a smaller data.num_workers or data.batch_size"
             ) from error
 

@@ -22,7 +22,7 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import wrap_file
 
-from filterscope.errors import UserError
+from filterscope.errors import UserError, first_line
 from filterscope.storage.atomic import atomic_folder, atomic_write, write_file
 
 _TIMEOUT = 30  # seconds; behind a firewall that drops packets a connection would hang for minutes
@@ -98,7 +98,7 @@ def download_lock(name: str, *, url: str, files: str, folder: Path) -> Iterator[
         with FileLock(folder / ".lock"):
             yield
     except (OSError, RuntimeError, HTTPException, EOFError) as error:
-        reason = " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__
+        reason = getattr(error, "reason", None) or first_line(error)
         raise UserError(
             f"could not download {name} from {urlparse(url).netloc or url} ({reason}); "
             f"put {files} from {url} into {folder} by hand, or give data.root=<the folder that has it>"
@@ -134,7 +134,7 @@ def unpack_tar(archive: Path, folder: Path, *, max_bytes: int) -> None:
                     raise _too_large(archive, max_bytes)
                 tar.extract(member, partial, filter="data")
     except _DAMAGED as error:
-        raise UserError(f"{archive} is damaged: {str(error).partition(chr(10))[0]}") from error
+        raise UserError(f"{archive} is damaged: {first_line(error)}") from error
 
 
 def unpack_gzip(archive: Path, file: Path, *, max_bytes: int) -> None:
@@ -147,7 +147,7 @@ def unpack_gzip(archive: Path, file: Path, *, max_bytes: int) -> None:
         with gzip.open(archive) as stream:
             content = stream.read(max_bytes + 1)
     except _DAMAGED as error:
-        raise UserError(f"{archive} is damaged: {str(error).partition(chr(10))[0]}") from error
+        raise UserError(f"{archive} is damaged: {first_line(error)}") from error
     if len(content) > max_bytes:
         raise _too_large(archive, max_bytes)
     write_file(file, content)

@@ -1,7 +1,6 @@
 """The gallery visual: a static site with a page for every layer and every filter of a network."""
 
 import dataclasses
-import hashlib
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions, find_layer
 from filterscope.registry import register
+from filterscope.storage.disk_cache import hash_tensor
 from filterscope.visuals.drawing.tiles import photo
 from filterscope.visuals.gallery.compare import ComparedGallery
 from filterscope.visuals.gallery.layer_page import LayerFindings, SampleSet, build_layer_page
@@ -197,7 +197,7 @@ class Gallery(Visual):
 
 def _hash(images: Tensor) -> str:
     """Return a short hash of images, by which two galleries find out whether they used the same ones."""
-    return hashlib.sha256((images * 255).round().to(torch.uint8).numpy().tobytes()).hexdigest()[:16]
+    return hash_tensor((images * 255).round().to(torch.uint8))[:16]
 
 
 def _report(
