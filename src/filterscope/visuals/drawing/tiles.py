@@ -1,4 +1,4 @@
-"""Tensors to tiles: every scale is said, no value wraps, a constant map is no accident."""
+"""Tensors to tiles: each map or kernel is scaled to full contrast, and constant or non-finite values are drawn too."""
 
 import math
 from collections.abc import Sequence
@@ -8,17 +8,14 @@ import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from filterscope.visuals.drawing.grid import BACKGROUND, EDGE, FAINT, Legend
-from filterscope.visuals.drawing.pixels import Indexed, Pixels
+from filterscope.analysis.filters import shared_patterns
+from filterscope.visuals.drawing.grid import BACKGROUND, EDGE, FAINT, Legend, Pixels, blank
 
-# Of a map, zero in the middle: neighbours cannot be told apart, and half a PNG's palette is left for letters and
-# photographs.
-LEVELS = 127
 SIGNED = "RdBu_r"
 UNSIGNED = "viridis"
+_LEVELS = 127  # colours of a map; an odd number, so that zero is exactly in the middle
 
 
 def photo(image: Tensor, size: int) -> Pixels:
@@ -31,67 +28,44 @@ def photo(image: Tensor, size: int) -> Pixels:
     return _coloured(values, size, smooth=max(values.shape[-2:]) >= 64)
 
 
-def few_colours(tiles: Sequence[Pixels], count: int = 96) -> list[Indexed]:
-    """Return the tiles in at most `count` colours between them, dithered, for a picture that is to have a palette."""
-    return list(_few_colours(tuple((tile.shape, tile.tobytes()) for tile in tiles), count))
-
-
-# A photograph stands beside the maps of every layer, in every epoch.
-@lru_cache(maxsize=64)
-def _few_colours(tiles: tuple[tuple[tuple[int, ...], bytes], ...], count: int) -> tuple[Indexed, ...]:
-    height, width = sum(shape[0] for shape, _ in tiles), max(shape[1] for shape, _ in tiles)
-    whole, tops = Image.new("RGB", (width, height)), [0]
-    for shape, content in tiles:
-        whole.paste(Image.frombytes("RGB", (shape[1], shape[0]), content), (0, tops[-1]))
-        tops.append(tops[-1] + shape[0])
-    dithered = whole.quantize(
-        palette=whole.quantize(count, method=Image.Quantize.FASTOCTREE), dither=Image.Dither.FLOYDSTEINBERG
-    )
-    drawn = Indexed(
-        places=np.asarray(dithered), palette=np.array(dithered.getpalette(), np.uint8).reshape(-1, 3)[:count]
-    )
-    return tuple(drawn[top : top + shape[0], : shape[1]] for (shape, _), top in zip(tiles, tops, strict=False))
-
-
 def kernel(values: Tensor, size: int) -> Pixels:
-    """Return a kernel `(1 or 3, h, w)` as grey or colour, mid-grey where it is zero, scaled by its largest weight."""
+    """Return a kernel `(1 or 3, h, w)` as a tile in grey or colour: zero is mid-grey, the largest weight full colour."""
     values = values.detach().float().cpu().nan_to_num()
     scaled = 0.5 + 0.5 * values / values.abs().max().clamp_min(1e-12)
     return _coloured(scaled.expand(3, -1, -1), size)
 
 
-def signed(values: Tensor, size: int, *, largest: float | None = None) -> Indexed:
-    """Return a map `(h, w)` from blue (negative) over white (zero) to red (positive).
+def signed(values: Tensor, size: int, *, largest: float | None = None) -> Pixels:
+    """Return a map `(h, w)` as a tile from blue (negative) over white (zero) to red (positive).
 
     The scale is symmetric: `largest` is the value of full red, by default the map's own largest absolute value.
     """
     return signed_maps(values[None], size, largest=None if largest is None else torch.tensor([largest]))[0]
 
 
-def signed_maps(maps: Tensor, size: int, *, largest: Tensor | None = None) -> Indexed:
+def signed_maps(maps: Tensor, size: int, *, largest: Tensor | None = None) -> Pixels:
     """Return maps `(n, h, w)` as tiles `(n, height, width, 3)` as `signed` does; `largest` has one entry for each."""
     values = maps.detach().float().cpu().nan_to_num()
     top = values.abs().amax((1, 2)) if largest is None else largest.float().cpu()
     return _mapped(0.5 + 0.5 * (values / top.clamp_min(1e-12)[:, None, None]), SIGNED, size)
 
 
-def unsigned_maps(maps: Tensor, size: int) -> Indexed:
-    """Return maps `(n, h, w)` as tiles `(n, height, width, 3)`, each from its own minimum (dark) to its own maximum.
+def unsigned_maps(maps: Tensor, size: int) -> Pixels:
+    """Return maps `(n, h, w)` as tiles `(n, height, width, 3)`, each from its minimum (dark) to its maximum (bright).
 
-    A constant map is all dark.
+    A constant map is dark all over.
     """
     values = maps.detach().float().cpu().nan_to_num()
     low, high = values.amin((1, 2), keepdim=True), values.amax((1, 2), keepdim=True)
     return _mapped((values - low) / (high - low).clamp_min(1e-12), UNSIGNED, size)
 
 
-def warmth(values: Tensor) -> Pixels:
-    """Return values `(h, w)` in [0, 1] in the colours of `unsigned_maps`, a pixel each."""
-    pixels: Pixels = _colours(UNSIGNED)[(values.clamp(0, 1) * (LEVELS - 1)).round().long().cpu().numpy()]
-    return pixels
+def heat_colours(values: Tensor) -> Pixels:
+    """Return values `(h, w)` in [0, 1] in the colours of `unsigned_maps`, one pixel each."""
+    return _colours(UNSIGNED)[(values.clamp(0, 1) * (_LEVELS - 1)).round().long().cpu().numpy()]
 
 
-def bars(values: Tensor, width: int, height: int) -> Indexed:
+def bars(values: Tensor, width: int, height: int) -> Pixels:
     """Return the values `(n,)` as bars around a zero line: red up for positive, blue down for negative ones.
 
     With more values than pixels a column shows the one of largest absolute value.
@@ -105,31 +79,28 @@ def bars(values: Tensor, width: int, height: int) -> Indexed:
     owner = (np.arange(width) * len(values)) // width
     level = np.asarray(values)[owner]
     y = high - (np.arange(height)[:, None] + 0.5) / height * span
-    places = np.zeros((height, width), np.uint8)
-    places[(y > 0) & (y <= level)] = 1
-    places[(y < 0) & (y >= level)] = 2
-    wide = width // max(len(values), 1)
-    if wide >= 4:  # a dark line between bars, where there is room for one
-        places[:, np.flatnonzero(np.diff(owner))] += 4
+    ground, red, blue = [(b + e) // 3 for b, e in zip(BACKGROUND, EDGE, strict=True)], *_colours(SIGNED)[[107, 26]]
+    tile = np.full((height, width, 3), ground, np.uint8)
+    tile[(y > 0) & (y <= level)] = red
+    tile[(y < 0) & (y >= level)] = blue
     zero = min(round(high / span * height), height - 1)
-    places[max(zero - 1, 0) : zero + 1] = 3
-    ground = [(b + e) // 3 for b, e in zip(BACKGROUND, EDGE, strict=True)]
-    colours = np.array([ground, _colours(SIGNED)[107], _colours(SIGNED)[26], FAINT], np.uint8)
-    return Indexed(places=places, palette=np.concatenate([colours, colours // 3]))
+    tile[max(zero - 1, 0) : zero + 1] = FAINT
+    if width // max(len(values), 1) >= 4:  # a dark line between bars, where there is room for one
+        tile[:, np.flatnonzero(np.diff(owner))] //= 3
+    return tile
 
 
-def side_by_side(left: Indexed, right: Indexed, gap: int = 3) -> Indexed:
-    """Return a tile with smaller ones `(n, h, w, 3)` of the same palette stacked at its right side."""
-    height, width = left.shape[:2]
-    _, small, wide, _ = right.shape
-    ground = len(left.palette)
-    whole = np.full((height, width + gap + wide), ground, dtype=np.uint8)
-    whole[:, :width] = left.places
-    step = height / len(right)
-    for i, tile in enumerate(right.places):
-        top = round(i * step + (step - small) / 2)
-        whole[top : top + small, width + gap :] = tile
-    return Indexed(places=whole, palette=np.concatenate([left.palette, np.array([BACKGROUND], np.uint8)]))
+def with_stack(tile: Pixels, small: Sequence[Pixels], gap: int = 3) -> Pixels:
+    """Return a tile with smaller ones of one size stacked at its right side."""
+    height, width = tile.shape[:2]
+    part, wide = small[0].shape[:2]
+    whole = blank(height, width + gap + wide)
+    whole[:, :width] = tile
+    step = height / len(small)
+    for i, each in enumerate(small):
+        top = round(i * step + (step - part) / 2)
+        whole[top : top + part, width + gap :] = each
+    return whole
 
 
 def signed_legend(low: str = "−", high: str = "+") -> Legend:
@@ -143,7 +114,7 @@ def unsigned_legend(low: str = "min", high: str = "max") -> Legend:
 
 
 def short(value: float, like: float | None = None) -> str:
-    """Return a number in as few characters as say its size, with the decimals that `like` (or itself) needs.
+    """Return a number in as few characters as show its size, with the decimals that `like` (or itself) needs.
 
     `12`, `1.2`, `0.03`, `2e6`; `short(0.04, like=12)` is `0`.
     """
@@ -169,38 +140,77 @@ def value_range(values: Tensor) -> str:
     return f"{short(low, largest)}…{short(high, largest)}"
 
 
+def small_kernels(weights: Tensor) -> tuple[Pixels, str]:
+    """Return kernels with one pixel per weight, small enough to be stored for every filter and epoch.
+
+    Args:
+        weights: `(n, inputs, kh, kw)`.
+
+    Returns:
+        The kernels, uint8 `(n, h, w, 3)`, and how they are drawn, as in `filter_tiles`: `colour` or `grey` (the kernel
+        itself), `shared` (the pattern that its inputs share most), `points` (the weights of a 1×1 kernel in a square).
+    """
+    inputs, height, width = weights.shape[1:]
+    longest = max(height, width)
+    if inputs in (1, 3):
+        return np.stack([kernel(w, longest) for w in weights]), "colour" if inputs == 3 else "grey"
+    if height * width == 1:
+        squares = weight_squares(weights)
+        return signed_maps(squares, squares.shape[-1]), "points"
+    return signed_maps(shared_patterns(weights)[0], longest), "shared"
+
+
+def weight_squares(weights: Tensor) -> Tensor:
+    """Return the weights of 1×1 kernels `(n, inputs, 1, 1)`, row by row in zero-padded squares `(n, edge, edge)`."""
+    inputs = weights.shape[1]
+    edge = math.ceil(math.sqrt(inputs))
+    return F.pad(weights.flatten(1), (0, edge * edge - inputs)).reshape(-1, edge, edge)
+
+
+def small_maps(maps: Tensor, most: int) -> Tensor:
+    """Return maps `(n, h, w)` as uint8 of at most `most` pixels a side: 128 is zero, each map is scaled by itself."""
+    factor = max(max(maps.shape[1:]) / most, 1.0)
+    height, width = (max(1, round(side / factor)) for side in maps.shape[1:])
+    values = F.adaptive_avg_pool2d(maps.float().nan_to_num()[None], (height, width))[0]
+    largest = values.abs().amax((1, 2), keepdim=True).clamp_min(1e-12)
+    return (128 + 127 * values / largest).round().to(torch.uint8)
+
+
+def coloured_maps(maps: Tensor) -> Pixels:
+    """Return the output of `small_maps`, `(n, h, w)`, as `(n, h, w, 3)`: red positive, blue negative, white zero."""
+    values = (maps.float() - 128) / 127
+    return signed_maps(values, max(values.shape[1:]), largest=torch.ones(len(values)))
+
+
 @lru_cache
 def _colours(name: str) -> Pixels:
-    colours = matplotlib.colormaps[name](np.linspace(0, 1, LEVELS))[:, :3]
+    colours = matplotlib.colormaps[name](np.linspace(0, 1, _LEVELS))[:, :3]
     return np.asarray((colours * 255).round(), dtype=np.uint8)
 
 
-def _mapped(values: Tensor, name: str, size: int) -> Indexed:
+def _mapped(values: Tensor, name: str, size: int) -> Pixels:
     if max(values.shape[1:]) > size:
         values = _fit(values, size)
-    levels = values.clamp(0, 1).mul_(LEVELS - 1).round_().to(torch.uint8)
-    return Indexed(places=_fit(levels, size).numpy(), palette=_colours(name))
+    levels = values.clamp(0, 1).mul_(_LEVELS - 1).round_().to(torch.uint8)
+    return _colours(name).take(_fit(levels, size).numpy(), axis=0)  # six times as fast as an index
 
 
 def _fit(values: Tensor, size: int, *, smooth: bool = False) -> Tensor:
+    """Return maps `(n, h, w)` resized so that the longer side fits into `size` pixels."""
     height, width = values.shape[-2:]
     longest = max(height, width)
-    if longest <= size:
-        factor = size // longest
-        if (
-            not smooth and factor * longest >= 0.8 * size
-        ):  # whole pixels, all of one size, where that wastes little room
-            return values.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
-        new = (max(1, round(height * size / longest)), max(1, round(width * size / longest)))
-        if smooth:
-            return F.interpolate(values[None], new, mode="bicubic", antialias=True)[0]
-        return F.interpolate(values[None], new, mode="nearest-exact")[0]
+    factor = size // longest
+    if longest <= size and not smooth and factor * longest >= 0.8 * size:
+        # Values become whole pixels of one size, where that wastes little room.
+        return values.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
     new = (max(1, round(height * size / longest)), max(1, round(width * size / longest)))
-    return F.interpolate(values[None], new, mode="bilinear", antialias=True)[0]
+    if longest <= size and not smooth:
+        return F.interpolate(values[None], new, mode="nearest-exact")[0]
+    return F.interpolate(values[None], new, mode="bicubic" if longest <= size else "bilinear", antialias=True)[0]
 
 
 def _coloured(values: Tensor, size: int, *, smooth: bool = False) -> Pixels:
     """Return colours `(3, h, w)` as a tile; those outside [0, 1] are clamped."""
-    # Bytes with a pixel's colours side by side are resized in a seventh of the time.
+    # Bytes in channels-last layout are resized in a seventh of the time.
     pixels = (values.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().permute(2, 0, 1)
     return _fit(pixels, size, smooth=smooth).permute(1, 2, 0).contiguous().numpy()

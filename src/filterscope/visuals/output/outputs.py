@@ -1,32 +1,27 @@
-"""What visuals return: pictures, tables, arrays, encoded files, sites and numbers."""
+"""The kinds of output of a visual: pictures, tables, arrays, encoded files, sites and numbers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from filterscope.visuals.drawing.pixels import Pixels, Tile, rgb
+from filterscope.visuals.drawing.grid import Pixels
 from filterscope.visuals.output.site import Site
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """An image to show, `drawn` in colour or in a palette; `description` says in Markdown what one sees."""
+    """An image: `pixels` is uint8 `(H, W, 3)`, `description` explains in Markdown what it shows."""
 
-    drawn: Tile
+    pixels: Pixels
     description: str = ""
-
-    @property
-    def pixels(self) -> Pixels:
-        """The image in colour, uint8 `(H, W, 3)`."""
-        return rgb(self.drawn)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows to show and to keep as CSV; every row has one cell per column.
+    """Rows that are shown, and saved as CSV; each has one cell per column.
 
-    One that sums a run up is shown in the `terminal` too, when all is done.
+    A table with `terminal` summarises the run and is also printed at its end.
     """
 
     columns: tuple[str, ...]
@@ -37,14 +32,14 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Arrays:
-    """Named tensors to keep as numbers."""
+    """Named tensors that are saved as numbers."""
 
     arrays: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """A picture that is files already, `{suffix: content}`: one that moves, or that is to be printed."""
+    """A picture that is encoded already, `{suffix: content}`, such as an animation or a PDF."""
 
     contents: Mapping[str, bytes]
     description: str = ""
