@@ -20,7 +20,7 @@ def visualize(cfg: dict[str, Any], folder: Path) -> list[str]:
     from filterscope.training import results
     from filterscope.visuals.output.outputs import Picture, Table
     from filterscope.visuals.output.site import Site, check_site
-    from filterscope.visuals.output.terminal import table_text
+    from filterscope.visuals.output.tables import table_text
     from filterscope.visuals.output.writer import write_outputs
     from filterscope.visuals.visual import render
 

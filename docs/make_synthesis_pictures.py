@@ -18,7 +18,7 @@ from filterscope.data.flowers import FlowersDataModule
 from filterscope.models import heads
 from filterscope.models.backbone import torchvision_backbone
 from filterscope.models.classifier import Classifier
-from filterscope.visuals.drawing.grid import Cell, grid, side
+from filterscope.visuals.drawing.grid import Cell, grid, tile_size
 from filterscope.visuals.drawing.tiles import photo
 from filterscope.visuals.output.outputs import Picture
 from filterscope.visuals.progress import progress_bar
@@ -72,7 +72,7 @@ def sheet(subject: Subject, recipe_name: str, keep: Path) -> Picture:
         jobs.append(Job(layer=layer, channels=channels, recipe=how, statistics=known.of(layer)))
     with progress_bar(f"{name}, {recipe_name}", VisualState(), Console()) as progress:
         made = synthesize_all(subject.classifier, jobs, cache=keep, progress=progress)
-    tile = side(COLUMNS, labels=LABELS)
+    tile = tile_size(COLUMNS, labels=LABELS)
     cells = []
     for job, pictures in zip(jobs, made, strict=True):
         lines = trust_captions(pictures, job.channels, known.of(job.layer))
@@ -86,7 +86,7 @@ def sheet(subject: Subject, recipe_name: str, keep: Path) -> Picture:
         row_labels=LAYERS[name],
         label_width=LABELS,
     )
-    return Picture(drawn=pixels)
+    return Picture(pixels=pixels)
 
 
 def main() -> None:

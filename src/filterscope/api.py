@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from filterscope.errors import UserError
 from filterscope.models.adapter import adapted
 from filterscope.visuals.output.outputs import Output, Picture, Table
-from filterscope.visuals.output.png import encode_png
-from filterscope.visuals.output.writer import write_outputs
+from filterscope.visuals.output.writer import encode_png, write_outputs
 from filterscope.visuals.visual import Examples, Visual, VisualState, render, resolve_visuals
 
 ROWS = 40  # of a table that a notebook shows

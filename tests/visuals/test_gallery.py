@@ -18,8 +18,8 @@ from filterscope.analysis.top_patches import cut, peaks
 from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
-from filterscope.visuals.drawing.pixels import Pixels
-from filterscope.visuals.drawing.thumbnails import small_kernels
+from filterscope.visuals.drawing.grid import Pixels
+from filterscope.visuals.drawing.tiles import small_kernels
 from filterscope.visuals.gallery.gallery import Gallery
 from filterscope.visuals.gallery.layer_page import preferred_classes
 from filterscope.visuals.gallery.sprites import draw_atlas, encode_webp, grid_shape, layout_rows

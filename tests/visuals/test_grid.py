@@ -10,11 +10,11 @@ from filterscope.visuals.drawing.grid import (
     VERMILION,
     WIDTH,
     Cell,
+    column_count,
     grid,
-    shape,
-    side,
+    tile_size,
 )
-from filterscope.visuals.drawing.text import fitting, font, named, text_width, wrap
+from filterscope.visuals.drawing.text import caption_lines, fitting, font, text_width, wrap
 
 SHOWN = 350 / WIDTH  # how TensorBoard shrinks a picture
 
@@ -36,8 +36,8 @@ def test_text_contrasts_with_the_background_as_wcag_asks_for_small_text(colour: 
 
 def test_labels_survive_downscaling() -> None:
     columns = 8
-    cells = [Cell(pixels=black(side(columns)), caption=(str(100 + i),)) for i in range(columns)]
-    pixels = grid(cells, columns=columns, title="block5_conv3", aside="epoch 12", notes=["64 of 512 filters"])
+    cells = [Cell(pixels=black(tile_size(columns)), caption=(str(100 + i),)) for i in range(columns)]
+    pixels = grid(cells, columns=columns, title="block5_conv3", header_note="epoch 12", notes=["64 of 512 filters"])
     small = Image.fromarray(pixels).resize((350, round(len(pixels) * SHOWN)), Image.Resampling.NEAREST)
     caption = np.asarray(small)[-30:]
     lit = (caption.max(axis=2) > 200).any(axis=1)
@@ -55,13 +55,13 @@ def test_the_height_of_capitals_is_nine_pixels_where_tensorboard_shrinks_the_pic
 
 def test_every_picture_is_as_wide_whatever_it_shows() -> None:
     for count in (1, 3, 10, 64):
-        columns = shape(count)
-        cells = [Cell(pixels=black(side(columns)), caption=(str(i),)) for i in range(count)]
+        columns = column_count(count)
+        cells = [Cell(pixels=black(tile_size(columns)), caption=(str(i),)) for i in range(count)]
         assert grid(cells, columns=columns, title="x").shape[1] == WIDTH
 
 
 def test_tiles_are_placed_untouched_and_none_overlaps() -> None:
-    tiles = [np.full((side(8), side(8), 3), 40 + 3 * i, dtype=np.uint8) for i in range(20)]
+    tiles = [np.full((tile_size(8), tile_size(8), 3), 40 + 3 * i, dtype=np.uint8) for i in range(20)]
     pixels = grid([Cell(pixels=tile) for tile in tiles], columns=8, title="")
     for tile in tiles:
         assert (pixels == tile[0, 0]).all(axis=2).sum() == tile.shape[0] * tile.shape[1]
@@ -69,7 +69,7 @@ def test_tiles_are_placed_untouched_and_none_overlaps() -> None:
 
 @pytest.mark.parametrize(("count", "columns"), [(1, 1), (8, 8), (10, 5), (12, 6), (64, 8), (0, 1)])
 def test_rows_are_filled_evenly(count: int, columns: int) -> None:
-    assert shape(count) == columns
+    assert column_count(count) == columns
 
 
 def test_a_frame_has_the_colour_asked_for() -> None:
@@ -100,11 +100,11 @@ def test_a_long_text_shrinks_then_ends_in_an_ellipsis() -> None:
 
 
 def test_a_long_name_takes_two_lines() -> None:
-    assert named("rose", width=200) == ("rose",)
-    assert named("bishop of llandaff", width=200) == ("bishop of", "llandaff")
-    assert named("T-shirt/top", width=110) == ("T-shirt/", "top")
-    assert named("globe-flower", width=110) == ("globe-", "flower")
-    assert len(named("one two three four five six seven", width=100)) == 2
+    assert caption_lines("rose", width=200) == ("rose",)
+    assert caption_lines("bishop of llandaff", width=200) == ("bishop of", "llandaff")
+    assert caption_lines("T-shirt/top", width=110) == ("T-shirt/", "top")
+    assert caption_lines("globe-flower", width=110) == ("globe-", "flower")
+    assert len(caption_lines("one two three four five six seven", width=100)) == 2
 
 
 def test_no_wrapped_line_is_too_wide_and_no_word_is_lost() -> None:

@@ -5,7 +5,7 @@ import torch
 
 from filterscope.analysis.filters import kernels
 from filterscope.models.classifier import Classifier
-from filterscope.visuals.drawing.thumbnails import small_kernels
+from filterscope.visuals.drawing.tiles import small_kernels
 from filterscope.visuals.history import History
 from filterscope.visuals.visual import Examples, VisualState
 

@@ -10,7 +10,6 @@ from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
 from filterscope.visuals.activations import Activations, most_varied
-from filterscope.visuals.drawing.pixels import rgb
 from filterscope.visuals.filter_selection import FilterSelection
 from filterscope.visuals.filters import Filters, draw_filters, filter_tiles
 from filterscope.visuals.map_grid import draw_maps
@@ -104,7 +103,7 @@ def test_kernels_without_weights_are_drawn() -> None:
 def test_a_kernel_that_is_one_pattern_on_all_inputs_shows_this_pattern() -> None:
     pattern = torch.tensor([[1.0, 0.0, -1.0]] * 3)
     tiles, _ = filter_tiles(pattern.expand(1, 8, 3, 3) * torch.rand(8).view(1, 8, 1, 1), 100)
-    large = rgb(tiles[0])[:, :69].astype(int)
+    large = tiles[0][:, :69].astype(int)
     assert large[30, 10, 0] > large[30, 10, 2] + 50  # left positive, red
     assert large[30, 34].min() >= 240  # middle zero, white
     assert large[30, 60, 2] > large[30, 60, 0] + 50  # right negative, blue

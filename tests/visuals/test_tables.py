@@ -1,7 +1,7 @@
 """Tables as text."""
 
 from filterscope.visuals.output.outputs import Table
-from filterscope.visuals.output.terminal import table_text
+from filterscope.visuals.output.tables import table_text
 
 
 def test_a_table_in_the_terminal_has_every_cell_and_its_description() -> None:

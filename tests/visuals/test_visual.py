@@ -6,16 +6,18 @@ from typing import ClassVar
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from filterscope import registry
 from filterscope.config.instantiate import instantiate
 from filterscope.errors import UserError
+from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
 from filterscope.registry import registered, target_of
 from filterscope.visuals.filters import Filters
-from filterscope.visuals.fingerprints import fingerprint, is_frozen
+from filterscope.visuals.layer_state import fingerprints, is_frozen
 from filterscope.visuals.predictions import Predictions
-from filterscope.visuals.visual import Examples, Visual, VisualState, redraw_note, render, resolve_visuals
+from filterscope.visuals.visual import Examples, Visual, VisualState, layer_note, render, resolve_visuals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +78,10 @@ def test_a_visual_whose_options_have_no_default_is_refused_by_name() -> None:
 
 
 def test_an_option_out_of_range_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"visuals\.filters\.every=-1: .*greater than or equal to 0"):
+    with pytest.raises(UserError, match=r"visuals\.filters\.every=-1: must be an integer of at least 0"):
         instantiate({"_target_": "filterscope.visuals.filters.Filters", "every": -1}, where="visuals.filters")
+    with pytest.raises(UserError, match=r"Filters\(every=-1\): .*greater than or equal to 0"):
+        Filters(every=-1)
 
 
 def test_examples_run_in_the_precision_of_the_training(classifier: Classifier, examples: Examples) -> None:
@@ -89,68 +93,85 @@ def test_examples_run_in_the_precision_of_the_training(classifier: Classifier, e
     assert ran == [torch.bfloat16, torch.float32]
 
 
-def notes(classifier: Classifier, state: VisualState, epochs: range) -> list[str | None]:
-    said = []
+def notes(classifier: Classifier, state: VisualState, epochs: range, *, alone: bool = False) -> list[str | None]:
+    noted = []
     for state.epoch in epochs:
-        said.append(redraw_note(classifier, "block2_conv1", "filters/block2_conv1", state))
-    return said
+        noted.append(layer_note(classifier, "block2_conv1", "filters/block2_conv1", state, alone=alone))
+    return noted
 
 
 def test_a_frozen_layer_is_drawn_once_and_says_so(classifier: Classifier) -> None:
     classifier.backbone.requires_grad_(False)
-    assert notes(classifier, VisualState(), range(4)) == ["frozen: drawn once", None, None, None]
+    assert notes(classifier, VisualState(), range(4)) == ["epoch 0, frozen", None, None, None]
 
 
-def test_a_layer_that_stands_still_is_drawn_once_more_until_it_changes(classifier: Classifier) -> None:
+def test_a_layer_that_is_not_frozen_is_drawn_in_every_epoch(classifier: Classifier) -> None:
     state = VisualState()
-    assert notes(classifier, state, range(4)) == ["", "unchanged since epoch 0", None, None]
-    with torch.no_grad():
-        classifier.module_of("block1_conv1").weight.add_(0.1)
-    assert notes(classifier, state, range(4, 7)) == ["", "unchanged since epoch 4", None]
+    assert notes(classifier, state, range(3)) == ["epoch 0", "epoch 1", "epoch 2"]
+    classifier.backbone.requires_grad_(False)
+    assert notes(classifier, state, range(3, 5)) == ["epoch 3, frozen", None]
+    classifier.backbone.requires_grad_(True)
+    assert notes(classifier, state, range(5, 6)) == ["epoch 5"]
+    classifier.backbone.requires_grad_(False)
+    assert notes(classifier, state, range(6, 8)) == ["epoch 6, frozen", None]
 
 
-def test_drawing_an_epoch_again_says_the_same(classifier: Classifier) -> None:
+def test_a_frozen_layer_behind_trained_ones_is_redrawn_unless_its_picture_shows_it_alone(
+    classifier: Classifier,
+) -> None:
+    classifier.module_of("block2_conv1").requires_grad_(False)
+    assert notes(classifier, VisualState(), range(2)) == ["epoch 0", "epoch 1"]
+    assert notes(classifier, VisualState(), range(2), alone=True) == ["epoch 0, frozen", None]
+
+
+def test_drawing_an_epoch_again_gives_the_same_note(classifier: Classifier) -> None:
+    classifier.backbone.requires_grad_(False)
     state = VisualState()
-    for state.epoch, said in ((0, ""), (0, ""), (1, "unchanged since epoch 0"), (1, "unchanged since epoch 0")):
-        assert redraw_note(classifier, "block1_conv1", "t", state) == said
+    assert notes(classifier, state, range(1)) == notes(classifier, state, range(1)) == ["epoch 0, frozen"]
 
 
-def test_without_training_nothing_is_said_and_everything_drawn(classifier: Classifier) -> None:
+def test_outside_training_everything_is_drawn_without_a_note(classifier: Classifier) -> None:
     classifier.requires_grad_(False)
     state = VisualState()
-    assert [redraw_note(classifier, "block1_conv1", "t", state) for _ in range(3)] == ["", "", ""]
+    assert [layer_note(classifier, "block1_conv1", "t", state) for _ in range(3)] == ["", "", ""]
     assert state.store == {}
 
 
-def test_what_is_remembered_survives_a_checkpoint(classifier: Classifier, tmp_path) -> None:
+def test_drawn_frozen_layers_are_remembered_in_a_checkpoint(classifier: Classifier, tmp_path) -> None:
+    classifier.backbone.requires_grad_(False)
     state = VisualState()
     notes(classifier, state, range(3))
-    torch.save(state.store, tmp_path / "past.pt")
-    again = VisualState(store=torch.load(tmp_path / "past.pt", weights_only=True))
+    torch.save(state.store, tmp_path / "state.pt")
+    again = VisualState(store=torch.load(tmp_path / "state.pt", weights_only=True))
     assert notes(classifier, again, range(3, 5)) == [None, None]
 
 
-def test_a_fingerprint_covers_what_comes_before_and_nothing_after(classifier: Classifier) -> None:
-    before = {name: fingerprint(classifier, name) for name in ("block1_conv1", "block2_conv1")}
-    alone = fingerprint(classifier, "block2_conv1", alone=True)
+def test_a_fingerprint_covers_the_layers_before_and_none_after(classifier: Classifier) -> None:
+    names = ("block1_conv1", "block2_conv1")
+    before = fingerprints(classifier, names)
+    assert before["block1_conv1"] != before["block2_conv1"]
+    assert fingerprints(classifier, names[1:]) == {"block2_conv1": before["block2_conv1"]}
+    with torch.no_grad():
+        classifier.head.weight.add_(1)
+    assert fingerprints(classifier, names) == before
+    with torch.no_grad():
+        classifier.module_of("block2_conv1").bias.add_(1)
+    changed = fingerprints(classifier, names)
+    assert changed["block1_conv1"] == before["block1_conv1"]
+    assert changed["block2_conv1"] != before["block2_conv1"]
     with torch.no_grad():
         classifier.module_of("block1_conv1").bias.add_(1)
-        classifier.head.weight.add_(1)
-    assert fingerprint(classifier, "block1_conv1") != before["block1_conv1"]
-    assert fingerprint(classifier, "block2_conv1") != before["block2_conv1"]
-    assert fingerprint(classifier, "block2_conv1", alone=True) == alone
+    assert all(new != old for new, old in zip(fingerprints(classifier, names).values(), changed.values(), strict=True))
 
 
-def test_a_fingerprint_takes_batch_norm_counters() -> None:
-    from torch import nn
-
-    from filterscope.models.backbone import Backbone
-
+def test_a_fingerprint_includes_the_counters_of_batch_norm() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
     backbone = Backbone(network, name="bn", mean=[0.0] * 3, std=[1.0] * 3)
     classifier = Classifier(backbone, nn.Identity(), num_classes=2)
     name = next(layer.name for layer in classifier.layers.values() if layer.kind == "norm")
-    assert len(fingerprint(classifier, name)) == 64
+    before = fingerprints(classifier, [name])
+    network[1].num_batches_tracked += 1
+    assert fingerprints(classifier, [name]) != before
 
 
 def test_a_layer_is_frozen_only_if_all_before_it_is(classifier: Classifier) -> None:

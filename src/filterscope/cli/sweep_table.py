@@ -7,8 +7,7 @@ from pathlib import Path
 from filterscope.analysis.health.verdict import Verdict
 from filterscope.storage.atomic import write_file
 from filterscope.visuals.output.outputs import Table
-from filterscope.visuals.output.terminal import table_text
-from filterscope.visuals.output.writer import table_csv
+from filterscope.visuals.output.tables import table_csv, table_text
 
 SHOWN = ("val/acc", "test/acc", *(f"health/{verdict}/all" for verdict in Verdict))
 

@@ -20,7 +20,7 @@ from filterscope.training.metrics_log import MetricsLog
 from filterscope.training.module import FinetuneModule
 from filterscope.visuals.confusion import accuracy_table, confusion_picture
 from filterscope.visuals.output.outputs import Output
-from filterscope.visuals.output.terminal import table_text
+from filterscope.visuals.output.tables import table_text
 from filterscope.visuals.output.writer import write_outputs
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of, convolutions
 from filterscope.registry import register
-from filterscope.visuals.drawing.grid import VERMILION, Cell, grid, side
+from filterscope.visuals.drawing.grid import VERMILION, Cell, grid, tile_size
 from filterscope.visuals.drawing.tiles import photo
 from filterscope.visuals.output.outputs import Output, Picture, Table
 from filterscope.visuals.progress import progress_bar
@@ -143,7 +143,7 @@ def draw_comparison(
     epoch: str = "",
 ) -> Picture:
     """Draw one row of pictures for each recipe, with captions on how far to trust them."""
-    size = side(len(channels), labels=_LABEL_WIDTH)
+    size = tile_size(len(channels), labels=_LABEL_WIDTH)
     cells = []
     for result in results.values():
         captions = trust_captions(result, channels, statistics)
@@ -158,13 +158,13 @@ def draw_comparison(
         cells,
         columns=len(channels),
         title=layer,
-        aside=epoch,
+        header_note=epoch,
         notes=[f"pictures that activate each filter most, by recipe; {compared}"],
         row_labels=list(results),
         label_width=_LABEL_WIDTH,
     )
     description = _DESCRIPTION.format(layer=layer, count=len(results), compared=f"{compared[0].upper()}{compared[1:]}.")
-    return Picture(drawn=drawn, description=description)
+    return Picture(pixels=drawn, description=description)
 
 
 def _choose(total: int, count: int, generator: torch.Generator) -> list[int]:

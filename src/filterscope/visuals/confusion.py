@@ -1,4 +1,4 @@
-"""Which classes are taken for which: a picture and a table of the counts."""
+"""Draw a confusion matrix and tabulate the accuracy of each class."""
 
 from collections.abc import Sequence
 
@@ -16,51 +16,56 @@ from filterscope.visuals.drawing.grid import (
     VERMILION,
     WIDTH,
     Cell,
+    Colour,
+    Pixels,
     grid,
 )
-from filterscope.visuals.drawing.pixels import Colour, Pixels
 from filterscope.visuals.drawing.text import fitting, font, text_width
 from filterscope.visuals.output.outputs import Picture, Table
 from filterscope.visuals.visual import name_of
 
-_NAMED = 20  # classes; more have no room for their names at the axes
+_MAX_NAMED = 20  # classes; more have no room for their names at the axes
 _EMPTY: Colour = (38, 41, 48)
 _ROOM = WIDTH - 2 * MARGIN
-_HOW = (
-    "Each row is a true class, each column a class that the network says. The diagonal (**blue**) is what it gets "
-    "right, everything else (**orange**) what it mistakes; the brighter, the larger the share of the row's images."
+_EXPLANATION = (
+    "Each row is a true class, each column a predicted class. The diagonal (**blue**) counts right predictions, all "
+    "other cells (**orange**) mistakes; brighter cells hold a larger share of the images of their row."
 )
 
 
-def confusion_picture(counts: Tensor, class_names: Sequence[str], *, aside: str = "", mistakes: int = 5) -> Picture:
-    """Draw a confusion matrix, with names and counts for up to twenty classes and the commonest mistakes for more.
+def confusion_picture(
+    counts: Tensor, class_names: Sequence[str], *, header_note: str = "", mistakes: int = 5
+) -> Picture:
+    """Draw a confusion matrix, with names and counts for up to 20 classes, with the commonest mistakes for more.
 
     Args:
-        counts: `(classes, classes)`: true class by predicted class.
+        counts: `(classes, classes)`, rows are true classes, columns predicted ones.
         class_names: in the order of the classes; missing ones are numbered.
-        aside: what stands at the right of the title.
-        mistakes: how many of the commonest mistakes are listed where classes have no room for their names.
+        header_note: at the right of the title.
+        mistakes: how many of the commonest mistakes are listed if the class names do not fit.
     """
     counts = counts.detach().cpu().long()
     total, right = int(counts.sum()), int(counts.diagonal().sum())
     names = [name_of(i, class_names) for i in range(len(counts))]
     note = f"{right} of {total} right ({right / max(total, 1):.1%}). Rows: true, columns: predicted, brightness: share"
     lines: tuple[str, ...] = ()
-    if len(counts) > _NAMED:
+    if len(counts) > _MAX_NAMED:
         lines = tuple(
             f"{names[true]} → {names[said]}: {count}×" for count, true, said in commonest_mistakes(counts, mistakes)
         )
-    cell = Cell(pixels=_named_matrix(counts, names) if len(counts) <= _NAMED else _matrix(counts, _ROOM), caption=lines)
-    drawn = grid([cell], columns=1, title="confusion", aside=aside, notes=[note])
+    cell = Cell(
+        pixels=_named_matrix(counts, names) if len(counts) <= _MAX_NAMED else _matrix(counts, _ROOM), caption=lines
+    )
+    drawn = grid([cell], columns=1, title="confusion", header_note=header_note, notes=[note])
     listed = "".join(f"\n- {line}" for line in lines)
-    return Picture(drawn=drawn, description=_HOW + (f" Commonest mistakes:\n{listed}" if lines else ""))
+    return Picture(pixels=drawn, description=_EXPLANATION + (f" Commonest mistakes:\n{listed}" if lines else ""))
 
 
 def accuracy_table(counts: Tensor, class_names: Sequence[str]) -> Table:
-    """Return each class with its images, how many of them are right, and what it is most often taken for.
+    """Return for each class its number of images, its accuracy, and the class it is most often mistaken for.
 
     Args:
-        counts: `(classes, classes)`: true class by predicted class.
+        counts: `(classes, classes)`, rows are true classes, columns predicted ones.
         class_names: in the order of the classes; missing ones are numbered.
     """
     counts = counts.detach().cpu().long()
@@ -73,14 +78,14 @@ def accuracy_table(counts: Tensor, class_names: Sequence[str]) -> Table:
         accuracy = right / images if images else float("nan")
         rows.append((name_of(i, class_names), images, right, accuracy, mistaken, int(wrong[i, other])))
     return Table(
-        columns=("class", "images", "right", "accuracy", "most often taken for", "times"),
+        columns=("class", "images", "right", "accuracy", "most often mistaken for", "times"),
         rows=tuple(rows),
-        description="How many images of each class are recognised, and the class it is most often taken for.",
+        description="How many images of each class are recognised, and the class it is most often mistaken for.",
     )
 
 
 def commonest_mistakes(counts: Tensor, count: int) -> list[tuple[int, int, int]]:
-    """Return up to `count` mistakes as (how often, true class, predicted class), the commonest first."""
+    """Return up to `count` mistakes as (number of images, true class, predicted class), the commonest first."""
     wrong = counts - counts.diagonal().diag()
     order = torch.argsort(wrong.flatten(), descending=True, stable=True)[:count].tolist()
     found = [(int(wrong.flatten()[i]), i // len(counts), i % len(counts)) for i in order]
@@ -88,9 +93,9 @@ def commonest_mistakes(counts: Tensor, count: int) -> list[tuple[int, int, int]]
 
 
 def _matrix(counts: Tensor, room: int) -> Pixels:
-    """Return the matrix as a tile of at most `room` pixels; a root lets single mistakes be seen."""
+    """Return the matrix as a tile of at most `room` pixels; a root makes single mistakes visible."""
     share = (counts / counts.sum(dim=1, keepdim=True).clamp_min(1)).numpy()[..., None]
-    share = share ** (0.5 if len(counts) <= _NAMED else 0.3)
+    share = share ** (0.5 if len(counts) <= _MAX_NAMED else 0.3)
     full = np.where(np.eye(len(counts), dtype=bool)[..., None], BLUE, VERMILION)
     cells = (np.array(_EMPTY) * (1 - share) + full * share).round().astype(np.uint8)
     step = max(room // len(counts), 1)

@@ -74,7 +74,7 @@ class Directions(Visual):
             names=[_name(weights) for weights in self.directions],
             what="directions",
             statistics=statistics,
-            epoch=epoch_label(state),
+            header_note=epoch_label(state),
         )
         return {f"directions/{layer}": picture}
 

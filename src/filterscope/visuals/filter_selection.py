@@ -4,14 +4,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from filterscope.analysis.health.verdict import Verdict
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of, find_layer
-from filterscope.visuals.drawing.pixels import Colour
+from filterscope.visuals.drawing.grid import Colour
 from filterscope.visuals.visual import VisualState
 
 ORDERS = ("number", "verdict")
@@ -38,11 +35,6 @@ class FilterSelection:
         """The colours of the verdicts, each with the number of the layer's filters that have it."""
         counts = Counter(self.layer_verdicts)
         return [(f"{counts[verdict]} {verdict}", verdict.colour) for verdict in Verdict if counts[verdict]]
-
-    @property
-    def digest(self) -> list[Tensor]:
-        """What a picture depends on besides the network."""
-        return [torch.tensor([Verdict(verdict).rank for verdict in self.layer_verdicts])] if self.layer_verdicts else []
 
 
 def check_order(order: str, *, where: str) -> None:

@@ -14,8 +14,8 @@ from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions, find_layer
 from filterscope.registry import register
-from filterscope.visuals.drawing.thumbnails import small_kernels, small_maps
-from filterscope.visuals.fingerprints import is_frozen
+from filterscope.visuals.drawing.tiles import small_kernels, small_maps
+from filterscope.visuals.layer_state import is_frozen
 from filterscope.visuals.output.outputs import Output
 from filterscope.visuals.visual import Examples, Visual, VisualState
 

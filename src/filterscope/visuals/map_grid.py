@@ -1,4 +1,4 @@
-"""Feature maps and features of single images, drawn side by side."""
+"""Draw the feature maps, or the features, that a layer outputs for a few images."""
 
 from collections.abc import Sequence
 
@@ -6,21 +6,10 @@ import torch
 from torch import Tensor
 
 from filterscope.errors import UserError
-from filterscope.visuals.drawing.grid import (
-    BACKGROUND,
-    GAP,
-    MARGIN,
-    WIDTH,
-    Cell,
-    grid,
-    shape,
-    side,
-)
-from filterscope.visuals.drawing.pixels import Indexed, blank
-from filterscope.visuals.drawing.text import named
+from filterscope.visuals.drawing.grid import GAP, MARGIN, WIDTH, Cell, blank, column_count, grid, tile_size
+from filterscope.visuals.drawing.text import caption_lines
 from filterscope.visuals.drawing.tiles import (
     bars,
-    few_colours,
     photo,
     short,
     signed_legend,
@@ -32,110 +21,116 @@ from filterscope.visuals.drawing.tiles import (
 from filterscope.visuals.filter_selection import FilterSelection
 from filterscope.visuals.output.outputs import Picture
 
-_MOST_MAPS = 7  # of one image in one line
-_EMPTY = Cell(pixels=blank(BACKGROUND, 1, 1))
+_MAX_COLUMNS = 7
+_EMPTY = Cell(pixels=blank(1, 1))
+_IMAGE = 150  # pixels of an image in the header or beside bars
 
-_HOW = {
-    "map": "Each row is one image, shown at its left; each column is one channel: bright where the channel answers "
-    "strongly. Every map is scaled by itself, from its own minimum to its own maximum, which stand below it: compare "
-    "the places inside a map, and the numbers between maps. A map that is dark all over is constant.",
+_EXPLANATION = {
+    "map": "Each row is one image, shown at its left; each column is one channel: bright where the channel is strongly "
+    "activated. Every map is scaled by itself, from its own minimum to its own maximum, which are printed below it: "
+    "compare brightness within a map, and the numbers between maps. A constant map is dark all over.",
     "signed": "Each row is one image, shown at its left; each column is one channel: red where the value is positive, "
     "blue where it is negative, white where it is zero. Every map is scaled by itself, symmetrically around zero; the "
-    "value of its fullest colour stands below it.",
+    "value of the full colour is printed below it.",
     "bars": "Each row is one image with one bar per feature: red up for positive values, blue down for negative "
-    "ones, around the pale zero line. Every row is scaled by itself; its smallest and largest value stand below it.",
+    "ones, around the pale zero line. Every row is scaled by itself; its smallest and largest value are printed below.",
+}
+_SCALE = {
+    "map": "each map scaled by itself, min…max below it",
+    "signed": "each map scaled by itself, ± its full colour below it",
+    "bars": "each row scaled by itself, min…max below it",
 }
 
 
 def draw_maps(
     images: Tensor,
     maps: Tensor,
-    picked: FilterSelection,
+    selection: FilterSelection,
     *,
     layer: str,
     total: int,
     names: Sequence[str] = (),
-    why: str = "",
-    abreast: int | None = None,
-    aside: str = "",
-    still: str = "",
+    criterion: str = "",
+    columns: int | None = None,
+    header_note: str = "",
 ) -> Picture:
-    """Draw images `(N, C, H, W)` in [0, 1] beside the maps `(N, channels, h, w)` that they cause.
+    """Draw images beside the maps of some channels; a single image with several rows of maps is in the header.
 
-    The outputs `(N, features)` of a Linear are drawn as bars. `total` is how many channels the layer has, `why` says
-    which of them are `picked`, `abreast` how many stand side by side. A single image with several rows of maps stands
-    in the header.
+    Args:
+        images: `(N, C, H, W)` in [0, 1].
+        maps: `(N, channels, h, w)`, or the outputs `(N, features)` of a Linear, which are drawn as bars.
+        selection: the channels of `maps`.
+        layer: the layer's name.
+        total: how many channels the layer has.
+        names: of the images.
+        criterion: by which the channels were chosen, such as "that vary most".
+        columns: how many maps a row has; None: all, but at most 7.
+        header_note: at the right of the title.
+
+    Raises:
+        UserError: the layer outputs neither maps nor features.
     """
     if maps.ndim not in (2, 4):
-        raise UserError(f"{layer} puts out {maps.ndim - 1} dimensions an image; only maps and features can be drawn")
-    channels = picked.channels
-    maps = maps.detach().float().cpu().contiguous()  # a map's numbers side by side, because they are gone through often
+        raise UserError(f"{layer} outputs {maps.ndim - 1} dimensions an image; only maps and features can be drawn")
+    channels = selection.channels
+    maps = maps.detach().float().cpu().contiguous()  # maps in one piece are read several times faster
     kind = "bars" if maps.ndim == 2 else "signed" if float(maps.min()) < 0 else "map"
-    of_all = f"{len(channels)} of {total}" if len(channels) < total else f"all {total}"
     what = "features" if kind == "bars" else "channels"
-    note = f"{of_all} {what}{' ' + why if why and len(channels) < total else ''}; "
-    note += {
-        "bars": "each row scaled by itself, min…max below it",
-        "signed": "each map scaled by itself, ± its full colour below it",
-        "map": "each map scaled by itself, min…max below it",
-    }[kind]
+    count = f"{len(channels)} of {total} {what}" if len(channels) < total else f"all {total} {what}"
+    chosen = f" {criterion}" if criterion and len(channels) < total else ""
     labels = [names[i] if i < len(names) else "" for i in range(len(images))]
     if kind == "bars":
-        cells, columns, wrapped, alone = _bar_cells(images, maps, labels), 2, True, False
+        cells, columns, wrapped, single = _bar_cells(images, maps, labels), 2, True, False
     else:
-        columns = min(abreast or shape(len(channels), most=_MOST_MAPS), len(channels))
+        columns = min(columns or column_count(len(channels), most=_MAX_COLUMNS), len(channels))
         wrapped = len(channels) > columns
-        alone = wrapped and len(images) == 1
-        cells = _map_cells(images, maps, picked, columns, beside=not alone)
-        columns += not alone
-    drawn = grid(
+        single = wrapped and len(images) == 1
+        cells = _map_cells(images, maps, selection, columns, with_image=not single)
+        columns += not single
+    pixels = grid(
         cells,
         columns=columns,
         title=layer,
-        aside=aside,
-        notes=[note, still],
+        header_note=header_note,
+        notes=[f"{count}{chosen}; {_SCALE[kind]}"],
         legend={"bars": None, "signed": signed_legend("−", "+"), "map": unsigned_legend()}[kind],
-        key=picked.key,
-        thumbnail=_photos(images, 150)[0] if alone else None,
+        key=selection.key,
+        thumbnail=photo(images[0], _IMAGE) if single else None,
         column_labels=[] if wrapped else ["channel", *(str(channel) for channel in channels)],
     )
-    seen = f" Images: {', '.join(labels)}." if any(labels) else ""
-    return Picture(drawn=drawn, description=f"**{layer}**: {of_all} {what}. {_HOW[kind]}{seen}")
+    shown = f" Images: {', '.join(labels)}." if any(labels) else ""
+    return Picture(pixels=pixels, description=f"**{layer}**: {count}. {_EXPLANATION[kind]}{shown}")
 
 
-def _map_cells(images: Tensor, maps: Tensor, picked: FilterSelection, columns: int, *, beside: bool) -> list[Cell]:
-    """Draw each image's maps in lines of `columns`, with the image itself `beside` the first line."""
-    size = side(columns + beside)
+def _map_cells(
+    images: Tensor, maps: Tensor, selection: FilterSelection, columns: int, *, with_image: bool
+) -> list[Cell]:
+    """Return the maps of each image in rows of `columns`; the image itself may precede the first row."""
+    size = tile_size(columns + with_image)
     negative = float(maps.min()) < 0
-    draw = signed_maps if negative else unsigned_maps
     cells: list[Cell] = []
-    shown = _photos(images, size) if beside else [None] * len(images)
-    for image, row in zip(shown, maps, strict=True):
+    for image, row in zip(images, maps, strict=True):
         drawn = []
+        tiles = signed_maps(row, size) if negative else unsigned_maps(row, size)
         ends = torch.stack(row.flatten(1).aminmax(dim=1), dim=1)
-        for i, (low_high, tile, channel) in enumerate(zip(ends, draw(row, size), picked.channels, strict=True)):
+        for i, (low_high, tile, channel) in enumerate(zip(ends, tiles, selection.channels, strict=True)):
             scale = f"±{short(float(low_high.abs().max()))}" if negative else value_range(low_high)
-            caption = (str(channel), scale) if len(picked.channels) > columns else (scale,)
-            drawn.append(Cell(pixels=tile, caption=caption, frame=picked.frame(i)))
+            caption = (str(channel), scale) if len(selection.channels) > columns else (scale,)
+            drawn.append(Cell(pixels=tile, caption=caption, frame=selection.frame(i)))
         for start in range(0, len(drawn), columns):
-            if image is not None:
-                cells.append(_EMPTY if start else Cell(pixels=image))
+            if with_image:
+                cells.append(_EMPTY if start else Cell(pixels=photo(image, size)))
             part = drawn[start : start + columns]
             cells += [*part, *[_EMPTY] * (columns - len(part))]
     return cells
 
 
 def _bar_cells(images: Tensor, values: Tensor, labels: Sequence[str]) -> list[Cell]:
-    size = 150
-    wide = WIDTH - 2 * MARGIN - size - GAP
+    width = WIDTH - 2 * MARGIN - _IMAGE - GAP
     cells = []
-    for image, row, label in zip(_photos(images, size), values, labels, strict=True):
+    for image, row, label in zip(images, values, labels, strict=True):
         cells += [
-            Cell(pixels=image, caption=named(label, width=size)),
-            Cell(pixels=bars(row, wide, size), caption=(value_range(row),)),
+            Cell(pixels=photo(image, _IMAGE), caption=caption_lines(label, width=_IMAGE)),
+            Cell(pixels=bars(row, width, _IMAGE), caption=(value_range(row),)),
         ]
     return cells
-
-
-def _photos(images: Tensor, size: int) -> list[Indexed]:
-    return few_colours([photo(image, size) for image in images])

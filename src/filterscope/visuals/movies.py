@@ -14,10 +14,8 @@ from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of, convolutions, find_layer
 from filterscope.registry import register
-from filterscope.visuals.drawing.grid import Cell, grid, shape, side
-from filterscope.visuals.drawing.pixels import Pixels, rgb
-from filterscope.visuals.drawing.thumbnails import coloured
-from filterscope.visuals.drawing.tiles import photo
+from filterscope.visuals.drawing.grid import Cell, Pixels, column_count, grid, tile_size
+from filterscope.visuals.drawing.tiles import coloured_maps, photo
 from filterscope.visuals.output.outputs import Encoded
 from filterscope.visuals.visual import Every, Examples, Visual, VisualState
 
@@ -104,8 +102,8 @@ def encode_animation(frames: Sequence[Pixels], file_format: str, *, seconds: flo
 
 
 def _frame(layer: str, kind: str, record: Mapping[str, Any], channels: Sequence[int], epoch: int) -> Pixels:
-    columns = shape(len(channels))
-    size = side(columns)
+    columns = column_count(len(channels))
+    size = tile_size(columns)
     verdicts = record.get("verdicts")
     cells = [
         Cell(pixels=photo(tile, size), caption=(str(i),), frame=Verdict(verdicts[i]).colour if verdicts else None)
@@ -113,13 +111,13 @@ def _frame(layer: str, kind: str, record: Mapping[str, Any], channels: Sequence[
     ]
     key = [(verdict.value, verdict.colour) for verdict in Verdict] if verdicts else []
     notes = [f"{kind} of each filter"]
-    return rgb(grid(cells, columns=columns, title=layer, aside=f"epoch {epoch}", notes=notes, key=key))
+    return grid(cells, columns=columns, title=layer, header_note=f"epoch {epoch}", notes=notes, key=key)
 
 
 def _tiles(kind: str, record: Mapping[str, Any], channels: Sequence[int]) -> Tensor:
     """Return the tiles of filters as images `(filters, C, h, w)` in [0, 1]."""
     if kind == "response":
-        pixels = torch.from_numpy(coloured(record["response"][list(channels)]))
+        pixels = torch.from_numpy(coloured_maps(record["response"][list(channels)]))
     elif kind == "synthesis":
         pixels = record["synthesis"][[record["channels"].index(channel) for channel in channels]]
     else:

@@ -1,8 +1,8 @@
-"""Examples with their true and predicted names."""
+"""Draw examples with their true and predicted class names."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -10,56 +10,52 @@ from filterscope.analysis.activations import probabilities, published_probabilit
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.registry import register
-from filterscope.visuals.drawing.grid import (
-    BLUE,
-    VERMILION,
-    YELLOW,
-    Cell,
-    grid,
-    shape,
-    side,
-)
-from filterscope.visuals.drawing.text import named
+from filterscope.visuals.drawing.grid import BLUE, VERMILION, YELLOW, Cell, column_count, grid, tile_size
+from filterscope.visuals.drawing.text import caption_lines
 from filterscope.visuals.drawing.tiles import photo
 from filterscope.visuals.output.outputs import Picture
-from filterscope.visuals.visual import Every, Examples, Visual, VisualState, epoch_label, example_name, name_of
+from filterscope.visuals.visual import AtLeastOne, Examples, Visual, VisualState, epoch_label, example_name, name_of
 
-_HOW = (
-    "Each image with its true name and below it what the network takes it for, with the probability that it gives: "
-    "**blue, ✓** where it is right, **orange, ✗** and the other name where it is wrong."
+_EXPLANATION = (
+    "Each image with its true class and, below it, the predicted class with its probability: **blue, ✓** if the "
+    "prediction is right, **orange, ✗** and the other name if it is wrong."
 )
-_HOW_UNKNOWN = "Each image with what the network takes it for and the probability that it gives."
-_HOW_PUBLISHED = (
-    "Each image with its true name and below it which of the categories that it was published with the network takes "
-    "it for, before any training here, with the probability that it gives. Most of these categories are no classes of "
-    "the data, so there is no right and wrong."
+_EXPLANATION_UNLABELLED = "Each image with the predicted class and its probability."
+_EXPLANATION_PUBLISHED = (
+    "Each image with its true class and, below it, the category that the published network predicts for it, with its "
+    "probability, before any training here. Most of these categories are not classes of the data, so a prediction is "
+    "neither right nor wrong."
 )
 
 
 @register("visual", "predictions")
 @dataclass(frozen=True, kw_only=True)
 class Predictions(Visual):
-    """Draw examples with true and predicted names, right and wrong ones told apart: `predictions/val`.
+    """Draw examples with true and predicted names, and mark right and wrong predictions: `predictions/val`.
 
     Attributes:
-        images: how many examples.
-        columns: how many stand side by side at most.
-        every: draw every so many epochs, 0: before training only.
+        images: the number of examples.
+        columns: images per row, at most.
     """
 
-    images: int = 8
-    columns: int = 4
+    images: AtLeastOne = 8
+    columns: AtLeastOne = 4
     needs_images: ClassVar[bool] = True
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Picture]:
-        """Return one picture of what the classifier takes the examples for."""
+        """Return one picture of the predictions."""
         if not len(examples):
-            raise UserError("predictions need images to look at: give images=[…] or a data set")
+            raise UserError("predictions need images: give images=[…] or a data set")
         images = examples.images[: self.images]
         labels = examples.labels[: self.images] if examples.labels is not None else None
         names = examples.class_names or classifier.class_names
         picture = draw_predictions(
-            images, probabilities(classifier, images), labels, names, columns=self.columns, aside=epoch_label(state)
+            images,
+            probabilities(classifier, images),
+            labels,
+            names,
+            columns=self.columns,
+            header_note=epoch_label(state),
         )
         return {"predictions/val": picture}
 
@@ -67,30 +63,25 @@ class Predictions(Visual):
 @register("visual", "imagenet")
 @dataclass(frozen=True, kw_only=True)
 class Published(Visual):
-    """Draw what the published network takes examples for, before it is finetuned: `predictions/imagenet`.
+    """Draw the predictions of the published network, before it is finetuned: `predictions/imagenet`.
 
     Attributes:
-        images: how many examples.
-        columns: how many stand side by side at most.
-        every: 0: before training only; afterwards the network is no longer what was published.
+        images: the number of examples.
+        columns: images per row, at most.
+        every: always 0 (before training only), because training changes the published network.
     """
 
-    images: int = 8
-    columns: int = 4
-    every: Every = 0
+    images: AtLeastOne = 8
+    columns: AtLeastOne = 4
+    every: Literal[0] = 0
     needs_images: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        """Refuse to be drawn when the network is another one."""
-        if self.every:
-            raise UserError(f"visuals.imagenet.every={self.every}: only 0, before training, has a meaning")
-
     def unsupported_reason(self, classifier: Classifier) -> str:
-        """Return why this network cannot be asked, empty where it can."""
+        """Return why the network has no published categories, or an empty text if it has."""
         return classifier.unpublished
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Picture]:
-        """Return one picture of what the published network takes the examples for."""
+        """Return one picture of the published network's predictions."""
         images = examples.images[: self.images]
         picture = draw_published(
             images,
@@ -98,7 +89,7 @@ class Published(Visual):
             [example_name(examples, i) for i in range(len(images))],
             classifier.backbone.categories,
             columns=self.columns,
-            aside=epoch_label(state),
+            header_note=epoch_label(state),
         )
         return {"predictions/imagenet": picture}
 
@@ -110,20 +101,29 @@ def draw_published(
     categories: Sequence[str],
     *,
     columns: int = 4,
-    aside: str = "",
+    header_note: str = "",
 ) -> Picture:
-    """Draw images `(N, C, H, W)` under their own names with the likeliest published category of each."""
-    columns = shape(len(images), most=columns)
-    size = side(columns)
+    """Draw images `(N, C, H, W)` with their names and the most probable of the published categories.
+
+    Args:
+        images: in [0, 1].
+        chances: the probabilities `(N, categories)`.
+        names: the true name of each image.
+        categories: the names of the published categories.
+        columns: images per row, at most.
+        header_note: at the right of the title.
+    """
+    columns = column_count(len(images), most=columns)
+    size = tile_size(columns)
     best, guesses = chances.max(dim=1)
     cells = []
     for image, name, guess, chance in zip(images, names, guesses.tolist(), best.tolist(), strict=True):
-        said = named(f"{categories[guess]} {chance:.0%}", width=size)
-        caption = (*named(name, width=size), *said)
-        cells.append(Cell(pixels=photo(image, size), caption=caption, toned=len(said), frame=YELLOW))
-    note = "as published, before finetuning; below the true name the likeliest category"
-    drawn = grid(cells, columns=columns, title="published network", aside=aside, notes=[note])
-    return Picture(drawn=drawn, description=_HOW_PUBLISHED)
+        predicted = caption_lines(f"{categories[guess]} {chance:.0%}", width=size)
+        caption = (*caption_lines(name, width=size), *predicted)
+        cells.append(Cell(pixels=photo(image, size), caption=caption, toned=len(predicted), frame=YELLOW))
+    note = "as published, before finetuning; below the true name the most probable category"
+    pixels = grid(cells, columns=columns, title="published network", header_note=header_note, notes=[note])
+    return Picture(pixels=pixels, description=_EXPLANATION_PUBLISHED)
 
 
 def draw_predictions(
@@ -133,34 +133,43 @@ def draw_predictions(
     class_names: tuple[str, ...],
     *,
     columns: int = 4,
-    aside: str = "",
+    header_note: str = "",
 ) -> Picture:
-    """Draw images `(N, C, H, W)` with the likeliest of their class probabilities `(N, classes)`."""
-    columns = shape(len(images), most=columns)
-    size = side(columns)
+    """Draw images `(N, C, H, W)` with the most probable class of each.
+
+    Args:
+        images: in [0, 1].
+        chances: the probabilities `(N, classes)`.
+        labels: the true classes `(N,)`, or None if they are unknown.
+        class_names: in the order of the classes.
+        columns: images per row, at most.
+        header_note: at the right of the title.
+    """
+    columns = column_count(len(images), most=columns)
+    size = tile_size(columns)
     best, guesses = chances.max(dim=1)
     cells = []
     for i, (image, guess, chance) in enumerate(zip(images, guesses.tolist(), best.tolist(), strict=True)):
-        said = named(f"{name_of(guess, class_names)} {chance:.0%}", width=size)
+        predicted = caption_lines(f"{name_of(guess, class_names)} {chance:.0%}", width=size)
         if labels is None:
-            cells.append(Cell(pixels=photo(image, size), caption=said))
+            cells.append(Cell(pixels=photo(image, size), caption=predicted))
             continue
         right = guess == int(labels[i])
-        said = (f"{chance:.0%}",) if right else said
-        true = named(name_of(int(labels[i]), class_names), width=size)
+        predicted = (f"{chance:.0%}",) if right else predicted
+        true = caption_lines(name_of(int(labels[i]), class_names), width=size)
         cells.append(
             Cell(
                 pixels=photo(image, size),
-                caption=(*true, *said),
-                toned=len(said),
+                caption=(*true, *predicted),
+                toned=len(predicted),
                 frame=BLUE if right else VERMILION,
                 mark="✓" if right else "✗",
             )
         )
     if labels is None:
-        note, how = "what the network takes each image for", _HOW_UNKNOWN
+        note, explanation = "the predicted class of each image", _EXPLANATION_UNLABELLED
     else:
         hits = int((guesses == labels.cpu()).sum())
-        note, how = f"{hits} of {len(images)} right; below the true name what the network says", _HOW
-    drawn = grid(cells, columns=columns, title="predictions", aside=aside, notes=[note])
-    return Picture(drawn=drawn, description=how)
+        note, explanation = f"{hits} of {len(images)} right; below the true name the predicted one", _EXPLANATION
+    pixels = grid(cells, columns=columns, title="predictions", header_note=header_note, notes=[note])
+    return Picture(pixels=pixels, description=explanation)

@@ -1,10 +1,11 @@
-"""Each filter beside what it makes of an image."""
+"""Draw filters beside their responses to an image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from filterscope.analysis.filters import kernels
@@ -13,67 +14,60 @@ from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of, convolutions
 from filterscope.registry import register
-from filterscope.visuals.drawing.grid import Cell, grid, side
+from filterscope.visuals.drawing.grid import Cell, grid, tile_size
 from filterscope.visuals.drawing.tiles import photo, signed, signed_legend
 from filterscope.visuals.filters import filter_tiles
 from filterscope.visuals.output.outputs import Picture
-from filterscope.visuals.visual import Examples, Visual, VisualState, epoch_label, redraw_note
+from filterscope.visuals.visual import Examples, Visual, VisualState, layer_note
 
-ANSWERS = ("pixels", "network")
-_HOW = (
-    "Each filter stands with its answer to the image in the corner. {answers} Red is positive, blue negative, white "
-    "zero; each map is scaled by itself, full colour being what only one place in a hundred exceeds."
+Answer = Literal["pixels", "network"]
+_EXPLANATION = (
+    "Each filter is followed by its response to the image in the corner. {answers} Red is positive, blue negative, "
+    "white zero; each map is scaled by itself: only 1 % of its positions exceed the value of the full colour."
 )
-_HOW_ANSWERED = {
-    "pixels": "**pixels**: the kernel laid on the pixels themselves (correlation with mirrored borders, as "
-    "`cv2.filter2D`; no stride, no bias){how}.",
-    "network": "**network**: what the filter truly puts out in the network, before the ReLU, with normalisation, all "
-    "inputs, stride, padding and bias.",
+_ANSWERS = {
+    "pixels": "**pixels**: the kernel applied to the pixels themselves (correlation with mirrored borders, as "
+    "`cv2.filter2D`; no stride, no bias){pattern}.",
+    "network": "**network**: the actual output of the filter in the network, before the ReLU, with normalisation, all "
+    "input channels, stride, padding and bias.",
 }
 _PATTERN = (
-    ". This layer's kernels see feature maps, not pixels, so the pattern that their inputs share most (the large one) "
-    "is laid on the image in grey: that shows its shape at work and is not what the network computes"
+    ". This layer's kernels process feature maps, not pixels, so the pattern that their inputs share most (the large "
+    "one) is applied to the image in grey: this shows what the pattern detects, not what the network computes"
 )
 
 
 @register("visual", "responses")
 @dataclass(frozen=True, kw_only=True)
 class Responses(Visual):
-    """Draw filters beside what they make of one example: `responses/<layer>`.
+    """Draw filters beside their responses to one example: `responses/<layer>`.
 
     Attributes:
         layers: names of convolutions; None: the first one.
-        channels: the first so many filters, a list of indices, or None for all.
-        answers: `pixels` (the kernel laid on the pixels), `network` (what it truly puts out there), or both.
-        image: which example.
-        every: draw every so many epochs, 0: before training only.
+        channels: the number of filters, counted from the first, a list of indices, or None for all.
+        answers: `pixels` (the kernel applied to the pixels), `network` (the filter's output in the network), or both.
+        image: the number of the example.
     """
 
     layers: Sequence[str] | None = None
     channels: list[int] | int | None = 12
-    answers: Sequence[str] = ANSWERS
-    image: int = 0
+    answers: Annotated[Sequence[Answer], Field(min_length=1)] = ("pixels", "network")
+    image: Annotated[int, Field(ge=0)] = 0
     needs_images: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        """Refuse a choice that does not exist."""
-        if not self.answers or not set(self.answers) <= set(ANSWERS):
-            raise UserError(f"visuals.responses.answers={list(self.answers)}; possible are {', '.join(ANSWERS)}")
-
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Picture]:
-        """Return a picture for every layer that has something new to show."""
-        if not 0 <= self.image < len(examples):
+        """Return one picture for every layer that must be drawn."""
+        if self.image >= len(examples):
             raise UserError(f"visuals.responses.image={self.image}: there are {len(examples)} examples")
-        image = examples.images[self.image]
-        pictures = {}
+        image, pictures = examples.images[self.image], {}
         for layer in self.layers if self.layers is not None else convolutions(classifier.layers)[:1]:
             tag = f"responses/{layer}"
-            kernels(classifier, layer)  # refuses layers that have none
-            chosen = channels_of(classifier.layers, layer, self.channels)
-            still = redraw_note(classifier, layer, tag, state)
-            if still is not None:
+            kernels(classifier, layer)  # raises for layers without kernels
+            channels = channels_of(classifier.layers, layer, self.channels)
+            note = layer_note(classifier, layer, tag, state)
+            if note is not None:
                 pictures[tag] = draw_responses(
-                    classifier, image, layer, chosen, answers=self.answers, aside=epoch_label(state), still=still
+                    classifier, image, layer, channels, answers=self.answers, header_note=note
                 )
         return pictures
 
@@ -84,44 +78,42 @@ def draw_responses(
     layer: str,
     channels: list[int],
     *,
-    answers: Sequence[str] = ANSWERS,
-    aside: str = "",
-    still: str = "",
+    answers: Sequence[Answer] = ("pixels", "network"),
+    header_note: str = "",
 ) -> Picture:
-    """Draw the kernels of some filters beside their answers to an image `(C, H, W)`."""
+    """Draw the kernels of some filters, each followed by its responses to an image `(C, H, W)`."""
     weights = kernels(classifier, layer)
-    own = pixel_kernels(classifier, layer, channels)[1]
-    abreast = min(2 if len(answers) > 1 else 4, len(channels))
-    size = side((1 + len(answers)) * abreast)
-    tiles, _ = filter_tiles(weights[channels], size)
-    made = {"pixels": raw_responses, "network": true_responses}
-    maps = [made[answer](classifier, image, layer, channels) for answer in answers]
+    own_kernels = pixel_kernels(classifier, layer, channels)[1]
+    groups = min(2 if len(answers) > 1 else 4, len(channels))
+    columns = groups * (1 + len(answers))
+    size = tile_size(columns)
+    compute = {"pixels": raw_responses, "network": true_responses}
+    maps = [compute[answer](classifier, image, layer, channels) for answer in answers]
     cells = []
-    for channel, tile, *answered in zip(channels, tiles, *maps, strict=True):
+    for channel, tile, *responses in zip(channels, filter_tiles(weights[channels], size)[0], *maps, strict=True):
         cells.append(Cell(pixels=tile, caption=(str(channel),)))
-        cells += [Cell(pixels=signed(values, size, largest=_strong(values))) for values in answered]
-    count = (
-        f"{len(channels)} of {len(weights)} filters" if len(channels) < len(weights) else f"all {len(weights)} filters"
-    )
-    seen = {
-        "pixels": f"{'its kernel' if own else 'its main pattern'} on the pixels (as filter2D)",
-        "network": "its answer in the network",
+        cells += [Cell(pixels=signed(values, size, largest=_full_colour(values))) for values in responses]
+    total = len(weights)
+    count = f"{len(channels)} of {total} filters" if len(channels) < total else f"all {total} filters"
+    what = {
+        "pixels": f"{'its kernel' if own_kernels else 'its main pattern'} applied to the pixels (as filter2D)",
+        "network": "its output in the network",
     }
-    drawn = grid(
+    pixels = grid(
         cells,
-        columns=(1 + len(answers)) * abreast,
+        columns=columns,
         title=layer,
-        aside=aside,
-        notes=[f"{count}; {', and '.join(seen[answer] for answer in answers)}", still],
+        header_note=header_note,
+        notes=[f"{count}; {', and '.join(what[answer] for answer in answers)}"],
         legend=signed_legend(),
         thumbnail=photo(image, 150),
-        column_labels=["filter", *answers] * abreast,
+        column_labels=["filter", *answers] * groups,
     )
-    explained = " ".join(_HOW_ANSWERED[answer] for answer in answers).format(how="" if own else _PATTERN)
-    return Picture(drawn=drawn, description=f"**{layer}**: {count}. " + _HOW.format(answers=explained))
+    explained = " ".join(_ANSWERS[answer] for answer in answers).format(pattern="" if own_kernels else _PATTERN)
+    return Picture(pixels=pixels, description=f"**{layer}**: {count}. " + _EXPLANATION.format(answers=explained))
 
 
-def _strong(values: Tensor) -> float | None:
-    """What one place in a hundred exceeds, so that thin edges are not paled by their single brightest point."""
+def _full_colour(values: Tensor) -> float | None:
+    """Return the 99th percentile of the absolute values, or a single bright point would make thin edges pale."""
     strong = float(torch.quantile(values.abs().flatten(), 0.99))
     return strong if strong > 0 else None

@@ -1,4 +1,4 @@
-"""The network's layers as a table: what each puts out and how many parameters it has."""
+"""Summarise the network's layers in a table: output shapes and numbers of parameters."""
 
 import logging
 from collections.abc import Sequence
@@ -9,28 +9,27 @@ from filterscope.models.layer_summary import Row, summarize
 from filterscope.models.layers import convolutions
 from filterscope.registry import register
 from filterscope.visuals.output.outputs import Table
-from filterscope.visuals.visual import Every, Examples, Visual, VisualState
+from filterscope.visuals.visual import AtLeastOne, Every, Examples, Visual, VisualState
 
 log = logging.getLogger(__name__)
 
 
 @register("visual", "summary")
 @dataclass(frozen=True, kw_only=True)
-class Layers(Visual):
-    """Say and keep what layers there are: `summary`.
+class LayerTable(Visual):
+    """Log and save a table of the layers: `summary`.
 
     Attributes:
-        image_size: of the images that pass through, pixels; None: the network's own.
-        fully_connected: whether to count what follows the convolutional part, too.
-        every: every so many epochs, 0: before training only.
+        image_size: of the input images, pixels; None: the network's own.
+        fully_connected: whether the table includes the layers behind the convolutional part.
     """
 
-    image_size: int | None = None
+    image_size: AtLeastOne | None = None
     fully_connected: bool = True
     every: Every = 0
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Table]:
-        """Return the table, whose last row is the total, and tell it to the log."""
+        """Return the table, whose last row is the total, and log it."""
         del examples, state
         size = self.image_size or classifier.image_size or classifier.backbone.image_size
         rows = summarize(classifier, image_size=size).rows
@@ -45,15 +44,15 @@ class Layers(Visual):
             "summary": Table(
                 columns=("layer", "output", "parameters"),
                 rows=tuple(cells),
-                description=f"The layers of {classifier.backbone.name} for images of {size}×{size} pixels: what each "
-                "puts out (channels × height × width) and how many parameters it has.",
+                description=f"The layers of {classifier.backbone.name} for images of {size}×{size} pixels, with the "
+                "shape of their outputs (channels × height × width) and their numbers of parameters.",
             )
         }
 
 
 def _end_of_convolutional(rows: Sequence[Row], classifier: Classifier) -> int:
-    """Return the place of the last pooling before anything fully connected, or of the last convolution."""
-    convs = set(convolutions(classifier.layers))
-    last = max((i for i, row in enumerate(rows) if row.layer in convs), default=len(rows) - 1)
-    named = [i for i, row in enumerate(rows) if i > last and row.layer.startswith("block")]
-    return named[-1] if named else last
+    """Return the index of the last pooling before the fully connected layers, or else of the last convolution."""
+    names = set(convolutions(classifier.layers))
+    last = max((i for i, row in enumerate(rows) if row.layer in names), default=len(rows) - 1)
+    later = [i for i, row in enumerate(rows) if i > last and row.layer.startswith("block")]
+    return later[-1] if later else last

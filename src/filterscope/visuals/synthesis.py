@@ -30,7 +30,7 @@ from filterscope.visuals.output.outputs import Picture
 from filterscope.visuals.progress import progress_bar
 from filterscope.visuals.synthesis_sheet import ReferenceColumns, draw_synthesis
 from filterscope.visuals.trust import cache_folder, real_statistics, recording_real_statistics
-from filterscope.visuals.visual import Examples, RecordLabels, Visual, VisualState, epoch_label, redraw_note
+from filterscope.visuals.visual import Examples, RecordLabels, Visual, VisualState, layer_note
 
 _LARGEST = torch.finfo(torch.float16).max
 TILE = 88
@@ -89,10 +89,7 @@ class Synthesis(Visual):
             layer: select_filters(classifier, layer, self.channels, state, order=self.order, keep=f"synthesis/{layer}")
             for layer in layers
         }
-        notes = {
-            layer: redraw_note(classifier, layer, f"synthesis/{layer}", state, extra=selected[layer].digest)
-            for layer in layers
-        }
+        notes = {layer: layer_note(classifier, layer, f"synthesis/{layer}", state) for layer in layers}
         due = [layer for layer in layers if notes[layer] is not None]
         known = real_statistics(classifier, due, examples, state)
         jobs = [self._job(layer, selected[layer].channels, known, state) for layer in due]
@@ -116,8 +113,7 @@ class Synthesis(Visual):
                     untrained=untrained.get(layer),
                 ),
                 statistics=statistics,
-                epoch=epoch_label(state),
-                note=notes[layer] or "",
+                header_note=notes[layer] or "",
             )
         return pictures
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from filterscope.analysis.synthesis import LayerStatistics, SynthesisResult
-from filterscope.visuals.drawing.grid import VERMILION, Cell, grid, shape, side
-from filterscope.visuals.drawing.text import named
+from filterscope.visuals.drawing.grid import VERMILION, Cell, column_count, grid, tile_size
+from filterscope.visuals.drawing.text import caption_lines
 from filterscope.visuals.drawing.tiles import photo
 from filterscope.visuals.filter_selection import FilterSelection
 from filterscope.visuals.output.outputs import Picture
@@ -52,8 +52,7 @@ def draw_synthesis(
     samples: int = 1,
     references: ReferenceColumns | None = None,
     statistics: LayerStatistics | None = None,
-    epoch: str = "",
-    note: str = "",
+    header_note: str = "",
 ) -> Picture:
     """Draw pictures with their channel and how far to trust them; several samples or references make one row a channel.
 
@@ -67,21 +66,20 @@ def draw_synthesis(
         samples: number of pictures of a channel.
         references: columns to compare with.
         statistics: of the real images that pictures are compared with.
-        epoch: text at the right of the title.
-        note: a further line in the header.
+        header_note: text at the right of the title.
     """
     channels = selected.channels
     references = references or ReferenceColumns()
     columns = samples + len(references.labels)
     rows = columns > 1
-    columns = columns if rows else shape(len(channels), most=4)
-    size = side(columns, labels=_LABEL_WIDTH if rows else 0)
+    columns = columns if rows else column_count(len(channels), most=4)
+    size = tile_size(columns, labels=_LABEL_WIDTH if rows else 0)
     captions = trust_captions(result, [channel for channel in channels for _ in range(samples)], statistics)
     cells = []
     for row, channel in enumerate(channels):
         for index in range(row * samples, (row + 1) * samples):
             name = (names[channel],) if names else () if rows else (str(channel),)
-            caption = (*(named(name[0], width=size) if name else ()), *captions[index], *selected.word(row))
+            caption = (*(caption_lines(name[0], width=size) if name else ()), *captions[index], *selected.word(row))
             cells.append(
                 Cell(
                     pixels=photo(result.images[index], size),
@@ -99,14 +97,14 @@ def draw_synthesis(
         cells,
         columns=columns,
         title=layer,
-        aside=epoch,
-        notes=[f"{count}: pictures that activate each most; {compared}", note],
+        header_note=header_note,
+        notes=[f"{count}: pictures that activate each most; {compared}"],
         key=selected.key,
         row_labels=[str(channel) for channel in channels] if rows else (),
         column_labels=["synthesized"] * samples + references.labels if rows else (),
         label_width=_LABEL_WIDTH if rows else 0,
     )
-    return Picture(drawn=drawn, description=f"**{layer}**: {count}. {_description(references, real)}")
+    return Picture(pixels=drawn, description=f"**{layer}**: {count}. {_description(references, real)}")
 
 
 def _description(references: ReferenceColumns, real: str) -> str:

@@ -15,8 +15,7 @@ from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of, convolutions, find_layer
 from filterscope.registry import register
-from filterscope.visuals.drawing.grid import BACKGROUND, Cell, grid
-from filterscope.visuals.drawing.pixels import Tile, blank, rgb
+from filterscope.visuals.drawing.grid import Cell, Pixels, blank, grid
 from filterscope.visuals.drawing.tiles import photo, signed_maps
 from filterscope.visuals.filters import filter_tiles
 from filterscope.visuals.history import thin_out, trained_layers
@@ -114,11 +113,11 @@ def draw_timeline(known: Mapping[str, Any], layer: str, image: Tensor) -> Pictur
         column_labels=[str(epoch) for epoch in records],
         label_width=90,
     )
-    return Picture(drawn=drawn, description=f"**{layer}**, filters {known['channels']}. {_DESCRIPTION}")
+    return Picture(pixels=drawn, description=f"**{layer}**, filters {known['channels']}. {_DESCRIPTION}")
 
 
 def _cell(record: Mapping[str, Any], kind: str, place: int, *, last: bool) -> Cell:
-    tile: Tile = record[kind][place].numpy() if kind in record else blank(BACKGROUND, TILE, TILE)
+    tile: Pixels = record[kind][place].numpy() if kind in record else blank(TILE, TILE)
     verdict = record["verdicts"][place]
     frame = Verdict(verdict).colour if verdict else None
     return Cell(pixels=tile, caption=(verdict,) if last and verdict else (), frame=frame)
@@ -129,11 +128,11 @@ def _record(
 ) -> dict[str, Any]:
     """Return the verdicts of filters, and their tiles by kind, uint8 `(filters, height, width, 3)`."""
     verdicts = state.store.get("health", {}).get(layer, {}).get("verdicts")
-    tiles = [rgb(tile) for tile in filter_tiles(kernels(classifier, layer)[channels], TILE)[0]]
+    tiles = filter_tiles(kernels(classifier, layer)[channels], TILE)[0]
     record = {
         "verdicts": [verdicts[i] if verdicts else "" for i in channels],
         "kernel": torch.stack([torch.from_numpy(np.ascontiguousarray(tile)) for tile in tiles]),
-        "response": torch.from_numpy(signed_maps(maps[channels], TILE).rgb()),
+        "response": torch.from_numpy(signed_maps(maps[channels], TILE)),
     }
     synthesis = state.store.get("synthesis", {}).get(layer, {})
     if "tiles" in synthesis and set(channels) <= set(synthesis["channels"]):

@@ -9,7 +9,7 @@ from filterscope.analysis.synthesis import ActivationStatistics, LayerStatistics
 from filterscope.analysis.synthesis.statistics_recorder import recording_statistics
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
-from filterscope.visuals.fingerprints import fingerprint, is_frozen
+from filterscope.visuals.layer_state import fingerprints, is_frozen
 from filterscope.visuals.visual import Examples, RecordLabels, VisualState
 
 CAPTION_HELP = (
@@ -47,18 +47,18 @@ def real_statistics(
     least as many images as there are examples; otherwise they are measured on the examples and stored.
     """
     store = state.store.setdefault("statistics", {})
-    fingerprints = {layer: fingerprint(classifier, layer) for layer in layers}
+    states = fingerprints(classifier, layers)
     recorded = ActivationStatistics(layers=state.gathered.get("statistics", {})).to_dict()
-    store.update({layer: {**recorded[layer], "state": fingerprints[layer]} for layer in layers if layer in recorded})
+    store.update({layer: {**recorded[layer], "state": states[layer]} for layer in layers if layer in recorded})
     known = {
         layer: store[layer]
         for layer in layers
-        if store.get(layer, {}).get("state") == fingerprints[layer] and store[layer]["count"] >= len(examples)
+        if store.get(layer, {}).get("state") == states[layer] and store[layer]["count"] >= len(examples)
     }
     missing = [layer for layer in layers if layer not in known]
     if missing and len(examples):
         for layer, measured in measure_statistics(classifier, examples.images, missing).to_dict().items():
-            known[layer] = store[layer] = {**measured, "state": fingerprints[layer]}
+            known[layer] = store[layer] = {**measured, "state": states[layer]}
     return ActivationStatistics.from_dict(
         {layer: {k: v for k, v in entry.items() if k != "state"} for layer, entry in known.items()}
     )

@@ -4,27 +4,31 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import Annotated, Any, ClassVar
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from functools import cache
+from typing import Annotated, Any, ClassVar, get_type_hints
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from filterscope.analysis.hooks import Precision, compute_precision
 from filterscope.errors import UserError, suggestion
 from filterscope.models.classifier import Classifier
 from filterscope.registry import find
-from filterscope.visuals.fingerprints import fingerprint, hashing_once, is_frozen
+from filterscope.visuals.layer_state import is_frozen
 from filterscope.visuals.output.outputs import Output
 
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """The images a visual looks at.
+    """The images that visuals show.
 
-    `images` is `(N, C, H, W)` in [0, 1], possibly with N = 0 where a visual needs none; `labels` is `(N,)` or None
-    where nobody knows them; `names` says what each image is (a file's name, a class). `more` draws so many from where
-    these come from; None where nobody can.
+    Attributes:
+        images: `(N, C, H, W)` in [0, 1]; N may be 0 if no visual needs images.
+        labels: `(N,)`, the class of each image, or None if unknown.
+        class_names: in the order of the classes.
+        names: of the images, such as a file's name.
+        more: returns a given number of examples of the same data, or None if there are no more.
     """
 
     images: Tensor
@@ -37,7 +41,7 @@ class Examples:
         return len(self.images)
 
     def sample(self, count: int) -> "Examples":
-        """Return `count` examples, drawn anew where these are fewer; all there are where no more can be had."""
+        """Return `count` examples, drawing more if these are fewer, or all if there are no more."""
         if self.more is not None and len(self) < count:
             return self.more(count)
         labels = None if self.labels is None else self.labels[:count]
@@ -46,13 +50,15 @@ class Examples:
 
 @dataclass
 class VisualState:
-    """What earlier epochs left for later ones; part of the checkpoint, so only tensors, numbers, strings and dicts.
+    """What visuals remember from epoch to epoch; it is part of the checkpoint.
 
-    `epoch` is the number of finished epochs (0: before training), or None when there is no training (`visualize.py`).
-    `store` belongs to the visuals: each keeps its own entry under its tag (warm starts, timeline, drift's origin).
-    `gathered` is what they saw of the last validation pass; it lasts until they draw and is in no checkpoint. `last`
-    says that the training was to have so many epochs, `ended` that it has ended and the best one is looked at once
-    more.
+    Attributes:
+        epoch: the number of finished epochs (0: before training), or None outside training.
+        store: each visual's own entries (synthesized pictures to continue from, timelines, starting weights …), of
+            tensors, numbers, strings, lists and dicts only.
+        gathered: the records of the last validation pass; kept until the visuals are drawn, and in no checkpoint.
+        last: whether this is the last epoch that was planned.
+        ended: whether training has ended and the best epoch is drawn once more.
     """
 
     epoch: int | None = None
@@ -61,21 +67,11 @@ class VisualState:
     last: bool = False
     ended: bool = False
 
-    def seen(self, tag: str, digest: str) -> int | None:
-        """Say since which epoch the thing behind a tag has looked like `state`; None when it is new or changed."""
-        known: dict[str, Any] | None = self.store.get("seen", {}).get(tag)
-        if known is not None and known["state"] == digest:
-            return int(known["since"])
-        return None
-
-    def note(self, tag: str, digest: str) -> None:
-        """Remember that the thing behind a tag looks like `state` from this epoch on."""
-        if self.epoch is not None and self.seen(tag, digest) is None:
-            self.store.setdefault("seen", {})[tag] = {"state": digest, "since": self.epoch}
-
 
 Every = Annotated[int, Field(ge=0)]
 """A visual is drawn before training and then after every so many epochs; 0: before training only."""
+
+AtLeastOne = Annotated[int, Field(ge=1)]
 
 RecordLabels = Callable[[Tensor | None], None]
 """Takes the labels `(N,)` of the validation batch that has just run, or None where they are unknown."""
@@ -103,6 +99,20 @@ class Visual(ABC):
     priority: ClassVar[int] = 0
     at_end: ClassVar[bool] = False
     site: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            UserError: an option has another type than its field, or is out of its range.
+        """
+        for name, check in _option_types(type(self)).items():
+            try:
+                check.validate_python(getattr(self, name))
+            except ValidationError as error:
+                reason = error.errors()[0]["msg"]
+                value = getattr(self, name)
+                raise UserError(f"{type(self).__name__}({name}={value!r}): {reason[0].lower()}{reason[1:]}") from error
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse public names that are neither options nor known to the base class.
@@ -143,6 +153,16 @@ class Visual(ABC):
         """Do the share of the work of a rank other than 0, which is the only one that calls the visual itself."""
 
 
+@cache
+def _option_types(kind: type[Visual]) -> dict[str, TypeAdapter[Any]]:
+    config = ConfigDict(arbitrary_types_allowed=True)
+    return {
+        name: TypeAdapter(hint, config=None if is_dataclass(hint) else config)
+        for name, hint in get_type_hints(kind, include_extras=True).items()
+        if name in {option.name for option in fields(kind)}
+    }
+
+
 def resolve_visuals(asked: Iterable[str | Visual] | Mapping[str, Visual]) -> dict[str, Visual]:
     """Return visuals by name; a visual given by its registered name gets its default options.
 
@@ -179,7 +199,7 @@ def render(
     pictures show the values that the metrics are computed from, and take as little time.
     """
     shown: dict[str, Output] = {}
-    with hashing_once(), compute_precision(precision):
+    with compute_precision(precision):
         for visual in visuals_due(visuals, state):
             shown |= visual(classifier, examples, state)
     return shown
@@ -226,52 +246,39 @@ def is_due(visual: Visual, state: VisualState) -> bool:
 
 
 def name_of(label: int, class_names: Sequence[str]) -> str:
-    """Return a class's name, or its number where nobody named it."""
+    """Return the name of a class, or its number if it has no name."""
     return class_names[label] if label < len(class_names) else f"class {label}"
 
 
 def example_name(examples: Examples, index: int) -> str:
-    """Return the name of an example's class, or what the image is called where nobody knows its class."""
+    """Return the name of an example's class, or of the image itself if its class is unknown."""
     if examples.labels is not None:
         return name_of(int(examples.labels[index]), examples.class_names)
     return examples.names[index] if index < len(examples.names) else ""
 
 
 def epoch_label(state: VisualState) -> str:
-    """Return what a header says about when it was drawn; nothing outside training."""
+    """Return the epoch for the header of a picture; empty outside training."""
     return "" if state.epoch is None else f"epoch {state.epoch}"
 
 
-def redraw_note(
-    classifier: Classifier,
-    layer: str,
-    tag: str,
-    state: VisualState,
-    *,
-    alone: bool = False,
-    extra: Sequence[Tensor] = (),
-) -> str | None:
-    """Say what the header of a layer's picture says about its standing still; None: nothing new, so do not draw.
+def layer_note(classifier: Classifier, layer: str, tag: str, state: VisualState, *, alone: bool = False) -> str | None:
+    """Return the header note of a layer's picture ("epoch 3"), or None if the layer need not be drawn again.
 
-    What does not change is not drawn anew every epoch: a frozen layer is drawn once; one that merely did not change
-    once more, with the epoch since which it is as it is, and then not until it changes.
+    A frozen layer is drawn once, and its note says that it is frozen.
 
     Args:
         classifier: the network.
         layer: a layer's name.
-        tag: under which the picture appears.
-        state: remembers what was drawn.
-        alone: whether the picture shows the layer's own parameters only, not what it makes of the layers before it.
-        extra: tensors that the picture depends on besides.
+        tag: the tag of the picture.
+        state: remembers in which epoch a frozen layer was drawn.
+        alone: whether the picture depends on the layer's own parameters only, and not on the layers before it.
     """
+    note = epoch_label(state)
     if state.epoch is None:
-        return ""
-    digest = fingerprint(classifier, layer, extra, alone=alone)
-    since = state.seen(tag, digest)
-    if since is None or since == state.epoch:
-        state.note(tag, digest)
-        return "frozen: drawn once" if state.epoch == 0 and is_frozen(classifier, layer, alone=alone) else ""
-    if is_frozen(classifier, layer, alone=alone) or state.store["seen"][tag].get("told") not in (None, state.epoch):
-        return None
-    state.store["seen"][tag]["told"] = state.epoch
-    return f"unchanged since epoch {since}"
+        return note
+    drawn: dict[str, int] = state.store.setdefault("frozen", {})
+    if not is_frozen(classifier, layer, alone=alone):
+        drawn.pop(tag, None)
+        return note
+    return f"{note}, frozen" if drawn.setdefault(tag, state.epoch) == state.epoch else None

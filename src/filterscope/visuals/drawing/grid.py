@@ -86,7 +86,7 @@ def grid(
     *,
     columns: int,
     title: str,
-    aside: str = "",
+    header_note: str = "",
     notes: Sequence[str] = (),
     legend: Legend | None = None,
     key: Sequence[tuple[str, Colour]] = (),
@@ -101,7 +101,7 @@ def grid(
         cells: the tiles, which keep their size; a column is as wide as its widest tile.
         columns: how many tiles a row has.
         title: at the left of the first line.
-        aside: at the right of the first line, such as the epoch.
+        header_note: at the right of the first line, such as the epoch.
         notes: lines below the title; empty ones are left out.
         legend: the colour bar at the right of the notes.
         key: the meaning of the frames' colours, below the notes.
@@ -137,9 +137,9 @@ def grid(
     draw = ImageDraw.Draw(image)
     if thumbnail is not None:
         image.paste(Image.fromarray(thumbnail), (MARGIN, MARGIN))
-    title_room = room - (text_width(aside, TITLE) + 3 * GAP if aside else 0)
+    title_room = room - (text_width(header_note, TITLE) + 3 * GAP if header_note else 0)
     _write(draw, title, (left, MARGIN - 6), width=title_room, size=TITLE, colour=INK, anchor="l")
-    _write(draw, aside, (WIDTH - MARGIN, MARGIN - 6), width=WIDTH, size=TITLE, colour=FAINT, anchor="r")
+    _write(draw, header_note, (WIDTH - MARGIN, MARGIN - 6), width=WIDTH, size=TITLE, colour=FAINT, anchor="r")
     for i, line in enumerate(lines):
         draw.text((left, _UNDER_TITLE + i * _LINE), line, FAINT, font(NOTE, bold=False))
     if legend is not None:
@@ -188,7 +188,9 @@ def _draw_tile(image: Image.Image, draw: ImageDraw.ImageDraw, cell: Cell, at: tu
 def _draw_key(draw: ImageDraw.ImageDraw, key: Sequence[tuple[str, Colour]], at: tuple[int, int]) -> None:
     left, top = at
     size = NOTE
-    while size > SMALLEST and sum(text_width(text, size) + size + 4 + 2 * GAP for text, _ in key) > WIDTH - MARGIN - left:
+    while (
+        size > SMALLEST and sum(text_width(text, size) + size + 4 + 2 * GAP for text, _ in key) > WIDTH - MARGIN - left
+    ):
         size -= 1
     for text, colour in key:
         draw.rectangle((left, top + 4, left + size - 4, top + size), fill=colour)

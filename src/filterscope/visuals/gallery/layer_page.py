@@ -15,9 +15,8 @@ from filterscope.analysis.health.verdict import Verdict
 from filterscope.analysis.synthesis.crops import Field, receptive_field
 from filterscope.analysis.top_patches import Peaks, cut
 from filterscope.models.classifier import Classifier
-from filterscope.visuals.drawing.pixels import Pixels, rgb
-from filterscope.visuals.drawing.thumbnails import coloured, small_kernels
-from filterscope.visuals.drawing.tiles import photo, signed
+from filterscope.visuals.drawing.grid import Pixels
+from filterscope.visuals.drawing.tiles import coloured_maps, photo, signed, small_kernels
 from filterscope.visuals.filters import filter_tiles
 from filterscope.visuals.gallery.sprites import SpriteLayout, draw_atlas, encode_webp, layout_rows
 from filterscope.visuals.health.findings import rounded
@@ -96,12 +95,12 @@ class LayerFindings:
                 patch = cut(images, source, position, width=self.peaks.width, field=field)
                 tiles[f"patch{k}"] = photo(patch, PATCH)
         if self.maps is not None:
-            tiles |= {f"response{k}": signed(maps[i], RESPONSE).rgb() for k, maps in enumerate(self.maps)}
+            tiles |= {f"response{k}": signed(maps[i], RESPONSE) for k, maps in enumerate(self.maps)}
         for place, epoch in enumerate(self.epochs):
             record = self.history[epoch]
             tiles[f"kernel@{place}"] = _photo(record["kernel"][i].permute(2, 0, 1), EPOCH)
             if "response" in record:
-                drawn = torch.from_numpy(np.ascontiguousarray(coloured(record["response"][[i]])[0]))
+                drawn = torch.from_numpy(np.ascontiguousarray(coloured_maps(record["response"][[i]])[0]))
                 tiles[f"response@{place}"] = _photo(drawn.permute(2, 0, 1), EPOCH)
             if i in record.get("channels", ()):
                 image = record["synthesis"][record["channels"].index(i)]
@@ -191,7 +190,7 @@ def build_layer_page(
     scale = min(1.0, (FULL_SIZE_FILTERS / count) ** 0.5)
     facts, sheets, patches = [], [], []
     for i, sources in enumerate(best):
-        tiles = {"kernel": rgb(kernel_tiles[i]), **findings.tiles(i, sources, examples.images, field)}
+        tiles = {"kernel": kernel_tiles[i], **findings.tiles(i, sources, examples.images, field)}
         sheets.append(encode_webp(layout.draw(tiles), int(SHARE_OF_SHEET * max_bytes)))
         patches.append(_patch_row(tiles, round(SMALL_PATCH * scale)))
         facts.append(findings.facts(i, sources, examples) | {"classes": classes[i], "inputs": strongest[i]})

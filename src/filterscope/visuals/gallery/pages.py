@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from filterscope.analysis.health.measures import all_measures
 from filterscope.analysis.health.verdict import Verdict
-from filterscope.visuals.drawing.pixels import Pixels
+from filterscope.visuals.drawing.grid import Pixels
 from filterscope.visuals.gallery.compare import ComparedGallery, filter_changes
 from filterscope.visuals.gallery.layer_page import LayerPage
 from filterscope.visuals.gallery.sprites import draw_atlas, encode_webp, grid_shape

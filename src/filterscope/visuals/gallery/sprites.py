@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps
 
-from filterscope.visuals.drawing.pixels import Pixels
+from filterscope.visuals.drawing.grid import Pixels
 
 QUALITIES = (75, 65, 50, 35, 20, 10)
 MAX_ROW_WIDTH = 520  # pixels

@@ -21,9 +21,9 @@ from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions, find_layer
 from filterscope.registry import register
-from filterscope.visuals.fingerprints import fingerprint, is_frozen
 from filterscope.visuals.health.findings import filter_table, health_numbers, health_record, layer_table
 from filterscope.visuals.health.warnings import warn_of_deaths, warn_of_standstill
+from filterscope.visuals.layer_state import fingerprints, is_frozen
 from filterscope.visuals.output.outputs import Output
 from filterscope.visuals.visual import Examples, RecordLabels, Visual, VisualState
 
@@ -119,7 +119,7 @@ class Health(Visual):
 
     def _key(self, classifier: Classifier, layer: str) -> str:
         """Return a text that is equal if the options and the weights that a verdict depends on are equal."""
-        return f"{self.idle} {self.level} {self.alike} {self.draws} {fingerprint(classifier, layer)}"
+        return f"{self.idle} {self.level} {self.alike} {self.draws} {fingerprints(classifier, [layer])[layer]}"
 
     def _measure(
         self, classifier: Classifier, layer: str, sums: RunningSums, responses: Tensor, record: dict[str, Any]

@@ -10,7 +10,7 @@ from torch import Tensor
 from filterscope.analysis.filters import kernels
 from filterscope.analysis.health.verdict import Verdict
 from filterscope.models.classifier import Classifier
-from filterscope.visuals.fingerprints import is_frozen
+from filterscope.visuals.layer_state import is_frozen
 
 log = logging.getLogger(__name__)
 

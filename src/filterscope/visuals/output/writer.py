@@ -91,7 +91,7 @@ def _write_files(folder: Path, tag: str, output: Output, png: bytes, epoch: int 
 def _write_events(writer: Any, tag: str, output: Output, png: bytes, step: int) -> None:
     if isinstance(output, Picture):
         height, width = output.pixels.shape[:2]
-        # Written like `tf.summary.image`: TensorBoard's default loader drops the description of a `Summary.Image` (2.21).
+        # Written like `tf.summary.image`, because TensorBoard's default loader drops a `Summary.Image`'s description.
         values = [str(width).encode(), str(height).encode(), png]
         shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=len(values))])
         tensor = TensorProto(dtype=DT_STRING, string_val=values, tensor_shape=shape)
