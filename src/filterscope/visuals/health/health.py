@@ -67,7 +67,7 @@ class Health(Visual):
             raise UserError("health needs images to measure the activity of filters; give validation images")
         store = state.store.setdefault("health", {})
         recorded: Mapping[str, RunningSums] = state.gathered.pop("activity", {})
-        keys = {layer: self._key(classifier, layer) for layer in layers}
+        keys = self._keys(classifier, layers)
         due = [
             layer
             for layer in layers
@@ -117,9 +117,10 @@ class Health(Visual):
             raise UserError("health judges the filters of convolutions, and this network has none")
         return layers
 
-    def _key(self, classifier: Classifier, layer: str) -> str:
-        """Return a text that is equal if the options and the weights that a verdict depends on are equal."""
-        return f"{self.idle} {self.level} {self.alike} {self.draws} {fingerprints(classifier, [layer])[layer]}"
+    def _keys(self, classifier: Classifier, layers: Sequence[str]) -> dict[str, str]:
+        """Return for each layer a text that changes with the options and the weights that its verdicts depend on."""
+        options = f"{self.idle} {self.level} {self.alike} {self.draws}"
+        return {layer: f"{options} {state}" for layer, state in fingerprints(classifier, layers).items()}
 
     def _measure(
         self, classifier: Classifier, layer: str, sums: RunningSums, responses: Tensor, record: dict[str, Any]
