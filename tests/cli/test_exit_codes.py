@@ -70,7 +70,7 @@ def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path: Path) -> None:
     given = ["seed=1", f"hydra.run.dir={tmp_path}/run"]
     assert resume_arguments(given) == given
     (tmp_path / "run" / "metrics.csv").touch()
-    with pytest.raises(UserError, match=r"run holds a run already; go on with resume=.*/run, or choose another"):
+    with pytest.raises(UserError, match=r"run holds a run already: resume=.*/run resumes it, or choose another"):
         resume_arguments(given)
 
 

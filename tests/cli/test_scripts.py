@@ -9,7 +9,7 @@ import hydra
 import pytest
 from hydra.errors import HydraException
 
-from filterscope.cli import suggestions
+from filterscope.cli.search_path import suggest
 from tiny import REPOSITORY, TINY
 
 Script = Callable[..., subprocess.CompletedProcess[str]]
@@ -125,7 +125,7 @@ def test_what_was_meant_is_said(wrong: str, meant: str, monkeypatch: pytest.Monk
     conf = str(REPOSITORY / "conf")
     with hydra.initialize_config_dir(conf, version_base="1.3"), pytest.raises(HydraException) as caught:
         hydra.compose("train", [wrong])
-    assert suggestions.suggest(str(caught.value)) == f" (did you mean {meant}?)"
+    assert suggest(str(caught.value)) == f" (did you mean {meant}?)"
 
 
 def test_a_mistake_ends_in_one_line(script: Script) -> None:

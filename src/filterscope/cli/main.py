@@ -21,7 +21,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from filterscope.cli.error_messages import describe_error
 from filterscope.cli.launchers import check_launcher, launcher_faults
 from filterscope.cli.resume_arguments import quote_path, resume_arguments
-from filterscope.cli.suggestions import hide_bases, list_groups, suggest
+from filterscope.cli.search_path import add_plugin_configs, hide_bases, list_groups, suggest
 from filterscope.cli.sweep_results import in_sweep, read_results, record_failure
 from filterscope.config.options import check_config
 from filterscope.errors import UserError
@@ -67,6 +67,7 @@ def run_script(main: Callable[[], Any]) -> None:
     try:
         sys.argv[1:] = resume_arguments(sys.argv[1:])
         check_launcher(sys.argv[1:])
+        add_plugin_configs()
         with _whole_errors():
             main()
         finish_sweep()

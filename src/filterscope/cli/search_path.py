@@ -1,0 +1,103 @@
+"""Find the config groups of filterscope and of plugins, and suggest names for unknown ones; imports nothing heavy."""
+
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+from filterscope.errors import suggestion
+from filterscope.registry import PLUGINS
+
+_UNKNOWN_CHOICE = re.compile(r"Could not (?:find|load) '([\w/.-]+)/([^'/]+)'")
+_UNKNOWN_OPTION = re.compile(r"Could not (?:override|delete|append)[^']*'([^'=]+)")
+
+
+class PluginConfigs(SearchPathPlugin):
+    """Puts the `conf` folders of plugins on Hydra's search path, after filterscope's own."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Append the folders."""
+        for folder in plugin_folders():
+            search_path.append("filterscope-plugin", f"file://{folder}")
+
+
+def add_plugin_configs() -> None:
+    """Make Hydra find the config groups of plugins."""
+    Plugins.instance().register(PluginConfigs)
+
+
+def conf_folder() -> Path:
+    """Return the folder `conf` beside the running script."""
+    return Path(sys.argv[0]).resolve().parent / "conf"
+
+
+@cache
+def plugin_folders() -> tuple[Path, ...]:
+    """Return the `conf` folders of the packages that installed plugins belong to, without importing the plugins."""
+    packages = dict.fromkeys(point.value.partition(":")[0].partition(".")[0] for point in entry_points(group=PLUGINS))
+    specs = (find_spec(package) for package in packages)
+    places = [Path(place) / "conf" for spec in specs if spec for place in spec.submodule_search_locations or ()]
+    return tuple(place for place in places if place.is_dir())
+
+
+def targets_of(folders: Iterable[Path], groups: Iterable[str]) -> frozenset[str]:
+    """Return the `_target_` names in the YAML files of some config groups."""
+    files = (file for folder in folders for group in groups for file in (folder / group).rglob("*.yaml"))
+    return frozenset(name for f in files for name in re.findall(r"_target_:\s*([\w.]+)", f.read_text(encoding="utf-8")))
+
+
+def suggest(message: str) -> str:
+    """Return ` (did you mean …?)` for an unknown name in a message of Hydra, or an empty string."""
+    if found := _UNKNOWN_CHOICE.search(message):
+        group, option = found.groups()
+        return suggestion(option, group_options(group))
+    if found := _UNKNOWN_OPTION.search(message):
+        name = found[1].lstrip("+~").partition("@")[0]
+        return suggestion(name, [known for known in sorted(set(_option_names(conf_folder()))) if known != name])
+    return ""
+
+
+def list_groups() -> str:
+    """Return the config groups with their options for `--help`, one group a line, such as `head: append, keep`."""
+    folders = (conf_folder(), *plugin_folders())
+    groups = sorted({path.name for folder in folders for path in folder.glob("*") if path.is_dir()} - {"hydra"})
+    return "\n".join(f"{group}: {', '.join(group_options(group))}" for group in groups)
+
+
+def hide_bases(message: str) -> str:
+    """Return Hydra's message on an unknown option without the base files (`_base`) in its list of options."""
+    return re.sub(r"(?<=\s)_\w+\s+", "", message)
+
+
+def group_options(group: str) -> list[str]:
+    """Return the options of a config group; files such as `_base.yaml` are only included by others."""
+    folders = (conf_folder(), *plugin_folders())
+    names = {path.stem for folder in folders for path in (folder / group).glob("*.yaml")}
+    return sorted(name for name in names if not name.startswith("_"))
+
+
+def _option_names(conf: Path) -> Iterator[str]:
+    """Yield groups and options as they are written on a command line."""
+    for file in conf.rglob("*.yaml"):
+        group = file.relative_to(conf).parent.as_posix().replace("/", ".")
+        text = file.read_text(encoding="utf-8")
+        inside = "" if group == "." or "@package _global_" in text else f"{group}."
+        yield from (group,) if inside else ()
+        content = yaml.safe_load(text)
+        yield from _keys(content, inside) if isinstance(content, Mapping) else ()
+
+
+def _keys(content: Mapping[str, Any], inside: str) -> Iterator[str]:
+    for key, value in content.items():
+        if key not in ("defaults", "_target_", "hydra"):
+            yield f"{inside}{key}"
+            yield from _keys(value, f"{inside}{key}.") if isinstance(value, Mapping) else ()
