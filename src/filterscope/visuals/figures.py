@@ -13,6 +13,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
+from torchvision.utils import make_grid
 
 from filterscope.analysis.filters import kernels, shared_patterns
 from filterscope.analysis.health.verdict import Verdict
@@ -97,13 +98,11 @@ def draw_kernels(figure: Figure, weights: Tensor, channels: Sequence[int]) -> st
     figure.set_size_inches(figure.get_figwidth(), figure.get_figwidth() * rows / columns + 0.5)
     colour = weights.shape[1] == 3
     values = weights if colour else (weights if weights.shape[1] == 1 else shared_patterns(weights)[0][:, None])
-    scaled = (values / values.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-12)).permute(0, 2, 3, 1).numpy()
-    height, width = scaled.shape[1:3]
+    scaled = values / values.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-12)
+    height, width = scaled.shape[2:]
     gap = max(1, width // 8)
-    mosaic = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, scaled.shape[3]), np.nan)
-    for i, tile in enumerate(scaled):
-        top, left = i // columns * (height + gap), i % columns * (width + gap)
-        mosaic[top : top + height, left : left + width] = tile
+    drawn = make_grid(scaled, nrow=columns, padding=gap, pad_value=math.nan)[:, gap:-gap, gap:-gap]
+    mosaic = drawn.permute(1, 2, 0).numpy()
     axes = figure.subplots()
     if colour:
         axes.imshow(np.nan_to_num(0.5 + 0.5 * mosaic, nan=1.0), interpolation="none")

@@ -23,7 +23,7 @@ from filterscope.storage.disk_cache import hash_tensor
 from filterscope.visuals.drawing.tiles import photo
 from filterscope.visuals.gallery.compare import ComparedGallery
 from filterscope.visuals.gallery.layer_page import LayerFindings, SampleSet, build_layer_page
-from filterscope.visuals.gallery.pages import SiteInfo, build_site
+from filterscope.visuals.gallery.pages import build_site
 from filterscope.visuals.health.findings import filter_facts
 from filterscope.visuals.health.health import Health
 from filterscope.visuals.output.site import Site
@@ -129,20 +129,20 @@ class Gallery(Visual):
                 pages.append(build_layer_page(classifier, name, findings, real, max_bytes=max_bytes))
                 done += count
                 log.info("gallery: %s, %d of %d filters", name, done, total)
-        info = SiteInfo(
-            title=self.title or classifier.backbone.name,
-            network=classifier.backbone.name,
-            classes=tuple(examples.class_names or classifier.class_names),
-            images=len(real),
-            has_patches=bool(top),
-            has_labels=real.labels is not None,
-            response_images=[photo(image, 160) for image in shown],
-            response_names=[example_name(examples, i) for i in range(len(shown))],
-            images_hash=_hash(real.images),
-            recipes=[name for name in self.recipes for _ in range(self.samples)],
-            min_images=min_images,
-            max_megabytes=self.max_megabytes,
-        )
+        info = {
+            "title": self.title or classifier.backbone.name,
+            "network": classifier.backbone.name,
+            "classes": list(examples.class_names or classifier.class_names),
+            "images": len(real),
+            "images_hash": _hash(real.images),
+            "has_labels": real.labels is not None,
+            "has_patches": bool(top),
+            "min_images": min_images,
+            "response_images": [photo(image, 160) for image in shown],
+            "response_names": [example_name(examples, i) for i in range(len(shown))],
+            "recipes": [name for name in self.recipes for _ in range(self.samples)],
+            "max_megabytes": self.max_megabytes,
+        }
         return {"gallery": build_site(pages, info, compared)}
 
     def _bytes_per_filter(self, counts: Mapping[str, int], compared: ComparedGallery | None) -> float:

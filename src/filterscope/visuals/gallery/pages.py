@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -11,61 +11,31 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from filterscope.analysis.health.measures import all_measures
 from filterscope.analysis.health.verdict import Verdict
-from filterscope.visuals.drawing.grid import Pixels
 from filterscope.visuals.gallery.compare import ComparedGallery, filter_changes
 from filterscope.visuals.gallery.layer_page import LayerPage
 from filterscope.visuals.gallery.sprites import draw_atlas, encode_webp, grid_shape
 from filterscope.visuals.output.site import MADE_BY, MANIFEST, Site
 
+Info = Mapping[str, Any]
+"""What the pages of a site have in common; `Gallery` makes it, and the templates read it."""
 MAX_IMAGE_BYTES = 20_000  # of a response image
 MAX_OVERVIEW_BYTES = 3_000  # of a filter's picture in the overview
 
 
-@dataclass(frozen=True, kw_only=True)
-class SiteInfo:
-    """What the pages of all layers have in common.
-
-    Attributes:
-        title: of the site.
-        network: the network's name.
-        classes: the names of the classes.
-        images: the number of real images that were used.
-        has_patches: whether there are top-activating patches.
-        has_labels: whether the classes of the images are known.
-        response_images: the images that responses can be seen on.
-        response_names: their names.
-        images_hash: a hash of the real images.
-        recipes: the recipe of each synthesized image of a filter.
-        min_images: the number of real images that top-activating patches need.
-        max_megabytes: the upper limit of the size.
-    """
-
-    title: str
-    network: str
-    classes: Sequence[str]
-    images: int
-    has_patches: bool
-    has_labels: bool
-    response_images: Sequence[Pixels]
-    response_names: Sequence[str]
-    images_hash: str
-    recipes: Sequence[str]
-    min_images: int
-    max_megabytes: float
-
-
-def build_site(pages: Sequence[LayerPage], info: SiteInfo, compared: ComparedGallery | None = None) -> Site:
+def build_site(pages: Sequence[LayerPage], info: Info, compared: ComparedGallery | None = None) -> Site:
     """Return the site: an overview, pages for every layer and its filters, pictures and data.
 
     Args:
         pages: the contents of the layers' pages, in the order of the network.
-        info: what they have in common.
+        info: what the pages have in common, as `Gallery` returns it.
         compared: another gallery to show next to this one.
     """
     overview = [tile for page in pages for tile in page.overview.values()]
     content: dict[str, bytes] = dict(compared.files) if compared else {}
     content["atlas/overview.webp"] = encode_webp(draw_atlas(overview), MAX_OVERVIEW_BYTES * len(overview))
-    content |= {f"images/{i}.webp": encode_webp(each, MAX_IMAGE_BYTES) for i, each in enumerate(info.response_images)}
+    content |= {
+        f"images/{i}.webp": encode_webp(each, MAX_IMAGE_BYTES) for i, each in enumerate(info["response_images"])
+    }
     templates = files("filterscope.visuals.gallery") / "templates"
     content |= {name: (templates / name).read_bytes() for name in ("gallery.css", "gallery.js")}
     content[MANIFEST] = json.dumps(_manifest(pages, info), ensure_ascii=False).encode()
@@ -87,7 +57,10 @@ def build_site(pages: Sequence[LayerPage], info: SiteInfo, compared: ComparedGal
 
 
 def _layer_files(
-    page: LayerPage, info: SiteInfo, compared: ComparedGallery | None, neighbours: Mapping[str, LayerPage | None]
+    page: LayerPage,
+    info: Info,
+    compared: ComparedGallery | None,
+    neighbours: Mapping[str, LayerPage | None],
 ) -> dict[str, bytes]:
     """Return the pages and the data of a layer by their path below the site."""
     other = compared.matching(page.name, len(page.facts)) if compared else None
@@ -96,10 +69,10 @@ def _layer_files(
         "layer": page.name,
         "slug": page.slug,
         "layout": asdict(page.layout),
-        "recipes": list(info.recipes),
+        "recipes": list(info["recipes"]),
         "epochs": list(page.epochs),
-        "classes": list(info.classes),
-        "images": list(info.response_names),
+        "classes": list(info["classes"]),
+        "images": list(info["response_names"]),
         "filters": page.facts,
     }
     found = {
@@ -109,7 +82,7 @@ def _layer_files(
     }
     if compared and other:
         kernels = compared.files[f"compared/{other['slug']}-kernels.webp"], page.atlases["kernels"]
-        same = compared.images == info.images_hash
+        same = compared.images == info["images_hash"]
         changes = filter_changes(other["filters"], page.facts, kernels, same_images=same)
         found[f"compare/{page.slug}.html"] = _render("compare.html.j2", **context, changes=changes)
         rows = [
@@ -125,12 +98,12 @@ def _script(name: str, data: Any) -> bytes:
     return f"window.{name} = {json.dumps(data, ensure_ascii=False, separators=(',', ':'))};\n".encode()
 
 
-def _manifest(pages: Sequence[LayerPage], info: SiteInfo) -> dict[str, Any]:
+def _manifest(pages: Sequence[LayerPage], info: Info) -> dict[str, Any]:
     return {
         "made_by": MADE_BY,
-        "title": info.title,
-        "network": info.network,
-        "images": info.images_hash,
+        "title": info["title"],
+        "network": info["network"],
+        "images": info["images_hash"],
         "layers": [
             {
                 "name": page.name,
