@@ -1,10 +1,9 @@
-"""How many images a second does one core make ready for training?
+"""Measure how many images per second one core prepares for training.
 
     FILTERSCOPE_REAL=<folder> python benchmarks/input_pipeline.py [--quick] [--json FILE]
 
-Real flowers, 256 pixels on the shorter side, 224 out; one process, one thread, no loader processes, so that a core is a
-core; processor time counts. The other side is the notebooks' way: PIL, torchvision's transforms of the first kind, a
-DataLoader.
+Real flowers, resized to 256 pixels on the shorter side and cropped to 224, in one thread without loader processes;
+processor time is measured. The comparison is the notebooks' way: PIL, torchvision's transforms v1, a DataLoader.
 """
 
 import tempfile
@@ -22,12 +21,12 @@ from filterscope.data.folder import FolderDataModule
 from filterscope.data.preprocessing import Augmentation
 from filterscope.runtime.malloc import keep_freed_memory
 
-PASSES = 5  # over the images, so that the first one's warming up weighs little
+PASSES = 5  # over the images, so that the warm-up of the first one matters little
 
 
-def by_hand(root: Path, views: list[object], count: int) -> Callable[[], None]:
-    """Return a pass over the images in the notebooks' way."""
-    whole = transforms.Compose([*views, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+def conventional(root: Path, steps: list[object], count: int) -> Callable[[], None]:
+    """Return a function that loads all images as the notebooks do."""
+    whole = transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
     images = ImageFolder(str(root / "train"), whole)
     loader: DataLoader[object] = DataLoader(Subset(images, range(min(count, len(images)))), batch_size=64, shuffle=True)
 
@@ -39,8 +38,8 @@ def by_hand(root: Path, views: list[object], count: int) -> Callable[[], None]:
     return read
 
 
-def ours(root: Path, augment: Augmentation, cache: Path | None = None, *, raw: bool = False) -> Callable[[], int]:
-    """Return a pass over the images in filterscope's way; with `raw` they stay uint8, as a trainer is handed them."""
+def ours(root: Path, augment: Augmentation, cache: Path | None = None, *, uint8: bool = False) -> Callable[[], int]:
+    """Return a function that loads all images with filterscope; with `uint8` they are not converted to float32."""
     data = FolderDataModule(
         root=str(root),
         test_fraction=0.0,
@@ -52,7 +51,7 @@ def ours(root: Path, augment: Augmentation, cache: Path | None = None, *, raw: b
     )
     data.setup()
     loader = data.train_dataloader()
-    loader.uint8 = raw
+    loader.uint8 = uint8
 
     def read() -> int:
         keep_freed_memory()
@@ -77,21 +76,21 @@ def main() -> int:
         count = ours(root, Augmentation())() // PASSES
         report.add("images", count)
         build = seconds(lambda: ours(root, Augmentation(), cache), processor=True)
-        report.add("decode cache: images a second when it is built", count / build)
-        slow = by_hand(root, list(notebooks), count)
-        report.add("PIL, transforms, DataLoader: images a second", count / seconds(slow, processor=True))
+        report.add("decode cache: images per second while it is built", count / build)
+        slow = conventional(root, list(notebooks), count)
+        report.add("PIL, transforms, DataLoader: images per second", count / seconds(slow, processor=True))
         for what, augment, folder, target in (
             ("random resized crop, no cache", Augmentation(), None, 1.6),
             ("random resized crop, cached", Augmentation(), cache, 10.0),
             ("crop and flip, cached", Augmentation(crop_area=None), cache, 18.0),
         ):
-            for raw in (True, False):
-                fast = ours(root, augment, folder, raw=raw)
+            for uint8 in (True, False):
+                fast = ours(root, augment, folder, uint8=uint8)
                 fast()
                 value, _, after = ratio(slow, fast, repetitions=repetitions, processor=True)
-                how = f"{what}, {'handed over as uint8' if raw else 'made float32 on the same core'}"
-                report.add(f"{how}: images a second", PASSES * count / after)
-                report.add(f"{how}: times as fast", PASSES * value, at_least=target if raw else None)
+                how = f"{what}, {'yielded as uint8' if uint8 else 'converted to float32 on the same core'}"
+                report.add(f"{how}: images per second", PASSES * count / after)
+                report.add(f"{how}: times as fast", PASSES * value, at_least=target if uint8 else None)
     return 0 if report.show(options.json) else 1
 
 

@@ -1,6 +1,7 @@
 """Random numbers and orders without a state: they follow from (seed, epoch, index), so a resumed run repeats them."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ def random_numbers(seed: int, epoch: int, indices: Sequence[int], count: int) ->
     return numbers
 
 
+@dataclass(eq=False)
 class EpochSampler(Sampler[Key]):
     """Yields pairs (epoch, index), so that loader processes that outlive an epoch learn the next one.
 
@@ -50,24 +52,14 @@ class EpochSampler(Sampler[Key]):
             before it was interrupted.
     """
 
-    def __init__(
-        self,
-        length: int,
-        *,
-        epoch: Callable[[], int],
-        seed: int,
-        shuffle: bool,
-        rank: int = 0,
-        world_size: int = 1,
-        num_seen: Callable[[], int] = int,
-    ) -> None:
-        self.length = length
-        self.epoch = epoch
-        self.seed = seed
-        self.shuffle = shuffle
-        self.rank = rank
-        self.world_size = world_size
-        self.num_seen = num_seen
+    length: int
+    _: KW_ONLY
+    epoch: Callable[[], int]
+    seed: int
+    shuffle: bool
+    rank: int = 0
+    world_size: int = 1
+    num_seen: Callable[[], int] = int
 
     def __iter__(self) -> Iterator[Key]:
         epoch = self.epoch()
