@@ -10,8 +10,7 @@ from PIL import Image
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.visuals.figures import Figures
-from filterscope.visuals.history import History
-from filterscope.visuals.movies import Movies
+from filterscope.visuals.history import History, Movies
 from filterscope.visuals.output.writer import write_outputs
 from filterscope.visuals.visual import Examples, VisualState
 
@@ -73,7 +72,7 @@ def test_equal_figures_are_equal_files(classifier: Classifier, examples: Example
 
 
 def test_unknown_formats_are_refused() -> None:
-    with pytest.raises(UserError, match=r"visuals.figures.formats=\['eps'\]; possible are png, pdf, svg"):
+    with pytest.raises(UserError, match=r"Figures\(formats=\['eps'\]\): input should be 'png', 'pdf' or 'svg'"):
         Figures(formats=["eps"])
-    with pytest.raises(UserError, match=r"visuals.movies.format='mp4'; possible are webp, gif"):
+    with pytest.raises(UserError, match=r"Movies\(format='mp4'\): input should be 'webp' or 'gif'"):
         Movies(format="mp4")

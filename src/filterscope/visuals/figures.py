@@ -5,19 +5,19 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from pydantic import Field
 from torch import Tensor
 from torchvision.utils import make_grid
 
 from filterscope.analysis.filters import kernels, shared_patterns
 from filterscope.analysis.health.verdict import Verdict
-from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of, convolutions
 from filterscope.registry import register
@@ -25,7 +25,6 @@ from filterscope.visuals.drawing.tiles import SIGNED
 from filterscope.visuals.output.outputs import Encoded
 from filterscope.visuals.visual import Every, Examples, Visual, VisualState
 
-FORMATS = ("png", "pdf", "svg")
 # Text stays text in PDF and SVG; a fixed hash salt makes equal figures equal files.
 _STYLE: Any = {"font.size": 8, "pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "filterscope"}
 
@@ -48,15 +47,10 @@ class Figures(Visual):
 
     layers: Sequence[str] | None = None
     channels: list[int] | int | None = 64
-    formats: Sequence[str] = FORMATS
+    formats: Annotated[Sequence[Literal["png", "pdf", "svg"]], Field(min_length=1)] = ("png", "pdf", "svg")
     width: float = 3.5
     dpi: int = 300
     every: Every = 0
-
-    def __post_init__(self) -> None:
-        """Refuse unknown formats."""
-        if not self.formats or not set(self.formats) <= set(FORMATS):
-            raise UserError(f"visuals.figures.formats={list(self.formats)}; possible are {', '.join(FORMATS)}")
 
     def unsupported_reason(self, classifier: Classifier) -> str:
         """Return why there is nothing to draw, or an empty text."""
@@ -81,7 +75,7 @@ class Figures(Visual):
         with rc_context(_STYLE):
             figure = Figure(figsize=(self.width, self.width), dpi=self.dpi, layout="constrained")
             caption = draw(figure)
-            contents = {}
+            contents: dict[str, bytes] = {}
             for suffix in self.formats:
                 file = io.BytesIO()
                 # Without a date, equal figures are equal files.

@@ -18,7 +18,7 @@ from filterscope.registry import register
 from filterscope.visuals.drawing.grid import Cell, Pixels, blank, grid
 from filterscope.visuals.drawing.tiles import photo, signed_maps
 from filterscope.visuals.filters import filter_tiles
-from filterscope.visuals.history import thin_out, trained_layers
+from filterscope.visuals.history import AtLeastTwo, thin_out, trained_layers
 from filterscope.visuals.output.outputs import Picture
 from filterscope.visuals.visual import Examples, Visual, VisualState
 
@@ -54,16 +54,14 @@ class Timeline(Visual):
     layers: Sequence[str] | None = None
     channels: list[int] | int = 2
     image: int = 0
-    epochs: int = 8
+    epochs: AtLeastTwo = 8
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Picture]:
         """Return a picture of every trained layer.
 
         Raises:
-            UserError: there is no example `image`, or `epochs` is less than two.
+            UserError: there is no example `image`.
         """
-        if self.epochs < 2:
-            raise UserError(f"visuals.timeline.epochs={self.epochs}: must be at least 2")
         if not 0 <= self.image < len(examples):
             raise UserError(f"visuals.timeline.image={self.image}: there are {len(examples)} examples")
         store = state.store.setdefault("timeline", {})

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from filterscope.analysis.activations import activations
@@ -29,7 +30,7 @@ from filterscope.visuals.health.health import Health
 from filterscope.visuals.output.site import Site
 from filterscope.visuals.progress import progress_bar
 from filterscope.visuals.trust import real_statistics, trust_captions
-from filterscope.visuals.visual import Every, Examples, Visual, VisualState, example_name
+from filterscope.visuals.visual import AtLeastOne, Every, Examples, Visual, VisualState, example_name
 
 log = logging.getLogger(__name__)
 
@@ -68,25 +69,19 @@ class Gallery(Visual):
     at_end: ClassVar[bool] = True
 
     layers: Sequence[str] | None = None
-    recipes: Mapping[str, Recipe] = field(default_factory=lambda: {"specific": Recipe()})
-    samples: int = 2
-    patches: int = 9
-    images: int = 500
-    response_images: int = 4
+    recipes: Annotated[Mapping[str, Recipe], Field(min_length=1)] = field(
+        default_factory=lambda: {"specific": Recipe()}
+    )
+    samples: AtLeastOne = 2
+    patches: AtLeastOne = 9
+    images: AtLeastOne = 500
+    response_images: Annotated[int, Field(ge=0)] = 4
     max_megabytes: float = 100.0
     compare: str | None = None
     title: str | None = None
     health: Health = field(default_factory=Health)
     seed: int = 0
     every: Every = 0
-
-    def __post_init__(self) -> None:
-        """Refuse numbers out of range."""
-        for name, least in (("samples", 1), ("patches", 1), ("images", 1), ("response_images", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"visuals.gallery.{name}={getattr(self, name)}: must be at least {least}")
-        if not self.recipes:
-            raise UserError("visuals.gallery.recipes is empty: name at least one recipe")
 
     def unsupported_reason(self, classifier: Classifier) -> str:
         """Return why there is nothing to show, or an empty text."""
