@@ -51,7 +51,7 @@ def overhead(report: Report, quick: bool, real: Path) -> None:
     def judge() -> None:
         for layer in kernels:
             layer += 1e-6  # as in training
-        state.epoch, state.gathered = (state.epoch or 0) + 1, {"activity": recorder.tallies}
+        state.epoch, state.gathered = (state.epoch or 0) + 1, {"activity": recorder.sums}
         Health()(classifier, examples, state)
 
     times: dict[Callable[[], None], list[float]] = {validate: [], validate_recorded: [], step: [], judge: []}

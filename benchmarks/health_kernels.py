@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from filterscope.analysis.health.activity import activity
 from filterscope.analysis.health.classes import class_information
 from filterscope.analysis.health.recorder import record_activity
-from filterscope.analysis.health.running_sums import RunningSums
+from filterscope.analysis.health.running_sums import BatchActivity, RunningSums
 from filterscope.analysis.health.similarity import drift, duplicates, linear_cka
 from filterscope.analysis.health.spectrum import natural_preference, reinitialized_copy
 from filterscope.analysis.health.structure import structure
@@ -90,8 +90,8 @@ def planted(report: Report, quick: bool, real: Path) -> None:
     dead = torch.arange(3, 192, 17)
     with torch.no_grad():
         classifier.module_of("block2_conv1").bias[dead] = -1e3
-    tallies, responses = record_activity(classifier, images, layers=["block2_conv1"])
-    named = activity(tallies["block2_conv1"]).dead
+    sums, responses = record_activity(classifier, images, layers=["block2_conv1"])
+    named = activity(sums["block2_conv1"]).dead
     alive = record_activity(alexnet(real, 10).eval(), images, layers=["block2_conv1"])[0]["block2_conv1"]
     natural = activity(alive).dead
     natural[dead] = True
@@ -131,9 +131,10 @@ def shuffled_labels(responses: Tensor, quick: bool) -> float:
     responses = responses.repeat(8, 1) * torch.rand(8 * len(responses), 1, generator=generator)
     labels = torch.arange(len(responses)) % 7 % 5
     for _ in range(200 if quick else 2000):
-        tally = RunningSums.empty(filters=1, classes=5)
-        tally.add(responses[:, :, None, None], labels[torch.randperm(len(labels), generator=generator)])
-        p.append(float(class_information(tally).p))
+        sums = RunningSums(filters=1, classes=5)
+        batch = BatchActivity.of_outputs(responses[:, :, None, None])
+        sums.update(batch, labels[torch.randperm(len(labels), generator=generator)])
+        p.append(float(class_information(sums).p))
     return float(kstest(p, "uniform").pvalue)
 
 

@@ -97,14 +97,14 @@ def compare(report: Report, data: str, networks: list[Costs]) -> None:
 def judge(classifier: Classifier, seen: Images) -> dict[str, list[Judgement]]:
     """Return the verdicts on all layers."""
     layers = convolutions(classifier.layers)
-    tallies, _ = record_activity(classifier, *seen, layers=layers)
+    sums, _ = record_activity(classifier, *seen, layers=layers)
     said = {}
     for layer in layers:
-        kernels, acts = classifier.module_of(layer).weight.detach(), activity(tallies[layer])
+        kernels, acts = classifier.module_of(layer).weight.detach(), activity(sums[layer])
         said[layer] = judge_filters(
             structure=structure(kernels, together=layer == layers[0]),
             activity=acts,
-            classes=class_information(tallies[layer]),
+            classes=class_information(sums[layer]),
             duplicates=duplicates(kernels, acts.correlation),
         )
     return said

@@ -9,8 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from train import train
 
 from filterscope.analysis.activations import activations
-from filterscope.analysis.health.running_sums import PLACES
-from filterscope.analysis.reductions import spread_positions
+from filterscope.analysis.health.running_sums import POSITIONS, sample_positions
 from filterscope.config.factory import build_data
 from filterscope.config.from_checkpoint import open_run
 from filterscope.errors import UserError
@@ -180,7 +179,7 @@ def test_filters_are_judged_by_the_whole_validation_pass(run: Path, composed: Co
     images = torch.cat([images for images, _ in build_data(composed(*TINY)).val_dataloader()])
     classifier = open_run(run / "checkpoints" / "last.ckpt").classifier
     outputs = activations(classifier, images, ["block1_conv1"])["block1_conv1"]
-    looked_at = outputs.flatten(2)[:, :, spread_positions(*outputs.shape[2:], most=PLACES)]
+    looked_at = outputs.flatten(2)[:, :, sample_positions(*outputs.shape[2:], most=POSITIONS)]
     positive = (looked_at > 0).float().mean(dim=(0, 2))
     known = saved["store"]["health"]["block1_conv1"]
     assert known["images"] == len(images) == 30

@@ -52,12 +52,12 @@ def stripes(count: int = 48) -> tuple[Tensor, Tensor]:
 
 
 def judged(classifier: Classifier, images: Tensor, labels: Tensor) -> list[Judgement]:
-    tallies, _ = record_activity(classifier, images, labels, layers=["conv_1"])
-    kernels, acts = classifier.module_of("conv_1").weight.detach(), activity(tallies["conv_1"])
+    sums, _ = record_activity(classifier, images, labels, layers=["conv_1"])
+    kernels, acts = classifier.module_of("conv_1").weight.detach(), activity(sums["conv_1"])
     return judge_filters(
         structure=structure(kernels),
         activity=acts,
-        classes=class_information(tallies["conv_1"]),
+        classes=class_information(sums["conv_1"]),
         duplicates=duplicates(kernels, acts.correlation),
     )
 

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import nn
 
 from filterscope.analysis.filters import kernels
-from filterscope.analysis.synthesis import Recipe, receptive_field
-from filterscope.analysis.top_patches import cut, peaks
+from filterscope.analysis.synthesis import Recipe
+from filterscope.analysis.top_patches import cut_patch, measure_responses, receptive_field
 from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
@@ -109,12 +109,12 @@ def test_the_top_patch_holds_the_planted_pattern_of_its_filter() -> None:
     images = torch.zeros(5, 3, 17, 17)
     images[3, 0, 4:7, 8:11] = 1.0  # a red spot
     images[1, 2, 10:13, 2:5] = 1.0  # a blue one
-    found = peaks(classifier, images, ["block1_conv1"])["block1_conv1"]
+    found = measure_responses(classifier, images, ["block1_conv1"])["block1_conv1"]
     field = receptive_field(classifier, "block1_conv1", 17)
     for channel, source in ((0, 3), (1, 1)):
         assert int(found.best(1)[0, channel]) == source
-        place = int(found.places[source, channel])
-        part = cut(images, source, place, width=found.width, field=field)
+        place = int(found.positions[source, channel])
+        part = cut_patch(images, source, place, width=found.width, field=field)
         assert part.shape == (3, 3, 3)
         assert (part[2 * channel] == 1).all()
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from filterscope.analysis.health.running_sums import RunningSums
+from filterscope.analysis.health.running_sums import BatchActivity, RunningSums
 from filterscope.analysis.health.verdict import Verdict
 from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone, small_cnn_backbone
@@ -79,9 +79,9 @@ def test_a_dying_layer_is_a_warning(caplog):
 
 def test_records_of_a_validation_pass_are_used_instead_of_the_examples():
     classifier, state = network(), VisualState()
-    tally = RunningSums.empty(filters=10, classes=10)
-    tally.add(torch.full((7, 10, 4, 4), -1.0))
-    state.gathered["activity"] = {"block1_conv1": tally}
+    sums = RunningSums(filters=10, classes=10)
+    sums.update(BatchActivity.of_outputs(torch.full((7, 10, 4, 4), -1.0)))
+    state.gathered["activity"] = {"block1_conv1": sums}
     shown = Health()(classifier, examples(), state)
     assert shown["health/dead/block1_conv1"] == 1
     assert not state.gathered

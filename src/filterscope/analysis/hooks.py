@@ -1,4 +1,4 @@
-"""Looking at a network without leaving a trace in it or in what comes after."""
+"""Run a network and record its layers without changing it or the random numbers that follow."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from filterscope.analysis.reductions import note_rectified
 from filterscope.models.classifier import Classifier
 
 T = TypeVar("T")
@@ -19,7 +18,7 @@ _precision: ContextVar[Precision] = ContextVar("precision", default=nullcontext)
 
 @contextmanager
 def compute_precision(precision: Precision) -> Iterator[None]:
-    """Let `run` compute in a precision inside the block: `precision` opens an autocast."""
+    """Let `run_model` compute in a precision inside the block: `precision` opens an autocast."""
     token = _precision.set(precision)
     try:
         yield
@@ -28,7 +27,7 @@ def compute_precision(precision: Precision) -> Iterator[None]:
 
 
 def run_model(model: nn.Module, images: Tensor) -> Tensor:
-    """Return what the model makes of images, on its device and in the precision of `computing_in`."""
+    """Return the model's output for images, on its device and in the precision of `compute_precision`."""
     with _precision.get()():
         output: Tensor = model(images.to(device_of(model)))
     return output
@@ -36,14 +35,14 @@ def run_model(model: nn.Module, images: Tensor) -> Tensor:
 
 @contextmanager
 def observing(model: nn.Module) -> Iterator[None]:
-    """Hold the model in evaluation mode and give it back exactly as it was.
+    """Put the model in evaluation mode within the block, and restore it exactly as it was afterwards.
 
     Every module gets its own training flag back, the random states of CPU and GPUs are forked, and hooks that were
     added inside are removed, also after an exception. Inside, inference mode is off and gradients are on, whatever the
-    caller set, so that those of images can be taken (with `torch.autograd.grad`, never `.backward()`).
+    caller set, so that gradients of images can be computed (with `torch.autograd.grad`, never `.backward()`).
     """
     flags = {module: module.training for module in model.modules()}
-    hooks = [(kept, set(kept)) for module in model.modules() for kept in _hooks_of(module)]
+    hooks = [(hooks, set(hooks)) for module in model.modules() for hooks in _hooks_of(module)]
     devices = sorted({p.get_device() for p in model.parameters() if p.is_cuda})
     try:
         model.eval()
@@ -52,80 +51,47 @@ def observing(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in flags.items():
             module.training = training
-        for kept, before in hooks:
-            for key in [key for key in kept if key not in before]:
-                del kept[key]
+        for registered, before in hooks:
+            for key in [key for key in registered if key not in before]:
+                del registered[key]
 
 
 @contextmanager
-def tapping(classifier: Classifier, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Collect what the named layers put out while the block runs: `{name as asked for: output}`.
+def recording(modules: Mapping[str, nn.Module], reduce: Callable[[Tensor], T]) -> Iterator[dict[str, T]]:
+    """Record the outputs of modules while the caller runs the network inside the block.
 
-    A convolution's output is the one before its ReLU. The dict is filled anew by every forward pass and holds the
-    outputs themselves (attached to the graph where there is one); an in-place successor cannot change them because
-    `Backbone` switches in-place modules off.
+    Args:
+        modules: by the name under which each is recorded.
+        reduce: is called with each output and returns what is recorded of it.
+
+    Yields:
+        A dict that every forward pass fills anew.
     """
-    outputs: dict[str, Tensor] = {}
+    recorded: dict[str, T] = {}
     handles = []
 
-    def keep(name: str) -> None:
+    def record(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            # Functional in-place operations would still write into the tensor itself.
-            outputs[name] = output.clone()
+            recorded[name] = reduce(output)
 
-        handles.append(classifier.module_of(name).register_forward_hook(hook))
-
-    try:
-        for name in layers:
-            keep(name)
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def recording_outputs(
-    classifier: nn.Module, modules: Mapping[str, nn.Module], look: Callable[[Tensor], T]
-) -> Iterator[Callable[[], dict[str, T]]]:
-    """Look at what modules put out while somebody else runs the network.
-
-    Where the module that comes next is a ReLU that takes these maps, `look` sees them when that one is done, with what
-    it made of them noted at them; others are kept until the pass has ended. Yields a function to be called after each
-    forward pass, which returns what `look` made of each module's output.
-    """
-    after = dict(zip(known := list(classifier.modules()), known[1:], strict=False))
-    waiting: dict[str, Tensor] = {}
-    looked: dict[str, T] = {}
-    handles = []
-
-    def watch(name: str, module: nn.Module) -> None:
-        def put_out(_module: nn.Module, _inputs: object, maps: Tensor) -> None:
-            waiting[name] = maps
-
-        def rectify(_module: nn.Module, inputs: tuple[Tensor, ...], rectified: Tensor) -> None:
-            if waiting.get(name) is inputs[0]:
-                note_rectified(inputs[0], rectified)
-                looked[name] = look(waiting.pop(name))
-
-        handles.append(module.register_forward_hook(put_out))
-        following = after.get(module)
-        if isinstance(following, nn.ReLU) and not following.inplace:
-            handles.append(following.register_forward_hook(rectify))
-
-    def finish() -> dict[str, T]:
-        seen = looked | {name: look(maps) for name, maps in waiting.items()}
-        looked.clear()
-        waiting.clear()
-        return seen
+        return hook
 
     try:
         for name, module in modules.items():
-            watch(name, module)
-        yield finish
+            handles.append(module.register_forward_hook(record(name)))
+        yield recorded
     finally:
         for handle in handles:
             handle.remove()
+
+
+def tapping(classifier: Classifier, layers: Sequence[str]) -> AbstractContextManager[dict[str, Tensor]]:
+    """Record the outputs of named layers inside the block, attached to the graph if there is one.
+
+    A convolution's output is the one before its ReLU: `Backbone` switches in-place modules off, and outputs are cloned
+    because functional in-place operations would still overwrite them.
+    """
+    return recording({name: classifier.module_of(name) for name in layers}, Tensor.clone)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -134,7 +100,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def _hooks_of(module: nn.Module) -> list[dict[int, Any]]:
-    """All dicts in which a module keeps hooks, by the keys of their handles."""
+    """Return all dicts in which a module keeps hooks, by the keys of their handles."""
     return [
         module._forward_hooks,
         module._forward_pre_hooks,

@@ -1,89 +1,192 @@
-"""Where in real images the filters of several layers are excited most: one pass, then parts cut out of the images."""
+"""Find where in real images the channels of layers respond most, and cut these patches out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from filterscope.analysis.health.recorder import output_module
-from filterscope.analysis.hooks import observing, run_model
-from filterscope.analysis.synthesis.crops import Field
+from filterscope.analysis.hooks import device_of, observing, recording, run_model, tapping
+from filterscope.analysis.synthesis.network import frozen_copy
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
+from filterscope.models.layers import ACTIVATIONS, NORMS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Peaks:
-    """What images make of a layer's filters, `(images, filters)` each.
+class ReceptiveField:
+    """The pixels that a spatial position of a feature map depends on.
 
-    `largest` is the largest value of each map, `places` where it lies in the flattened map of `width` columns,
-    `responses` the mean of the rectified map.
+    Attributes:
+        side: in pixels.
+        jump: pixels between the fields of neighbouring positions.
+        first: the first pixel of position 0; negative where the image is padded.
+    """
+
+    side: int
+    jump: float
+    first: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopResponses:
+    """The responses of a layer's channels to images, `(images, channels)` each.
+
+    Attributes:
+        largest: the largest rectified value of each feature map; of a Linear, its output.
+        positions: where it is in the flattened map.
+        responses: the mean of the rectified map.
+        width: columns of a map.
     """
 
     largest: Tensor
-    places: Tensor
+    positions: Tensor
     responses: Tensor
     width: int
 
     def best(self, count: int) -> Tensor:
-        """Return the images `(≤ count, filters)` that excite each filter most, the strongest first."""
+        """Return the images that activate each channel most, strongest first, `(≤ count, channels)`."""
         return self.largest.topk(min(count, len(self.largest)), dim=0).indices
 
 
-def peaks(classifier: Classifier, images: Tensor, layers: Sequence[str], *, batch_size: int = 32) -> dict[str, Peaks]:
-    """Run images through the network once and return what they make of every named layer.
+@dataclass(frozen=True, kw_only=True)
+class TopPatches:
+    """Patches of real images, strongest first.
 
-    A convolution with a norm right behind it is looked at behind the norm, as the verdicts do.
+    Attributes:
+        images: `(N, count, C, side, side)` in [0, 1].
+        activation: the value of the feature map there, `(N, count)`.
+        source: index of the image, `(N, count)`.
+    """
+
+    images: Tensor
+    activation: Tensor
+    source: Tensor
+
+
+def measure_responses(
+    classifier: Classifier,
+    images: Tensor,
+    layers: Sequence[str],
+    *,
+    after_norm: bool = False,
+    batch_size: int = 32,
+) -> dict[str, TopResponses]:
+    """Run images through the network once and return the largest responses of all channels of the layers.
 
     Args:
         classifier: is left as it was.
         images: `(N, C, H, W)` in [0, 1].
-        layers: names of convolutions.
+        layers: names.
+        after_norm: measure a convolution that a batch norm follows after the norm, as the verdicts do.
         batch_size: of the forward passes.
 
     Raises:
         UserError: there are no images.
     """
     if not len(images):
-        raise UserError("peaks of real images need at least one image")
-    gathered = {name: _Gathered() for name in layers}
-    with observing(classifier), torch.no_grad():
-        for name in layers:
-            # `observing` removes the hooks again.
-            output_module(classifier, name).register_forward_hook(gathered[name].hook)
-        for some in torch.split(images, batch_size):
-            run_model(classifier, some)
-    return {name: each.joined() for name, each in gathered.items()}
+        raise UserError("top-activating patches need at least one image")
+    find = output_module if after_norm else Classifier.module_of
+    batches: dict[str, list[TopResponses]] = {name: [] for name in layers}
+    modules = {name: find(classifier, name) for name in layers}
+    with observing(classifier), torch.no_grad(), recording(modules, _top_responses) as recorded:
+        for batch in torch.split(images, batch_size):
+            run_model(classifier, batch)
+            for name in layers:
+                batches[name].append(recorded[name])
+    return {
+        name: TopResponses(
+            largest=torch.cat([each.largest for each in parts]),
+            positions=torch.cat([each.positions for each in parts]),
+            responses=torch.cat([each.responses for each in parts]),
+            width=parts[0].width,
+        )
+        for name, parts in batches.items()
+    }
 
 
-def cut(images: Tensor, source: int, place: int, *, width: int, field: Field) -> Tensor:
-    """Cut the receptive field of a place of the map out of image `source`; one that sticks out is moved inside."""
+def top_patches(
+    classifier: Classifier, images: Tensor, layer: str, channels: Sequence[int], *, count: int = 9
+) -> TopPatches:
+    """Cut the patches that activate each channel most out of real images, at most one from each image.
+
+    Args:
+        classifier: is left as it was.
+        images: `(M, C, H, H)` in [0, 1].
+        layer: its name; the patch of a Linear is the whole image.
+        channels: indices.
+        count: patches of each channel.
+
+    Raises:
+        UserError: there are no images.
+    """
+    found = measure_responses(classifier, images, [layer])[layer]
+    field = receptive_field(classifier, layer, images.shape[-1])
+    source = found.best(count)[:, list(channels)].T
+    patches = [
+        torch.stack(
+            [
+                cut_patch(images, i, int(found.positions[i, channel]), width=found.width, field=field)
+                for i in sources.tolist()
+            ]
+        )
+        for channel, sources in zip(channels, source, strict=True)
+    ]
+    activation = found.largest[source, torch.tensor(list(channels))[:, None]]
+    return TopPatches(images=torch.stack(patches).cpu(), activation=activation, source=source)
+
+
+def cut_patch(images: Tensor, source: int, position: int, *, width: int, field: ReceptiveField) -> Tensor:
+    """Cut the receptive field of a position out of image `source`; a field at the border is shifted inside."""
     size = images.shape[-1]
     side = min(field.side, size)
-    top, left = (int(min(max(round(field.first + at * field.jump), 0), size - side)) for at in divmod(place, width))
+    corners = (round(field.first + at * field.jump) for at in divmod(position, width))
+    top, left = (min(max(corner, 0), size - side) for corner in corners)
     return images[source, :, top : top + side, left : left + side]
 
 
-@dataclass
-class _Gathered:
-    largest: list[Tensor] = field(default_factory=list)
-    places: list[Tensor] = field(default_factory=list)
-    responses: list[Tensor] = field(default_factory=list)
-    width: int = 1
+def receptive_field(classifier: Classifier, layer: str, size: int) -> ReceptiveField:
+    """Return the receptive field of a layer in images of `size` × `size` pixels.
 
-    def hook(self, _module: nn.Module, _inputs: object, output: Tensor) -> None:
-        maps = output.detach().float().flatten(2)
-        peak = maps.max(dim=2)
-        self.largest.append(peak.values.clamp_min(0).cpu())
-        self.places.append(peak.indices.cpu())
-        self.responses.append(maps.clamp_min(0).mean(2).cpu())
-        self.width = output.shape[-1]
+    It is where the gradient of a spatial position is not zero, in a copy of the network without nonlinearities whose
+    weights are all positive.
+    """
+    network = frozen_copy(classifier)
+    network.__dict__["layers"] = classifier.layers  # the names depend on the pools that are replaced below
+    for module in network.modules():
+        for name, child in list(module.named_children()):
+            if isinstance(child, (*ACTIVATIONS, *NORMS)):
+                setattr(module, name, nn.Identity())
+            elif isinstance(child, nn.MaxPool2d):
+                pool = nn.AvgPool2d(child.kernel_size, child.stride, child.padding, ceil_mode=child.ceil_mode)
+                setattr(module, name, pool)
+            elif isinstance(child, nn.Conv2d | nn.Linear):
+                child.weight.data = torch.full_like(child.weight, 1.0 / child.weight[0].numel())
+    images = torch.zeros(1, network.in_channels, size, size, device=device_of(network), requires_grad=True)
+    with observing(network), torch.enable_grad(), tapping(network, [layer]) as outputs:
+        network(images)
+        output = outputs[layer]
+    if output.dim() != 4:
+        return ReceptiveField(side=size, jump=0.0, first=0.0)
+    middle = output.shape[-1] // 2
+    boxes = []
+    for at in dict.fromkeys((middle, max(middle - 1, 0))):
+        (gradient,) = torch.autograd.grad(output[0, 0, at, at], images, retain_graph=True)
+        pixels = gradient[0, 0].abs().amax(dim=0).nonzero().flatten()
+        boxes.append((at, int(pixels[0]), int(pixels[-1]) + 1))
+    at, start, end = boxes[0]
+    jump = float(start - boxes[1][1]) if len(boxes) > 1 else 0.0
+    return ReceptiveField(side=end - start, jump=jump, first=start - at * jump)
 
-    def joined(self) -> Peaks:
-        return Peaks(
-            largest=torch.cat(self.largest),
-            places=torch.cat(self.places),
-            responses=torch.cat(self.responses),
-            width=self.width,
-        )
+
+def _top_responses(output: Tensor) -> TopResponses:
+    is_map = output.dim() == 4
+    maps = output.detach().float().relu().flatten(2) if is_map else output.detach().float()[..., None]
+    top = maps.max(dim=2)
+    return TopResponses(
+        largest=top.values.cpu(),
+        positions=top.indices.cpu(),
+        responses=maps.mean(2).cpu(),
+        width=output.shape[-1] if is_map else 1,
+    )

@@ -18,8 +18,8 @@ from filterscope.analysis.synthesis import (
     SynthesisResult,
     run_synthesis_worker,
     synthesize_all,
-    top_crops,
 )
+from filterscope.analysis.top_patches import top_patches
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions, find_layer
@@ -197,7 +197,7 @@ class Synthesis(Visual):
     ) -> Tensor | None:
         if not self.patches or not len(examples):
             return None
-        return top_crops(classifier, examples.images, layer, selected.channels, count=self.patches).images
+        return top_patches(classifier, examples.images, layer, selected.channels, count=self.patches).images
 
     def _untrained(self, classifier: Classifier, jobs: Sequence[Job], state: VisualState) -> dict[str, Tensor]:
         """Return a picture of each channel of the network with random weights, by layer, made once in a training."""

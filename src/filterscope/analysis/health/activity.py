@@ -1,4 +1,4 @@
-"""What filters do on images: dead, dormant, how often and how alike."""
+"""The activity of filters on images: dead, dormant, how often active, and how correlated."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,16 @@ from filterscope.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Activity:
-    """What a tally says of each filter, tensors of one entry per filter.
+    """The activity of a layer's filters, tensors with one entry per filter.
 
-    `dead`: never positive. `apoz`: the share of outputs that are not positive (Hu et al. 2016), at
-    some places of each map. `dormancy`: the mean
-    rectified output as a multiple of the layer's mean (Sokar et al. 2023; τ-dormant means ≤ τ). `mean` and `deviation`
-    are those of the responses over images. `correlation` is `(filters, filters)`, of rectified outputs at the same
-    place; 0 where a filter never changes.
+    Attributes:
+        images: number of images.
+        dead: whether the filter is never positive.
+        apoz: share of outputs that are not positive (Hu et al. 2016), at sampled spatial positions.
+        dormancy: mean rectified output as a multiple of the layer's mean (Sokar et al. 2023; τ-dormant means ≤ τ).
+        mean: of the responses over the images.
+        deviation: standard deviation of the responses over the images.
+        correlation: `(filters, filters)`, of rectified outputs at the same position; 0 if a filter never changes.
     """
 
     images: int
@@ -29,32 +32,32 @@ class Activity:
     correlation: Tensor
 
 
-def activity(tally: RunningSums) -> Activity:
-    """Return the readings of a tally.
+def activity(sums: RunningSums) -> Activity:
+    """Return the activity of a layer's filters.
 
     Raises:
-        UserError: it has seen no image.
+        UserError: no image was added to the sums.
     """
-    images = int(tally.images)
+    images = int(sums.images)
     if images == 0:
-        raise UserError("no images were shown to the network: its activity needs at least one")
-    mean = tally.powers[0] / images
-    variance = (tally.powers[1] / images - mean.square()).clamp_min(0)
+        raise UserError("the activity of filters needs at least one image")
+    mean = sums.powers[0] / images
+    variance = (sums.powers[1] / images - mean.square()).clamp_min(0)
     return Activity(
         images=images,
-        dead=~(tally.powers[0] > 0),
-        apoz=1 - tally.positive / tally.places,
+        dead=~(sums.powers[0] > 0),
+        apoz=1 - sums.positive / sums.samples,
         dormancy=mean / mean.mean().clamp_min(1e-300),
         mean=mean,
         deviation=variance.sqrt(),
-        correlation=_correlation(tally),
+        correlation=_correlation(sums),
     )
 
 
-def _correlation(tally: RunningSums) -> Tensor:
-    mean = tally.sums / tally.places
-    covariance = tally.products / tally.places - torch.outer(mean, mean)
+def _correlation(sums: RunningSums) -> Tensor:
+    mean = sums.sums / sums.samples
+    covariance = sums.products / sums.samples - torch.outer(mean, mean)
     variance = covariance.diagonal().clamp_min(0)
-    # Rounding leaves a variance of this size to a filter that never changes.
+    # Rounding leaves a constant filter a variance of this size.
     variance = torch.where(variance > 1e-9 * mean.square(), variance, torch.inf)
     return (covariance / torch.outer(variance, variance).sqrt()).clamp(-1, 1)

@@ -1,4 +1,4 @@
-"""Class information: how much of a filter's response is decided by the class of the image."""
+"""Class information: how much of a filter's response the class of the image explains."""
 
 from dataclasses import dataclass
 
@@ -12,10 +12,12 @@ from filterscope.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class ClassInformation:
-    """Tensors of one entry per filter.
+    """The class information of a layer's filters, tensors with one entry per filter.
 
-    `eta_squared` is the share of the responses' variance that lies between classes; `p` its permutation p-value;
-    `selectivity` the class selectivity index (Morcos et al. 2018), 0 for equal classes to 1 for one class alone.
+    Attributes:
+        eta_squared: share of the responses' variance that lies between classes.
+        p: permutation p-value of `eta_squared`.
+        selectivity: class selectivity index (Morcos et al. 2018), from 0 for equal classes to 1 for a single class.
     """
 
     eta_squared: Tensor
@@ -23,38 +25,38 @@ class ClassInformation:
     selectivity: Tensor
 
 
-def class_information(tally: RunningSums) -> ClassInformation:
-    """Return what the responses of a tally say about the classes.
+def class_information(sums: RunningSums) -> ClassInformation:
+    """Return the class information of a layer's filters.
 
-    The null is that labels are exchangeable over images. η²'s mean and variance over all permutations are exact, from
-    the responses' second and fourth moments, and a beta distribution with these two gives p (Pitman 1938): nothing is
-    drawn, and sparse responses, for which the F-test is wrong, are right.
+    The null hypothesis is that labels are exchangeable over images. The mean and variance of η² over all permutations
+    follow exactly from the responses' second and fourth moments, and a beta distribution with this mean and variance
+    gives p (Pitman 1938). No permutations are drawn, and p is right for sparse responses, where the F-test is not.
 
     Raises:
-        UserError: fewer than two classes, or fewer than four images more than classes.
+        UserError: there are fewer than two classes, or less than four images more than classes.
     """
-    sizes = tally.class_sizes
+    sizes = sums.class_sizes
     present = sizes > 0
     images, classes = int(sizes.sum()), int(present.sum())
-    if not enough_images(tally):
+    if not enough_images(sums):
         raise UserError(
             f"class information needs images of at least two classes and four images more than classes, "
             f"not {images} labelled images of {classes} classes"
         )
-    sums, sizes = tally.class_sums[present], sizes[present]
-    mean = sums.sum(0) / images
-    second, fourth = _central_sums(tally.powers, images)
-    between = ((sums - sizes[:, None] * mean).square() / sizes[:, None]).sum(0)
+    class_sums, sizes = sums.class_sums[present], sizes[present]
+    mean = class_sums.sum(0) / images
+    second, fourth = _central_sums(sums.powers, images)
+    between = ((class_sums - sizes[:, None] * mean).square() / sizes[:, None]).sum(0)
     varies = second > 1e-12 * (second + images * mean.square())
     eta_squared = torch.where(varies, between / second.clamp_min(1e-300), 0.0).clamp(0, 1)
     spread = torch.where(varies, fourth / second.square().clamp_min(1e-300), 1 / images)
     p = torch.where(varies, _p(eta_squared, spread, sizes), 1.0)
-    return ClassInformation(eta_squared=eta_squared, p=p, selectivity=_selectivity(sums / sizes[:, None]))
+    return ClassInformation(eta_squared=eta_squared, p=p, selectivity=_selectivity(class_sums / sizes[:, None]))
 
 
-def enough_images(tally: RunningSums) -> bool:
-    """Return whether labelled images of two classes and more have been seen, four more than there are classes."""
-    images, classes = int(tally.class_sizes.sum()), int((tally.class_sizes > 0).sum())
+def enough_images(sums: RunningSums) -> bool:
+    """Return whether there are labelled images of at least two classes, and four images more than classes."""
+    images, classes = int(sums.class_sizes.sum()), int((sums.class_sizes > 0).sum())
     return classes >= 2 and images >= classes + 4
 
 
@@ -82,7 +84,7 @@ def _p(eta_squared: Tensor, spread: Tensor, sizes: Tensor) -> Tensor:
 
 
 def _mean_of_square(spread: Tensor, sizes: Tensor) -> Tensor:
-    """Return the mean of η²'s square over all permutations of centred responses with Σx² = 1 and Σx⁴ = `spread`."""
+    """Return the mean of (η²)² over all permutations of centred responses with Σx² = 1 and Σx⁴ = `spread`."""
     n = float(sizes.sum())
     pairs, triples, quadruples = n * (n - 1), n * (n - 1) * (n - 2), n * (n - 1) * (n - 2) * (n - 3)
     # The means of x⁴, x³y, x²y², x²yz and xyzw over distinct images, by the power sums with Σx = 0.

@@ -1,111 +1,113 @@
-"""Sums over what a layer's filters put out: batch by batch, in bounded memory, over all processes."""
+"""Sums over a layer's outputs, added batch by batch in bounded memory and summed over all ranks."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torchmetrics import Metric
 
-from filterscope.analysis.reductions import rectified_mean, spread_positions
-
-PLACES = 8  # positions of each map that are looked at one by one
+POSITIONS = 8  # sampled spatial positions of each feature map
 
 
 @dataclass(frozen=True)
-class BatchStatistics:
-    """What one batch came to.
+class BatchActivity:
+    """The activity of a layer's filters in one batch; outputs are rectified first.
 
-    The `responses` `(N, filters)`, and what the filters put out, rectified, at up to `PLACES` positions of each map,
-    `rows` `(positions, filters)`.
+    Attributes:
+        responses: the mean of each feature map, `(images, filters)`.
+        samples: values at up to `POSITIONS` spatial positions of each map, `(images · positions, filters)`.
     """
 
     responses: Tensor
-    rows: Tensor
+    samples: Tensor
 
     @classmethod
-    def joined(cls, looks: Sequence["BatchStatistics"]) -> "BatchStatistics":
-        """Return what several batches came to together."""
-        return cls(
-            responses=torch.cat([look.responses for look in looks]), rows=torch.cat([look.rows for look in looks])
-        )
-
-    @classmethod
-    def at(cls, outputs: Tensor) -> "BatchStatistics":
-        """Look at a batch of outputs `(N, filters, h, w)`."""
-        at = spread_positions(*outputs.shape[2:], most=PLACES).to(outputs.device)
-        seen = outputs.detach().flatten(2).index_select(2, at)  # no copy of the maps, whatever their layout
-        return cls(responses=rectified_mean(outputs), rows=seen.float().clamp_min(0).transpose(1, 2).flatten(0, 1))
+    def of_outputs(cls, outputs: Tensor) -> "BatchActivity":
+        """Return the activity in outputs `(images, filters, h, w)`."""
+        outputs = outputs.detach()
+        at = sample_positions(*outputs.shape[2:], most=POSITIONS).to(outputs.device)
+        samples = outputs.flatten(2).index_select(2, at).float().relu().transpose(1, 2).flatten(0, 1)
+        return cls(responses=outputs.relu().mean((2, 3), dtype=torch.float32), samples=samples)
 
 
-@dataclass
-class RunningSums:
-    """Sums over all that one layer's filters put out; what a filter puts out is rectified first.
+class RunningSums(Metric):
+    """Sums over everything that one layer's filters output, rectified, in float64.
 
-    `positive`, `powers`, `sums`, `products` have a last dimension of one entry per filter; a *response* is the mean of
-    a filter's rectified map over one image. `powers` are the sums of the responses' powers one to four, `class_sums`
-    the responses' sums per class. At `PLACES` positions of each map, `places` in all, `positive` counts where a filter
-    is so, `sums` are what the filters put out, and `products` the filters' products.
+    The *response* of a filter to an image is the mean of its rectified feature map.
+
+    Attributes:
+        images: number of images.
+        powers: sums of the responses to the powers one to four, `(4, filters)`.
+        class_sizes: number of images of each class, `(classes,)`.
+        class_sums: sums of the responses by class, `(classes, filters)`.
+        samples: number of sampled values of each filter.
+        positive: number of positive samples, `(filters,)`.
+        sums: sums of the samples, `(filters,)`.
+        products: sums of the products of two filters' samples, `(filters, filters)`.
     """
 
+    full_state_update = False
     images: Tensor
     powers: Tensor
     class_sizes: Tensor
     class_sums: Tensor
-    places: Tensor
+    samples: Tensor
     positive: Tensor
     sums: Tensor
     products: Tensor
 
-    @classmethod
-    def empty(cls, *, filters: int, classes: int) -> "RunningSums":
-        """Return a tally of nothing."""
+    def __init__(self, *, filters: int, classes: int) -> None:
+        super().__init__()
+        shapes: dict[str, tuple[int, ...]] = {
+            "images": (),
+            "powers": (4, filters),
+            "class_sizes": (classes,),
+            "class_sums": (classes, filters),
+            "samples": (),
+            "positive": (filters,),
+            "sums": (filters,),
+            "products": (filters, filters),
+        }
+        for name, shape in shapes.items():
+            self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.float64)
-
-        return cls(
-            images=zeros(),
-            powers=zeros(4, filters),
-            class_sizes=zeros(classes),
-            class_sums=zeros(classes, filters),
-            places=zeros(),
-            positive=zeros(filters),
-            sums=zeros(filters),
-            products=zeros(filters, filters),
-        )
-
-    def add(self, outputs: Tensor, labels: Tensor | None = None) -> None:
-        """Take in a batch of outputs `(N, filters, h, w)` with the images' labels `(N,)` where they are known."""
-        self.take(BatchStatistics.at(outputs), labels)
-
-    def take(self, look: BatchStatistics, labels: Tensor | None = None) -> None:
-        """Take in what was seen of a batch, with the images' labels `(N,)` where they are known."""
-        responses = look.responses.double().cpu()
-        self.images += len(responses)
+    def update(self, batch: BatchActivity, labels: Tensor | None = None) -> None:
+        """Add a batch, with the images' labels `(images,)` if they are known."""
+        responses, samples = batch.responses.double().cpu(), batch.samples
         squares = responses.square()
-        powers = (responses, squares, squares * responses, squares.square())
-        self.powers += torch.stack([each.sum(0) for each in powers])
+        self.images += len(responses)
+        self.powers += torch.stack([each.sum(0) for each in (responses, squares, squares * responses, squares**2)])
         if labels is not None:
-            known = labels.cpu()
-            self.class_sizes += torch.bincount(known, minlength=len(self.class_sizes)).double()
-            self.class_sums.index_add_(0, known, responses)
-        self.places += len(look.rows)
-        self.positive += (look.rows > 0).sum(0).double().cpu()
-        self.sums += look.rows.sum(0).double().cpu()
-        self.products += (look.rows.T @ look.rows).double().cpu()
+            labels = labels.cpu()
+            self.class_sizes += torch.bincount(labels, minlength=len(self.class_sizes)).double()
+            self.class_sums.index_add_(0, labels, responses)
+        self.samples += len(samples)
+        self.positive += (samples > 0).sum(0).double().cpu()
+        self.sums += samples.sum(0).double().cpu()
+        self.products += (samples.T @ samples).double().cpu()
 
-    def merge(self, other: "RunningSums") -> None:
-        """Take in what another process has gathered."""
-        for name, tensor in vars(other).items():
-            setattr(self, name, getattr(self, name) + tensor)
+    def compute(self) -> dict[str, Tensor]:
+        """Return the sums over all ranks, by name."""
+        return {name: torch.as_tensor(state) for name, state in self.metric_state.items()}
 
-    def reduce(self) -> None:
-        """Sum over all processes of a distributed run; without one nothing happens."""
+    def sum_over_ranks(self) -> None:
+        """Replace the sums with those of all ranks of a distributed run; every rank must call this."""
         if not (dist.is_available() and dist.is_initialized()):
             return
-        device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
-        for name, tensor in vars(self).items():
-            whole = tensor.to(device)
-            dist.all_reduce(whole)
-            setattr(self, name, whole.cpu())
+        if dist.get_backend() == "nccl":
+            self.to(torch.device("cuda", torch.cuda.current_device()))
+        self.sync()
+        self.to("cpu")
+
+
+@lru_cache
+def sample_positions(height: int, width: int, *, most: int) -> Tensor:
+    """Return up to `most` positions spread evenly over a feature map, as indices of the flattened map."""
+    if height * width <= most:
+        return torch.arange(height * width)
+    # Evenly in one direction and by the golden ratio in the other, so that no row or column is preferred.
+    steps = torch.arange(most, dtype=torch.float64)
+    down, across = (steps + 0.5) / most * height, (steps + 0.5) * (5**0.5 - 1) / 2 % 1 * width
+    return down.long() * width + across.long()

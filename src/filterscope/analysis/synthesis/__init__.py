@@ -1,6 +1,5 @@
 """Feature visualization by activation maximization: pictures that activate a channel, and how far to trust them."""
 
-from filterscope.analysis.synthesis.crops import Crops, receptive_field, top_crops
 from filterscope.analysis.synthesis.jobs import Job, Progress, run_synthesis_worker, synthesize_all
 from filterscope.analysis.synthesis.objectives import LayerResponse, Objective, compares_samples, objective
 from filterscope.analysis.synthesis.recipe import Recipe
@@ -9,7 +8,6 @@ from filterscope.analysis.synthesis.trust import ActivationStatistics, LayerStat
 
 __all__ = [
     "ActivationStatistics",
-    "Crops",
     "Job",
     "LayerResponse",
     "LayerStatistics",
@@ -21,10 +19,8 @@ __all__ = [
     "measure_statistics",
     "objective",
     "ranks",
-    "receptive_field",
     "run_synthesis_worker",
     "start_from",
     "synthesize",
     "synthesize_all",
-    "top_crops",
 ]

@@ -4,7 +4,7 @@ Not a torchmetrics metric: its states need the same shape on every rank, but the
 ranks that have run a batch, and samples taken at different strides must be thinned before they are joined.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,9 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from filterscope.analysis.hooks import recording_outputs
-from filterscope.analysis.reductions import rectified_mean
-from filterscope.analysis.synthesis.trust import ActivationStatistics, LayerStatistics, quantiles
+from filterscope.analysis.hooks import recording
+from filterscope.analysis.synthesis.trust import ActivationStatistics, LayerStatistics, mean_response, quantiles
 from filterscope.models.classifier import Classifier
 
 SAMPLE = 1024
@@ -81,12 +80,13 @@ class StatisticsRecorder:
     """Collects the statistics of several layers; `add` is called after each forward pass."""
 
     running: dict[str, RunningStatistics]
-    means: Callable[[], dict[str, Tensor]]
+    means: dict[str, Tensor]
 
     def add(self) -> None:
         """Add the layers' responses in the last forward pass."""
-        for name, means in self.means().items():
+        for name, means in self.means.items():
             self.running[name].add(means.cpu())
+        self.means.clear()
 
     def statistics(self) -> ActivationStatistics:
         """Return the statistics over all ranks of a distributed run; every rank must call this."""
@@ -97,13 +97,12 @@ class StatisticsRecorder:
 @contextmanager
 def recording_statistics(classifier: Classifier, layers: Sequence[str]) -> Iterator[StatisticsRecorder]:
     """Record layers while the caller runs the network inside the block."""
-    with recording_outputs(classifier, {name: classifier.module_of(name) for name in layers}, _means) as means:
+    with recording({name: classifier.module_of(name) for name in layers}, _means) as means:
         yield StatisticsRecorder(running={name: RunningStatistics() for name in layers}, means=means)
 
 
 def _means(output: Tensor) -> Tensor:
-    """Return what `mean_response` returns."""
-    return output.detach().float() if output.dim() == 2 else rectified_mean(output)
+    return mean_response(output.detach())
 
 
 def _over_ranks(running: dict[str, RunningStatistics]) -> dict[str, RunningStatistics]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from filterscope.analysis.activations import activations
 from filterscope.analysis.synthesis import ActivationStatistics, LayerStatistics, Recipe, synthesize
-from filterscope.analysis.top_patches import peaks
+from filterscope.analysis.top_patches import measure_responses
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions, find_layer
@@ -107,7 +107,9 @@ class Gallery(Visual):
         if len(real):
             dataclasses.replace(self.health, layers=list(counts))(classifier, real, outside)
         statistics = real_statistics(classifier, list(counts), real, outside)
-        top = peaks(classifier, real.images, list(counts)) if len(real) >= min_images else {}
+        top = (
+            measure_responses(classifier, real.images, list(counts), after_norm=True) if len(real) >= min_images else {}
+        )
         shown = examples.images[: self.response_images]
         pages, done, total = [], 0, sum(counts.values())
         with progress_bar("gallery:", state) as progress:

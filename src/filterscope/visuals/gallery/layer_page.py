@@ -12,8 +12,7 @@ from torch import Tensor
 
 from filterscope.analysis.filters import kernels, strongest_inputs
 from filterscope.analysis.health.verdict import Verdict
-from filterscope.analysis.synthesis.crops import Field, receptive_field
-from filterscope.analysis.top_patches import Peaks, cut
+from filterscope.analysis.top_patches import ReceptiveField, TopResponses, cut_patch, receptive_field
 from filterscope.models.classifier import Classifier
 from filterscope.visuals.drawing.grid import Pixels
 from filterscope.visuals.drawing.tiles import coloured_maps, photo, signed, small_kernels
@@ -54,7 +53,7 @@ class LayerFindings:
     """
 
     samples: Sequence[SampleSet]
-    peaks: Peaks | None
+    peaks: TopResponses | None
     patches: int
     maps: Tensor | None
     health: Sequence[Mapping[str, Any]]
@@ -79,7 +78,7 @@ class LayerFindings:
             ]
         )
 
-    def tiles(self, i: int, sources: Sequence[int], images: Tensor, field: Field) -> dict[str, Pixels]:
+    def tiles(self, i: int, sources: Sequence[int], images: Tensor, field: ReceptiveField) -> dict[str, Pixels]:
         """Return the tiles of filter `i` by their names in the layout, except for the kernel.
 
         Args:
@@ -91,8 +90,8 @@ class LayerFindings:
         tiles = {f"sample{k}": _photo(samples.images[i], SAMPLE) for k, samples in enumerate(self.samples)}
         if self.peaks is not None:
             for k, source in enumerate(sources):
-                position = int(self.peaks.places[source, i])
-                patch = cut(images, source, position, width=self.peaks.width, field=field)
+                position = int(self.peaks.positions[source, i])
+                patch = cut_patch(images, source, position, width=self.peaks.width, field=field)
                 tiles[f"patch{k}"] = photo(patch, PATCH)
         if self.maps is not None:
             tiles |= {f"response{k}": signed(maps[i], RESPONSE) for k, maps in enumerate(self.maps)}

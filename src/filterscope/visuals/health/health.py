@@ -13,7 +13,7 @@ from filterscope.analysis.health.activity import activity
 from filterscope.analysis.health.classes import class_information, enough_images
 from filterscope.analysis.health.judgement import judge_filters
 from filterscope.analysis.health.measures import LayerHealth
-from filterscope.analysis.health.recorder import record_activity, recording_activity, reduce_over_ranks
+from filterscope.analysis.health.recorder import record_activity, recording_activity, sum_over_ranks
 from filterscope.analysis.health.running_sums import RunningSums
 from filterscope.analysis.health.similarity import drift, duplicates
 from filterscope.analysis.health.structure import structure
@@ -107,8 +107,8 @@ class Health(Visual):
                 recorder.add(labels)
 
             yield record
-        reduce_over_ranks(recorder.tallies)
-        state.gathered["activity"] = recorder.tallies
+        sum_over_ranks(recorder.sums)
+        state.gathered["activity"] = recorder.sums
 
     def _layer_names(self, classifier: Classifier) -> list[str]:
         names = self.layers if self.layers is not None else convolutions(classifier.layers)

@@ -1,7 +1,9 @@
+"""Top-activating patches are cut where the planted patterns are."""
+
 import pytest
 import torch
 
-from filterscope.analysis.synthesis import receptive_field, top_crops
+from filterscope.analysis.top_patches import receptive_field, top_patches
 from filterscope.errors import UserError
 from filterscope.models import heads
 from filterscope.models.backbone import small_cnn_backbone, torchvision_backbone
@@ -13,26 +15,26 @@ def test_receptive_fields_of_alexnet_are_the_published_ones(layer, side):
     assert receptive_field(alexnet, layer, 224).side == side
 
 
-def test_the_crop_that_excites_a_channel_most_is_where_the_pattern_lies():
+def test_the_top_patch_of_a_channel_is_where_its_pattern_is():
     torch.manual_seed(0)
     network = heads.replace(small_cnn_backbone(in_channels=1, image_size=32), num_classes=2)
     weight = network.backbone.network.conv1.weight.data
     weight[3] = torch.tensor([[[-1.0, 2, -1], [-1, 2, -1], [-1, 2, -1]]])
     images = 0.1 * torch.rand(5, 1, 32, 32)
     images[4, 0, 10:13, 21] = 1.0
-    crops = top_crops(network, images, "block1_conv1", [3], count=2)
-    assert crops.source[0, 0] == 4
-    assert crops.images.shape == (1, 2, 1, 3, 3)
-    assert torch.equal(crops.images[0, 0], images[4, :, 10:13, 20:23])
-    assert crops.activation[0, 0] > crops.activation[0, 1]
+    patches = top_patches(network, images, "block1_conv1", [3], count=2)
+    assert patches.source[0, 0] == 4
+    assert patches.images.shape == (1, 2, 1, 3, 3)
+    assert torch.equal(patches.images[0, 0], images[4, :, 10:13, 20:23])
+    assert patches.activation[0, 0] > patches.activation[0, 1]
 
 
-def test_a_linear_sees_the_whole_image():
+def test_the_patch_of_a_linear_is_the_whole_image():
     network = heads.replace(small_cnn_backbone(in_channels=1, image_size=32), num_classes=2)
-    assert top_crops(network, torch.rand(3, 1, 32, 32), "head", [0, 1], count=3).images.shape == (2, 3, 1, 32, 32)
+    assert top_patches(network, torch.rand(3, 1, 32, 32), "head", [0, 1], count=3).images.shape == (2, 3, 1, 32, 32)
 
 
-def test_crops_need_images():
+def test_patches_need_images():
     network = heads.replace(small_cnn_backbone(in_channels=1, image_size=32), num_classes=2)
     with pytest.raises(UserError, match="at least one image"):
-        top_crops(network, torch.rand(0, 1, 32, 32), "head", [0])
+        top_patches(network, torch.rand(0, 1, 32, 32), "head", [0])
