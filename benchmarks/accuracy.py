@@ -1,9 +1,10 @@
-"""Does what makes training fast cost accuracy?
+"""Do the fast settings cost accuracy?
 
     FILTERSCOPE_REAL=<folder> python benchmarks/accuracy.py [--quick] [--json FILE] [--only full,frozen,cached,…]
 
-Real flowers, real convolutional weights, three seeds; the slow side is float32, contiguous, JPEG files, random views
-anew in every epoch. Both sides of a pair draw the same batches. `--quick` takes 20 of the 102 classes and fewer epochs.
+Real flowers, real convolutional weights, three seeds. The slow settings are float32, contiguous, JPEG files and new
+random augmentations in every epoch. Both sides of a pair see the same batches. `--quick` takes 20 of the 102 classes
+and fewer epochs.
 """
 
 import statistics
@@ -18,7 +19,7 @@ SLOW = ("trainer.precision=32-true", "channels_last=false")
 PROBE = ("finetune=linear_probe", "finetune.lr=0.003")
 SEEDS = (0, 1, 2)
 
-# name: network, epochs, what the slow side adds, what the fast side adds, what both share
+# name: network, epochs, overrides of the slow side, overrides of the fast side, overrides of both
 PAIRS: dict[str, tuple[str, int, Sequence[str], Sequence[str], Sequence[str]]] = {
     "full": ("alexnet", 8, SLOW, (), ("finetune=full",)),
     "frozen": ("alexnet", 10, SLOW, (), PROBE),
@@ -60,8 +61,8 @@ def main() -> int:
             added = [each.format(cache=Path(place) / "cache") for each in fast]
             sides = [[accuracy(*shared, f"seed={seed}", *side) for seed in SEEDS] for side in (slow, added)]
             before, after = map(statistics.mean, sides)
-            report.add(f"{name}: accuracy of the slow way, mean of three seeds", before, seeds=sides[0])
-            report.add(f"{name}: accuracy of the fast way", after, seeds=sides[1])
+            report.add(f"{name}: accuracy with slow settings, mean of three seeds", before, seeds=sides[0])
+            report.add(f"{name}: accuracy with fast settings", after, seeds=sides[1])
             report.add(f"{name}: points lost", 100 * (before - after), at_most=1.0)
     return 0 if report.show(options.json) else 1
 

@@ -1,13 +1,13 @@
-"""Kill runs, fill disks, damage files, guess overrides, and count what is lost or let in: nothing may be.
+"""Kill runs, fill disks, damage files and try random overrides; nothing may be lost and no error may go unexplained.
 
     python benchmarks/faults.py [--quick] [--only kills,signals,disk,long,images,fuzz] [--seed 0] [--json FILE]
 
-Runs are forked from this process, which has imported everything: a run then takes seconds, most of them pictures.
+Runs are forked from this process, which has imported everything, so that a run takes seconds.
 """
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # and no thread may exist when a run is forked
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a run must be forked before any thread exists
 
 import sys
 import tempfile
@@ -25,42 +25,42 @@ PARTS = ("kills", "signals", "disk", "long", "images", "fuzz")
 
 def main() -> int:
     given = arguments(
-        "what is lost when runs are interrupted, and what wrong input lets in",
-        only={"default": ",".join(PARTS), "help": f"parts, of {','.join(PARTS)}"},
+        "test interrupted runs, full disks, damaged files and wrong input",
+        only={"default": ",".join(PARTS), "help": f"comma-separated parts of {','.join(PARTS)}"},
         seed={"type": int, "default": 0},
-        place={"type": Path, "help": "where runs are put; a temporary folder otherwise"},
+        place={"type": Path, "help": "folder for the runs; default: a temporary folder"},
     )
     parts = given.only.split(",")
     report = Report("faults")
-    few = given.quick
+    quick = given.quick
     with tempfile.TemporaryDirectory(dir=given.place) as folder:
         place = Path(folder)
         if "kills" in parts:
-            faults_kills.kills(report, place, seed=given.seed, count=12 if few else 60, name="full")
+            faults_kills.kills(report, place, seed=given.seed, count=12 if quick else 60, name="full")
             gradual = ("finetune=gradual", "finetune.release_epoch=1", "trainer.max_epochs=3")
             faults_kills.kills(
-                report, place, seed=given.seed + 1, count=6 if few else 40, name="gradual", overrides=gradual
+                report, place, seed=given.seed + 1, count=6 if quick else 40, name="gradual", overrides=gradual
             )
             faults_kills.kills(
-                report, place, seed=given.seed + 2, count=3 if few else 20, name="two processes", ranks=2
+                report, place, seed=given.seed + 2, count=3 if quick else 20, name="two processes", ranks=2
             )
         if "signals" in parts:
-            faults_kills.signals(report, place, seed=given.seed + 3, count=6 if few else 30, name="signals")
+            faults_kills.signals(report, place, seed=given.seed + 3, count=6 if quick else 30, name="signals")
             faults_kills.signals(
-                report, place, seed=given.seed + 4, count=2 if few else 10, name="signals to one of two", ranks=2
+                report, place, seed=given.seed + 4, count=2 if quick else 10, name="signals to one of two", ranks=2
             )
         if "disk" in parts:
-            faults_disk.full_disk(report, place, moments=4 if few else 16)
+            faults_disk.full_disk(report, place, moments=4 if quick else 16)
         if "long" in parts:
-            faults_long.three_hundred_epochs(report, place, epochs=60 if few else 300)
+            faults_long.many_epochs(report, place, epochs=60 if quick else 300)
         if "images" in parts:
             real = real_data()
             if real is None:
                 print("images: skipped, FILTERSCOPE_REAL is not set")
             else:
-                faults_images.damaged(report, place, real, count=400 if few else 2000, bad=50, seed=given.seed)
+                faults_images.damaged(report, place, real, count=400 if quick else 2000, bad=50, seed=given.seed)
         if "fuzz" in parts:
-            faults_fuzz.fuzz(report, place, seed=given.seed, count=200 if few else 1200)
+            faults_fuzz.fuzz(report, place, seed=given.seed, count=200 if quick else 1200)
     return 0 if report.show(given.json) else 1
 
 

@@ -1,4 +1,4 @@
-"""A disk that fills up at different moments of a run: one line, nothing old harmed, and on once there is room."""
+"""Fill the disk at different moments of a run: one error line, intact checkpoints, and resume after space is freed."""
 
 import shutil
 import subprocess
@@ -11,53 +11,53 @@ _PAGE = 4096
 
 
 def full_disk(report: Report, place: Path, *, moments: int) -> None:
-    """Let the disk be full at `moments` moments, spread over what a whole run writes.
+    """Fill the disk at `moments` moments, spread over the bytes that a complete run writes.
 
-    The disk is a tmpfs of limited size; where none may be mounted, files may not grow beyond a limit instead.
+    The disk is a tmpfs of limited size; if mounting is not permitted, the size of files is limited instead.
     """
     cfg = config()
-    whole = place / "disk_whole"
-    if start(cfg, whole).wait() != [0]:
+    reference = place / "disk_reference"
+    if start(cfg, reference).wait() != [0]:
         raise SystemExit("the uninterrupted run failed")
-    size = sum(-(-path.stat().st_size // _PAGE) * _PAGE for path in whole.rglob("*") if path.is_file())
-    largest = max(path.stat().st_size for path in whole.rglob("*"))
-    small = place / "small"
-    small.mkdir()
-    mounts = _mount(small, size)
+    size = sum(-(-path.stat().st_size // _PAGE) * _PAGE for path in reference.rglob("*") if path.is_file())
+    largest = max(path.stat().st_size for path in reference.rglob("*"))
+    disk_folder = place / "small"
+    disk_folder.mkdir()
+    mounts = _mount(disk_folder, size)
     if mounts:
-        subprocess.run(["umount", small], check=True)
-    silent = unreadable = failed = unlike = 0
-    where = dict.fromkeys(("checkpoints", "pictures", "metrics.csv", "events and other files"), 0)
-    for moment in range(moments):
-        share = (moment + 0.5) / moments
+        subprocess.run(["umount", disk_folder], check=True)
+    unexplained = unreadable = failed = different = 0
+    failed_at = dict.fromkeys(("checkpoints", "pictures", "metrics.csv", "events and other files"), 0)
+    for index in range(moments):
+        share = (index + 0.5) / moments
         if mounts:
-            _mount(small, int(size * share))
-        folder = small / "run"
+            _mount(disk_folder, int(size * share))
+        folder = disk_folder / "run"
         run = start(cfg, folder, file_limit=None if mounts else int(largest * share))
         codes = run.wait()
-        said = run.said
-        good = codes == [2] and ("No space left" in said or "too large" in said or "whole" in said)
-        silent += not good
+        message = run.message
+        good = codes == [2] and ("No space left" in message or "too large" in message or "whole" in message)
+        unexplained += not good
         if not good:
-            print(f"{share:.0%} of the room: {codes} {said}", flush=True)
-        where[next((each for each in where if f"/{each}" in said), "events and other files")] += 1
+            print(f"{share:.0%} of the space: {codes} {message}", flush=True)
+        failed_at[next((each for each in failed_at if f"/{each}" in message), "events and other files")] += 1
         unreadable += list(checkpoints(folder).values()).count(False)
         if mounts:
-            subprocess.run(["mount", "-o", f"remount,size={size * 4}", small], check=True)
+            subprocess.run(["mount", "-o", f"remount,size={size * 4}", disk_folder], check=True)
         again = start(cfg, folder, resume=True)
         ended = again.wait()
-        found = differences(folder, whole) if ended == [0] else []
+        found = differences(folder, reference) if ended == [0] else []
         failed += ended != [0]
-        unlike += bool(found)
+        different += bool(found)
         if ended != [0] or found:
-            print(f"{share:.0%} of the room, gone on with: {ended} {again.said} {found[:5]}", flush=True)
-        subprocess.run(["umount", small], check=True) if mounts else shutil.rmtree(folder)
+            print(f"{share:.0%} of the space, resumed: {ended} {again.message} {found[:5]}", flush=True)
+        subprocess.run(["umount", disk_folder], check=True) if mounts else shutil.rmtree(folder)
     disk = "disk full" if mounts else "files limited"
-    report.add(f"{disk}: moments of a run", moments, **{f"in {each}": count for each, count in where.items()})
-    report.add(f"{disk}: ends without its one line", silent, at_most=0)
-    report.add(f"{disk}: checkpoints that could not be read", unreadable, at_most=0)
-    report.add(f"{disk}: that did not go on when there was room", failed, at_most=0)
-    report.add(f"{disk}: that ended otherwise than the uninterrupted run", unlike, at_most=0)
+    report.add(f"{disk}: moments of a run", moments, **{f"in {each}": count for each, count in failed_at.items()})
+    report.add(f"{disk}: ends without the one error line", unexplained, at_most=0)
+    report.add(f"{disk}: unreadable checkpoints", unreadable, at_most=0)
+    report.add(f"{disk}: resumed runs that failed after space was freed", failed, at_most=0)
+    report.add(f"{disk}: resumed runs that differ from the uninterrupted run", different, at_most=0)
 
 
 def _mount(place: Path, size: int) -> bool:

@@ -1,4 +1,4 @@
-"""More nonsense than the tests try: override strings, checkpoints with anything anywhere, damaged files."""
+"""Try more random input than the tests do: override strings, checkpoints with arbitrary values, damaged files."""
 
 import os
 import random
@@ -21,52 +21,52 @@ from filterscope.cli.error_messages import describe_error
 from filterscope.config.from_checkpoint import open_run
 from filterscope.errors import UserError
 
-_MEMORY = 12 << 30  # bytes; what asks for more is refused as on a small machine
+_MEMORY = 12 << 30  # bytes; larger allocations fail as on a small machine
 
 
 def fuzz(report: Report, place: Path, *, seed: int, count: int) -> None:
-    """Try `count` of each in a process of its own, and a twentieth of that as runs that are gone on with."""
+    """Try `count` inputs of each kind in a separate process, and resume a twentieth as many runs."""
     folder = place / "fuzz"
     if start(config("visuals=[filters,health]", "trainer.max_epochs=1"), folder).wait() != [0]:
         raise SystemExit("the run whose checkpoint is to be changed failed")
     for name, trial in (("overrides", _overrides), ("checkpoints changed", _changed), ("files damaged", _damaged)):
-        tried, refused, broken = _apart(trial, folder, seed, count, place / f"{name}.txt")
+        tried, refused, broken = _in_child(trial, folder, seed, count, place / f"{name}.txt")
         report.add(f"fuzz: {name}", tried, at_least=count, refused=refused, seed=seed)
         report.add(f"fuzz: {name}: with a traceback", broken, at_most=0)
     _resumed(report, folder, place, seed=seed, count=max(5, count // 20))
 
 
-def _apart(
-    trial: Callable[[Path, int, int, "Count"], None], folder: Path, seed: int, count: int, said: Path
+def _in_child(
+    trial: Callable[[Path, int, int, "Counter"], None], folder: Path, seed: int, count: int, result_file: Path
 ) -> tuple[int, int, int]:
     child = os.fork()
     if child == 0:
-        counted = Count()
+        counter = Counter()
         try:
             quiet = os.open("/dev/null", os.O_WRONLY)
             os.dup2(quiet, 1)
             resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
             torch.set_num_threads(1)
             warnings.simplefilter("ignore")
-            trial(folder, seed, count, counted)
+            trial(folder, seed, count, counter)
         except BaseException:
             traceback.print_exc()
         finally:
-            said.write_text(f"{counted.tried} {counted.refused} {counted.broken}")
+            result_file.write_text(f"{counter.tried} {counter.refused} {counter.broken}")
             os._exit(0)
     os.waitpid(child, 0)
-    tried, refused, broken = said.read_text().split()
+    tried, refused, broken = result_file.read_text().split()
     return int(tried), int(refused), int(broken)
 
 
-class Count:
-    """How many were tried, refused in one line, and ended in a traceback."""
+class Counter:
+    """Count the inputs tried, the ones refused in one line, and the ones that ended in a traceback."""
 
     def __init__(self) -> None:
         self.tried = self.refused = self.broken = 0
 
-    def note(self, what: object, act: Callable[[], str | None]) -> None:
-        """Try one."""
+    def run(self, name: object, act: Callable[[], str | None]) -> None:
+        """Try one input."""
         self.tried += 1
         try:
             self.refused += act() is not None
@@ -75,11 +75,11 @@ class Count:
                 self.refused += 1
                 return
             self.broken += 1
-            print(f"BROKEN by {str(what)[:300]!r}", file=sys.stderr)
+            print(f"TRACEBACK caused by {str(name)[:300]!r}", file=sys.stderr)
             traceback.print_exc()
 
 
-def _overrides(folder: Path, seed: int, count: int, counted: Count) -> None:
+def _overrides(folder: Path, seed: int, count: int, counter: Counter) -> None:
     @seeded(seed)
     @settings(
         max_examples=count,
@@ -90,29 +90,29 @@ def _overrides(folder: Path, seed: int, count: int, counted: Count) -> None:
     )
     @given(fuzzing.overrides())
     def try_them(given: list[str]) -> None:
-        counted.note(given, lambda: fuzzing.set_up(given, folder / "set_up"))
+        counter.run(given, lambda: fuzzing.set_up(given, folder / "set_up"))
 
     with fuzzing.composing():
-        while counted.tried < count:  # Hypothesis may stop early where it has seen all there is
+        while counter.tried < count:  # Hypothesis may stop early if it has exhausted the inputs
             try_them()
 
 
-def _changed(folder: Path, seed: int, count: int, counted: Count) -> None:
-    chance = random.Random(seed)
+def _changed(folder: Path, seed: int, count: int, counter: Counter) -> None:
+    rng = random.Random(seed)
     content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     for number in range(count):
         file = folder / "changed.ckpt"
-        torch.save(fuzzing.mutate(content, chance.randrange), file)
-        counted.note(f"change {number}", partial(_opened, file))
+        torch.save(fuzzing.mutate(content, rng.randrange), file)
+        counter.run(f"change {number}", partial(_opened, file))
 
 
-def _damaged(folder: Path, seed: int, count: int, counted: Count) -> None:
-    chance = random.Random(seed)
+def _damaged(folder: Path, seed: int, count: int, counter: Counter) -> None:
+    rng = random.Random(seed)
     data = (folder / "checkpoints" / "last.ckpt").read_bytes()
     for number in range(count):
         file = folder / "changed.ckpt"
-        file.write_bytes(fuzzing.damage(data, chance.randrange))
-        counted.note(f"damage {number}", partial(_opened, file))
+        file.write_bytes(fuzzing.damage(data, rng.randrange))
+        counter.run(f"damage {number}", partial(_opened, file))
 
 
 def _opened(file: Path) -> str | None:
@@ -124,20 +124,20 @@ def _opened(file: Path) -> str | None:
 
 
 def _resumed(report: Report, folder: Path, place: Path, *, seed: int, count: int) -> None:
-    """Go on with runs whose checkpoint was changed: they end well or in one line."""
-    chance = random.Random(seed)
+    """Resume runs whose checkpoint was changed: they finish or end in one line."""
+    rng = random.Random(seed)
     content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     cfg = config("visuals=filters", "trainer.max_epochs=2")
     refused = broken = 0
     for number in range(count):
         run = place / f"changed_{number}"
         (run / "checkpoints").mkdir(parents=True)
-        torch.save(fuzzing.mutate(content, chance.randrange), run / "checkpoints" / "last.ckpt")
+        torch.save(fuzzing.mutate(content, rng.randrange), run / "checkpoints" / "last.ckpt")
         started = start(cfg, run, resume=True)
         code = started.wait(120)[0]
         refused += code == 2
         broken += code not in (0, 2)
         if code not in (0, 2):
-            print(f"{run}: {code} {started.said}", flush=True)
-    report.add("fuzz: changed checkpoints gone on with", count, refused=refused, seed=seed)
-    report.add("fuzz: changed checkpoints gone on with: with a traceback", broken, at_most=0)
+            print(f"{run}: {code} {started.message}", flush=True)
+    report.add("fuzz: runs resumed from changed checkpoints", count, refused=refused, seed=seed)
+    report.add("fuzz: runs resumed from changed checkpoints: with a traceback", broken, at_most=0)

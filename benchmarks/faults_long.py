@@ -1,4 +1,4 @@
-"""Hundreds of epochs with every visual: memory, file descriptors and threads stay, the event file grows evenly."""
+"""Train hundreds of epochs with every visual: memory, open files and threads must not grow, event files only evenly."""
 
 import statistics
 import time
@@ -7,11 +7,11 @@ from pathlib import Path
 from faults_runs import config, start
 from report import Report
 
-_FROM = 20  # epochs until everything that is allocated once has been
+_FROM = 20  # epochs until all one-time allocations have happened
 
 
-def three_hundred_epochs(report: Report, place: Path, *, epochs: int) -> None:
-    """Look at the process of a run after every epoch."""
+def many_epochs(report: Report, place: Path, *, epochs: int) -> None:
+    """Inspect the process of a run after every epoch."""
     cfg = config(f"trainer.max_epochs={epochs}")
     folder = place / "long"
     run = start(cfg, folder)
@@ -22,7 +22,7 @@ def three_hundred_epochs(report: Report, place: Path, *, epochs: int) -> None:
         epoch = len(list((folder / "pictures/predictions/val").glob("*.png"))) - 1
         if epoch >= 0 and epoch not in seen:
             try:
-                seen[epoch] = _look(process, folder)
+                seen[epoch] = _inspect(process, folder)
             except (FileNotFoundError, ProcessLookupError, StopIteration):
                 break
     codes = run.wait()
@@ -35,16 +35,16 @@ def three_hundred_epochs(report: Report, place: Path, *, epochs: int) -> None:
     report.add(
         "long: memory at the end ÷ after epoch 20", memory_end / memory, at_most=1.02, megabytes=memory_end / 1024
     )
-    report.add("long: file descriptors more than after epoch 20", files_end - files, at_most=0)
-    report.add("long: threads more than after epoch 20", threads_end - threads, at_most=0)
+    report.add("long: additional file descriptors since epoch 20", files_end - files, at_most=0)
+    report.add("long: additional threads since epoch 20", threads_end - threads, at_most=0)
     half = min(seen, key=lambda epoch: abs(epoch - epochs // 2))
     quarter, last = min(seen, key=lambda epoch: abs(epoch - epochs // 4)), max(seen)
     first = (seen[half][3] - seen[quarter][3]) / (half - quarter)
     second = (seen[last][3] - seen[half][3]) / (last - half)
-    report.add("long: event bytes an epoch, second half ÷ second quarter", second / first, at_most=1.1, bytes=second)
+    report.add("long: event bytes per epoch, second half ÷ second quarter", second / first, at_most=1.1, bytes=second)
 
 
-def _look(process: Path, folder: Path) -> tuple[int, int, int, int]:
+def _inspect(process: Path, folder: Path) -> tuple[int, int, int, int]:
     """Return the process's memory in kB, its open files and threads, and the bytes of its event files."""
     lines = (process / "status").read_text().splitlines()
     memory = next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))

@@ -1,4 +1,4 @@
-"""Runs as processes that can be killed: forked from one that has imported everything, so that each takes seconds."""
+"""Run trainings as forked processes that can be killed; everything is imported already, so each takes seconds."""
 
 import atexit
 import os
@@ -27,14 +27,14 @@ from filterscope.cli.error_messages import describe_error  # noqa: E402
 from filterscope.cli.main import resolve_config  # noqa: E402
 from filterscope.runtime.signals import Stopped, stop_request  # noqa: E402
 from filterscope.training import results  # noqa: E402, F401 (train imports them when it runs)
-from filterscope.training.resume import read_whole  # noqa: E402
+from filterscope.training.checkpoints import load_training_checkpoint  # noqa: E402
 from tiny import TINY  # noqa: E402
 
 VISUALS = "visuals=[health,filters,responses,activations,synthesis,timeline,history,predictions,examples]"
 
 
 def config(*overrides: str) -> dict[str, Any]:
-    """Compose the config of a tiny run with all visuals."""
+    """Compose the configuration of a tiny run with all visuals."""
     given = {override.split("=")[0] for override in overrides}
     other = tuple(f"{group}." for group in ("data", "model") if group in given)
     kept = [
@@ -46,7 +46,7 @@ def config(*overrides: str) -> dict[str, Any]:
 
 @dataclass
 class Run:
-    """The processes of one start of a run; their notes lie elsewhere than its folder, whose disk may be full."""
+    """The processes of one start of a run; their logs are outside its folder, whose disk may be full."""
 
     folder: Path
     notes: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(dir=_notes())))
@@ -55,7 +55,7 @@ class Run:
     begun: float = field(default_factory=time.monotonic)
 
     def alive(self) -> list[int]:
-        """Return the processes that have not ended."""
+        """Return the ids of the processes that are still running."""
         for process in self.processes:
             if process not in self.codes:
                 done, status = os.waitpid(process, os.WNOHANG)
@@ -64,7 +64,7 @@ class Run:
         return [process for process in self.processes if process not in self.codes]
 
     def wait(self, seconds: float = 300) -> list[int]:
-        """Wait for all processes and return their exit codes; those that outlast the time are killed, as -9."""
+        """Wait for all processes and return their exit codes; after `seconds` they are killed (code -9)."""
         until = time.monotonic() + seconds
         while self.alive():
             if time.monotonic() > until:
@@ -78,15 +78,15 @@ class Run:
             os.kill(process, number)
 
     @property
-    def said(self) -> str:
-        """What the processes gave as the reason of their end."""
-        return "".join(path.read_text() for path in sorted(self.notes.glob("said*")))
+    def message(self) -> str:
+        """The error lines of the processes."""
+        return "".join(path.read_text() for path in sorted(self.notes.glob("message*")))
 
 
 def start(
     cfg: dict[str, Any], folder: Path, *, resume: bool = False, ranks: int = 1, file_limit: int | None = None
 ) -> Run:
-    """Begin a run, or go on with one, in as many processes as it has ranks."""
+    """Start or resume a run with one process per rank."""
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -95,7 +95,7 @@ def start(
     for rank in range(ranks):
         child = os.fork()
         if child == 0:
-            _be(cfg, run, resume=resume, rank=rank, ranks=ranks, port=port, file_limit=file_limit)
+            _execute(cfg, run, resume=resume, rank=rank, ranks=ranks, port=port, file_limit=file_limit)
         run.processes.append(child)
     return run
 
@@ -107,10 +107,10 @@ def _notes() -> str:
     return place
 
 
-def _be(
+def _execute(
     cfg: dict[str, Any], run: Run, *, resume: bool, rank: int, ranks: int, port: int, file_limit: int | None
 ) -> None:
-    """Be one process of the run; never returns."""
+    """Execute the run in this child process; never returns."""
     code = 1
     folder = run.folder
     try:
@@ -135,7 +135,7 @@ def _be(
         code = stopped.exit_code
     except BaseException as error:
         line = describe_error(error)
-        (run.notes / f"said{rank}").write_text(
+        (run.notes / f"message{rank}").write_text(
             line if line is not None else f"Traceback: {type(error).__name__}: {error}"
         )
         code = 2 if line is not None else 3
@@ -144,14 +144,14 @@ def _be(
 
 
 def checkpoints(folder: Path) -> dict[str, bool]:
-    """Return which checkpoints a run folder holds and whether each can be read whole."""
+    """Return the names of the checkpoints in a run folder and whether each is complete."""
     found = {}
     for path in (folder / "checkpoints").glob("*.ckpt"):
         try:
             if path.name == "best.ckpt":
                 torch.load(path, weights_only=True)
             else:
-                read_whole(path)
+                load_training_checkpoint(path)
             found[path.name] = True
         except Exception as error:
             print(f"{path}: {error}", flush=True)
@@ -159,23 +159,23 @@ def checkpoints(folder: Path) -> dict[str, bool]:
     return found
 
 
-def differences(run: Path, whole: Path) -> list[str]:
-    """Say in what two finished runs differ: every bit of the weights, every picture, table and event."""
+def differences(run: Path, reference: Path) -> list[str]:
+    """Describe the differences of two finished runs: weights (bit by bit), pictures, tables and events."""
     found = []
-    ours, theirs = (torch.load(each / "checkpoints" / "last.ckpt", weights_only=True) for each in (run, whole))
+    ours, theirs = (torch.load(each / "checkpoints" / "last.ckpt", weights_only=True) for each in (run, reference))
     for name, tensor in theirs["state_dict"].items():
         if not torch.equal(tensor, ours["state_dict"][name]):
             found.append(f"weights {name}")
-    files, expected = contents(run), contents(whole)
+    files, expected = contents(run), contents(reference)
     found += [f"file {name}" for name in files.keys() ^ expected.keys()]
     found += [f"content of {name}" for name in files.keys() & expected.keys() if files[name] != expected[name]]
-    shown, wanted = events(run), events(whole)
+    shown, wanted = events(run), events(reference)
     found += [f"events {tag}" for tag in shown.keys() | wanted.keys() if shown.get(tag) != wanted.get(tag)]
     return found
 
 
 def contents(run: Path) -> dict[str, bytes]:
-    """Return all that a run has written beside checkpoints, event files and logs."""
+    """Return all files of a run except checkpoints, event files and logs."""
     return {
         str(path.relative_to(run)): path.read_bytes()
         for path in run.rglob("*")
@@ -184,7 +184,7 @@ def contents(run: Path) -> dict[str, bytes]:
 
 
 def events(run: Path) -> dict[str, list[Any]]:
-    """Return the step and value of every scalar, image and text in the event files of a run together."""
+    """Return the steps and values of every scalar, image and text in all event files of a run."""
     found: dict[str, list[Any]] = {}
     files = run.glob("events.out.tfevents.*")
     for file in sorted(files, key=lambda file: (file.name.split(".")[3], int(file.suffix[1:]))):  # second, counter

@@ -1,4 +1,4 @@
-"""The form in which every benchmark reports: a table on the screen and the same rows as JSON in a file."""
+"""Report the figures of a benchmark as a table on the screen and as JSON in a file."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ from rich.table import Table
 
 @dataclass
 class Report:
-    """Rows of one run of a benchmark; `holds` of a row says whether its target is met, None where it has none."""
+    """The rows of one run of a benchmark; `holds` is whether a row meets its target, None if it has no target."""
 
     title: str
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -33,7 +33,7 @@ class Report:
         at_most: float | None = None,
         **more: float | str | list[float] | None,
     ) -> None:
-        """Add a measured figure, say it at once, and hold it against its target where it has one."""
+        """Add a measured figure, print it, and compare it with its target if it has one."""
         target = at_least if at_least is not None else at_most
         holds = None if target is None else (value >= target if at_least is not None else value <= target)
         sign = "" if target is None else ("≥" if at_least is not None else "≤")
@@ -41,7 +41,7 @@ class Report:
         print(f"{what}: {value:.4g}" + (f" (target {sign} {target:g})" if target is not None else ""), flush=True)
 
     def show(self, json_file: Path | None = None) -> bool:
-        """Print the table, write the file where one is wanted, and return whether every target holds."""
+        """Print the table, write the JSON file if one is given, and return whether every target is met."""
         table = Table("what", "value", "target", "holds", title=self.title)
         for row in self.rows:
             target = "" if row["target"] is None else f"{row['sign']} {row['target']:g}"
@@ -56,17 +56,17 @@ class Report:
 
 
 def arguments(description: str, **more: dict[str, Any]) -> argparse.Namespace:
-    """Read the command line: `--quick`, `--json FILE` and the options given as `name={argparse keywords}`."""
+    """Parse the command line: `--quick`, `--json FILE` and more options given as `name={argparse keywords}`."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="a smaller run, at most ten minutes on two cores")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE as well")
+    parser.add_argument("--quick", action="store_true", help="a smaller measurement, at most ten minutes on two cores")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to FILE")
     for name, keywords in more.items():
         parser.add_argument(f"--{name.replace('_', '-')}", **keywords)
     return parser.parse_args()
 
 
 def real_data() -> Path | None:
-    """Return the folder of real weights and images that the variable FILTERSCOPE_REAL names, or None."""
+    """Return the folder of real weights and images from the environment variable FILTERSCOPE_REAL, or None."""
     named = os.environ.get("FILTERSCOPE_REAL")
     return Path(named) if named else None
 
@@ -74,7 +74,7 @@ def real_data() -> Path | None:
 def ratio(
     slow: Callable[[], object], fast: Callable[[], object], *, repetitions: int = 3, processor: bool = False
 ) -> tuple[float, float, float]:
-    """Time both sides in turns, as `seconds` does, and return the median of slow ÷ fast, and the median of each."""
+    """Time both sides alternately with `seconds`; return the median of slow ÷ fast, and the median of each."""
     pairs = [(seconds(slow, processor=processor), seconds(fast, processor=processor)) for _ in range(repetitions)]
     slow_times, fast_times = zip(*pairs, strict=True)
     return (
@@ -85,10 +85,10 @@ def ratio(
 
 
 def seconds(work: Callable[[], object], *, processor: bool = False) -> float:
-    """Return how long a piece of work takes; a GPU is waited for.
+    """Return the duration of `work` in seconds, including pending GPU work.
 
-    With `processor` the time that this process and those it has started and ended kept a processor busy, which other
-    work on the machine disturbs less.
+    With `processor` it is the processor time of this process and its finished children, which other work on the machine
+    disturbs less.
     """
     synchronize()
     start = processor_time() if processor else time.perf_counter()
@@ -98,18 +98,18 @@ def seconds(work: Callable[[], object], *, processor: bool = False) -> float:
 
 
 def processor_time() -> float:
-    """Return the processor seconds of this process so far, and of those it has started and that have ended."""
+    """Return the processor time in seconds of this process and its finished children."""
     return time.process_time() + sum(os.times()[2:4])
 
 
 def synchronize() -> None:
-    """Wait until a GPU has finished, where there is one."""
+    """Wait until the GPU has finished, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def machine() -> dict[str, Any]:
-    """Say on what the figures were measured."""
+    """Describe the machine that the figures were measured on."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
@@ -124,7 +124,7 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Return the commit that was measured, with `+` where the checkout differs from it."""
+    """Return the measured commit, with `+` if the working tree differs from it."""
     here = Path(__file__).parent
 
     def git(*words: str) -> str:

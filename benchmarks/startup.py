@@ -1,9 +1,10 @@
-"""How long until help, a config error or a missing file is told?
+"""How long does it take to print the help or to report a configuration error or a missing file?
 
     python benchmarks/startup.py [--quick] [--processor] [--json FILE]
 
-Against the same with every import first (torch, torchvision, Lightning, matplotlib), and against a bare Hydra app with
-the same configs. With `--processor` processor time counts, which other work on the machine disturbs less.
+It is compared with the same command after importing everything first (torch, torchvision, Lightning, matplotlib), and
+with a bare Hydra app with the same configuration. `--processor` counts processor time, which other work on the machine
+disturbs less.
 """
 
 import os
@@ -24,16 +25,16 @@ def main(cfg):
     pass
 main()
 """
-ASKED = {
+COMMANDS = {
     "--help": ["--help"],
-    "an unknown option": ["model=alexnett"],
-    "an unknown key": ["optimizer.lrr=1"],
+    "an unknown choice": ["model=alexnett"],
+    "an unknown option": ["optimizer.lrr=1"],
     "a missing weights file": ["model=alexnet", "model.weights=missing.pth"],
 }
 
 
-def took(command: list[str], folder: Path, *, processor: bool) -> float:
-    """Return the seconds that a command takes to end."""
+def duration(command: list[str], folder: Path, *, processor: bool) -> float:
+    """Return the duration of a command in seconds."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def run() -> None:
@@ -48,16 +49,16 @@ def main() -> int:
         __doc__.splitlines()[0], processor={"action": "store_true", "help": "count processor time, not wall time"}
     )
     report, repetitions = Report("start-up"), 3 if options.quick else 7
-    with tempfile.TemporaryDirectory() as name:
-        place = Path(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         script = (
             (REPOSITORY / "train.py")
             .read_text(encoding="utf-8")
             .replace('config_path="conf"', f'config_path="{REPOSITORY / "conf"}"')
         )
-        (place / "heavy.py").write_text(IMPORTS + script, encoding="utf-8")
-        (place / "bare.py").write_text(BARE.format(conf=str(REPOSITORY / "conf")), encoding="utf-8")
-        for what, words in ASKED.items():
+        (folder / "heavy.py").write_text(IMPORTS + script, encoding="utf-8")
+        (folder / "bare.py").write_text(BARE.format(conf=str(REPOSITORY / "conf")), encoding="utf-8")
+        for name, words in COMMANDS.items():
             sides = {
                 "heavy": [sys.executable, "heavy.py", *words],
                 "ours": [sys.executable, str(REPOSITORY / "train.py"), *words],
@@ -67,15 +68,15 @@ def main() -> int:
             for round_ in range(repetitions + 1):
                 for side, command in sides.items():
                     if round_ or side != "heavy":
-                        times[side].append(took(command, place, processor=options.processor))
+                        times[side].append(duration(command, folder, processor=options.processor))
             for side in ("ours", "bare"):
-                times[side] = times[side][1:]  # the first was warming up
+                times[side] = times[side][1:]  # the first was a warm-up
             heavy = statistics.median(a / b for a, b in zip(times["heavy"], times["ours"], strict=True))
             bare = statistics.median(a / b for a, b in zip(times["ours"], times["bare"], strict=True))
-            report.add(f"{what}: seconds", statistics.median(times["ours"]))
-            report.add(f"{what}: times as fast as with all imports first", heavy, at_least=15)
-            if what != "a missing weights file":  # a bare app would not look
-                report.add(f"{what}: share of a bare Hydra app's time", bare, at_most=1.3)
+            report.add(f"{name}: seconds", statistics.median(times["ours"]))
+            report.add(f"{name}: times as fast as with all imports first", heavy, at_least=15)
+            if name != "a missing weights file":  # a bare app does not check files
+                report.add(f"{name}: share of a bare Hydra app's time", bare, at_most=1.3)
     return 0 if report.show(options.json) else 1
 
 
