@@ -8,7 +8,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-# Tests run side by side on tiny tensors: more threads than cores make them many times slower.
+# Tests run in parallel on tiny tensors; more threads than cores would make them many times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hydra
@@ -21,7 +21,7 @@ from tiny import REPOSITORY
 
 @pytest.fixture(scope="session")
 def real() -> Path:
-    """Where the real data and weights lie."""
+    """Return the folder of the real data and weights."""
     folder = os.environ.get("FILTERSCOPE_REAL")
     if not folder:
         pytest.skip("needs real data and weights: FILTERSCOPE_REAL is not set")
@@ -30,7 +30,7 @@ def real() -> Path:
 
 @pytest.fixture(autouse=True)
 def this_process() -> Iterator[None]:
-    """Leave to the next test what a `Trainer` sets for its whole process: its rank, and the launcher's variables."""
+    """Reset after each test what a `Trainer` sets for the whole process: its rank, and the launcher's variables."""
     rank, variables = getattr(rank_zero_only, "rank", 0), dict(os.environ)
     yield
     rank_zero_only.rank = rank
@@ -44,7 +44,7 @@ Composed = dict[str, Any]
 
 @pytest.fixture
 def composed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Composed]:
-    """Compose a config as the scripts would: `composed("data=mnist", config="visualize")`."""
+    """Compose a configuration like the scripts: `composed("data=mnist", config="visualize")`."""
 
     def compose(*overrides: str, config: str = "train") -> Composed:
         with hydra.initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
@@ -59,7 +59,7 @@ Script = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def script(tmp_path: Path) -> Script:
-    """Run a script as a user would, with its run folders below `tmp_path`."""
+    """Run a script like a user, with its run folders below `tmp_path`."""
 
     def run(name: str, *overrides: str, timeout: float = 300, **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -1,4 +1,4 @@
-"""Nonsense to try: override strings nobody would type, and checkpoints with anything in any place."""
+"""Random input: unlikely override strings, and checkpoints with arbitrary values anywhere."""
 
 import copy
 import os
@@ -18,7 +18,7 @@ from filterscope.errors import UserError
 from tiny import REPOSITORY, TINY
 
 REFUSED = (UserError, HydraException, OmegaConfBaseException, OSError)
-"""What the scripts tell in one line."""
+"""The errors that the scripts report in one line."""
 
 VALUES = (
     "", "null", "true", "-1", "0", "1", "7", "-0.5", "2.5", "1e400", "nan", "inf", "-inf", "abc", "'", '"', "[]",
@@ -49,21 +49,20 @@ SMALL = (*(each for each in TINY if "=" in each), "visuals=[filters,health,synth
 
 
 def overrides() -> st.SearchStrategy[list[str]]:
-    """Return one to three override strings: a known key with any value, mostly, or any text at all."""
+    """Return a strategy for one to three override strings: mostly a known key with any value, or any text."""
     value = st.one_of(st.sampled_from(VALUES), st.text(max_size=12), st.integers(-300, 300).map(str))
     known = st.builds("{}{}={}".format, st.sampled_from(["", "", "", "+", "++", "~"]), st.sampled_from(KEYS), value)
     bare = st.builds("{}{}".format, st.sampled_from(["~", "", "+"]), st.sampled_from(KEYS))
     one = st.one_of(known, known, known, bare, st.text(max_size=20))
-    # What could begin a process, or a download, is no nonsense but a wish.
     return st.lists(one.filter(lambda text: "\0" not in text), min_size=1, max_size=3)
 
 
 def set_up(given: list[str], folder: Path) -> str | None:
-    """Do with overrides all that a run does before its first step; return the line that refuses them, or None."""
+    """Do everything that a run with these overrides does before its first step; return the error line, or None."""
     from filterscope.config import factory, trainer_factory
     from filterscope.training import results
 
-    os.environ.setdefault("https_proxy", "http://127.0.0.1:9")  # nothing is downloaded
+    os.environ.setdefault("https_proxy", "http://127.0.0.1:9")  # no download can succeed
     try:
         resume_arguments([each for each in given if not each.startswith("resume=")])
         composed = hydra.compose("train", [*SMALL, *given])
@@ -85,7 +84,7 @@ def set_up(given: list[str], folder: Path) -> str | None:
 
 
 def composing() -> Any:
-    """Return the context in which `set_up` composes."""
+    """Return the context in which `set_up` composes configurations."""
     return hydra.initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3")
 
 
@@ -116,7 +115,7 @@ ODD: tuple[Callable[[], Any], ...] = (
 
 
 def mutate(content: dict[str, Any], choices: Callable[[int], int]) -> dict[str, Any]:
-    """Return the content with something odd in one to three places, or something gone; `choices(n)` is below n."""
+    """Return the content with one to three values replaced or removed; `choices(n)` returns a number below n."""
     changed = copy.deepcopy(content)
     for _ in range(1 + choices(3)):
         node: Any = changed
@@ -137,7 +136,7 @@ def mutate(content: dict[str, Any], choices: Callable[[int], int]) -> dict[str, 
 
 
 def damage(data: bytes, choices: Callable[[int], int]) -> bytes:
-    """Return the bytes of a file with some of them changed, cut off, doubled or left out."""
+    """Return the bytes of a file with some of them changed, cut off, doubled or removed."""
     changed = bytearray(data)
     place = choices(len(changed))
     way = choices(4)

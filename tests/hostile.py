@@ -1,4 +1,4 @@
-"""Files that would run a command if anything in them were executed: every way a pickle has of calling something."""
+"""Files that would run a command if anything in them were executed, one for each way of calling in a pickle."""
 
 import io
 import pickle
@@ -58,7 +58,7 @@ def _newobj_ex(module: str, name: str, argument: bytes) -> bytes:
 
 
 def _build(module: str, name: str, argument: bytes) -> bytes:
-    """Give an object a `__setstate__` that calls."""
+    """Give an object a `__setstate__` that calls the function."""
     state = pickle.EMPTY_DICT + _text("__setstate__") + _global(module, name, b"") + pickle.SETITEM
     empty = _global("collections", "OrderedDict", b"") + pickle.EMPTY_TUPLE + pickle.REDUCE
     return empty + state + pickle.BUILD + argument + pickle.BUILD
@@ -96,25 +96,25 @@ FAMILIES: dict[str, Callable[[str, str, bytes], bytes]] = {
 
 
 def payload(family: str, name: str, folder: Path) -> bytes:
-    """Return the opcodes that would call, and leave `folder/canary` or take `folder/victim` away."""
+    """Return opcodes whose execution would create `folder/canary` or delete `folder/victim`."""
     places = {each: str(folder / each) for each in ("canary", "second", "script", "victim")}
     module, function, argument = _NAMES[name]
     return FAMILIES[family](module, function, _text(argument.format(**places)))
 
 
 def bare(opcodes: bytes) -> bytes:
-    """Return a pickle of it alone."""
+    """Return a pickle of the opcodes alone."""
     return pickle.PROTO + b"\x04" + opcodes + pickle.STOP
 
 
 def among_weights(opcodes: bytes) -> bytes:
-    """Return a pickle of a state dict in which it is one of the values."""
+    """Return a pickle of a state dict with the opcodes as one of its values."""
     start = pickle.PROTO + b"\x02" + pickle.EMPTY_DICT + _text("state_dict") + pickle.EMPTY_DICT + _text("weight")
     return start + opcodes + pickle.SETITEM + pickle.SETITEM + pickle.STOP
 
 
 def in_zip(pickled: bytes) -> bytes:
-    """Return it as the file that `torch.save` would make of it."""
+    """Return the pickle as a zip file like that of `torch.save`."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("archive/data.pkl", pickled)
@@ -124,20 +124,20 @@ def in_zip(pickled: bytes) -> bytes:
 
 
 def old_format(pickled: bytes) -> bytes:
-    """Return it as the file that torch wrote before 1.6: a magic number, a protocol, the machine, the object."""
+    """Return the pickle as a file of torch before 1.6: a magic number, a protocol, the machine, the object."""
     magic, protocol, machine = 0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}
     return b"".join(pickle.dumps(each, protocol=2) for each in (magic, protocol, machine)) + pickled
 
 
 def prepare(folder: Path) -> None:
-    """Put there what the payloads call for: a second hostile file, a script, something to lose."""
+    """Create what the payloads refer to: a second hostile file, a script, a folder to delete."""
     (folder / "second").write_bytes(bare(payload("GLOBAL REDUCE", "os.system", folder)))
     (folder / "script").write_text(f"open({str(folder / 'canary')!r}, 'w')")
     (folder / "victim").mkdir()
 
 
 def executed(folder: Path) -> bool:
-    """Say whether anything was executed."""
+    """Return whether any payload was executed."""
     return (folder / "canary").exists() or not (folder / "victim").is_dir()
 
 

@@ -1,4 +1,4 @@
-"""What the tests of the experiments share: weights and images made up in seconds, and a training as short."""
+"""Made-up weights and images and a short training, for the tests of the experiments."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,15 +24,15 @@ GOLDEN_RETRIEVER = 207
 
 
 def planted_alexnet(path: Path) -> Path:
-    """Save AlexNet's whole state dict: random convolutions, and a bias that calls everything a golden retriever.
+    """Save AlexNet's state dict: random convolutions, and a bias that makes every prediction a golden retriever.
 
-    The fully connected weights are one number each, spread without taking room.
+    The fully connected weights are zeros of half precision, so that the file is small.
     """
     return _planted(path, torchvision.models.alexnet)
 
 
 def planted_vgg16(path: Path) -> Path:
-    """Save VGG16's whole state dict, likewise."""
+    """Save such a state dict of VGG16."""
     return _planted(path, torchvision.models.vgg16)
 
 
@@ -54,7 +54,7 @@ def _planted(path: Path, build: Callable[..., Any]) -> Path:
 
 
 def images_below(folder: Path, count: int, size: int = 64) -> list[str]:
-    """Save images of noise and return their names."""
+    """Save images of noise in a folder and return their names."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(len(str(folder)))
     names = [f"{i}.png" for i in range(count)]

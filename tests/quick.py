@@ -1,4 +1,4 @@
-"""A recipe with which pictures take a moment."""
+"""A recipe that makes feature visualizations in a fraction of a second."""
 
 from filterscope.analysis.synthesis import Recipe
 

@@ -7,11 +7,15 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
+import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from torch import nn
 
 from filterscope.cli import tensorboard
 from filterscope.config import factory
@@ -150,3 +154,32 @@ def test_the_site_builds_strictly_and_its_pages_load_nothing_from_elsewhere(tmp_
         )
         assert loaded == [], page.name
         assert 'class="mermaid"' not in text, f"{page.name}: Mermaid would be loaded from elsewhere"
+
+
+def _code_blocks(page: str, language: str) -> list[str]:
+    text = (REPOSITORY / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    return [block for kind, block in re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL) if kind == language]
+
+
+def test_the_python_code_of_the_page_on_look_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    known: dict[str, Any] = {
+        "model": model,
+        "images": torch.rand(4, 3, 16, 16),
+        "epochs": 1,
+        "train_one_epoch": lambda _model: None,
+        "Trainer": partial(pl.Trainer, accelerator="cpu", logger=False, enable_checkpointing=False),
+    }
+    once, loop, callback = _code_blocks("look", "python")
+    exec(once, known)
+    exec(loop, known)
+    assert (tmp_path / "looks" / "1" / "health.csv").is_file()
+    exec(callback, known)
+    assert known["visuals"] in known["trainer"].callbacks
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_a_page_names_exists(page: Path) -> None:
+    named = re.findall(r"`((?:tests|benchmarks|docs|conf)/[\w/.-]+\.(?:py|md|yaml))`", page.read_text(encoding="utf-8"))
+    assert [path for path in named if not (REPOSITORY / path).exists()] == []

@@ -1,10 +1,10 @@
-"""What several test modules share: where the repository lies, and a run that takes seconds."""
+"""The repository's path and the options of a run that takes seconds, for all tests."""
 
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent
 
-# The embedded data at a size at which a whole run takes seconds.
+# The synthetic flowers at a size at which a whole run takes seconds.
 TINY = (
     "data.image_size=24",
     "data.num_train=60",

@@ -1,4 +1,4 @@
-"""The experiments of the five classic notebooks: what is said and composed alike in each."""
+"""Properties that the experiments of all five classic notebooks share."""
 
 import pytest
 
@@ -9,7 +9,7 @@ EXPERIMENTS = ("flowers_alexnet", "fashion_mnist_small_cnn", "animals_vgg16", "l
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_says_its_command(name: str) -> None:
+def test_every_experiment_states_its_command_in_its_header(name: str) -> None:
     lines = (REPOSITORY / "conf" / "experiment" / f"{name}.yaml").read_text().splitlines()
     script = "visualize.py" if name in EXPERIMENTS[3:] else "train.py"
     assert lines[0] == "# @package _global_"

@@ -1,4 +1,4 @@
-"""The Animals-10 notebook: every function of it, checked against something outside."""
+"""Every function of the Animals-10 notebook, compared with an independent result."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def test_animals_vgg16_trains_the_appended_linear_and_nothing_else(composed: Com
     assert all(torch.equal(before[name], after[name]) for name in before)
     ends = [f"activations/block{i}_pool" for i in range(1, 6)]
     assert pictures(tmp_path / "run") >= {"examples/classes", "predictions/val", *ends}
-    # The notebook cuts `features` behind its places 4, 9, 16, 23 and 30.
+    # The notebook cuts `features` after its indices 4, 9, 16, 23 and 30.
     paths = [classifier.layers[f"block{i}_pool"].path for i in range(1, 6)]
     assert paths == [f"backbone.network.features.{end - 1}" for end in (5, 10, 17, 24, 31)]
 

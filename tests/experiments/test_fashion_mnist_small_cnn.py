@@ -1,4 +1,4 @@
-"""The FashionMNIST notebook: every function of it, checked against something outside."""
+"""Every function of the FashionMNIST notebook, compared with an independent result."""
 
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def test_fashion_mnist_loads_the_notebooks_state_dict_and_only_tests(composed: C
     }  # fmt: skip
 
 
-def test_both_responses_of_the_small_network_are_what_opencv_and_torch_compute() -> None:
+def test_both_responses_of_the_small_network_equal_those_of_opencv_and_torch() -> None:
     from filterscope.models.backbone import small_cnn_backbone
 
     classifier = heads.keep(small_cnn_backbone())
@@ -62,9 +62,7 @@ def test_both_responses_of_the_small_network_are_what_opencv_and_torch_compute()
 
 
 @pytest.mark.real
-def test_the_notebooks_own_network_is_right_as_often_as_it_was_there(
-    real: Path, composed: Compose, tmp_path: Path
-) -> None:
+def test_the_notebooks_own_weights_reach_the_notebooks_accuracy(real: Path, composed: Compose, tmp_path: Path) -> None:
     cfg = composed(
         "experiment=fashion_mnist_small_cnn", f"model.weights={real}/weights/fashion_net_ex.pt", f"data.root={real}",
         "trainer.max_epochs=0", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "visuals=none",

@@ -1,4 +1,4 @@
-"""The AlexNet notebook on Flowers 102: every function of it, checked against something outside."""
+"""Every function of the AlexNet notebook on Flowers 102, compared with an independent result."""
 
 import logging
 from pathlib import Path
@@ -31,7 +31,9 @@ def flower_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_flowers_alexnet_does_all_of_its_notebook(flower_data: Path, composed: Compose, tmp_path: Path) -> None:
+def test_flowers_alexnet_does_everything_its_notebook_does(
+    flower_data: Path, composed: Compose, tmp_path: Path
+) -> None:
     weights = planted_alexnet(tmp_path / "alexnet.pth")
     cfg = composed(
         "experiment=flowers_alexnet", f"model.weights={weights}", f"data.root={flower_data}", "data.image_size=64",
@@ -55,7 +57,7 @@ def test_flowers_alexnet_does_all_of_its_notebook(flower_data: Path, composed: C
     ]  # fmt: skip
 
 
-def test_listed_weights_come_back_exactly_and_without_biases(tmp_path: Path) -> None:
+def test_a_list_of_weights_is_read_back_exactly_and_biases_are_zero(tmp_path: Path) -> None:
     network = torchvision.models.alexnet(num_classes=5)
     layers = [*(network.features[i] for i in (0, 3, 6, 8, 10)), *(network.classifier[i] for i in (1, 4, 6))]
     torch.save([layer.weight.detach() for layer in layers], tmp_path / "list.pt")
@@ -89,7 +91,7 @@ def test_an_impossible_export_is_refused_before_training(flower_data: Path, comp
 
 
 @pytest.mark.parametrize("head", ["replace", "append", "keep"])
-def test_the_published_network_says_what_torchvisions_own_says(head: str, tmp_path: Path) -> None:
+def test_the_published_network_predicts_the_same_as_torchvisions(head: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = torchvision.models.squeezenet1_1() if head == "keep" else torchvision.models.mobilenet_v3_small()
     name = "squeezenet1_1" if head == "keep" else "mobilenet_v3_small"
@@ -105,7 +107,7 @@ def test_the_published_network_says_what_torchvisions_own_says(head: str, tmp_pa
     assert not any("published" in key for key in classifier.state_dict())
 
 
-def test_what_the_published_network_says_is_refused_where_nobody_knows(tmp_path: Path) -> None:
+def test_published_predictions_are_refused_without_complete_published_weights(tmp_path: Path) -> None:
     features = {k: v for k, v in torchvision.models.alexnet().state_dict().items() if k.startswith("features.")}
     torch.save(features, tmp_path / "features.pth")
     images = torch.rand(1, 3, 64, 64)
@@ -118,7 +120,7 @@ def test_what_the_published_network_says_is_refused_where_nobody_knows(tmp_path:
             published_probabilities(partial, images)
 
 
-def test_with_convolutional_weights_alone_the_rest_is_drawn_and_a_line_says_what_is_not(
+def test_with_convolutional_weights_only_a_log_line_names_the_visual_that_is_not_drawn(
     flower_data: Path, composed: Compose, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     features = {k: v for k, v in torchvision.models.alexnet().state_dict().items() if k.startswith("features.")}

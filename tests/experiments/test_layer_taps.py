@@ -1,4 +1,4 @@
-"""The notebook on layer taps: every function of it, checked against something outside."""
+"""Every function of the notebook on layer taps, compared with an independent result."""
 
 import csv
 from pathlib import Path
@@ -16,7 +16,7 @@ from planted import Compose, images_below
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the root of images that a CSV without labels names."""
+    """Return the root of images that are listed in a CSV file without labels."""
     root = tmp_path_factory.mktemp("digits")
     names = images_below(root / "MNIST" / "train", 20, size=28)
     with (root / "MNIST" / "train.csv").open("w", newline="") as file:
@@ -34,7 +34,7 @@ def taps(composed: Compose, digits: Path, folder: Path, *overrides: str) -> Path
     return folder
 
 
-def test_layer_taps_saves_and_draws_what_the_named_layers_put_out(
+def test_layer_taps_saves_and_draws_the_outputs_of_the_named_layers(
     digits: Path, composed: Compose, tmp_path: Path
 ) -> None:
     folder = taps(composed, digits, tmp_path)
@@ -55,13 +55,11 @@ def test_layer_taps_saves_and_draws_what_the_named_layers_put_out(
         assert (folder / "pictures" / "activations" / f"conv_{number}.png").is_file()
     with Image.open(folder / "pictures" / "examples" / "batch.png") as picture:
         pixels = np.asarray(picture.convert("RGB")).astype(int)
-    assert np.ptp(pixels, axis=2).max() < 25  # coloured noise in grey, on a ground that is nearly so
+    assert np.ptp(pixels, axis=2).max() < 25  # coloured noise drawn in grey on a nearly grey background
     assert (pixels.min(axis=2) > 100).sum() > 5000  # and not empty
 
 
-def test_the_same_seed_draws_the_same_random_image_and_another_another(
-    digits: Path, composed: Compose, tmp_path: Path
-) -> None:
+def test_the_random_image_depends_on_the_seed_only(digits: Path, composed: Compose, tmp_path: Path) -> None:
     first, again, other = (
         taps(composed, digits, tmp_path / name, "model=alexnet", "data.image_size=64", "visuals=batch", f"seed={seed}")
         / "pictures"
@@ -72,6 +70,8 @@ def test_the_same_seed_draws_the_same_random_image_and_another_another(
     assert first.read_bytes() == again.read_bytes() != other.read_bytes()
 
 
-def test_a_tap_that_the_network_does_not_have_is_said(digits: Path, composed: Compose, tmp_path: Path) -> None:
+def test_a_tap_of_an_unknown_layer_is_an_error_with_the_known_names(
+    digits: Path, composed: Compose, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=r"unknown layer 'conv_14'.*block1_conv1"):
         taps(composed, digits, tmp_path, "visuals.taps.layers=[conv_14]")

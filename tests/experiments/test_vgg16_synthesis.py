@@ -1,4 +1,4 @@
-"""The VGG16 notebook: every function of it, checked against something outside."""
+"""Every function of the VGG16 notebook, compared with an independent result."""
 
 import csv
 from pathlib import Path
@@ -14,7 +14,7 @@ from filterscope.models.backbone import torchvision_backbone
 from planted import Compose
 
 
-def test_vgg16_synthesis_summarises_climbs_and_compares(composed: Compose, tmp_path: Path) -> None:
+def test_vgg16_synthesis_writes_the_summary_the_comparison_and_the_objective(composed: Compose, tmp_path: Path) -> None:
     cfg = composed(
         "experiment=vgg16_synthesis", "model.weights=null", "visuals.comparison.layers=[block1_conv1]",
         "visuals.comparison.channels=[63]", "visuals.comparison.recipes.notebook.size=32",
@@ -49,8 +49,8 @@ def test_random_filters_follow_the_seed_and_may_be_the_last() -> None:
 
 def test_the_notebook_recipe_of_the_experiment_is_the_notebooks(composed: Compose) -> None:
     recipe = composed("experiment=vgg16_synthesis")["visuals"]["comparison"]["recipes"]["notebook"]
-    knobs = {name: value for name, value in recipe.items() if name != "_target_"}
-    assert Recipe(**knobs) == Recipe(
+    options = {name: value for name, value in recipe.items() if name != "_target_"}
+    assert Recipe(**options) == Recipe(
         objective="channel", parameterization="pixels", size=96, steps=500, learning_rate=0.1, optimizer="normalized",
         start="uniform", bounded=False, decorrelate=False, normalize=False, jitter=0.0, scale=0.0, rotate=0.0,
         untransformed=0.0, leaky_slope=0.0, leaky_steps=0, anneal=0.0, precision="fp32",
@@ -58,23 +58,25 @@ def test_the_notebook_recipe_of_the_experiment_is_the_notebooks(composed: Compos
 
 
 def gains(weights: str | None, objective: str, composed: Compose) -> torch.Tensor:
-    """Return what the notebook's ascent of a first-layer filter gains at each of 60 steps."""
+    """Return the increase of the objective at each of 60 steps of the notebook's ascent of a first-layer filter."""
     torch.manual_seed(0)
     classifier = heads.linear(torchvision_backbone(name="vgg16", weights=weights), num_classes=2)
     recipe = composed("experiment=vgg16_synthesis")["visuals"]["comparison"]["recipes"]["notebook"]
-    knobs = {name: value for name, value in recipe.items() if name != "_target_"}
-    changed = Recipe(**{**knobs, "objective": objective, "steps": 60})
+    options = {name: value for name, value in recipe.items() if name != "_target_"}
+    changed = Recipe(**{**options, "objective": objective, "steps": 60})
     return synthesize(classifier, "block1_conv1", [20], recipe=changed).curve[:, 0].double().diff()
 
 
-def test_the_mean_before_the_relu_gains_the_same_at_every_step_and_the_notebooks_nearly_so(composed: Compose) -> None:
+def test_the_mean_before_the_relu_increases_equally_at_every_step_and_the_notebooks_nearly_so(
+    composed: Compose,
+) -> None:
     affine, rectified = gains(None, "logit", composed), gains(None, "channel", composed)
     assert float(affine.max() - affine.min()) < 1e-6 < float(affine.mean()) / 100
     assert float(rectified.max() - rectified.min()) < 0.2 * float(rectified.mean())
 
 
 @pytest.mark.real
-def test_the_real_first_layer_gains_so_too(real: Path, composed: Compose) -> None:
+def test_the_real_first_layer_increases_equally_too(real: Path, composed: Compose) -> None:
     weights = str(real / "weights" / "vgg16_features.pth")
     affine, rectified = gains(weights, "logit", composed), gains(weights, "channel", composed)
     assert float(affine.max() - affine.min()) < 1e-6 < float(affine.mean()) / 100
