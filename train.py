@@ -38,7 +38,7 @@ def train(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
     visuals = factory.supported_visuals(factory.build_visuals(cfg), classifier)
     results.check_export_format(classifier, cfg["export"])
     module = factory.build_module(cfg, classifier, data)
-    trainer = trainer_factory.build_trainer(cfg, folder, visuals, data)
+    trainer = trainer_factory.build_trainer(cfg, folder, visuals)
     trainer_factory.log_summary(module, data)
 
     checkpoint = resume.find_resume_checkpoint(folder, trainer) if cfg["resume"] else None

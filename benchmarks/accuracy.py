@@ -23,11 +23,11 @@ SEEDS = (0, 1, 2)
 PAIRS: dict[str, tuple[str, int, Sequence[str], Sequence[str], Sequence[str]]] = {
     "full": ("alexnet", 8, SLOW, (), ("finetune=full",)),
     "frozen": ("alexnet", 10, SLOW, (), PROBE),
-    "cached": ("alexnet", 10, SLOW, ("finetune.views=4",), PROBE),
-    "one_view": ("alexnet", 10, SLOW, ("finetune.views=0",), PROBE),
+    "cached": ("alexnet", 10, SLOW, ("finetune.cached_augmentations=4",), PROBE),
+    "one_view": ("alexnet", 10, SLOW, ("finetune.cached_augmentations=0",), PROBE),
     "decoded": ("alexnet", 10, SLOW, ("data.cache={cache}",), PROBE),
     "vgg16_frozen": ("vgg16", 4, SLOW, (), PROBE),
-    "vgg16_cached": ("vgg16", 4, SLOW, ("finetune.views=2",), PROBE),
+    "vgg16_cached": ("vgg16", 4, SLOW, ("finetune.cached_augmentations=2",), PROBE),
 }
 
 

@@ -78,7 +78,7 @@ def run(*overrides: str, validate: bool) -> Run:
     visuals = factory.supported_visuals(factory.build_visuals(cfg), classifier)
     module = factory.build_module(cfg, classifier, data)
     folder = Path(tempfile.mkdtemp(prefix="filterscope-"))
-    return Run(trainer=trainer_factory.build_trainer(cfg, folder, visuals, data), module=module, data=data)
+    return Run(trainer=trainer_factory.build_trainer(cfg, folder, visuals), module=module, data=data)
 
 
 def network(name: str, weights: Path, num_classes: int) -> tuple[nn.Module, nn.Linear]:

@@ -118,7 +118,9 @@ def cached(bench: Bench) -> None:
     """Ten epochs of the last layer on one fixed view, against `requires_grad=False`."""
     for name, root in (("alexnet", bench.whole), ("vgg16", bench.few)):
         slow = bench.by_hand(name, root, random=False, trained="head", frozen=10**6)
-        mine = bench.run(name, root, "finetune=linear_probe", "finetune.views=0", "trainer.max_epochs=10", *ALONE)
+        mine = bench.run(
+            name, root, "finetune=linear_probe", "finetune.cached_augmentations=0", "trainer.max_epochs=10", *ALONE
+        )
         epoch, ten = bench.seconds(slow), bench.seconds(mine.fit)
         bench.report.add(
             f"cached: {name}, ten epochs of the last layer, times as fast as requires_grad=False",
@@ -132,7 +134,9 @@ def cached(bench: Bench) -> None:
 def block(bench: Bench) -> None:
     """Ten epochs of VGG16's last block and the head on one fixed view."""
     slow = bench.by_hand("vgg16", bench.few, random=False, frozen=24)
-    mine = bench.run("vgg16", bench.few, "finetune=last_blocks", "finetune.views=0", "trainer.max_epochs=10", *ALONE)
+    mine = bench.run(
+        "vgg16", bench.few, "finetune=last_blocks", "finetune.cached_augmentations=0", "trainer.max_epochs=10", *ALONE
+    )
     epoch, ten = bench.seconds(slow), bench.seconds(mine.fit)
     bench.report.add(
         "cached: vgg16, ten epochs of block5 and the head, times as fast as requires_grad=False",
@@ -183,7 +187,13 @@ def lightning(bench: Bench) -> None:
     pairs.sort()
     bench.report.add("through Lightning: real steps, share of a bare loop's time", pairs[len(pairs) // 2], at_most=1.01)
 
-    knobs = ("finetune=linear_probe", "finetune.views=0", "trainer.max_epochs=25", "data.batch_size=16", *ALONE)
+    knobs = (
+        "finetune=linear_probe",
+        "finetune.cached_augmentations=0",
+        "trainer.max_epochs=25",
+        "data.batch_size=16",
+        *ALONE,
+    )
     mine, clock = bench.run("alexnet", bench.whole, *knobs), Clock(processor=bench.processor)
     mine.trainer.callbacks.append(clock)  # type: ignore[attr-defined]
     mine.fit()

@@ -1,4 +1,4 @@
-"""A checkpoint and its part for looking are written side by side: both complete, or neither."""
+"""A checkpoint and the one for inference are written side by side: both are complete, or neither."""
 
 import os
 from pathlib import Path
@@ -18,9 +18,9 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
-def test_the_part_for_looking_has_the_weights_and_not_the_optimizer(tmp_path: Path) -> None:
+def test_the_checkpoint_for_inference_has_the_weights_and_not_the_optimizer(tmp_path: Path) -> None:
     whole, looking = tmp_path / "last.ckpt", tmp_path / "best.ckpt"
-    AtomicCheckpointIO().save_checkpoint(NEW, whole, {"for_looking": looking})
+    AtomicCheckpointIO().save_checkpoint(NEW, whole, {"for_inference": looking})
     assert read(whole).keys() == NEW.keys()
     assert read(looking).keys() == {"state_dict"}
     assert read(looking)["state_dict"]["weight"].tolist() == [1, 1, 1]
@@ -31,9 +31,9 @@ def test_the_part_for_looking_has_the_weights_and_not_the_optimizer(tmp_path: Pa
 def test_when_one_cannot_be_written_both_stay_as_they_were(
     failing: str, when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The file for looking alone has no optimizer's state; so each of the two fails once."""
+    """Only the file for inference has no optimizer state, so each of the two fails once."""
     whole, looking = tmp_path / "last.ckpt", tmp_path / "best.ckpt"
-    AtomicCheckpointIO().save_checkpoint(OLD, whole, {"for_looking": looking})
+    AtomicCheckpointIO().save_checkpoint(OLD, whole, {"for_inference": looking})
     save, sync, full = torch.save, os.fsync, set()
 
     def saved(content: dict[str, Any], file: IO[bytes]) -> None:
@@ -51,7 +51,7 @@ def test_when_one_cannot_be_written_both_stay_as_they_were(
     monkeypatch.setattr(torch, "save", saved)
     monkeypatch.setattr(os, "fsync", synced)
     with pytest.raises(OSError, match="no space left"):
-        AtomicCheckpointIO().save_checkpoint(NEW, whole, {"for_looking": looking})
+        AtomicCheckpointIO().save_checkpoint(NEW, whole, {"for_inference": looking})
     assert sorted(tmp_path.iterdir()) == [looking, whole]
     for file in (whole, looking):
         assert read(file)["state_dict"]["weight"].tolist() == [0, 0, 0]

@@ -168,15 +168,15 @@ def test_long_epochs_are_saved_inside(
     whole: Path, composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved: list[int] = []
-    keep = RunCheckpoints.keep_midway
+    save = RunCheckpoints.save_midway
 
-    def keep_midway(self: RunCheckpoints, trainer: Any) -> None:
-        keep(self, trainer)
+    def save_midway(self: RunCheckpoints, trainer: Any) -> None:
+        save(self, trainer)
         saved.append(trainer.global_step)
         if trainer.global_step == 5:
             raise Gone
 
-    monkeypatch.setattr(RunCheckpoints, "keep_midway", keep_midway)
+    monkeypatch.setattr(RunCheckpoints, "save_midway", save_midway)
     often = ("callbacks.preemption.every_minutes=0",)
     with pytest.raises(Gone):
         train(composed(*TINY, *LOOKS, *often), tmp_path)
@@ -196,7 +196,7 @@ def test_a_finished_run_is_tested_again_and_nothing_changes(whole: Path, compose
 def test_fewer_epochs_than_are_done_is_refused(whole: Path, composed: Compose) -> None:
     cfg = composed(*TINY, *LOOKS, "trainer.max_epochs=2") | {"resume": str(whole)}
     before = files_of(whole)
-    with pytest.raises(UserError, match=r"3 epochs behind it, trainer\.max_epochs=2 is fewer"):
+    with pytest.raises(UserError, match=r"3 finished epochs, trainer\.max_epochs=2 is fewer"):
         train(cfg, whole)
     assert files_of(whole) == before
 

@@ -2,12 +2,13 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
-from filterscope.training.schedules import constant, cosine, one_cycle
+from filterscope.training.schedules import constant, cosine, one_cycle, takes_total_steps
 
 
 def rates(make, steps: int) -> list[float]:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
-    schedule: LRScheduler = make(optimizer, total_steps=steps)
+    length = {"total_steps": steps} if takes_total_steps(make) else {}
+    schedule: LRScheduler = make(optimizer, **length)
     seen = []
     for _ in range(steps):
         seen.append(optimizer.param_groups[0]["lr"])

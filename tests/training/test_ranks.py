@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 import pytorch_lightning as pl
 from filterscope.training.module import FinetuneModule
-from filterscope.training.cached_epochs import FeatureCache
+from filterscope.training.feature_cache import FeatureCache
 import train
 
 def note(self):

@@ -86,11 +86,13 @@ def drawable_visuals(visuals: dict[str, Visual], examples: Examples) -> dict[str
 def build_module(cfg: Config, classifier: Classifier, data: ImageDataModule) -> FinetuneModule:
     """Build the Lightning module."""
     classifier.class_names = tuple(data.class_names)
+    schedule = {key: value for key, value in cfg["schedule"].items() if key != "interval"}
     return FinetuneModule(
         classifier,
         policy=instantiate(cfg["finetune"], where="finetune"),
         optimizer=instantiate(cfg["optimizer"], where="optimizer"),
-        schedule=instantiate(cfg["schedule"], where="schedule"),
+        schedule=instantiate(schedule, where="schedule"),
+        schedule_interval=cfg["schedule"].get("interval", "step"),
         seed=cfg["seed"],
         label_smoothing=cfg["label_smoothing"],
         channels_last=cfg["channels_last"],

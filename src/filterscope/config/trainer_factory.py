@@ -37,16 +37,13 @@ _FIXED = {
 """Trainer arguments that filterscope sets, each with the reason or the option to use instead."""
 
 
-def build_trainer(
-    cfg: Config, folder: Path, visuals: dict[str, Visual], data: ImageDataModule | None = None
-) -> pl.Trainer:
+def build_trainer(cfg: Config, folder: Path, visuals: dict[str, Visual]) -> pl.Trainer:
     """Build the Trainer of a run.
 
     Args:
         cfg: the config of the run; each option below `trainer` is an argument of the Trainer.
         folder: the run folder.
         visuals: drawn after each epoch.
-        data: needed to train on cached features.
 
     Raises:
         UserError: Lightning or a callback or logger refuses an option.
@@ -64,7 +61,7 @@ def build_trainer(
         torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
     # Lightning's own way to requeue a Slurm job knows nothing of run folders.
     slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
-    callbacks = build_callbacks(cfg, folder, visuals, data)
+    callbacks = build_callbacks(cfg, folder, visuals)
     loggers = build_loggers(cfg, folder)
     try:
         trainer: pl.Trainer = instantiate(
@@ -83,25 +80,13 @@ def build_trainer(
     return trainer
 
 
-def build_callbacks(
-    cfg: Config, folder: Path, visuals: dict[str, Visual], data: ImageDataModule | None
-) -> list[pl.Callback]:
+def build_callbacks(cfg: Config, folder: Path, visuals: dict[str, Visual]) -> list[pl.Callback]:
     """Build the callbacks of the group `callbacks`; one that is null is left out."""
     built: dict[str, pl.Callback] = {}
     for name, node in cfg["callbacks"].items():
-        left_out = (name == "feature_cache" and data is None) or (
-            name == "progress_bar" and not cfg["trainer"].get("enable_progress_bar", True)
-        )
-        if not node or left_out:
+        if not node or (name == "progress_bar" and not cfg["trainer"].get("enable_progress_bar", True)):
             continue
-        offered = {
-            "folder": folder,
-            "visuals": visuals,
-            "data": data,
-            "checkpoints": built.get("checkpoint"),
-            "finite": built.get("finite_loss"),
-        }
-        built[name] = instantiate(node, where=f"callbacks.{name}", offered=offered)
+        built[name] = instantiate(node, where=f"callbacks.{name}", offered={"folder": folder, "visuals": visuals})
     return list(built.values())
 
 
@@ -166,4 +151,4 @@ def draw_untrained(trainer: pl.Trainer, module: FinetuneModule) -> None:
         if isinstance(callback, LogVisuals):
             callback.draw(trainer, module, epoch=0)
         elif isinstance(callback, RunCheckpoints):
-            callback.keep(trainer, epoch=0)
+            callback.save(trainer, epoch=0)

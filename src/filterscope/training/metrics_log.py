@@ -1,4 +1,4 @@
-"""Write one row of metrics per epoch to `metrics.csv` and to every logger, under the same names and steps."""
+"""Metrics per epoch in `metrics.csv`, in every logger and in the progress bar, under the same names and numbers."""
 
 import csv
 import io
@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.trainer.states import TrainerFn
-from torch import Tensor
+from pytorch_lightning.callbacks import RichProgressBar
 
 from filterscope.storage.atomic import synced_size, write_file
 from filterscope.training.loggers import EVENTS, log_numbers, log_step
@@ -37,21 +36,18 @@ class MetricsLog(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the loss of a step if one is due."""
-        del pl_module, batch_idx
-        if batch is not None and self._is_due(trainer, trainer.global_step):
-            log_step(trainer, float(outputs["loss"]), step=trainer.global_step)
-
-    def log_steps(self, trainer: pl.Trainer, losses: Tensor, *, first: int) -> None:
-        """Log those of many losses that are due; `first` is the number of the optimizer step of the first one."""
-        for step, loss in enumerate(losses.tolist(), start=first):
-            if self._is_due(trainer, step):
-                log_step(trainer, loss, step=step)
+        del pl_module, batch
+        accumulated, every = trainer.accumulate_grad_batches, trainer.log_every_n_steps  # type: ignore[attr-defined]
+        stepped = (batch_idx + 1) % accumulated == 0 or trainer.is_last_batch
+        if every and stepped and trainer.global_step % every == 0:
+            # Lightning has divided the loss by the number of accumulated batches.
+            log_step(trainer, float(outputs["loss"]) * accumulated, step=trainer.global_step)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write row 0 after the validation before training."""
         del pl_module
-        self._validated = True
-        if trainer.state.fn == TrainerFn.VALIDATING:
+        self._validated = not trainer.sanity_checking
+        if trainer.state.fn == "validate":
             self.write(trainer, 0)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -85,10 +81,6 @@ class MetricsLog(pl.Callback):
         if numbers and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             write_rows(self.path, self.rows)
 
-    def _is_due(self, trainer: pl.Trainer, step: int) -> bool:
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return bool(every) and step % every == 0
-
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
@@ -109,6 +101,21 @@ class MetricsLog(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the rows."""
         self.rows = state_dict["rows"]
+
+
+class EpochProgressBar(RichProgressBar):
+    """Rich's progress bar, one line per epoch, numbered like pictures and metrics: the first epoch is epoch 1."""
+
+    def __init__(self) -> None:
+        super().__init__(leave=True)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the bar of the epoch."""
+        super().on_train_epoch_start(trainer, pl_module)
+        if self.progress is not None and self.train_progress_bar_id is not None:
+            label = f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+            # As wide as the validation bar's label: lines of different width flicker.
+            self.progress.update(self.train_progress_bar_id, description=f"{label:{len(self.validation_description)}}")
 
 
 def write_rows(path: Path, rows: dict[int, dict[str, float]]) -> None:

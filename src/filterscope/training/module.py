@@ -1,8 +1,8 @@
-"""The Lightning module: a classifier, a policy, an optimizer and the metrics."""
+"""The Lightning module: a classifier, a finetune policy, an optimizer and metrics."""
 
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -18,26 +18,37 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.split_network import SplitNetwork
-from filterscope.training.feature_cache import Features
 from filterscope.training.policies import Policy
+from filterscope.training.schedules import takes_total_steps
+
+_SPLITS = ("train", "val", "test")
+
+
+class Features(NamedTuple):
+    """The trunk's outputs, which stand in for the images of a batch."""
+
+    outputs: Tensor
 
 
 class FinetuneModule(pl.LightningModule):
-    """Trains a classifier with cross-entropy and counts what it gets right.
+    """Trains a classifier with cross-entropy and measures its accuracy.
 
-    Logged per epoch, over all ranks: `train/loss train/acc val/loss val/acc test/loss test/acc`, and `…/acc_top5`
-    where there are more than ten classes. `confusion["val"]` and `confusion["test"]` hold `(classes, classes)` counts,
-    rows true, columns predicted.
+    Logged per epoch, over all ranks: `train/loss train/acc val/loss val/acc test/loss test/acc`, and `…/acc_top5` for
+    more than ten classes. `confusion["val"]` and `confusion["test"]` are `(classes, classes)` counts, true classes in
+    rows, predicted ones in columns.
 
     Args:
         classifier: is trained in place.
-        policy: what is trained, when, how fast.
-        optimizer: makes the optimizer from parameter groups; its `lr` and `weight_decay` defaults are the head's.
-        schedule: makes the schedule from the optimizer and `total_steps`.
-        seed: dropout draws from (seed, step, rank) alone, so that a resumed run draws the same.
+        policy: what is trained, when, and how fast.
+        optimizer: makes the optimizer from parameter groups; its `lr` and `weight_decay` are those of the head.
+        schedule: makes the learning rate schedule from the optimizer; if it takes `total_steps` and was given none, it
+            gets the number of times that it is advanced.
+        schedule_interval: advance the schedule after every optimizer `step` or every `epoch`. A `ReduceLROnPlateau`
+            watches `val/loss`.
+        seed: dropout depends on (seed, step, rank) alone, so that a resumed run draws the same numbers.
         label_smoothing: of the training loss, 0 to 1.
-        channels_last: run convolutions in the memory layout that is faster on most processors.
-        compile_steps: let `torch.compile` make the training step's forward and backward; the first ones take long.
+        channels_last: run convolutions in the channels-last memory layout, which most processors prefer.
+        compile_steps: compile the training step with `torch.compile`; the first steps take long.
         about: plain data that every checkpoint carries under `filterscope` (config, class names, image size).
     """
 
@@ -48,6 +59,7 @@ class FinetuneModule(pl.LightningModule):
         policy: Policy,
         optimizer: Callable[..., Optimizer],
         schedule: Callable[..., LRScheduler],
+        schedule_interval: Literal["step", "epoch"] = "step",
         seed: int = 0,
         label_smoothing: float = 0.0,
         channels_last: bool = True,
@@ -59,35 +71,36 @@ class FinetuneModule(pl.LightningModule):
         self.policy = policy
         self.optimizer = optimizer
         self.schedule = schedule
+        self.schedule_interval = schedule_interval
         self.seed = seed
         self.label_smoothing = label_smoothing
         self.channels_last = channels_last
         self.about = about or {}
-        self.measures = torch.nn.ModuleDict({f"{split}_": _measures(classifier.num_classes) for split in _SPLITS})
+        self.metrics = torch.nn.ModuleDict({f"{split}_": _metrics(classifier.num_classes) for split in _SPLITS})
         self.confusion: dict[str, Tensor] = {}
         self.split_network: SplitNetwork | None = None
-        self._asleep = False
-        # Only training steps: while others look, hooks come and go.
+        self._backbone_trains = True
+        # Only for training steps: validation and visuals come and go with hooks, which would compile again.
         self._compiled: Callable[[Tensor], Tensor] | None = torch.compile(self._logits) if compile_steps else None
         policy.freeze(classifier)
 
     @property
     def epoch(self) -> int:
-        """The epoch that is running, from 0; right on resume too, where `current_epoch` lags behind."""
+        """The running epoch, from 0; unlike `current_epoch` it is right after a resume too."""
         progress: Any = self.trainer.fit_loop.epoch_progress.current
         return int(progress.processed)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of images in [0, 1]."""
         compute = self._compiled if self._compiled is not None and self.training else self._logits
-        return compute(self._laid_out(images))
+        return compute(self._to_layout(images))
 
-    def trunk_function(self, halves: SplitNetwork) -> Callable[[Tensor], Tensor]:
-        """Return what makes features of images as `forward` does on the way: same device, layout and precision."""
+    def trunk_function(self, network: SplitNetwork) -> Callable[[Tensor], Tensor]:
+        """Return a function from images to features with the device, layout and precision of `forward`."""
 
         def compute(images: Tensor) -> Tensor:
             with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-                return halves.features(self._laid_out(images.to(self.device))).cpu()
+                return network.features(self._to_layout(images.to(self.device))).cpu()
 
         return compute
 
@@ -96,41 +109,45 @@ class FinetuneModule(pl.LightningModule):
         return F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
 
     def configure_optimizers(self) -> Any:
-        """Build optimizer and schedule, the latter advanced after every step."""
+        """Build the optimizer and the schedule.
+
+        Raises:
+            UserError: their options are not possible, or the run has no length that the schedule needs.
+        """
         given = getattr(self.optimizer, "keywords", {})
         groups = self.policy.groups(self.classifier, given.get("lr", 1e-3), given.get("weight_decay", 0.0))
         try:
             optimizer = self.optimizer(groups)
         except (ValueError, TypeError) as error:
             raise UserError(f"optimizer: {error}") from error
-        schedule = self.schedule(optimizer, total_steps=max(1, int(self.trainer.estimated_stepping_batches)))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        try:
+            schedule = self.schedule(optimizer, **self._schedule_length())
+        except (ValueError, TypeError) as error:
+            raise error if isinstance(error, UserError) else UserError(f"schedule: {error}") from error
+        settings = {"scheduler": schedule, "interval": self.schedule_interval, "monitor": "val/loss"}
+        return {"optimizer": optimizer, "lr_scheduler": settings}
 
     def on_train_start(self) -> None:
-        """Do what an epoch's start would have done, where a run goes on inside the epoch."""
+        """Prepare the epoch in which a run is resumed."""
         self.on_train_epoch_start()
 
     def on_train_epoch_start(self) -> None:
-        """Hold what is not trained in this epoch in evaluation mode, and compute no gradients of it."""
+        """Put frozen modules into evaluation mode, and compute no gradients of a backbone that is not trained."""
         self.classifier.backbone.train()
-        if self.policy.is_frozen_in(self.epoch):
+        if self.policy.freezes_trunk(self.epoch):
             for module in self.policy.frozen_modules(self.classifier):
                 module.eval()
-        self._asleep = not self.policy.trains_backbone(self.epoch)
+        self._backbone_trains = self.policy.trains_backbone(self.epoch)
         wrapped = self.trainer.strategy.model
         if isinstance(wrapped, DistributedDataParallel):
-            # DDP waits for the gradients of all that requires them, and a backbone not released yet has none.
-            wrapped.require_backward_grad_sync = not self._late
+            # DDP waits for the gradients of all parameters that require them, also before the backbone's release.
+            wrapped.require_backward_grad_sync = not self._before_release
 
     def on_train_batch_start(self, _batch: object, _index: int) -> None:
-        """Make what the step draws depend on (seed, step, rank) only."""
-        self.seed_step()
-
-    def seed_step(self) -> None:
-        """Make what a step draws depend on (seed, step, rank) only."""
+        """Make the random numbers of the step depend on (seed, step, rank) only."""
         key = f"{self.seed}/{self.global_step}/{self.global_rank}".encode()
         seed = int.from_bytes(hashlib.sha256(key).digest()[:7], "big")
-        # Not torch.manual_seed: as long as CUDA is not used, that notes every call and where it came from, for ever.
+        # Not torch.manual_seed: before CUDA is used, it stores every call with its stack, without bound.
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
@@ -138,14 +155,10 @@ class FinetuneModule(pl.LightningModule):
             torch.mps.manual_seed(seed)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Average what DDP does not: the gradients of a head whose backbone is not released yet."""
-        if self._late:
-            self.average_gradients([p for group in optimizer.param_groups for p in group["params"]])
-
-    def average_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Average the gradients of those that have one over all processes."""
+        """Average the gradients of the head over all processes while DDP does not, before the backbone's release."""
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        if self.trainer.world_size == 1 or not gradients:
+        if not self._before_release or self.trainer.world_size == 1 or not gradients:
             return
         flat = torch.cat([gradient.flatten() for gradient in gradients]) / self.trainer.world_size
         dist.all_reduce(flat)
@@ -153,120 +166,109 @@ class FinetuneModule(pl.LightningModule):
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
-    def on_train_batch_end(self, outputs: object, batch: object, _index: int) -> None:
-        """Log what `count_steps` has counted, at the end of an epoch on features."""
-        del outputs
-        if batch is None:
-            self._log("train", batch_size=1)
-
-    def training_step(self, batch: tuple[Tensor, Tensor], _index: int) -> Tensor:
-        """Return the loss of a batch."""
-        images, labels = batch
-        logits = self(images)
+    def training_step(self, batch: tuple[Tensor | Features, Tensor], _index: int) -> Tensor:
+        """Return the loss of a batch of images or cached features."""
+        inputs, labels = batch
+        if isinstance(inputs, Features):
+            assert self.split_network is not None
+            logits = self.split_network.logits(inputs.outputs)
+        else:
+            logits = self(inputs)
         loss = self.loss(logits, labels)
-        self._count("train", logits.detach(), labels, loss.detach())
+        self._update_metrics("train", logits.detach(), labels, loss.detach())
         return loss
 
-    def count_steps(self, losses: Sequence[Tensor], seen: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Count steps on features by their losses and their `(logits, labels)`."""
-        logits, labels = (torch.cat(each) for each in zip(*seen, strict=True))
-        weights = torch.tensor([float(len(each)) for _, each in seen])
-        for name, measure in self._of("train").items():
-            if name == "loss":
-                measure.update(torch.stack(list(losses)), weight=weights.to(self.device))
-            elif name != "confusion":
-                measure.update(logits, labels)
-
-    def validation_step(self, batch: tuple[Any, Tensor], _index: int) -> Tensor | None:
-        """Count a validation batch and return the features of its images where they may be kept."""
+    def validation_step(self, batch: tuple[Tensor | Features, Tensor], _index: int) -> Tensor | None:
+        """Measure a validation batch, and return the features of its images if the network is split."""
         return self._evaluate("val", batch)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], _index: int) -> None:  # noqa: PT019
-        """Count a test batch."""
+    def test_step(self, batch: tuple[Tensor | Features, Tensor], _index: int) -> None:  # noqa: PT019
+        """Measure a test batch."""
         self._evaluate("test", batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Keep the confusion matrix of the validation images."""
-        self._keep_confusion("val")
+        """Store the confusion matrix of the validation images."""
+        self._store_confusion("val")
 
     def on_test_epoch_end(self) -> None:
-        """Keep the confusion matrix of the test images."""
-        self._keep_confusion("test")
+        """Store the confusion matrix of the test images."""
+        self._store_confusion("test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint self-contained."""
         checkpoint.setdefault("filterscope", {}).update({**self.about, "confusion": dict(self.confusion)})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Know what the last validation has counted: a run that was complete but for its end has no other."""
+        """Restore the confusion matrices: resuming a run that only lacks its test runs no validation."""
         self.confusion = dict(checkpoint.get("filterscope", {}).get("confusion", {}))
 
-    def _evaluate(self, split: str, batch: tuple[Any, Tensor]) -> Tensor | None:
+    def _schedule_length(self) -> dict[str, int]:
+        """Return `total_steps` if the schedule takes it and was given none."""
+        if not takes_total_steps(self.schedule):
+            return {}
+        steps = self.trainer.estimated_stepping_batches
+        if self.schedule_interval == "epoch":
+            steps = -1 if self.trainer.max_epochs is None else self.trainer.max_epochs
+        if not 0 <= steps < float("inf"):
+            raise UserError("schedule: it needs the length of the run; give trainer.max_epochs, or another schedule")
+        return {"total_steps": max(1, int(steps))}
+
+    def _evaluate(self, split: str, batch: tuple[Tensor | Features, Tensor]) -> Tensor | None:
         inputs, labels = batch
-        features = None
+        features: Tensor | None = None
         if self.split_network is None:
             logits = self(inputs).float()
         else:
-            kept = isinstance(inputs, Features)
-            features = inputs.values if kept else self.split_network.features(self._laid_out(inputs))
+            if isinstance(inputs, Features):
+                features = inputs.outputs
+            else:
+                features = self.split_network.features(self._to_layout(inputs))
             logits = self.split_network.logits(features).float()
-        self._count(split, logits, labels, F.cross_entropy(logits, labels))
-        self._of(split)["confusion"].update(logits, labels)
+        self._update_metrics(split, logits, labels, F.cross_entropy(logits, labels))
+        self._metrics_of(split)["confusion"].update(logits, labels)
         return features
 
-    def _count(self, split: str, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
-        for name, measure in self._of(split).items():
+    def _update_metrics(self, split: str, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
+        for name, metric in self._metrics_of(split).items():
+            if name == "confusion":
+                continue
             if name == "loss":
-                measure.update(loss, weight=len(labels))
-            elif name != "confusion":
-                measure.update(logits, labels)
-        self._log(split, batch_size=len(labels))
-
-    def _log(self, split: str, *, batch_size: int) -> None:
-        for name, measure in self._of(split).items():
-            if name != "confusion":
-                self.log(
-                    f"{split}/{name}",
-                    measure,
-                    on_step=False,
-                    on_epoch=True,
-                    batch_size=batch_size,
-                    logger=False,
-                    prog_bar=name in ("loss", "acc"),
-                )
+                metric.update(loss, weight=len(labels))
+            else:
+                metric.update(logits, labels)
+            # `MetricsLog` passes the values of an epoch on to the loggers.
+            options = {"on_step": False, "on_epoch": True, "logger": False, "prog_bar": name in ("loss", "acc")}
+            self.log(f"{split}/{name}", metric, batch_size=len(labels), **options)  # type: ignore[arg-type]
 
     def _logits(self, images: Tensor) -> Tensor:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._asleep):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._backbone_trains):
             features = self.classifier.backbone(images)
         logits: Tensor = self.classifier.head(features)
         return logits
 
-    def _laid_out(self, images: Tensor) -> Tensor:
+    def _to_layout(self, images: Tensor) -> Tensor:
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
 
     @property
-    def _late(self) -> bool:
-        """Whether the backbone is trained later on, but not yet."""
-        return self._asleep and any(p.requires_grad for p in self.classifier.backbone.parameters())
+    def _before_release(self) -> bool:
+        """Whether the backbone is trained later, but not in this epoch."""
+        return not self._backbone_trains and any(p.requires_grad for p in self.classifier.backbone.parameters())
 
-    def _of(self, split: str) -> dict[str, Metric]:
-        return dict(self.measures[f"{split}_"].items())  # type: ignore[operator]
+    def _metrics_of(self, split: str) -> dict[str, Metric]:
+        return dict(self.metrics[f"{split}_"].items())  # type: ignore[operator]
 
-    def _keep_confusion(self, split: str) -> None:
-        measure = self._of(split)["confusion"]
-        self.confusion[split] = measure.compute().cpu()
-        measure.reset()
-
-
-_SPLITS = ("train", "val", "test")
+    def _store_confusion(self, split: str) -> None:
+        metric = self._metrics_of(split)["confusion"]
+        self.confusion[split] = metric.compute().cpu()
+        metric.reset()
 
 
-def _measures(num_classes: int) -> torch.nn.ModuleDict:
-    measures: dict[str, Metric] = {
+def _metrics(num_classes: int) -> torch.nn.ModuleDict:
+    metrics: dict[str, Metric] = {
         "loss": MeanMetric(),
         "acc": MulticlassAccuracy(num_classes, average="micro"),
         "confusion": MulticlassConfusionMatrix(num_classes),
     }
     if num_classes > 10:
-        measures["acc_top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
-    return torch.nn.ModuleDict(measures)
+        metrics["acc_top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
+    return torch.nn.ModuleDict(metrics)

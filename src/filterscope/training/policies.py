@@ -1,4 +1,4 @@
-"""Which parts of a classifier are trained, when, and how fast."""
+"""Finetune policies: which parts of a classifier are trained, when, and how fast."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -12,28 +12,71 @@ from filterscope.models.layers import block_ends, convolutions, find_layer
 from filterscope.models.split_network import modules_up_to
 from filterscope.registry import register
 
+CachedAugmentations = Annotated[int, Field(ge=0)] | None
 Group = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """Base class of the policies; as it stands, it trains everything at one rate from the first epoch on.
+
+    A policy is a frozen dataclass whose fields are its options. To add one, derive from this class, decorate it with
+    `@register("policy")` and name it in a YAML file of `conf/finetune`. Epochs count from 0. A policy that freezes
+    a trunk can have an option `cached_augmentations`, as `LinearProbe` has.
+
+    Args:
+        lr: learning rate of the head with Adam-like optimizers (`optimizer.lr` refers to it).
+    """
+
+    lr: float = 4e-4
+
+    def freeze(self, classifier: Classifier) -> None:
+        """Set `requires_grad=False` on all parameters that are never trained."""
+
+    def groups(self, classifier: Classifier, lr: float, weight_decay: float) -> list[Group]:
+        """Return the parameter groups of the optimizer; `lr` is the rate of the head."""
+        return [
+            *parameter_groups("head", classifier.head, lr, weight_decay),
+            *parameter_groups("backbone", classifier.backbone, lr, weight_decay),
+        ]
+
+    def trains_backbone(self, epoch: int) -> bool:  # noqa: ARG002
+        """Return whether the backbone gets gradients in an epoch."""
+        return True
+
+    def freezes_trunk(self, epoch: int) -> bool:  # noqa: ARG002
+        """Return whether the trunk (`frozen_modules`) is frozen in an epoch, so that its output can be cached."""
+        return False
+
+    def frozen_modules(self, classifier: Classifier) -> tuple[nn.Module, ...]:
+        """Return the modules that are frozen, and in evaluation mode, in epochs with a frozen trunk."""
+        return (classifier.backbone,)
+
+    def last_frozen_layer(self, classifier: Classifier) -> str | None:  # noqa: ARG002
+        """Return the name of the last frozen layer, or None for the whole backbone."""
+        return None
 
 
 @register("policy")
 @dataclass(frozen=True, kw_only=True)
-class LinearProbe:
-    """Train the new Linear only; everything else keeps its values bit for bit.
+class LinearProbe(Policy):
+    """Train the new Linear only; all other parameters and buffers stay bit-identical.
 
     Args:
-        lr: the head's learning rate with Adam-like optimizers (`optimizer.lr` refers to it).
-        views: of how many random views of each training image the features are kept, which are then shown in turn;
-            0: of the fixed view; None: of none, each epoch has new ones (without random views all are kept anyway).
+        cached_augmentations: how many random augmentations of each training image are cached and shown in turn; 0: the
+            image without augmentation; None: augmentations are new in every epoch and nothing is cached, unless the
+            data has no augmentation.
     """
 
     lr: float = 1e-2
-    views: int | None = None
-
-    def __post_init__(self) -> None:
-        _check_views(self.views)
+    cached_augmentations: CachedAugmentations = None
 
     def freeze(self, classifier: Classifier) -> None:
-        """Freeze all but the head for good; needs a head that can be trained and a trunk that is worth probing."""
+        """Freeze everything but the head.
+
+        Raises:
+            UserError: the head is not a Linear, or the backbone has random layers.
+        """
         if not isinstance(classifier.head, nn.Linear):
             raise UserError(f"finetune=linear_probe needs a Linear to train; {classifier.backbone.name} ends in none")
         if classifier.untrained and not classifier.backbone.allow_random:
@@ -42,56 +85,39 @@ class LinearProbe:
                 f"({', '.join(classifier.untrained)}); use head=linear, give complete weights, "
                 "or say model.allow_random=true"
             )
-        # Frozen before DDP wraps the module: DDP reduces only parameters that require grad at that moment.
+        # Before DDP wraps the module: DDP reduces only parameters that require gradients at that moment.
         classifier.requires_grad_(False)
         classifier.head.requires_grad_(True)
 
-    def groups(self, classifier: Classifier, lr: float, weight_decay: float) -> list[Group]:
-        """Return the optimizer's parameter groups."""
-        return _group("head", classifier.head, lr, weight_decay)
-
     def trains_backbone(self, epoch: int) -> bool:  # noqa: ARG002
-        """Return whether the backbone is trained in the epoch, counted from 0."""
+        """Return False."""
         return False
 
-    def frozen_modules(self, classifier: Classifier) -> tuple[nn.Module, ...]:
-        """Return the modules that are not trained in epochs in which something rests."""
-        return (classifier.backbone,)
-
-    def is_frozen_in(self, epoch: int) -> bool:  # noqa: ARG002
-        """Return whether anything rests in the epoch, so that its output can be kept."""
+    def freezes_trunk(self, epoch: int) -> bool:  # noqa: ARG002
+        """Return True: the whole backbone is the trunk."""
         return True
-
-    def last_frozen_layer(self, classifier: Classifier) -> str | None:  # noqa: ARG002
-        """Return the last layer that rests; None: the whole backbone."""
-        return None
 
 
 @register("policy")
 @dataclass(frozen=True, kw_only=True)
-class Full:
+class Full(Policy):
     """Train everything from the first epoch on.
 
     Args:
-        lr: the head's learning rate with Adam-like optimizers (`optimizer.lr` refers to it).
-        backbone_lr_factor: the backbone's rate as a multiple of the head's; None: 0.1 from pretrained weights,
-            1 from random ones.
-        first_layer_lr_factor: the first convolution's rate as a multiple of the backbone's; None: 1 from pretrained
-            weights, 10 from random ones, because at the common rate its kernels stay the noise they started as.
-        first_layer_weight_decay: the first convolution's; None: the optimizer's own from pretrained weights, 4 from
-            random ones, which lets the starting noise fade.
+        backbone_lr_factor: the backbone's learning rate as a multiple of the head's; None: 0.1 for pretrained weights,
+            1 for random ones.
+        first_layer_lr_factor: the first convolution's learning rate as a multiple of the backbone's; None: 1 for
+            pretrained weights, 10 for random ones, because at the common rate its kernels keep their initial noise.
+        first_layer_weight_decay: weight decay of the first convolution; None: the optimizer's for pretrained weights,
+            4 for random ones, so that the initial noise decays.
     """
 
-    lr: float = 4e-4
     backbone_lr_factor: float | None = None
     first_layer_lr_factor: float | None = None
     first_layer_weight_decay: float | None = None
 
-    def freeze(self, classifier: Classifier) -> None:
-        """Freeze nothing."""
-
     def groups(self, classifier: Classifier, lr: float, weight_decay: float) -> list[Group]:
-        """Return the optimizer's parameter groups: head, backbone and its first convolution."""
+        """Return the parameter groups of the optimizer: head, backbone and first convolution."""
         pretrained = classifier.backbone.pretrained
         factor = _default(self.backbone_lr_factor, 0.1 if pretrained else 1.0)
         first_factor = _default(self.first_layer_lr_factor, 1.0 if pretrained else 10.0)
@@ -100,58 +126,39 @@ class Full:
         first = classifier.module_of(names[0]) if names else None
         first = first if first and next(first.parameters()).requires_grad else None
         return [
-            *_group("head", classifier.head, lr, weight_decay),
-            *_group("backbone", classifier.backbone, lr * factor, weight_decay, but=first),
-            *(_group("first_layer", first, lr * factor * first_factor, first_decay) if first else []),
+            *parameter_groups("head", classifier.head, lr, weight_decay),
+            *parameter_groups("backbone", classifier.backbone, lr * factor, weight_decay, without=first),
+            *(parameter_groups("first_layer", first, lr * factor * first_factor, first_decay) if first else []),
         ]
-
-    def trains_backbone(self, epoch: int) -> bool:  # noqa: ARG002
-        """Return whether the backbone is trained in the epoch, counted from 0."""
-        return True
-
-    def frozen_modules(self, classifier: Classifier) -> tuple[nn.Module, ...]:  # noqa: ARG002
-        """Return the modules that are not trained in epochs in which something rests."""
-        return ()
-
-    def is_frozen_in(self, epoch: int) -> bool:  # noqa: ARG002
-        """Return whether anything rests in the epoch, so that its output can be kept."""
-        return False
-
-    def last_frozen_layer(self, classifier: Classifier) -> str | None:  # noqa: ARG002
-        """Return the last layer that rests; None: the whole backbone."""
-        return None
 
 
 @register("policy")
 @dataclass(frozen=True, kw_only=True)
 class LastBlocks(Full):
-    """Train the last `blocks` blocks of the network and what lies behind them; what lies below rests for good.
-
-    `views` is as in `LinearProbe`.
-    """
+    """Train the last `blocks` blocks and everything after them; the layers before are frozen for good."""
 
     blocks: int = 1
-    views: int | None = None
-
-    def __post_init__(self) -> None:
-        _check_views(self.views)
+    cached_augmentations: CachedAugmentations = None
 
     def freeze(self, classifier: Classifier) -> None:
-        """Freeze what lies below the blocks; there must be something below them."""
+        """Freeze the layers before the blocks.
+
+        Raises:
+            UserError: there are none, or fewer blocks than asked for.
+        """
         for module in self.frozen_modules(classifier):
             module.requires_grad_(False)
 
-    def frozen_modules(self, classifier: Classifier) -> tuple[nn.Module, ...]:
-        """Return the modules that are not trained in epochs in which something rests."""
-        path = find_layer(classifier.layers, self.last_frozen_layer(classifier)).path
-        return modules_up_to(classifier, path)
-
-    def is_frozen_in(self, epoch: int) -> bool:  # noqa: ARG002
-        """Return whether anything rests in the epoch, so that its output can be kept."""
+    def freezes_trunk(self, epoch: int) -> bool:  # noqa: ARG002
+        """Return True: the layers before the blocks are the trunk."""
         return True
 
+    def frozen_modules(self, classifier: Classifier) -> tuple[nn.Module, ...]:
+        """Return the modules before the blocks."""
+        return modules_up_to(classifier, find_layer(classifier.layers, self.last_frozen_layer(classifier)).path)
+
     def last_frozen_layer(self, classifier: Classifier) -> str:
-        """Return the last layer that rests."""
+        """Return the name of the last layer before the blocks."""
         ends = block_ends(classifier.layers)
         if not 0 < self.blocks < len(ends):
             raise UserError(
@@ -164,51 +171,44 @@ class LastBlocks(Full):
 @register("policy")
 @dataclass(frozen=True, kw_only=True)
 class Gradual(Full):
-    """Train the head alone first; the backbone joins in at `release_epoch` (epochs counted from 0).
-
-    `views` is as in `LinearProbe`, up to the release.
-    """
+    """Train the head alone before `release_epoch`, everything from that epoch on."""
 
     release_epoch: Annotated[int, Field(ge=0)] = 4
-    views: int | None = None
-
-    def __post_init__(self) -> None:
-        _check_views(self.views)
+    cached_augmentations: CachedAugmentations = None
 
     def trains_backbone(self, epoch: int) -> bool:
-        """Return whether the backbone is trained in the epoch, counted from 0."""
-        # All parameters are in the optimizer and require grad from the start; until the release they get no gradients.
-        # Changing requires_grad later lets DDP ranks diverge silently.
+        """Return whether the epoch is not before the release."""
+        # All parameters are in the optimizer and require gradients from the start; before the release they get none.
+        # If requires_grad changed later, DDP ranks would diverge silently (Lightning #20340).
         return epoch >= self.release_epoch
 
-    def frozen_modules(self, classifier: Classifier) -> tuple[nn.Module, ...]:
-        """Return the modules that are not trained in epochs in which something rests."""
-        return (classifier.backbone,)
-
-    def is_frozen_in(self, epoch: int) -> bool:
-        """Return whether anything rests in the epoch, so that its output can be kept."""
+    def freezes_trunk(self, epoch: int) -> bool:
+        """Return whether the epoch is before the release."""
         return epoch < self.release_epoch
 
 
-Policy = LinearProbe | Full | LastBlocks | Gradual
+def parameter_groups(
+    name: str, module: nn.Module, lr: float, weight_decay: float, without: nn.Module | None = None
+) -> list[Group]:
+    """Return up to two parameter groups of a module: weights, and biases and norms, which are not decayed.
 
-
-def _check_views(views: int | None) -> None:
-    if views is not None and views < 0:
-        raise UserError(f"finetune.views={views}: a number of views, 0 for the fixed one, or null")
-
-
-def _default(value: float | None, otherwise: float) -> float:
-    return otherwise if value is None else value
-
-
-def _group(name: str, module: nn.Module, lr: float, weight_decay: float, but: nn.Module | None = None) -> list[Group]:
-    left_out = {id(parameter) for parameter in but.parameters()} if but is not None else set()
+    Args:
+        name: of the group; the second one is called `<name>_bias`.
+        module: whose trainable parameters are taken.
+        lr: learning rate.
+        weight_decay: of the weights.
+        without: a module inside whose parameters are left out.
+    """
+    left_out = {id(parameter) for parameter in without.parameters()} if without is not None else set()
     own = [parameter for parameter in module.parameters() if parameter.requires_grad and id(parameter) not in left_out]
     weights = [parameter for parameter in own if parameter.ndim > 1]
-    others = [parameter for parameter in own if parameter.ndim <= 1]  # biases and norms are not decayed
+    others = [parameter for parameter in own if parameter.ndim <= 1]
     return [
         {"name": label, "params": params, "lr": lr, "weight_decay": decay}
         for label, params, decay in ((name, weights, weight_decay), (f"{name}_bias", others, 0.0))
         if params
     ]
+
+
+def _default(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value

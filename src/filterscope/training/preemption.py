@@ -1,4 +1,4 @@
-"""Stopping between two steps, losing nothing; and keeping what a long epoch has done so far, now and then."""
+"""Stopping between two steps without losing one, checkpoints inside long epochs, and the end of a diverged run."""
 
 import os
 import signal
@@ -11,7 +11,6 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from pydantic import Field
-from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 from torchmetrics import Metric
 
 from filterscope.errors import UserError
@@ -19,14 +18,16 @@ from filterscope.runtime.signals import Stopped, stop_request
 from filterscope.training.checkpoints import RunCheckpoints
 from filterscope.training.resume import resume_conditions
 
-SAVE, LEAVE = 1, 2  # with a signal's number added
+SAVE, LEAVE = 1, 2  # a signal's number is added to the latter
 
 
 class FiniteLoss(pl.Callback):
-    """Ends a run whose loss has become NaN or infinite, before anything of it reaches a checkpoint.
+    """Ends a run whose loss has become NaN or infinite with an error, before anything of it reaches a checkpoint.
+
+    Not `EarlyStopping(check_finite=True)`, which looks once an epoch and ends the run as if it were complete.
 
     Args:
-        every_steps: how often to look; looking waits for the GPU.
+        every_steps: how often the loss is checked, because each check waits for the GPU.
     """
 
     def __init__(self, *, every_steps: int = 20) -> None:
@@ -37,7 +38,7 @@ class FiniteLoss(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note whether the loss of this step is a number."""
+        """Note whether the loss of this step is finite."""
         del pl_module, batch
         finite = outputs["loss"].detach().isfinite()
         self._finite = finite if self._finite is None else self._finite & finite
@@ -45,106 +46,101 @@ class FiniteLoss(pl.Callback):
             self.check(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look at the whole epoch and its validation."""
+        """Check the last steps of the epoch and its validation."""
         del pl_module
         self.check(trainer)
         loss = trainer.callback_metrics.get("val/loss")
         if loss is not None and not torch.isfinite(loss):
-            raise UserError(_no_number("validation", trainer))
+            raise UserError(_not_finite("validation", trainer))
 
     def check(self, trainer: pl.Trainer) -> None:
-        """Raise a `UserError` where the loss of a step since the last look was no number."""
+        """Raise a `UserError` if a loss since the last check was not finite."""
         if self._finite is not None and not bool(self._finite):
-            raise UserError(_no_number("training", trainer))
+            raise UserError(_not_finite("training", trainer))
         self._finite = None
 
 
 class Preemption(pl.Callback):
-    """Leaves between two steps when a signal asks for it, with `midway.ckpt` written, and writes one now and then.
+    """Stops between two steps after a signal, with `midway.ckpt` written, and writes one regularly in long epochs.
 
-    All processes of a run stop at the same step. What the metrics of the epoch have counted so far, on each process,
-    travels in the checkpoint.
+    All processes of a run stop at the same step. The metric state of each process is part of the checkpoint. Needs
+    `RunCheckpoints` among the trainer's callbacks; without it the run stops without a checkpoint.
 
     Args:
-        checkpoints: writes the file.
-        finite: is asked before.
-        every_minutes: how much of an epoch may be lost when the process dies unasked; None: all of it.
+        every_minutes: how much of an epoch may be lost when the process dies; None: all of it.
     """
 
-    def __init__(
-        self,
-        checkpoints: RunCheckpoints,
-        finite: FiniteLoss,
-        *,
-        every_minutes: Annotated[float, Field(ge=0)] | None = None,
-    ) -> None:
+    def __init__(self, *, every_minutes: Annotated[float, Field(ge=0)] | None = None) -> None:
         super().__init__()
-        self.checkpoints = checkpoints
-        self.finite = finite
         self.every_minutes = every_minutes
         self._agreed = 0
         self._group: Any = None
-        self._asking: tuple[torch.Tensor, Any] | None = None
-        self._counted: list[list[dict[str, Any]]] | None = None
+        self._pending: tuple[torch.Tensor, Any] | None = None
+        self._metric_states: list[list[dict[str, torch.Tensor]]] | None = None
         self._children: list[subprocess.Popen[bytes]] | None = None
-        self._since = time.monotonic()
+        self._saved_at = time.monotonic()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Watch the processes that Lightning has started."""
         del pl_module, stage
-        launcher = trainer.strategy.launcher
-        if self._children is None and isinstance(launcher, _SubprocessScriptLauncher) and launcher.procs:
-            # Lightning's own watch kills this process without a word; the list is what it watches.
-            self._children, launcher.procs[:] = list(launcher.procs), []
+        started = getattr(trainer.strategy.launcher, "procs", None)
+        if self._children is None and started and isinstance(started[0], subprocess.Popen):
+            # Lightning's own watch kills this process without a message; it watches this list.
+            self._children, started[:] = list(started), []
             threading.Thread(target=_watch, args=(self._children,), daemon=True).start()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the signals over from Lightning, whose own handler talks to the other processes from inside it."""
+        """Handle the signals in place of Lightning, whose handler communicates with other processes."""
         del pl_module
         if trainer.world_size > 1 and self._group is None:
             self._group = dist.new_group(backend="gloo")
         stop_request.install()
         stop_request.deferred = True
-        self._since = time.monotonic()
+        self._saved_at = time.monotonic()
         if stop_request.requested is not None:
             self._agreed = LEAVE + stop_request.requested
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the signals over here too."""
+        """Handle the signals in place of Lightning."""
         del trainer, pl_module
         stop_request.install()
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the signals over here too."""
+        """Handle the signals in place of Lightning."""
         del trainer, pl_module
         stop_request.install()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave between two epochs if that was asked for meanwhile."""
+        """Stop between two epochs if a signal has come."""
         del trainer, pl_module
-        self._since = time.monotonic()
-        self._settle()
+        self._saved_at = time.monotonic()
+        self._stop_if_requested()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave before the test if that was asked for meanwhile."""
+        """Stop before the test if a signal has come."""
         del trainer, pl_module
-        self._settle()
+        self._stop_if_requested()
         stop_request.deferred = False
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save, or save and leave, where all processes have agreed to and the step is a whole one."""
+        """Save, or save and stop, once all processes agree and the optimizer has stepped."""
         del outputs, batch
-        self._ask(trainer)
-        whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if not self._agreed or not whole or trainer.is_last_batch:
-            return  # an epoch that is over is finished first, or its images would count twice
-        self.finite.check(trainer)
-        self._counted = self._gathered(pl_module)
-        self.checkpoints.keep_midway(trainer)
-        self._counted = None
-        self._since = time.monotonic()
+        self._vote(trainer)
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if not self._agreed or not stepped or trainer.is_last_batch:
+            return  # an epoch whose batches are done is finished first, or its images would count twice
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks:
+            if isinstance(callback, FiniteLoss):
+                callback.check(trainer)
+        self._metric_states = self._gather_metric_states(pl_module)
+        for callback in callbacks:
+            if isinstance(callback, RunCheckpoints):
+                callback.save_midway(trainer)
+        self._metric_states = None
+        self._saved_at = time.monotonic()
         agreed, self._agreed = self._agreed, 0
         if agreed >= LEAVE:
             raise Stopped(agreed - LEAVE)
@@ -152,56 +148,55 @@ class Preemption(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Put what the metrics have counted into a checkpoint inside an epoch."""
+        """Put the metric states into a checkpoint inside an epoch."""
         del pl_module
-        if self._counted is not None:
-            about = checkpoint.setdefault("filterscope", {})
-            about["midway"] = {"shape": resume_conditions(trainer), "counted": self._counted}
+        if self._metric_states is not None:
+            midway = {"conditions": resume_conditions(trainer), "metrics": self._metric_states}
+            checkpoint.setdefault("filterscope", {})["midway"] = midway
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Count on from there."""
+        """Restore the metric states of this process."""
         midway = checkpoint.get("filterscope", {}).get("midway")
         if midway is None:
             return
-        for metric, counted in zip(_metrics(pl_module), midway["counted"][trainer.global_rank], strict=True):
-            for name in metric._defaults:
-                setattr(metric, name, counted["state"][name].to(metric.device))
-            metric._update_count = int(counted["updates"])
+        for metric, state in zip(_metrics_of(pl_module), midway["metrics"][trainer.global_rank], strict=True):
+            for name in metric.metric_state:
+                setattr(metric, name, state[name].to(metric.device))
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Be patient no longer; a fault of this process alone is the end of those it has started."""
+        """Let signals act at once again; after a fault of this process, end the processes it has started."""
         del trainer, pl_module
         stop_request.deferred = False
         if not isinstance(exception, Stopped):
             for child in self._children or ():
                 child.kill()
 
-    def _ask(self, trainer: pl.Trainer) -> None:
+    def _vote(self, trainer: pl.Trainer) -> None:
         wish = self._wish(trainer)
         if self._group is None:
             self._agreed = max(self._agreed, wish)
             return
-        # Asked after this step, answered after the next: nobody waits for the answer.
-        if self._asking is not None:
-            answer, work = self._asking
+        # Started after this step and read after the next one, so that nobody waits.
+        if self._pending is not None:
+            result, work = self._pending
             work.wait()
-            self._agreed = max(self._agreed, int(answer))
-        question = torch.tensor(wish)
-        self._asking = (question, dist.all_reduce(question, dist.ReduceOp.MAX, self._group, async_op=True))
+            self._agreed = max(self._agreed, int(result))
+        vote = torch.tensor(wish)
+        self._pending = (vote, dist.all_reduce(vote, dist.ReduceOp.MAX, self._group, async_op=True))
 
-    def _settle(self) -> None:
+    def _stop_if_requested(self) -> None:
         wish = max(self._agreed, 0 if stop_request.requested is None else LEAVE + stop_request.requested)
         if self._group is not None:
-            if self._asking is not None:
-                answer, work = self._asking
+            if self._pending is not None:
+                result, work = self._pending
                 work.wait()
-                wish = max(wish, int(answer))
-                self._asking = None
-            question = torch.tensor(wish)
-            dist.all_reduce(question, dist.ReduceOp.MAX, self._group)
-            wish = int(question)
+                wish = max(wish, int(result))
+                self._pending = None
+            vote = torch.tensor(wish)
+            dist.all_reduce(vote, dist.ReduceOp.MAX, self._group)
+            wish = int(vote)
         self._agreed = 0
         if wish >= LEAVE:
             raise Stopped(wish - LEAVE)
@@ -209,13 +204,13 @@ class Preemption(pl.Callback):
     def _wish(self, trainer: pl.Trainer) -> int:
         if stop_request.requested is not None:
             return LEAVE + stop_request.requested
-        late = self.every_minutes is not None and time.monotonic() - self._since > 60 * self.every_minutes
-        return SAVE if late and trainer.is_global_zero else 0
+        due = self.every_minutes is not None and time.monotonic() - self._saved_at > 60 * self.every_minutes
+        return SAVE if due and trainer.is_global_zero else 0
 
-    def _gathered(self, module: pl.LightningModule) -> list[list[dict[str, Any]]]:
+    def _gather_metric_states(self, module: pl.LightningModule) -> list[list[dict[str, torch.Tensor]]]:
         own = [
-            {"updates": metric._update_count, "state": {name: getattr(metric, name).cpu() for name in metric._defaults}}
-            for metric in _metrics(module)
+            {name: torch.as_tensor(value).cpu() for name, value in metric.metric_state.items()}
+            for metric in _metrics_of(module)
         ]
         if self._group is None:
             return [own]
@@ -224,11 +219,11 @@ class Preemption(pl.Callback):
         return everyone
 
 
-def _metrics(module: pl.LightningModule) -> list[Metric]:
+def _metrics_of(module: pl.LightningModule) -> list[Metric]:
     return [each for each in module.modules() if isinstance(each, Metric)]
 
 
-def _no_number(which: str, trainer: pl.Trainer) -> str:
+def _not_finite(which: str, trainer: pl.Trainer) -> str:
     return (
         f"the {which} loss became NaN or infinite in epoch {trainer.current_epoch + 1}; a smaller optimizer.lr, "
         "trainer.gradient_clip_val=1 or trainer.precision=32-true may help"
@@ -236,13 +231,13 @@ def _no_number(which: str, trainer: pl.Trainer) -> str:
 
 
 def _watch(children: list[subprocess.Popen[bytes]]) -> None:
-    """End this process where one that it has started has died and it does not notice by itself."""
+    """End this process if one that it has started has died and this one does not notice."""
     while any(child.poll() is None for child in children) and not any(child.returncode for child in children):
         time.sleep(0.5)
     ended = [child.returncode for child in children if child.returncode]
     if not ended:
         return
-    time.sleep(10)  # mostly the next thing the ranks do together fails here too, and is told
+    time.sleep(10)  # usually the next collective operation fails in this process too, with a message
     how = f"signal {signal.Signals(-ended[0]).name}" if ended[0] < 0 else f"exit code {ended[0]}"
     os.write(2, f"another process of this run has ended ({how}); the last checkpoint is intact\n".encode())
     for child in children:

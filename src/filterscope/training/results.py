@@ -13,7 +13,7 @@ from filterscope.data.datamodule import ImageDataModule
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.storage.atomic import atomic_write
-from filterscope.training.checkpoints import RunCheckpoints
+from filterscope.training.checkpoints import RunCheckpoints, load_checkpoint
 from filterscope.training.log_visuals import LogVisuals
 from filterscope.training.loggers import RunTensorBoardLogger, tensorboard_writer
 from filterscope.training.metrics_log import MetricsLog
@@ -40,8 +40,7 @@ def finish_run(
     metrics = dict(rows.get(best, {}))
     trial: bool = trainer.fast_dev_run  # type: ignore[attr-defined]
     if not trial:
-        content = torch.load(checkpoints.best_path, map_location=module.device, weights_only=True)
-        module.load_state_dict(content["state_dict"])
+        module.load_state_dict(load_checkpoint(checkpoints.best_path)["state_dict"])
     if data.has_test:
         trainer.test(module, data, verbose=False)
         metrics |= {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("test/")}

@@ -19,8 +19,7 @@ from filterscope.errors import UserError
 from filterscope.models import heads
 from filterscope.models.backbone import small_cnn_backbone
 from filterscope.models.split_network import SplitNetwork, split_at
-from filterscope.training.cached_epochs import FeatureCache
-from filterscope.training.feature_cache import FeatureStore
+from filterscope.training.feature_cache import FeatureCache, FeatureStore
 from filterscope.training.policies import LastBlocks
 from tiny import TINY
 
@@ -46,7 +45,7 @@ def store(half: SplitNetwork, data: Any, folder: Path | None = None, how: tuple[
         with torch.no_grad():
             return half.features(some)
 
-    return FeatureStore(half, data, compute=compute, how=how, folder=folder)
+    return FeatureStore(half, data, compute=compute, computed_with=how, folder=folder)
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
@@ -67,9 +66,9 @@ def test_kept_features_are_those_of_the_images_to_the_bit(tmp_path: Path) -> Non
     half, data = halves(), images()
     with torch.no_grad():
         true = torch.cat([half.features(some) for some, _ in data.ordered("train", augmentation_epoch=None)])
-    assert torch.equal(store(half, data).view(None), true)
-    assert torch.equal(store(half, data, tmp_path).view(None), true)
-    assert torch.equal(store(half, data, tmp_path).view(None), true)  # now read
+    assert torch.equal(store(half, data).features(None), true)
+    assert torch.equal(store(half, data, tmp_path).features(None), true)
+    assert torch.equal(store(half, data, tmp_path).features(None), true)  # now read
 
 
 def test_each_view_is_the_one_that_its_epoch_would_have_shown(tmp_path: Path) -> None:
@@ -89,8 +88,8 @@ def test_each_view_is_the_one_that_its_epoch_would_have_shown(tmp_path: Path) ->
         seen = torch.cat([some for some, _ in loader])
         with torch.no_grad():
             true = half.features(seen)
-        assert torch.allclose(kept.view(epoch)[order[: len(true)]], true, atol=1e-6)
-    assert not torch.equal(kept.view(0), kept.view(1))
+        assert torch.allclose(kept.features(epoch)[order[: len(true)]], true, atol=1e-6)
+    assert not torch.equal(kept.features(0), kept.features(1))
 
 
 @pytest.mark.parametrize(
@@ -114,11 +113,11 @@ def test_another_view_is_another_cache() -> None:
 
 def test_features_of_changed_weights_are_computed_anew(tmp_path: Path) -> None:
     half, data = halves(), images()
-    before = store(half, data, tmp_path).view(None)
+    before = store(half, data, tmp_path).features(None)
     with torch.no_grad():
         next(half.trunk[0].parameters()).add_(0.1)
         true = torch.cat([half.features(some) for some, _ in data.ordered("train", augmentation_epoch=None)])
-    assert torch.equal(store(half, data, tmp_path).view(None), true)
+    assert torch.equal(store(half, data, tmp_path).features(None), true)
     assert not torch.equal(before, true)
 
 
@@ -179,7 +178,7 @@ def test_the_trunk_runs_once_for_each_image_whatever_the_number_of_epochs(
 
 
 def test_a_second_run_reads_the_features_of_the_first(composed: Compose, tmp_path: Path) -> None:
-    knobs = (*TINY, "finetune=linear_probe", "visuals=none", f"features_cache={tmp_path / 'cache'}")
+    knobs = (*TINY, "finetune=linear_probe", "visuals=none", f"feature_cache={tmp_path / 'cache'}")
     train(composed(*knobs), tmp_path / "first")
     (file,) = (tmp_path / "cache").glob("features/*/features.bin")
     written = file.stat().st_mtime_ns
@@ -187,10 +186,10 @@ def test_a_second_run_reads_the_features_of_the_first(composed: Compose, tmp_pat
     assert [path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("features/*/features.bin")] == [written]
 
 
-def test_a_features_cache_that_cannot_be_written_is_one_line(composed: Compose, tmp_path: Path) -> None:
+def test_a_feature_cache_that_cannot_be_written_is_one_line(composed: Compose, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    cfg = composed(*TINY, "finetune=linear_probe", "visuals=none", f"features_cache={tmp_path / 'file'}")
-    with pytest.raises(UserError, match=r"features_cache=.*file.* cannot be written"):
+    cfg = composed(*TINY, "finetune=linear_probe", "visuals=none", f"feature_cache={tmp_path / 'file'}")
+    with pytest.raises(UserError, match=r"feature_cache=.*file.* cannot be written"):
         train(cfg, tmp_path / "run")
 
 
@@ -198,7 +197,7 @@ def test_full_training_keeps_no_features(composed: Compose, tmp_path: Path) -> N
     cfg = composed(*TINY, "finetune=full", "visuals=none")
     data = factory.build_data(cfg)
     module = factory.build_module(cfg, factory.build_classifier(cfg, data), data)
-    trainer = build_trainer(cfg, tmp_path, {}, data)
+    trainer = build_trainer(cfg, tmp_path, {})
     trainer.validate(module, data, verbose=False)
     assert data.batch_source is None
 
