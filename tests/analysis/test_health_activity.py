@@ -87,7 +87,7 @@ def test_readings_are_those_of_their_definitions():
     assert torch.allclose(read.deviation, rectified.mean((2, 3)).std(0, correction=0))
     assert torch.allclose(read.dormancy, read.mean / read.mean.mean())
     expected = np.corrcoef(rectified.transpose(0, 1).flatten(1).numpy())
-    assert np.allclose(read.correlation.numpy(), expected, atol=1e-6)
+    assert np.allclose(read.correlation.numpy(), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -132,7 +132,7 @@ def test_scaled_copies_correlate_perfectly_and_constant_filters_with_nothing():
     outputs = torch.randn(4, 1, 8, 8).abs()
     constant = torch.full_like(outputs, 0.7)
     correlation = activity(sums_of(torch.cat([outputs, 3 * outputs, constant], 1))).correlation
-    assert correlation[0, 1] == pytest.approx(1, abs=1e-5)
+    assert correlation[0, 1] == pytest.approx(1, abs=1e-4)
     assert correlation[2].tolist() == [0, 0, 0]
 
 
@@ -191,7 +191,7 @@ def test_a_filter_of_one_class_alone_has_selectivity_one_and_a_tiny_p():
     labels = torch.arange(60) % 6
     outputs = ((labels == 2).float() * (1 + torch.rand(60)))[:, None, None, None]
     read = class_information(sums_of(outputs, labels, 6))
-    assert read.selectivity[0].item() == pytest.approx(1)
+    assert read.selectivity[0].item() == pytest.approx(1, abs=1e-5)
     assert read.p[0] < 1e-6
 
 

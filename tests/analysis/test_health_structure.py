@@ -68,7 +68,7 @@ def test_scale_and_offset_change_nothing():
     kernels = noise(10, 4, 5, 5)
     plain, changed = structure(kernels), structure(7 * kernels + 3)
     assert torch.allclose(plain.concentration, changed.concentration, rtol=1e-4)
-    assert torch.equal(plain.p, changed.p)
+    assert torch.allclose(plain.p, changed.p, atol=2 / 300)  # rounding may decide one draw
 
 
 def test_one_structured_filter_among_512_is_found():

@@ -97,7 +97,7 @@ def test_a_validation_pass_is_recorded_and_no_hook_remains():
     watched = Health()(classifier, examples(5), state)
     alone = Health()(classifier, seen, VisualState(epoch=0))
     same = [tag for tag in alone if tag not in ("health", "health/layers") and not tag.startswith("health/cka")]
-    assert {tag: watched[tag] for tag in same} == {tag: pytest.approx(alone[tag], abs=1e-6) for tag in same}
+    assert {tag: watched[tag] for tag in same} == {tag: pytest.approx(alone[tag], rel=1e-4, abs=1e-5) for tag in same}
     assert state.store["health"]["block1_conv1"]["images"] == 30
 
 
