@@ -37,5 +37,5 @@ def test_it_leaves_no_trace(pooled: Classifier) -> None:
 
 
 def test_a_layer_without_maps_is_refused(pooled: Classifier) -> None:
-    with pytest.raises(UserError, match="Grad-CAM needs a layer that puts out maps, and head does not"):
+    with pytest.raises(UserError, match="Grad-CAM needs a layer that outputs feature maps, and head does not"):
         grad_cam(pooled, IMAGES, torch.zeros(3, dtype=torch.long), layer="head")

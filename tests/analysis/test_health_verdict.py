@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from filterscope.analysis.health.ablation import ablated, accuracy, cost
+from filterscope.analysis.health.ablation import ablated, accuracy, accuracy_losses
 from filterscope.analysis.health.activity import activity
 from filterscope.analysis.health.classes import class_information
 from filterscope.analysis.health.judgement import Judgement, judge_filters
@@ -129,7 +129,7 @@ def test_ablating_dead_filters_changes_no_logit_and_leaves_no_hook():
         with ablated(classifier, {"conv_1": [3]}):
             assert not torch.equal(classifier(images), whole)
         assert torch.equal(classifier(images), whole)
-    lost = cost(classifier, images, labels, sets=[{"conv_1": [2]}, {"conv_1": range(12)}])
+    lost = accuracy_losses(classifier, images, labels, sets=[{"conv_1": [2]}, {"conv_1": range(12)}])
     assert lost[0] == 0
     said = labels == classifier.head.bias.argmax()  # what the network says of every image when nothing is left
     expected = accuracy(classifier, images, labels) - float(said.double().mean())
@@ -159,7 +159,7 @@ def test_wrong_input_is_one_clear_line():
         accuracy(classifier, images[:0], labels[:0])
     with pytest.raises(UserError, match="has no kernels"), ablated(classifier, {"head": [0]}):
         pass
-    with pytest.raises(UserError, match="no images to scramble"):
+    with pytest.raises(UserError, match="at least one image"):
         natural_preference(classifier, images[:0], layers=["conv_1"])
     with pytest.raises(UserError, match="at least three"):
         linear_cka(noise(2, 4), noise(2, 4))

@@ -52,7 +52,7 @@ def test_a_kernel_larger_than_the_image_is_mirrored_on() -> None:
 
 
 def test_a_kernel_of_other_channels_than_the_image_is_refused() -> None:
-    with pytest.raises(UserError, match="a kernel of 6 channels cannot be laid on an image of 3"):
+    with pytest.raises(UserError, match="a kernel of 6 channels cannot be applied to an image of 3"):
         raw_response(torch.rand(3, 8, 8), torch.rand(6, 3, 3))
 
 

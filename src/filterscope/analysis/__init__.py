@@ -1,1 +1,1 @@
-"""Measurements on a classifier: tensors in, tensors out."""
+"""Analyses of a classifier: functions from a network and images to tensors."""

@@ -1,4 +1,4 @@
-"""What images cause: feature maps at named layers, and probabilities of classes."""
+"""Feature maps of named layers and class probabilities for images."""
 
 import copy
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from filterscope.models.classifier import Classifier
 
 
 def activations(classifier: Classifier, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-    """Return the feature maps that images cause at the named layers, from one forward pass.
+    """Return the feature maps of named layers for images, from one forward pass.
 
     Args:
         classifier: is left as it was.
         images: `(N, C, H, W)` in [0, 1].
-        layers: names as `Classifier.layers` knows them; a convolution's name means its output before the ReLU.
+        layers: names as in `Classifier.layers`; a convolution's output is the one before its ReLU.
 
     Returns:
         `{name: (N, channels, h, w)}`, float32 on the CPU, `(N, features)` for a Linear.
@@ -34,15 +34,15 @@ def probabilities(classifier: Classifier, images: Tensor) -> Tensor:
 
 
 def published_probabilities(classifier: Classifier, images: Tensor) -> Tensor:
-    """Return the probabilities `(N, categories)` that the published network gives images in [0, 1], on the CPU.
+    """Return the published network's probabilities `(N, categories)` for images in [0, 1], on the CPU.
 
-    Of use only before training, while the backbone is what was published.
+    They are valid only before training, while the backbone still has the published weights.
 
     Raises:
-        UserError: its weights are not at hand (`Classifier.unpublished`).
+        UserError: the published network is incomplete (`Classifier.unpublished`).
     """
     if classifier.unpublished or classifier.published is None:
-        raise UserError(f"what the published network says is not known: {classifier.unpublished}")
+        raise UserError(f"the published network's predictions are not available: {classifier.unpublished}")
     last = copy.deepcopy(classifier.published).to(device_of(classifier))
     with observing(classifier), torch.no_grad():
         return run_model(nn.Sequential(classifier.backbone, last), images).float().softmax(dim=1).cpu()

@@ -1,4 +1,4 @@
-"""The kernels of a convolution as tensors, and what many input channels of one come down to."""
+"""The kernels of a convolution, and the spatial pattern that the input channels of a kernel share."""
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ def kernels(classifier: Classifier, layer: str) -> Tensor:
     """Return the kernels of a convolution, `(filters, input channels per group, kh, kw)`, float32 on the CPU.
 
     Raises:
-        UserError: the layer is no convolution.
+        UserError: the layer is not a convolution.
     """
     module = classifier.module_of(layer)
     if not isinstance(module, nn.Conv2d):
@@ -23,17 +23,17 @@ def kernels(classifier: Classifier, layer: str) -> Tensor:
 
 
 def shared_patterns(weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the spatial pattern that the inputs of each kernel share most, and how much of its shape it is.
+    """Return the spatial pattern that the inputs of each kernel share most, and its share of the kernel's shape.
 
-    Each input's mean weight is taken off, since in deep layers it hides all shape. The pattern is the first right
-    singular vector of what is left, as a matrix (inputs × positions), with the sign that it has when all inputs are
-    equally active; the share is the first squared singular value over the sum of all.
+    Each input's mean weight is subtracted first, because in deep layers it hides all shape. The pattern is the first
+    right singular vector of the remaining matrix (inputs × positions), with its sign for equally active inputs; the
+    share is the first squared singular value over the sum of all.
 
     Args:
         weights: `(n, inputs, kh, kw)`.
 
     Returns:
-        Patterns `(n, kh, kw)` of length one (all zero for a kernel without shape) and shares `(n,)` in [0, 1].
+        Patterns `(n, kh, kw)` of unit norm (zero for a constant kernel) and shares `(n,)` in [0, 1].
     """
     matrices = weights.flatten(2).double()
     matrices = matrices - matrices.mean(dim=2, keepdim=True)
@@ -41,7 +41,7 @@ def shared_patterns(weights: Tensor) -> tuple[Tensor, Tensor]:
     first = vectors[..., -1]
     sign = torch.where((matrices @ first[..., None]).sum((1, 2)) < 0, -1.0, 1.0)
     total = values.clamp_min(0).sum(-1)
-    # Rounding leaves a constant kernel a shape of its own.
+    # Rounding leaves a constant kernel a tiny shape.
     shaped = total > 1e-12 * weights.double().square().sum((1, 2, 3))
     share = torch.where(shaped, values[:, -1].clamp_min(0) / total.clamp_min(torch.finfo(total.dtype).tiny), 0.0)
     patterns = first * (sign * shaped)[:, None]
@@ -49,6 +49,6 @@ def shared_patterns(weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def strongest_inputs(weights: Tensor, count: int) -> Tensor:
-    """Return the indices `(n, ≤ count)` of the inputs that carry most of each kernel's squared weight, most first."""
+    """Return the inputs with the most squared weight in each kernel, largest first, as indices `(n, ≤ count)`."""
     energy = weights.flatten(2).square().sum(-1)
     return energy.topk(min(count, weights.shape[1]), dim=1).indices

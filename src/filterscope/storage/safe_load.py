@@ -1,4 +1,7 @@
-"""Files of tensors are read as data: nothing in them is executed, and none is larger in memory than on the disk."""
+"""Read files written by `torch.save` as plain data: nothing is executed, and none needs more memory than its size.
+
+`weights_only=True` alone would read a small file that unpacks to gigabytes.
+"""
 
 import pickle
 import struct
@@ -11,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# What `torch.load` was seen to raise on damaged files: the old format is read by an interpreter without checks.
+# The errors that `torch.load` raises on damaged files: its unpickler of the old format checks little.
 LOAD_ERRORS = (
     pickle.PickleError,
     zipfile.BadZipFile,
@@ -30,57 +33,61 @@ LOAD_ERRORS = (
 
 _PLAIN = (str, int, float, complex, bytes, torch.dtype, torch.device)
 _DEPTH = 100
-_SHARED = 1 << 26  # bytes that expanded tensors, whose elements share their memory, may take when they are copied
+_MAX_EXPANDED = 1 << 26  # bytes of expanded tensors, whose elements share memory, once they are copied
 
 
 def load_plain(path: Path, *, mmap: bool = False) -> Any:
-    """Return what a file that `torch.save` wrote holds, if it is tensors, numbers, strings, lists and dicts.
+    """Return the content of a file that `torch.save` wrote: tensors, numbers, strings, lists and dicts.
+
+    Args:
+        path: of the file.
+        mmap: map the tensors into memory instead of reading them.
 
     Raises:
-        one of UNREADABLE: the file is damaged, holds anything else, or more than there are bytes in it.
+        One of `LOAD_ERRORS`: the file is damaged, holds anything else, or would need more memory than its size.
     """
-    if not path.is_file():  # a pipe or a device would be waited for
+    if not path.is_file():  # reading a pipe or a device could block for ever
         raise FileNotFoundError(2, "no such file", str(path))
     if zipfile.is_zipfile(path):
-        _refuse_packed(path)
+        _refuse_compressed(path)
     with warnings.catch_warnings(action="ignore"):
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    shared = 0
+    expanded = 0
     for tensor in _tensors(content, _DEPTH, set()):
         if tensor.layout != torch.strided:
             raise ValueError("it holds a sparse tensor")
         size = tensor.numel() * tensor.itemsize
-        shared += size if size > tensor.untyped_storage().nbytes() else 0
-        if shared > _SHARED:
+        expanded += size if size > tensor.untyped_storage().nbytes() else 0
+        if expanded > _MAX_EXPANDED:
             raise ValueError(f"its tensor of shape {tuple(tensor.shape)} has fewer values in the file")
     return content
 
 
 def load_error_reason(error: BaseException) -> str:
-    """Say in a few words why a file could not be read."""
+    """Return in a few words why a file could not be read."""
     if isinstance(error, pickle.PickleError):
         return "it is damaged or holds more than plain data"
     if isinstance(error, RecursionError):
-        return "it is nested without end"
+        return "it is nested too deeply"
     return str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
 
 
-def _refuse_packed(path: Path) -> None:
-    """Raise where an archive would grow when it is read: torch stores tensors as they are."""
+def _refuse_compressed(path: Path) -> None:
+    """Raise if an archive is compressed; torch stores tensors uncompressed, so it would be a zip bomb."""
     with zipfile.ZipFile(path) as archive:
         unpacked = sum(entry.file_size for entry in archive.infolist())
     if unpacked > path.stat().st_size:
-        raise ValueError(f"it would grow to {unpacked:,} bytes")
+        raise ValueError(f"it would unpack to {unpacked:,} bytes")
 
 
 def _tensors(content: Any, depth: int, seen: set[int]) -> Iterator[Tensor]:
-    """Yield the tensors, each once; whatever is no plain data is refused."""
+    """Yield all tensors once; anything but plain data is refused."""
     if depth == 0:
-        raise ValueError("it is nested without end")
+        raise ValueError("it is nested too deeply")
     if isinstance(content, Tensor):
         yield content
     elif isinstance(content, dict | list | tuple | set):
-        if id(content) in seen:  # a list of itself, twice, and so on would take for ever
+        if id(content) in seen:  # lists that contain each other would take for ever
             return
         seen.add(id(content))
         for key in content if isinstance(content, dict) else ():

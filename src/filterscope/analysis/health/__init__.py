@@ -1,1 +1,1 @@
-"""Is a filter useful, or noise? Measures with known nulls, and one verdict."""
+"""The health of filters: measures with known null distributions, and one verdict on each filter."""

@@ -1,4 +1,4 @@
-"""Causal weight: the accuracy that is lost when filters are silenced."""
+"""Ablation: the accuracy that is lost when the outputs of filters are set to zero."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,38 +15,38 @@ from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 
 Filters = Mapping[str, Sequence[int] | Tensor]
-"""Numbers of filters by layer."""
+"""Indices of filters by layer."""
 
 
 def accuracy(classifier: Classifier, images: Tensor, labels: Tensor, *, batch_size: int = 64) -> float:
-    """Return the share of images `(N, C, H, W)` in [0, 1] whose class is found.
+    """Return the share of images `(N, C, H, W)` in [0, 1] that are classified correctly.
 
     Raises:
-        UserError: there are no images, or not as many labels.
+        UserError: there are no images, or the number of labels differs.
     """
     if len(images) == 0 or len(images) != len(labels):
         raise UserError(f"ablation needs images with labels: got {len(images)} images and {len(labels)} labels")
     right = 0
     with observing(classifier), torch.no_grad():
-        for some, known in zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True):
-            logits = run_model(classifier, some)
-            right += int((logits.argmax(1).cpu() == known.cpu()).sum())
+        for batch, classes in zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True):
+            logits = run_model(classifier, batch)
+            right += int((logits.argmax(1).cpu() == classes.cpu()).sum())
     return right / len(images)
 
 
 @contextmanager
 def ablated(classifier: Classifier, filters: Filters) -> Iterator[None]:
-    """Silence filters of convolutions while the block runs: what they put out is zero, as Morcos et al. (2018) do.
+    """Set the outputs of filters to zero while the block runs, as Morcos et al. (2018) do.
 
     Raises:
-        UserError: a layer is no convolution.
+        UserError: a layer is not a convolution.
     """
     handles = []
     try:
-        for layer, some in filters.items():
+        for layer, indices in filters.items():
             if not isinstance(classifier.module_of(layer), nn.Conv2d):
                 raise UserError(f"layer {layer!r} has no kernels, so none of its filters can be ablated")
-            silence = partial(_silence, torch.as_tensor(some, dtype=torch.long))
+            silence = partial(_silence, torch.as_tensor(indices, dtype=torch.long))
             handles.append(output_module(classifier, layer).register_forward_hook(silence))
         yield
     finally:
@@ -58,24 +58,28 @@ def _silence(index: Tensor, _module: nn.Module, _inputs: object, output: Tensor)
     return output.index_fill(1, index.to(output.device), 0)
 
 
-def cost(
+def accuracy_losses(
     classifier: Classifier, images: Tensor, labels: Tensor, *, sets: Sequence[Filters], batch_size: int = 64
 ) -> Tensor:
     """Return the accuracy lost by ablating each set of filters together, one entry per set."""
-    whole = accuracy(classifier, images, labels, batch_size=batch_size)
+    intact = accuracy(classifier, images, labels, batch_size=batch_size)
     lost = []
     for filters in sets:
         with ablated(classifier, filters):
-            lost.append(whole - accuracy(classifier, images, labels, batch_size=batch_size))
+            lost.append(intact - accuracy(classifier, images, labels, batch_size=batch_size))
     return torch.tensor(lost, dtype=torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Silencing:
-    """The accuracy lost by silencing `size` filters: ones not in use, random ones, useful ones.
+    """The accuracy lost by silencing filters together, as means over drawn sets of filters.
 
-    Each is the mean over sets drawn from its pool, `errors` their standard errors in the same order, 0 where the pool
-    has no more filters than are silenced and so only one set.
+    Attributes:
+        size: number of silenced filters.
+        unused: loss for filters with a verdict that says they are not in use.
+        random: loss for random filters.
+        useful: loss for useful filters.
+        errors: standard errors of the three losses, 0 if there is only one possible set.
     """
 
     size: int
@@ -95,18 +99,29 @@ def silencing(
     seed: int = 0,
     batch_size: int = 64,
 ) -> Silencing | None:
-    """Compare what it costs to silence the filters called noise, idle or dead with random and with useful ones.
+    """Compare the accuracy lost by silencing unused filters (noise, idle, dead), random ones and useful ones.
 
-    `verdicts` has an entry per filter of every layer; filters of all layers are silenced together, in each as many as
-    its smaller pool has. None where there is nothing to compare.
+    Filters of all layers are silenced together, in each layer as many as its smallest pool has.
+
+    Args:
+        classifier: is left as it was.
+        images: `(N, C, H, W)` in [0, 1].
+        labels: `(N,)`.
+        verdicts: of every filter, by layer.
+        draws: number of sets drawn from each pool.
+        seed: of the draws.
+        batch_size: of the forward passes.
+
+    Returns:
+        The losses, or None if no layer has both unused and useful filters.
     """
     generator = torch.Generator().manual_seed(seed)
     pools: list[dict[str, Tensor]] = [{}, {}, {}]
     sizes = {}
     pooled = ({verdict for verdict in Verdict if verdict.unused}, set(Verdict), {Verdict.USEFUL})
-    for layer, said in verdicts.items():
+    for layer, words in verdicts.items():
         for pool, kinds in zip(pools, pooled, strict=True):
-            pool[layer] = torch.tensor([i for i, each in enumerate(said) if each in kinds], dtype=torch.long)
+            pool[layer] = torch.tensor([i for i, each in enumerate(words) if each in kinds], dtype=torch.long)
         sizes[layer] = min(len(pool[layer]) for pool in pools)
     sizes = {layer: size for layer, size in sizes.items() if size}
     if not sizes:
@@ -121,7 +136,7 @@ def silencing(
             }
             for _ in range(times)
         ]
-        lost.append(cost(classifier, images, labels, sets=sets, batch_size=batch_size))
+        lost.append(accuracy_losses(classifier, images, labels, sets=sets, batch_size=batch_size))
     unused, random, useful = (float(costs.mean()) for costs in lost)
     first, second, third = (float(costs.std() / len(costs) ** 0.5) if len(costs) > 1 else 0.0 for costs in lost)
     return Silencing(

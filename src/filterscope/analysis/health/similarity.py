@@ -1,4 +1,4 @@
-"""Likeness: of filters to their neighbours in the layer, and of a layer to what it was at the start."""
+"""Similarity of filters to others of their layer, and of a layer to itself at the start of training."""
 
 from dataclasses import dataclass
 
@@ -11,27 +11,37 @@ from filterscope.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Duplicates:
-    """For each filter: `cosine`, the largest absolute one to another filter's kernel; `of`, whose copy it is, or −1."""
+    """Duplicates among a layer's filters, tensors with one entry per filter.
+
+    Attributes:
+        cosine: the largest absolute cosine to another kernel.
+        of: the index of the filter that it is a copy of, -1 if none.
+    """
 
     cosine: Tensor
     of: Tensor
 
 
 def duplicates(kernels: Tensor, correlation: Tensor | None = None, *, alike: float = 0.95) -> Duplicates:
-    """Find filters that say what another filter of the layer says already.
+    """Find filters that are copies of another filter of the layer.
 
-    A copy has a cosine of at least `alike` to the original's kernel, or, where the correlation of the rectified
-    outputs is given, such a correlation. Of two that are alike, the one with the larger kernel is the original (of
-    equals the first). A negated kernel is no copy: after rectification it answers where the other is silent.
+    A copy has a cosine, or a correlation of rectified outputs, of at least `alike` to the original. Of two similar
+    filters the one with the larger kernel is the original, and of equal ones the first. A negated kernel is not a copy:
+    after rectification it is active where the other is silent.
+
+    Args:
+        kernels: `(filters, …)`.
+        correlation: of the rectified outputs, `(filters, filters)`; None: kernels alone are compared.
+        alike: the threshold.
     """
     flat = kernels.detach().cpu().flatten(1)
     sizes = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64)
-    straight = F.normalize(flat, dim=1)
-    cosine = (straight @ straight.T).double()
-    likeness = cosine if correlation is None else torch.maximum(cosine, correlation.cpu().double())
+    unit = F.normalize(flat, dim=1)
+    cosine = (unit @ unit.T).double()
+    similarity = cosine if correlation is None else torch.maximum(cosine, correlation.cpu().double())
     index = torch.arange(len(flat))
     larger = (sizes > sizes[:, None] * (1 + 1e-6)) | ((sizes >= sizes[:, None] * (1 - 1e-6)) & (index < index[:, None]))
-    before = torch.where(larger & (likeness >= alike), likeness, -torch.inf)
+    before = torch.where(larger & (similarity >= alike), similarity, -torch.inf)
     best, of = before.max(1)
     others = cosine.abs().fill_diagonal_(0)
     return Duplicates(cosine=others.amax(1), of=torch.where(best >= alike, of, -1))
@@ -39,14 +49,18 @@ def duplicates(kernels: Tensor, correlation: Tensor | None = None, *, alike: flo
 
 @dataclass(frozen=True, kw_only=True)
 class Drift:
-    """How far each filter has come: `cosine` to its kernel at the start, `distance` in units of that kernel's norm."""
+    """The change of each kernel: its cosine to the start, and the distance in units of the first kernel's norm."""
 
     cosine: Tensor
     distance: Tensor
 
 
 def drift(start: Tensor, now: Tensor) -> Drift:
-    """Compare a layer's kernels with those at the start; kernels that did not move read exactly 1 and 0."""
+    """Compare a layer's kernels with those at the start; unchanged kernels have exactly a cosine of 1 and distance 0.
+
+    Raises:
+        UserError: the shapes differ.
+    """
     if start.shape != now.shape:
         raise UserError(f"kernels of shape {tuple(now.shape)} cannot be compared with {tuple(start.shape)}")
     was, now = start.detach().cpu().flatten(1), now.detach().cpu().flatten(1)
@@ -62,14 +76,14 @@ def drift(start: Tensor, now: Tensor) -> Drift:
 def linear_cka(start: Tensor, now: Tensor) -> float:
     """Return the linear centred kernel alignment of two layers' responses to the same images, 0 to 1.
 
-    1 for responses that are equal up to rotation and scale (Kornblith et al. 2019).
+    It is 1 for responses that are equal up to rotation and scale (Kornblith et al. 2019).
 
     Args:
         start: `(images, features)`.
-        now: `(images, features)` of as many images; the features may be others.
+        now: `(images, features)` of the same images; the number of features may differ.
 
     Raises:
-        UserError: the images are not as many, or fewer than three.
+        UserError: the numbers of images differ, or are below three.
     """
     if len(start) != len(now) or len(now) < 3:
         raise UserError(f"CKA compares responses to the same images, at least three: got {len(start)} and {len(now)}")

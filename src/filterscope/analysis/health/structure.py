@@ -1,14 +1,16 @@
-"""Structure of a kernel: does it matter where its weights stand?
+"""A permutation test for the structure of a kernel: whether the arrangement of its weights differs from chance.
 
-The statistic is the spectral concentration: a kernel's energy over the spatial frequencies of the discrete cosine
-transform (the constant one left out), and of its shares the sum of squares times their number. It is 1 where the
-energy is spread evenly and grows to the number of frequencies for a pure wave of any frequency, so edges and blobs
-(low), gratings and checkerboards (high) count alike; Moran's I, a contrast of low against high, misses the latter.
+The statistic is the spectral concentration: the shares of a kernel's energy in the spatial frequencies of the discrete
+cosine transform (without the constant one), squared, summed and multiplied by the number of frequencies. It is 1 for
+energy that is spread evenly and equals the number of frequencies for a pure wave of any frequency. Edges and blobs
+(low frequencies) and gratings and checkerboards (high ones) count alike; Moran's I, which contrasts low with high
+frequencies, misses the latter.
 
-The null says that a slice's weights (one input channel's) are exchangeable over positions. Every slice is permuted on
-its own: independent initial weights are exchangeable so, and a shuffle that moves all slices together would keep what
-deep filters have most of, one spatial pattern shared by many slices. The colours of an image are the exception: they
-vary together, so even noise is grey and its three slices alike; there (`together`) one permutation moves all of them.
+The null hypothesis is that the weights of a slice (of one input channel) are exchangeable over positions. Every slice
+is permuted separately: independent initial weights are exchangeable in this way, and moving all slices together would
+keep one spatial pattern that many slices share, which is the usual structure of deep filters. The colour channels of
+an image are the exception: they vary together, so that even the three slices of noise are alike, and one permutation
+moves all of them (`together`).
 """
 
 import math
@@ -20,18 +22,24 @@ from torch import Tensor
 
 from filterscope.errors import UserError
 
-POWER = 32.0  # (positions − 1)·√slices at which about eight in ten real filters are found; benchmarks/health.py
+POWER = (
+    32.0  # (positions − 1)·√slices above which the test finds about eight of ten real filters; see benchmarks/health.py
+)
 CHUNK = 1 << 22  # floats in a work buffer
 TILE = 128  # filters
 
 
 @dataclass(frozen=True, kw_only=True)
 class Structure:
-    """The structure of a layer's filters, tensors of one entry per filter.
+    """The structure of a layer's filters, tensors with one entry per filter.
 
-    `concentration` is 1 for even energy; `z` is its distance from its own null in standard deviations; `p` is the
-    exact permutation p-value; `structured` is Benjamini–Hochberg's decision over the layer. Where `testable` is False
-    the kernels are too small for the test to find most real filters, and `structured` being False means nothing.
+    Attributes:
+        concentration: the statistic; 1 for evenly spread energy.
+        z: its distance from the filter's null distribution in standard deviations.
+        p: exact permutation p-value.
+        structured: Benjamini–Hochberg's decision over the layer.
+        testable: whether the kernels are large enough to find most real filters; if not, a `structured` that is False
+            means nothing.
     """
 
     concentration: Tensor
@@ -53,11 +61,11 @@ def structure(
 
     Args:
         kernels: `(filters, slices, kh, kw)`.
-        together: permute all slices alike; right for the colours of an image.
-        draws: of the null; filters that none of them reaches are drawn again, so often that they can be told apart
-            from a whole layer of noise.
-        level: of the false-discovery rate.
-        seed: of the draws.
+        together: move all slices by the same permutation, for the colour channels of images.
+        draws: number of permutations; for filters that no permutation reaches, more are drawn until they can be
+            distinguished from noise in a whole layer.
+        level: false-discovery rate.
+        seed: of the permutations.
 
     Raises:
         UserError: `kernels` has another shape, or `draws` is too small for the level.
@@ -66,7 +74,7 @@ def structure(
         raise UserError(f"kernels must be (filters, slices, kh, kw), not of shape {tuple(kernels.shape)}")
     if draws < math.ceil(1 / level) - 1:
         raise UserError(f"draws={draws} can give no p below {level}; at least {math.ceil(1 / level) - 1} are needed")
-    slices, frequencies = _prepared(kernels), _frequencies(*kernels.shape[2:])
+    slices, frequencies = _normalized_slices(kernels), _frequencies(*kernels.shape[2:])
     filters = len(kernels)
     if len(frequencies) < 2:
         nothing = torch.zeros(filters)
@@ -77,7 +85,7 @@ def structure(
     generator = torch.Generator().manual_seed(seed + 1)
     hits, drawn = _hits(observed, null), torch.full((filters,), draws)
     left, total = (hits == 0).nonzero()[:, 0], draws
-    # Filters that no draw reached are drawn again until their p can be small enough for as few as they are.
+    # More permutations for filters that none has reached, until p can be small enough for so few filters.
     while 0 < len(left) * level / filters < 1 / (total + 1):
         more = math.ceil(filters / (level * len(left)))
         again = _null(slices[:, left], frequencies, draws=more, together=together, generator=generator)
@@ -100,10 +108,10 @@ def has_power(shape: tuple[int, ...] | torch.Size) -> bool:
 
 
 def variance_entropy(kernels: Tensor) -> float:
-    """Return how evenly a layer's slices use the dimensions of the kernel space, 0 to log10(kh·kw).
+    """Return how evenly a layer's slices are spread over the dimensions of kernel space, 0 to log10(kh·kw).
 
-    The entropy (base 10) of the explained variances of the slices' principal components: near the upper end for
-    random slices, low where few patterns make up all of them. Gavrikov & Keuper, CNN Filter DB, CVPR 2022.
+    It is the entropy (base 10) of the explained variances of the slices' principal components: high for random slices,
+    low if few patterns explain all of them. Source: Gavrikov & Keuper, CNN Filter DB, CVPR 2022.
     """
     # In double precision before the product: float32 sums differ between processors by more than small shares.
     slices = kernels.detach().cpu().double().flatten(2).flatten(0, 1)
@@ -113,7 +121,7 @@ def variance_entropy(kernels: Tensor) -> float:
     return float(-(shares * shares.clamp_min(1e-300).log10()).sum())
 
 
-def _prepared(kernels: Tensor) -> Tensor:
+def _normalized_slices(kernels: Tensor) -> Tensor:
     flat = kernels.detach().cpu().float().flatten(2)
     flat = flat - flat.mean(2, keepdim=True)
     size: Tensor = torch.linalg.vector_norm(flat, dim=(1, 2), keepdim=True, dtype=torch.float64)
@@ -122,7 +130,7 @@ def _prepared(kernels: Tensor) -> Tensor:
 
 
 def _frequencies(height: int, width: int) -> Tensor:
-    """Return the two-dimensional cosines without the constant one, `(positions − 1, positions)`, orthonormal."""
+    """Return the orthonormal two-dimensional cosines without the constant one, `(positions − 1, positions)`."""
     waves: Tensor = torch.einsum("ui,vj->uvij", _cosines(height), _cosines(width))
     return waves.reshape(height * width, -1)[1:].float()
 
@@ -138,7 +146,7 @@ def _concentration(slices: Tensor, waves: Tensor) -> Tensor:
     """Return `(filters, draws)` from waves `(slices or 1, positions, draws · frequencies)`."""
     channels, filters, positions = slices.shape
     energy = torch.zeros(filters, waves.shape[2])
-    for first in range(0, filters, TILE):  # few at a time stay in the processor's cache from product to sum
+    for first in range(0, filters, TILE):  # small tiles stay in the processor's cache
         sums = energy[first : first + TILE]
         product = torch.empty_like(sums)
         for channel in range(channels):
@@ -148,7 +156,7 @@ def _concentration(slices: Tensor, waves: Tensor) -> Tensor:
 
 
 def _unevenness(energy: Tensor) -> Tensor:
-    """Return how unevenly one unit of energy is spread over frequencies, `(…, frequencies)` → `(…)`; 1 where evenly."""
+    """Return the concentration of one unit of energy, `(…, frequencies)` → `(…)`; 1 if it is spread evenly."""
     return energy.square().sum(-1) * energy.shape[-1]
 
 
@@ -159,13 +167,13 @@ def _null(slices: Tensor, waves: Tensor, *, draws: int, together: bool, generato
     for start in range(0, draws, step):
         size = (count, min(step, draws - start), positions)
         orders = torch.rand(size, generator=generator).argsort(2)
-        # Moving the waves' positions about is moving the weights, and serves all filters at once.
+        # Permuting the waves is equivalent to permuting the weights, and is shared by all filters.
         moved = waves.T[orders].transpose(1, 2).reshape(count, positions, -1)
         drawn.append(_concentration(slices, moved))
     return torch.cat(drawn, dim=1)
 
 
 def _hits(observed: Tensor, null: Tensor) -> Tensor:
-    """Return how many draws reach the observed concentration."""
-    # Rounding must not tell apart arrangements that are mirror images of each other.
+    """Return how many permutations reach the observed concentration."""
+    # Rounding must not distinguish arrangements that are mirror images of each other.
     return (null >= observed[:, None] * (1 - 1e-5)).sum(1)
