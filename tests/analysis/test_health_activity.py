@@ -74,7 +74,8 @@ def test_many_small_batches_come_to_what_one_large_one_does():
             whole.add(labels)
         for name, expected in whole.sums[layer].metric_state.items():
             if not name.startswith("class"):
-                assert torch.allclose(getattr(sums, name), expected, rtol=1e-4)
+                few = 2.0 if name == "positive" else 1e-8  # an output near zero may be rounded to either sign
+                assert torch.allclose(getattr(sums, name), expected, rtol=1e-4, atol=few)
         assert sums.images == 1100
         assert sums.class_sizes.sum() == 1000
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from filterscope.analysis.health.verdict import Verdict
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
-from filterscope.models.layers import channels_of, find_layer
+from filterscope.models.layers import channels_of, convolutions, find_layer
 from filterscope.visuals.drawing.grid import Colour
 from filterscope.visuals.visual import VisualState
 
@@ -35,6 +35,12 @@ class FilterSelection:
         """The colours of the verdicts, each with the number of the layer's filters that have it."""
         counts = Counter(self.layer_verdicts)
         return [(f"{counts[verdict]} {verdict}", verdict.colour) for verdict in Verdict if counts[verdict]]
+
+
+def convolution_names(classifier: Classifier, layers: Sequence[str] | None) -> list[str]:
+    """Return the full names of the given layers, or of all convolutions if `layers` is None."""
+    asked = layers if layers is not None else convolutions(classifier.layers)
+    return [find_layer(classifier.layers, name).name for name in asked]
 
 
 def check_order(order: str, *, where: str) -> None:

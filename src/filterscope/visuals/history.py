@@ -16,10 +16,11 @@ from filterscope.analysis.filters import kernels
 from filterscope.analysis.health.verdict import Verdict
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
-from filterscope.models.layers import channels_of, convolutions, find_layer
+from filterscope.models.layers import channels_of, convolutions
 from filterscope.registry import register
 from filterscope.visuals.drawing.grid import Cell, Pixels, column_count, grid, tile_size
 from filterscope.visuals.drawing.tiles import coloured_maps, photo, small_kernels, small_maps
+from filterscope.visuals.filter_selection import convolution_names
 from filterscope.visuals.layer_state import is_frozen
 from filterscope.visuals.output.outputs import Encoded, Output
 from filterscope.visuals.visual import Every, Examples, Visual, VisualState
@@ -123,8 +124,7 @@ class Movies(Visual):
         """
         del examples
         history = state.store.get("history", {})
-        asked = self.layers if self.layers is not None else convolutions(classifier.layers)
-        names = [find_layer(classifier.layers, name).name for name in asked]
+        names = convolution_names(classifier, self.layers)
         shown = {}
         for name in names:
             records = {epoch: record for epoch, record in sorted(history.get(name, {}).items()) if self.kind in record}
@@ -148,9 +148,7 @@ class Movies(Visual):
 
 def trained_layers(classifier: Classifier, layers: Sequence[str] | None) -> list[str]:
     """Return the names of the given convolutions (None: all) without the frozen ones."""
-    asked = layers if layers is not None else convolutions(classifier.layers)
-    names = [find_layer(classifier.layers, name).name for name in asked]
-    return [name for name in names if not is_frozen(classifier, name)]
+    return [name for name in convolution_names(classifier, layers) if not is_frozen(classifier, name)]
 
 
 def thin_out(records: dict[int, Any], count: int) -> None:

@@ -13,10 +13,11 @@ from filterscope.analysis.filters import kernels
 from filterscope.analysis.health.verdict import Verdict
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
-from filterscope.models.layers import channels_of, convolutions, find_layer
+from filterscope.models.layers import channels_of
 from filterscope.registry import register
 from filterscope.visuals.drawing.grid import Cell, Pixels, blank, grid
 from filterscope.visuals.drawing.tiles import photo, signed_maps
+from filterscope.visuals.filter_selection import convolution_names
 from filterscope.visuals.filters import filter_tiles
 from filterscope.visuals.history import AtLeastTwo, thin_out, trained_layers
 from filterscope.visuals.output.outputs import Picture
@@ -65,8 +66,7 @@ class Timeline(Visual):
         if not 0 <= self.image < len(examples):
             raise UserError(f"visuals.timeline.image={self.image}: there are {len(examples)} examples")
         store = state.store.setdefault("timeline", {})
-        asked = self.layers if self.layers is not None else convolutions(classifier.layers)
-        names = [find_layer(classifier.layers, name).name for name in asked]
+        names = convolution_names(classifier, self.layers)
         if state.epoch is not None:
             names = trained_layers(classifier, names)
             maps = activations(classifier, examples.images[[self.image]], names) if names else {}

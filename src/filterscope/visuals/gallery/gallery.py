@@ -22,6 +22,7 @@ from filterscope.models.layers import convolutions, find_layer
 from filterscope.registry import register
 from filterscope.storage.disk_cache import hash_tensor
 from filterscope.visuals.drawing.tiles import photo
+from filterscope.visuals.filter_selection import convolution_names
 from filterscope.visuals.gallery.compare import ComparedGallery
 from filterscope.visuals.gallery.layer_page import LayerFindings, SampleSet, build_layer_page
 from filterscope.visuals.gallery.pages import build_site
@@ -93,7 +94,7 @@ class Gallery(Visual):
         Raises:
             UserError: no layer is a convolution, `max_megabytes` is too small, or `compare` holds no gallery.
         """
-        names = self.layers if self.layers is not None else convolutions(classifier.layers)
+        names = convolution_names(classifier, self.layers)
         layers = [find_layer(classifier.layers, name) for name in names]
         counts = {layer.name: layer.num_channels or 0 for layer in layers if layer.kind == "conv"}
         if not counts:
@@ -117,7 +118,7 @@ class Gallery(Visual):
                 report = partial(_report, progress, name, done / total, count / total)
                 findings = LayerFindings(
                     samples=self._synthesize(classifier, name, count, statistics.layers.get(name), report),
-                    peaks=top.get(name),
+                    top=top.get(name),
                     patches=self.patches,
                     maps=activations(classifier, shown, [name])[name] if len(shown) else None,
                     health=filter_facts(state.store.get("health", {}).get(name, {}), count),

@@ -45,7 +45,7 @@ class LayerFindings:
 
     Attributes:
         samples: the synthesized images, one or more sets of each recipe.
-        peaks: the responses of all filters to real images; None: too few images.
+        top: the responses of all filters to real images; None: too few images.
         patches: the number of top-activating patches of each filter.
         maps: feature maps of the response images, `(images, filters, h, w)`; None: no images.
         health: verdict, reason and measures of each filter, as plain data.
@@ -53,7 +53,7 @@ class LayerFindings:
     """
 
     samples: Sequence[SampleSet]
-    peaks: TopResponses | None
+    top: TopResponses | None
     patches: int
     maps: Tensor | None
     health: Sequence[Mapping[str, Any]]
@@ -66,7 +66,7 @@ class LayerFindings:
 
     def layout(self) -> SpriteLayout:
         """Return the layout of the sprite sheets, the same for all filters of the layer."""
-        patches = min(self.patches, len(self.peaks.largest)) if self.peaks else 0
+        patches = min(self.patches, len(self.top.largest)) if self.top else 0
         maps = len(self.maps) if self.maps is not None else 0
         kinds = [kind for kind in KINDS if any(kind in record for record in self.history.values())]
         return layout_rows(
@@ -88,10 +88,10 @@ class LayerFindings:
             field: the receptive field of the layer.
         """
         tiles = {f"sample{k}": _photo(samples.images[i], SAMPLE) for k, samples in enumerate(self.samples)}
-        if self.peaks is not None:
+        if self.top is not None:
             for k, source in enumerate(sources):
-                position = int(self.peaks.positions[source, i])
-                patch = cut_patch(images, source, position, width=self.peaks.width, field=field)
+                position = int(self.top.positions[source, i])
+                patch = cut_patch(images, source, position, width=self.top.width, field=field)
                 tiles[f"patch{k}"] = photo(patch, PATCH)
         if self.maps is not None:
             tiles |= {f"response{k}": signed(maps[i], RESPONSE) for k, maps in enumerate(self.maps)}
@@ -109,7 +109,7 @@ class LayerFindings:
     def facts(self, i: int, sources: Sequence[int], examples: Examples) -> dict[str, Any]:
         """Return the texts and numbers of filter `i` as plain data; `sources` as in `tiles`."""
         records = [self.history[epoch] for epoch in self.epochs]
-        largest = self.peaks.largest[sources, i].tolist() if self.peaks else []
+        largest = self.top.largest[sources, i].tolist() if self.top else []
         captions = [[example_name(examples, source), rounded(v, 3)] for source, v in zip(sources, largest, strict=True)]
         return {
             **self.health[i],
@@ -172,7 +172,7 @@ def build_layer_page(
         classifier: the network.
         name: of a convolution.
         findings: the measurements to show.
-        examples: the images that `findings.peaks` refers to.
+        examples: the images that `findings.top` refers to.
         max_bytes: for the pictures of one filter.
     """
     weights = kernels(classifier, name)
@@ -182,8 +182,8 @@ def build_layer_page(
     field = receptive_field(classifier, name, size)
     layout = findings.layout()
     strongest = strongest_inputs(weights, 3).tolist() if drawing == "shared" else [[]] * count
-    classes = preferred_classes(findings.peaks.responses, examples.labels) if findings.peaks else [[]] * count
-    best = findings.peaks.best(findings.patches).T.tolist() if findings.peaks else [[]] * count
+    classes = preferred_classes(findings.top.responses, examples.labels) if findings.top else [[]] * count
+    best = findings.top.best(findings.patches).T.tolist() if findings.top else [[]] * count
     kernel_tiles = filter_tiles(weights, KERNEL)[0]
     # A browser decodes an atlas as a whole, four bytes a pixel: its size must not grow with the number of filters.
     scale = min(1.0, (FULL_SIZE_FILTERS / count) ** 0.5)
@@ -199,7 +199,7 @@ def build_layer_page(
         "kernels": encode_webp(draw_atlas(small)),
         "synthesis": encode_webp(draw_atlas(thumbnails), int(SHARE_OF_THUMBNAIL * max_bytes * count)),
     }
-    if findings.peaks is not None:
+    if findings.top is not None:
         atlases["patches"] = encode_webp(draw_atlas(patches), int(SHARE_OF_PATCHES * max_bytes * count))
     return LayerPage(
         name=name,

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
+from torchvision.utils import make_grid
 
 from filterscope.visuals.drawing.grid import Pixels
 
@@ -56,12 +58,9 @@ def grid_shape(count: int) -> tuple[int, int]:
 
 def draw_atlas(tiles: Sequence[Pixels] | Pixels) -> Pixels:
     """Return an image of tiles of one size in the grid of `grid_shape`, row by row."""
-    height, width = tiles[0].shape[:2]
-    columns, rows = grid_shape(len(tiles))
-    atlas = np.full((rows * height, columns * width, 3), 128, np.uint8)
-    for i, tile in enumerate(tiles):
-        top, left = i // columns * height, i % columns * width
-        atlas[top : top + height, left : left + width] = tile
+    columns, _ = grid_shape(len(tiles))
+    images = torch.from_numpy(np.stack(list(tiles))).permute(0, 3, 1, 2)
+    atlas: Pixels = make_grid(images, nrow=columns, padding=0, pad_value=128).permute(1, 2, 0).contiguous().numpy()
     return atlas
 
 

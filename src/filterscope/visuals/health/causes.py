@@ -10,8 +10,8 @@ from filterscope.analysis.health.ablation import silencing
 from filterscope.analysis.health.spectrum import natural_preference, reinitialized_copy
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
-from filterscope.models.layers import convolutions, find_layer
 from filterscope.registry import register
+from filterscope.visuals.filter_selection import convolution_names
 from filterscope.visuals.health.health import Health
 from filterscope.visuals.output.outputs import Output, Table
 from filterscope.visuals.visual import Every, Examples, Visual, VisualState
@@ -58,8 +58,7 @@ class HealthCauses(Visual):
         labels = examples.labels
         if labels is None or len(examples) == 0:
             raise UserError(f"health_causes needs images with labels; got {len(examples)} images without labels")
-        names = self.layers if self.layers is not None else convolutions(classifier.layers)
-        layers = [find_layer(classifier.layers, name).name for name in names]
+        layers = convolution_names(classifier, self.layers)
         return {
             "health/causes": self._silence(classifier, examples.images, labels, layers),
             "health/natural": self._compare_natural(classifier, examples.images, layers),

@@ -19,8 +19,9 @@ from filterscope.analysis.health.similarity import drift, duplicates
 from filterscope.analysis.health.structure import structure
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
-from filterscope.models.layers import convolutions, find_layer
+from filterscope.models.layers import convolutions
 from filterscope.registry import register
+from filterscope.visuals.filter_selection import convolution_names
 from filterscope.visuals.health.findings import filter_table, health_numbers, health_record, layer_table
 from filterscope.visuals.health.warnings import warn_of_deaths, warn_of_standstill
 from filterscope.visuals.layer_state import fingerprints, is_frozen
@@ -111,8 +112,7 @@ class Health(Visual):
         state.gathered["activity"] = recorder.sums
 
     def _layer_names(self, classifier: Classifier) -> list[str]:
-        names = self.layers if self.layers is not None else convolutions(classifier.layers)
-        layers = [find_layer(classifier.layers, name).name for name in names]
+        layers = convolution_names(classifier, self.layers)
         if not layers:
             raise UserError("health judges the filters of convolutions, and this network has none")
         return layers
