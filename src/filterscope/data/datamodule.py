@@ -57,7 +57,6 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     Attributes:
         batch_source: may be set to a function that gets a split's name and returns an iterator over batches to yield
             instead of the images, or None.
-        repeat_epoch: may be set to read the images of epoch 0 in every epoch.
         class_names: the names of the labels, set by `setup`.
         skipped: the damaged files that were left out, set by `setup`.
     """
@@ -81,7 +80,6 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self._splits: dict[str, Images] = {}
         self._unlabelled_reason = ""
         self._epoch = 0
-        self.repeat_epoch = False
         self.batch_source: Callable[[str], Iterator[Any] | None] | None = None
         self.class_names: tuple[str, ...] = ()
         self.skipped: tuple[str, ...] = ()
@@ -102,10 +100,11 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     @property
     def epoch(self) -> int:
         """The epoch for which training images are read: the Trainer's, otherwise the one that was set."""
-        if self.repeat_epoch:
-            return 0
+        trainer = cast(Any, self.trainer)
+        if trainer is None:
+            return self._epoch
         # Lightning makes the first iterator before any hook of the epoch runs, and `current_epoch` lags on resume.
-        return int(cast(Any, self.trainer).fit_loop.epoch_progress.current.processed) if self.trainer else self._epoch
+        return 0 if trainer.overfit_batches else int(trainer.fit_loop.epoch_progress.current.processed)
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import SequentialSampler
 
 Key = tuple[int, int]
 """The epoch and the index of an image."""
@@ -37,8 +37,11 @@ def random_numbers(seed: int, epoch: int, indices: Sequence[int], count: int) ->
 
 
 @dataclass(eq=False)
-class EpochSampler(Sampler[Key]):
+class EpochSampler(SequentialSampler):
     """Yields pairs (epoch, index), so that loader processes that outlive an epoch learn the next one.
+
+    It derives from `SequentialSampler` because Lightning replaces any other sampler for `trainer.overfit_batches`; the
+    datamodule repeats epoch 0 then.
 
     Args:
         length: the number of images.
@@ -61,7 +64,7 @@ class EpochSampler(Sampler[Key]):
     world_size: int = 1
     num_seen: Callable[[], int] = int
 
-    def __iter__(self) -> Iterator[Key]:
+    def __iter__(self) -> Iterator[Key]:  # type: ignore[override]
         epoch = self.epoch()
         order = torch.arange(self.length)
         if self.shuffle:

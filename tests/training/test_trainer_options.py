@@ -1,0 +1,146 @@
+"""Trainer arguments work as Lightning documents them, with cached features too, and torch's schedules fit."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from train import train
+
+from filterscope.config import factory
+from filterscope.config.trainer_factory import build_trainer
+from filterscope.training.module import FinetuneModule
+from tiny import TINY
+
+Compose = Callable[..., dict[str, Any]]
+QUICK = (*TINY, "visuals=none", "data.num_test=0")
+STEPS = 3  # in an epoch
+FINETUNE = ("full", "linear_probe")
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def scalars_of(folder: Path, tag: str) -> list[int]:
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return [scalar.step for scalar in events.Scalars(tag)] if tag in events.Tags()["scalars"] else []
+
+
+def last_checkpoint(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    return content
+
+
+@pytest.mark.parametrize("finetune", FINETUNE)
+def test_the_loss_of_every_nth_step_is_logged(finetune: str, composed: Compose, tmp_path: Path) -> None:
+    train(composed(*QUICK, f"finetune={finetune}", "trainer.log_every_n_steps=2"), tmp_path)
+    assert scalars_of(tmp_path, "train/loss_step") == [2, 4, 6]
+
+
+@pytest.mark.parametrize("finetune", FINETUNE)
+def test_a_fast_dev_run_trains_one_batch_and_writes_nothing(finetune: str, composed: Compose, tmp_path: Path) -> None:
+    cfg = composed(*TINY, f"finetune={finetune}", "visuals=[filters,health]", "trainer.fast_dev_run=true")
+    train(cfg, tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("finetune", FINETUNE)
+def test_a_run_can_end_after_some_steps(finetune: str, composed: Compose, tmp_path: Path) -> None:
+    train(composed(*QUICK, f"finetune={finetune}", "trainer.max_epochs=9", "trainer.max_steps=4"), tmp_path)
+    assert last_checkpoint(tmp_path)["global_step"] == 4
+    assert [row["epoch"] for row in rows_of(tmp_path)] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("finetune", FINETUNE)
+def test_an_epoch_without_validation_has_a_last_checkpoint_and_no_score(
+    finetune: str, composed: Compose, tmp_path: Path
+) -> None:
+    options = ("trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2")
+    train(composed(*QUICK, f"finetune={finetune}", *options), tmp_path)
+    assert [bool(row["val/acc"]) for row in rows_of(tmp_path)] == [True, False, True, False]
+    assert last_checkpoint(tmp_path)["global_step"] == 3 * STEPS
+    best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["global_step"] == 2 * STEPS
+
+
+def test_overfitting_repeats_the_same_batches(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    step = FinetuneModule.training_step
+
+    def training_step(self: FinetuneModule, batch: Any, index: int) -> torch.Tensor:
+        seen.append(batch[1].clone())
+        return step(self, batch, index)
+
+    monkeypatch.setattr(FinetuneModule, "training_step", training_step)
+    train(composed(*QUICK, "finetune=full", "trainer.overfit_batches=2"), tmp_path)
+    assert len(seen) == 4
+    assert torch.equal(torch.cat(seen[:2]), torch.cat(seen[2:]))
+
+
+@pytest.mark.parametrize("finetune", FINETUNE)
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        (("trainer.limit_train_batches=2",), 4),
+        (("trainer.limit_train_batches=0.67",), 4),
+        (("trainer.accumulate_grad_batches=2",), 4),
+        (("trainer.gradient_clip_val=1",), 6),
+        (("trainer.limit_val_batches=1",), 6),
+        (("+trainer.val_check_interval=2",), 6),
+        (("trainer.num_sanity_val_steps=1",), 6),
+    ],
+)
+def test_other_limits_are_those_of_lightning(
+    finetune: str, options: tuple[str, ...], steps: int, composed: Compose, tmp_path: Path
+) -> None:
+    train(composed(*QUICK, f"finetune={finetune}", *options), tmp_path)
+    assert last_checkpoint(tmp_path)["global_step"] == steps
+    assert len(rows_of(tmp_path)) == 3
+
+
+def test_schedules_of_torch_are_advanced_every_epoch(composed: Compose, tmp_path: Path) -> None:
+    monitor = "+callbacks.lr_monitor={_target_: pytorch_lightning.callbacks.LearningRateMonitor}"
+    options = ("finetune=linear_probe", "trainer.max_epochs=3", "optimizer.lr=1", "trainer.log_every_n_steps=1")
+    train(composed(*QUICK, *options, "schedule=step", "schedule.step_size=1", monitor), tmp_path)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    (tag,) = (name for name in events.Tags()["scalars"] if name.startswith("lr-") and name.endswith("/head"))
+    rates = [scalar.value for scalar in events.Scalars(tag)]
+    assert rates == pytest.approx([1, 0.1, 0.01])
+
+
+def test_a_rate_is_lowered_when_the_validation_loss_stays(composed: Compose, tmp_path: Path) -> None:
+    options = ("finetune=linear_probe", "trainer.max_epochs=4", "optimizer.lr=0", "schedule.patience=0")
+    train(composed(*QUICK, *options, "schedule=plateau"), tmp_path)
+    assert last_checkpoint(tmp_path)["lr_schedulers"][0]["num_bad_epochs"] == 0
+    assert last_checkpoint(tmp_path)["lr_schedulers"][0]["last_epoch"] >= 2
+
+
+def test_a_schedule_with_total_steps_gets_them(composed: Compose, tmp_path: Path) -> None:
+    cfg = composed(*QUICK, "finetune=full")
+    cfg["schedule"] = {"_target_": "torch.optim.lr_scheduler.OneCycleLR", "_partial_": True, "max_lr": 0.1}
+    train(cfg, tmp_path)
+    assert last_checkpoint(tmp_path)["lr_schedulers"][0]["total_steps"] == 2 * STEPS
+
+
+def test_the_best_checkpoint_is_tested_by_its_name(composed: Compose, tmp_path: Path) -> None:
+    cfg = composed(*TINY, "visuals=none")
+    data = factory.build_data(cfg)
+    module = factory.build_module(cfg, factory.build_classifier(cfg, data), data)
+    trainer: Trainer = build_trainer(cfg, tmp_path, {})
+    trainer.fit(module, data)
+    last = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    trainer.test(module, data, ckpt_path="best", verbose=False)
+    best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(tensor, best[name]) for name, tensor in module.state_dict().items())
+    assert isinstance(module, LightningModule)
+    assert last.keys() == best.keys()
