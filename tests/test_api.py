@@ -1,4 +1,4 @@
-"""`filterscope.look`: any network, in a line, without a trace."""
+"""`filterscope.look` works on any network and leaves it unchanged."""
 
 import copy
 
@@ -22,7 +22,7 @@ SMALL = Recipe(size=32, steps=2)
 
 
 class Own(nn.Module):
-    """A network as somebody would write it: no Sequential, functions between the layers."""
+    """A typical hand-written network: no Sequential, functional operations between the layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Own(nn.Module):
     ],
     ids=["resnet18", "convnext", "own"],
 )
-def test_any_network_is_looked_at_and_given_back_as_it_was(network, layer):
+def test_look_works_on_any_network_and_leaves_it_unchanged(network, layer):
     torch.manual_seed(0)
     model = network()
     digest = copy.deepcopy(model.state_dict())
@@ -57,12 +57,12 @@ def test_any_network_is_looked_at_and_given_back_as_it_was(network, layer):
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_a_plain_chain_has_the_names_of_our_rule_and_others_their_modules_paths():
+def test_layers_of_a_plain_chain_are_named_by_block_and_others_by_module_path():
     assert "block5_conv1" in as_classifier(torchvision.models.vgg11()).layers
     assert "layer4.1.conv2" in as_classifier(torchvision.models.resnet18()).layers
 
 
-def test_the_normalisation_given_is_what_the_network_sees():
+def test_the_network_gets_images_with_the_given_normalization():
     model = torchvision.models.resnet18().eval()
     with adapted(model, mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7], image_size=64) as classifier:
         shift = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
@@ -70,7 +70,7 @@ def test_the_normalisation_given_is_what_the_network_sees():
         assert torch.allclose(classifier(IMAGES), model((IMAGES - shift) / scale), atol=1e-5)
 
 
-def test_a_notebook_shows_the_pictures_and_what_a_class_is_called_is_no_markup():
+def test_a_notebook_shows_the_pictures_and_class_names_are_escaped():
     seen = filterscope.look(Own(), IMAGES, visuals=["filters", "summary"])
     page = seen._repr_html_()
     assert page.count("data:image/png;base64,") == len(seen.pictures) == 2
@@ -78,13 +78,13 @@ def test_a_notebook_shows_the_pictures_and_what_a_class_is_called_is_no_markup()
     assert seen._repr_png_()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
-def test_what_was_seen_is_saved(tmp_path):
+def test_the_result_is_saved_to_a_folder(tmp_path):
     filterscope.look(Own(), visuals="filters").save(tmp_path)
     written = (tmp_path / "pictures" / "filters").iterdir()
     assert {path.stem for path in written} == {"block1_conv1", "block1_conv2"}
 
 
-def test_uint8_images_are_those_in_0_to_1():
+def test_uint8_images_equal_float_images_in_0_to_1():
     model = Own()
     bytes_ = (IMAGES * 255).round().to(torch.uint8)
     one = filterscope.look(model, bytes_, visuals=["responses"])["responses/block1_conv1"]
@@ -93,7 +93,7 @@ def test_uint8_images_are_those_in_0_to_1():
     assert (one.pixels == other.pixels).all()
 
 
-def test_a_loop_of_ones_own_gathers_a_strip():
+def test_a_training_loop_with_one_state_draws_a_timeline():
     model, state = Own(), VisualState()
     for state.epoch in range(3):
         seen = filterscope.look(model, IMAGES, visuals=["timeline"], state=state)
@@ -115,6 +115,6 @@ def test_a_loop_of_ones_own_gathers_a_strip():
         (lambda: nn.Linear(3, 3), IMAGES, {}, "Linear has no convolutions"),
     ],
 )
-def test_wrong_input_is_said_in_a_line(model, images, options, message):
+def test_wrong_input_is_an_error_in_one_line(model, images, options, message):
     with pytest.raises(UserError, match=message):
         filterscope.look(model(), images, **options)

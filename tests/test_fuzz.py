@@ -1,4 +1,4 @@
-"""Nonsense ends in one line, never in a traceback; `benchmarks/faults.py --only fuzz` tries more of it."""
+"""Random input ends in one line, never in a traceback; `benchmarks/faults.py --only fuzz` tries more."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -39,7 +39,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.mark.filterwarnings("ignore")
 @FEW
 @given(overrides=fuzzing.overrides())
-def test_overrides_are_taken_or_refused(whole: Path, overrides: list[str]) -> None:
+def test_random_overrides_are_accepted_or_refused_in_one_line(whole: Path, overrides: list[str]) -> None:
     fuzzing.set_up(overrides, whole.parent.parent / "set_up")
 
 
@@ -51,7 +51,7 @@ def content(whole: Path) -> dict[str, Any]:
 @pytest.mark.filterwarnings("ignore")
 @FEW
 @given(choices=st.data())
-def test_a_checkpoint_with_anything_anywhere_is_opened_or_refused(
+def test_a_checkpoint_with_arbitrary_values_is_opened_or_refused_in_one_line(
     content: dict[str, Any], whole: Path, choices: st.DataObject
 ) -> None:
     file = whole.parent / "changed.ckpt"
@@ -62,7 +62,7 @@ def test_a_checkpoint_with_anything_anywhere_is_opened_or_refused(
 @pytest.mark.filterwarnings("ignore")
 @FEW
 @given(choices=st.data())
-def test_a_damaged_file_is_opened_or_refused(whole: Path, choices: st.DataObject) -> None:
+def test_a_damaged_file_is_opened_or_refused_in_one_line(whole: Path, choices: st.DataObject) -> None:
     file = whole.parent / "changed.ckpt"
     file.write_bytes(fuzzing.damage(whole.read_bytes(), lambda count: choices.draw(st.integers(0, count - 1))))
     opened_or_refused(file)
@@ -94,7 +94,7 @@ def odd_best(content: dict[str, Any]) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("change", [odd_rate, no_betas, small_moment, lost_moment, lost_base, odd_best])
-def test_a_checkpoint_that_no_step_can_be_computed_from_is_refused_before_one(
+def test_a_checkpoint_with_an_unusable_optimizer_state_is_refused_before_the_first_step(
     change: Callable[[dict[str, Any]], None], content: dict[str, Any], tmp_path: Path
 ) -> None:
     import hydra

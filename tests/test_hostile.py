@@ -1,4 +1,4 @@
-"""Checkpoints, weights and configs from strangers: nothing in them is executed, each is refused in one line."""
+"""Untrusted checkpoints, weights and configs: nothing in them is executed, each is refused in one line."""
 
 import io
 import pickle
@@ -35,7 +35,7 @@ def place(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of an honest run."""
+    """Return the folder of an ordinary run."""
     import hydra
 
     from filterscope.cli.main import resolve_config
@@ -47,7 +47,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def refused(read: Callable[..., Any], *arguments: Any) -> str:
-    """Return the one line with which something is refused."""
+    """Return the error line of the refusal."""
     with pytest.raises(UserError) as caught:
         read(*arguments)
     message = str(caught.value)
@@ -57,24 +57,24 @@ def refused(read: Callable[..., Any], *arguments: Any) -> str:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_payloads_do_execute_where_a_pickle_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))  # what an earlier run left there would be read instead
+def test_the_payloads_do_execute_if_a_pickle_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))  # an earlier download there would be read instead
     duds = set()
     for number, (family, name) in enumerate(hostile.CALLS):
         folder = tmp_path / str(number)
         folder.mkdir()
         hostile.prepare(folder)
-        with suppress(Exception):  # many do what they do and then fail
+        with suppress(Exception):  # many execute their call and then fail
             pickle.loads(hostile.bare(hostile.payload(family, name, folder)))
         if not hostile.executed(folder):
             duds.add(name if family == "GLOBAL REDUCE" else family)
-    # torch.load and numpy no longer trust what they load, `open` reads, and a function is no class.
+    # torch.load and numpy no longer trust files, `open` only reads, and a function is not a class.
     assert duds == {"torch.load", "numpy.load", "codecs.open", "NEWOBJ", "NEWOBJ_EX"}
 
 
 @pytest.mark.parametrize("kind", hostile.FILES)
 @pytest.mark.parametrize(("family", "name"), hostile.CALLS, ids=lambda value: value.replace(" ", "-"))
-def test_a_pickle_that_calls_is_refused_and_calls_nothing(family: str, name: str, kind: str, place: Path) -> None:
+def test_a_pickle_with_a_call_is_refused_and_nothing_is_called(family: str, name: str, kind: str, place: Path) -> None:
     file = place / "model.ckpt"
     file.write_bytes(hostile.FILES[kind](hostile.payload(family, name, place)))
     for read in READERS:
@@ -100,7 +100,7 @@ TARGETS = (
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("node", ["model", "head"])
-def test_a_target_in_a_stored_config_is_built_only_if_it_is_on_the_list(
+def test_a_target_in_a_stored_config_is_built_only_if_it_is_registered(
     node: str, target: str, honest: Path, place: Path
 ) -> None:
     argument = f"touch {place / 'canary'}"
@@ -111,10 +111,10 @@ def test_a_target_in_a_stored_config_is_built_only_if_it_is_on_the_list(
 
 
 TRICKS: dict[str, Callable[[dict[str, Any], Path], None]] = {
-    "a target below a knob": lambda config, place: config["model"].update(
+    "a target below a option": lambda config, place: config["model"].update(
         dropout={"_target_": "os.system", "command": f"touch {place / 'canary'}"}
     ),
-    "a target in a dict below a knob": lambda config, _: config["model"].update(
+    "a target in a dict below a option": lambda config, _: config["model"].update(
         mean={"a": {"b": {"_target_": "builtins.exec", "source": "1"}}}
     ),
     "arguments in order": lambda config, place: config["model"].update(_args_=[str(place / "second")]),
@@ -125,7 +125,7 @@ TRICKS: dict[str, Callable[[dict[str, Any], Path], None]] = {
     "a resolver": lambda config, _: config["model"].update(name="${oc.env:HOME}"),
     "a network of another kind": lambda config, _: config["model"].update(num_classes=10**9),
     "an endless name": lambda config, _: config["model"].update(_target_="a" * 10**6),
-    "a config that is none": lambda config, _: config.clear(),
+    "an empty config": lambda config, _: config.clear(),
     "a head that is a list": lambda config, _: config.update(head=[1, 2]),
 }
 
@@ -177,14 +177,14 @@ def _laughing(depth: int) -> list[Any]:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_what_would_grow_or_is_no_weights_is_refused(bomb: str, tmp_path: Path) -> None:
+def test_files_that_expand_in_memory_or_hold_no_weights_are_refused(bomb: str, tmp_path: Path) -> None:
     file = tmp_path / "model.ckpt"
     BOMBS[bomb](file)
     for read in READERS:
         refused(read, file)
 
 
-def test_a_pipe_in_place_of_a_checkpoint_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_in_place_of_a_checkpoint_is_refused_without_waiting(tmp_path: Path) -> None:
     import os
 
     os.mkfifo(tmp_path / "model.ckpt")
@@ -213,7 +213,7 @@ STORED: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 @pytest.mark.parametrize("trick", STORED)
-def test_a_run_folder_of_a_stranger_is_looked_at_before_it_is_gone_on_with(
+def test_an_untrusted_run_folder_is_checked_before_it_is_resumed(
     trick: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.argv", [str(REPOSITORY / "train.py")])
@@ -233,7 +233,7 @@ def test_a_run_folder_of_a_stranger_is_looked_at_before_it_is_gone_on_with(
     assert "config.yaml" in refused(check_stored_config, tmp_path)
 
 
-def test_an_image_that_unpacks_to_a_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
+def test_a_decompression_bomb_is_refused_by_its_image_header(tmp_path: Path) -> None:
     from PIL import Image
 
     file = tmp_path / "a.png"
@@ -243,7 +243,7 @@ def test_an_image_that_unpacks_to_a_bomb_is_refused_by_its_header(tmp_path: Path
             look(str(file))
 
 
-def test_arrays_of_a_cache_are_read_without_pickle() -> None:
+def test_cached_arrays_are_read_without_pickle() -> None:
     file = io.BytesIO()
     np.savez(file, labels=np.array([{"a": 1}], dtype=object))
     file.seek(0)

@@ -43,7 +43,7 @@ def events_of(folder: Path) -> EventAccumulator:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of one whole tiny run that several tests look at."""
+    """Return the folder of a finished tiny run that several tests examine."""
     import hydra
 
     from filterscope.cli.main import resolve_config
@@ -68,7 +68,7 @@ TAGS = (
 
 
 @pytest.mark.parametrize("tag", TAGS)
-def test_every_epoch_leaves_every_picture_in_the_folder_and_in_tensorboard(run: Path, tag: str) -> None:
+def test_every_epoch_writes_every_picture_to_the_folder_and_to_tensorboard(run: Path, tag: str) -> None:
     pictures = sorted(path.name for path in (run / "pictures" / tag).iterdir())
     assert pictures == ["epoch_000.png", "epoch_001.png", "epoch_002.png"]
     events = events_of(run)
@@ -78,7 +78,7 @@ def test_every_epoch_leaves_every_picture_in_the_folder_and_in_tensorboard(run: 
     assert events.SummaryMetadata(tag).summary_description
 
 
-def test_metrics_have_a_row_per_epoch_under_the_same_names_in_csv_and_tensorboard(run: Path) -> None:
+def test_metrics_have_one_row_per_epoch_and_equal_names_in_csv_and_tensorboard(run: Path) -> None:
     rows, events = rows_of(run), events_of(run)
     assert [row["epoch"] for row in rows] == ["0", "1", "2"]
     for name in ("val/loss", "val/acc", "health/useful/all", "health/apoz/block2_conv1"):
@@ -166,7 +166,7 @@ def test_frozen_filters_are_drawn_once(composed: Compose, tmp_path: Path) -> Non
     assert drawn == ["epoch_000.png"]
 
 
-def test_zero_epochs_look_and_test_and_keep_a_checkpoint(composed: Compose, tmp_path: Path) -> None:
+def test_zero_epochs_draw_test_and_write_a_checkpoint(composed: Compose, tmp_path: Path) -> None:
     metrics = train(composed(*TINY, "trainer.max_epochs=0", "visuals=filters"), tmp_path)
     assert metrics.keys() >= {"val/acc", "test/acc"}
     assert (tmp_path / "pictures" / "filters" / "block1_conv1" / "epoch_000.png").is_file()
@@ -186,7 +186,7 @@ def test_filters_are_judged_by_the_whole_validation_pass(run: Path, composed: Co
     assert known["numbers"]["apoz"] == pytest.approx(1 - float(positive.mean()), abs=1e-4)
 
 
-def test_verdicts_are_put_to_the_test_once_when_the_training_has_ended(run: Path) -> None:
+def test_verdicts_are_tested_by_ablation_once_at_the_end_of_training(run: Path) -> None:
     (causes,) = (run / "health" / "causes").iterdir()
     with causes.open() as file:
         rows = list(csv.DictReader(file))
@@ -194,7 +194,7 @@ def test_verdicts_are_put_to_the_test_once_when_the_training_has_ended(run: Path
     assert len(list((run / "health" / "natural").iterdir())) == 1
 
 
-def test_a_number_of_health_decides_what_is_best_and_when_to_stop(composed: Compose, tmp_path: Path) -> None:
+def test_a_health_metric_can_select_the_best_epoch_and_stop_training(composed: Compose, tmp_path: Path) -> None:
     watch = (
         "callbacks.checkpoint.monitor=health/drift/block1_conv1",
         "callbacks.checkpoint.mode=min",
@@ -208,7 +208,7 @@ def test_a_number_of_health_decides_what_is_best_and_when_to_stop(composed: Comp
     assert metrics["health/drift/block1_conv1"] == pytest.approx(drifts[1], rel=1e-5)
 
 
-def test_a_number_that_nothing_measures_is_refused_before_an_epoch_is_spent(composed: Compose, tmp_path: Path) -> None:
+def test_an_unknown_monitored_metric_is_refused_before_the_first_epoch(composed: Compose, tmp_path: Path) -> None:
     cfg = composed(*TINY, "visuals=health", "callbacks.checkpoint.monitor=health/usefull/all")
     measured = r"not measured \(did you mean health/useful/all\?\); measured are health/apoz/block1_conv1"
     with pytest.raises(UserError, match=measured):

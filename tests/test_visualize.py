@@ -66,17 +66,17 @@ def test_more_images_come_from_the_data_that_the_run_was_trained_on(composed: Co
     assert (tmp_path / "out" / "health" / "causes.csv").is_file()
 
 
-def test_more_images_than_a_moved_checkpoint_holds_are_one_clear_line(run: Path, composed: Compose) -> None:
+def test_more_images_than_a_moved_checkpoint_holds_are_an_error_in_one_line(run: Path, composed: Compose) -> None:
     subject = from_checkpoint.load_subject(composed(f"ckpt={run}", config="visualize"))
     with pytest.raises(UserError, match="no"):
         subject.examples.sample(1000)
 
 
-def test_chosen_data_is_looked_at_instead_of_what_the_checkpoint_holds(run: Path, composed: Compose) -> None:
+def test_data_given_on_the_command_line_replaces_the_images_of_the_checkpoint(run: Path, composed: Compose) -> None:
     cfg = composed(f"ckpt={run}", "data=synthetic_flowers", "num_examples=5", "data.num_val=20", config="visualize")
     examples = from_checkpoint.load_subject(cfg).examples
     assert len(examples) == 5
-    assert examples.labels is None  # ants and bees are no flowers
+    assert examples.labels is None  # ants and bees are not classes of the network
     assert examples.images.shape[-1] == 24  # the network's own size
 
 
@@ -92,7 +92,7 @@ def test_activations_of_images_given_by_path(run: Path, composed: Compose, tmp_p
     assert visualize(cfg, tmp_path / "out") == ["activations/block2_conv1"]
 
 
-def test_load_gives_the_trained_classifier_back(run: Path) -> None:
+def test_load_returns_the_trained_classifier(run: Path) -> None:
     classifier = filterscope.load(run)
     weights = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     for name, tensor in classifier.state_dict().items():
@@ -118,7 +118,7 @@ def test_a_network_is_drawn_without_any_training(composed: Compose, tmp_path: Pa
     assert len(visualize(cfg, tmp_path)) == 5
 
 
-def test_weights_of_the_convolutional_part_are_enough_to_look_at_it(composed: Compose, tmp_path: Path) -> None:
+def test_weights_of_the_convolutional_part_are_enough_to_draw_it(composed: Compose, tmp_path: Path) -> None:
     import torchvision
 
     features = {k: v for k, v in torchvision.models.alexnet().state_dict().items() if k.startswith("features.")}
@@ -138,25 +138,25 @@ def test_latest_means_the_newest_run(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ckpt", ["nowhere", "nowhere.ckpt"])
-def test_a_missing_checkpoint_is_said(ckpt: str) -> None:
+def test_a_missing_checkpoint_is_an_error_in_one_line(ckpt: str) -> None:
     with pytest.raises(UserError, match=r"no checkpoint at nowhere"):
         find_checkpoint(ckpt)
 
 
-def test_a_truncated_checkpoint_is_said(run: Path, tmp_path: Path) -> None:
+def test_a_truncated_checkpoint_is_an_error_in_one_line(run: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.ckpt"
     broken.write_bytes((run / "checkpoints" / "best.ckpt").read_bytes()[:5000])
     with pytest.raises(UserError, match="not a readable checkpoint"):
         open_run(broken)
 
 
-def test_a_foreign_checkpoint_is_said(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_program_is_an_error_in_one_line(tmp_path: Path) -> None:
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
     with pytest.raises(UserError, match="not a checkpoint of filterscope"):
         open_run(tmp_path / "foreign.ckpt")
 
 
-def test_a_checkpoint_of_another_class_count_is_said(run: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_with_another_number_of_classes_is_an_error_in_one_line(run: Path, tmp_path: Path) -> None:
     content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     content["filterscope"]["class_names"] = ["ants", "bees", "wasps"]
     torch.save(content, tmp_path / "other.ckpt")
@@ -165,7 +165,7 @@ def test_a_checkpoint_of_another_class_count_is_said(run: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("target", ["os.system", "torch.load", "builtins.open", "subprocess.run"])
-def test_a_stored_config_cannot_name_what_is_called(run: Path, tmp_path: Path, target: str) -> None:
+def test_a_stored_config_cannot_choose_the_function_that_is_called(run: Path, tmp_path: Path, target: str) -> None:
     content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     content["filterscope"]["config"]["model"] = {"_target_": target, "command": f"touch {tmp_path}/executed"}
     torch.save(content, tmp_path / "hostile.ckpt")

@@ -1,4 +1,4 @@
-"""What a shell and a batch system see: exit codes, one line, folders of one's own, jobs that go on by themselves."""
+"""The behaviour that a shell or a batch system sees: exit codes, error lines, run folders, requeued jobs."""
 
 import errno
 import json
@@ -39,7 +39,7 @@ def begun(tmp_path: Path, *overrides: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def test_ctrl_c_saves_and_leaves_with_the_command_that_goes_on(script: Script, tmp_path: Path) -> None:
+def test_ctrl_c_saves_and_prints_the_command_that_resumes(script: Script, tmp_path: Path) -> None:
     process = begun(tmp_path)
     until(lambda: any(tmp_path.glob("outputs/*/checkpoints/last.ckpt")), process)
     process.send_signal(signal.SIGINT)
@@ -55,7 +55,7 @@ def test_ctrl_c_saves_and_leaves_with_the_command_that_goes_on(script: Script, t
     assert "[filterscope][INFO]" not in done.stdout  # the log looks as it did
 
 
-def test_ctrl_c_ends_a_sweep_with_the_job_that_runs(tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_sweep_with_its_running_job(tmp_path: Path) -> None:
     process = begun(tmp_path, "-m", "seed=1,2,3")
     until(lambda: any(tmp_path.glob("outputs/*/0_*/metrics.csv")), process)
     process.send_signal(signal.SIGINT)
@@ -65,7 +65,7 @@ def test_ctrl_c_ends_a_sweep_with_the_job_that_runs(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("outputs/*/1_*"))
 
 
-def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path: Path) -> None:
+def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     given = ["seed=1", f"hydra.run.dir={tmp_path}/run"]
     assert resume_arguments(given) == given
@@ -74,7 +74,7 @@ def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path: Path) -> None:
         resume_arguments(given)
 
 
-def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_of_the_same_second_get_different_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
     with ThreadPoolExecutor(8) as pool:
@@ -85,13 +85,13 @@ def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path: Path, monkey
     assert run_dir.unique_dir(str(tmp_path / "later")) == once  # the same process asks more than once
 
 
-def test_a_process_that_another_began_makes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_process_of_a_run_makes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     (tmp_path / "run").mkdir()
     assert run_dir.unique_dir(str(tmp_path / "run")) == str(tmp_path / "run")
 
 
-def test_a_job_that_slurm_starts_again_goes_on_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_requeued_slurm_job_resumes_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", [str(REPOSITORY / "train.py")])
     given = ["model=vgg16", "seed=3", "trainer.max_epochs=5"]
@@ -119,7 +119,7 @@ def test_a_job_that_slurm_starts_again_goes_on_by_itself(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("name", ["a b", "a'b", "ä,=[]{}", 'q"uote', "back\\slash", "$dollar", "#1", "\\'"])
-def test_a_run_folder_of_any_name_is_gone_on_with(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_folder_with_any_name_can_be_resumed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     monkeypatch.setattr("sys.argv", [str(REPOSITORY / "train.py")])
@@ -150,19 +150,19 @@ def test_a_run_folder_of_any_name_is_gone_on_with(name: str, tmp_path: Path, mon
         (UserError("data.root=x: there is none"), "data.root=x: there is none"),
     ],
 )  # fmt: skip
-def test_what_goes_wrong_outside_is_one_line_that_says_what_to_do(error: BaseException, line: str) -> None:
+def test_a_fault_of_the_machine_is_one_line_that_says_what_to_do(error: BaseException, line: str) -> None:
     said = describe_error(error)
     assert said is not None
     assert re.search(line, said), said
     assert "\n" not in said
 
 
-def test_a_mistake_of_ours_keeps_its_traceback() -> None:
+def test_a_bug_keeps_its_traceback() -> None:
     assert describe_error(KeyError("layer")) is None
     assert describe_error(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
 
 
-def test_torchs_own_word_for_a_full_disk_is_not_the_last_one() -> None:
+def test_a_full_disk_is_reported_instead_of_torchs_own_error() -> None:
     error = RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
     assert "is the disk full?" in str(describe_error(error))
     error.__context__ = OSError(errno.ENOSPC, "No space left on device", "last.ckpt")
@@ -190,8 +190,8 @@ os._exit(0)
 """
 
 
-def test_the_signal_of_a_loaders_death_does_not_disturb_who_tells_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The connection may break before the signal comes, out of which PyTorch raises an error anywhere."""
+def test_the_signal_of_a_dead_loader_does_not_interrupt_its_error_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection may break before the signal arrives; PyTorch's signal handler then raises an error anywhere."""
     from torch.utils.data import DataLoader
 
     def die(_signal: int, _frame: object) -> None:
@@ -213,7 +213,7 @@ def test_the_signal_of_a_loaders_death_does_not_disturb_who_tells_of_it(monkeypa
         signal.signal(signal.SIGALRM, before)
 
 
-def test_a_loader_process_that_is_killed_is_one_line(tmp_path: Path) -> None:
+def test_a_killed_loader_process_is_reported_in_one_line(tmp_path: Path) -> None:
     from PIL import Image
 
     for number in range(24):

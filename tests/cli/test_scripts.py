@@ -1,4 +1,4 @@
-"""The commands as a user types them, each in a process of its own."""
+"""The commands that a user types, each in its own process."""
 
 import re
 import subprocess
@@ -27,7 +27,7 @@ def assert_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
         assert re.search(word, said(done)), said(done)
 
 
-def test_help_is_a_page_with_examples_and_choices_and_needs_no_torch(script: Script) -> None:
+def test_help_shows_examples_and_choices_without_importing_torch(script: Script) -> None:
     done = script("train.py", "--help")
     assert done.returncode == 0
     for word in (
@@ -81,7 +81,7 @@ def test_a_sweep_with_two_processes_per_job_runs_each_job_once_in_its_own_folder
     assert len(list(tmp_path.glob("outputs/*_sweep/*/events.out.tfevents.*"))) == 2
 
 
-def test_resume_goes_on_in_the_same_folder(script: Script, tmp_path: Path) -> None:
+def test_resume_continues_in_the_same_folder(script: Script, tmp_path: Path) -> None:
     assert script("train.py", *TINY, *LOOK, "trainer.max_epochs=1").returncode == 0
     (run,) = (tmp_path / "outputs").iterdir()
     stored = (run / ".hydra" / "config.yaml").read_bytes()
@@ -99,7 +99,7 @@ def test_the_base_file_of_a_group_is_not_offered_as_an_option(script: Script) ->
     assert "_base" not in said(unknown)
 
 
-def test_an_unknown_option_lists_those_there_are(script: Script) -> None:
+def test_an_unknown_choice_lists_the_possible_ones(script: Script) -> None:
     assert_refused(
         script("train.py", "model=alexnet2"),
         "Could not find 'model/alexnet2'",
@@ -120,7 +120,7 @@ def test_an_unknown_option_lists_those_there_are(script: Script) -> None:
         ("~visual", "visuals"),
     ],
 )
-def test_what_was_meant_is_said(wrong: str, meant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_nearest_valid_name_is_suggested(wrong: str, meant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", [str(REPOSITORY / "train.py")])
     conf = str(REPOSITORY / "conf")
     with hydra.initialize_config_dir(conf, version_base="1.3"), pytest.raises(HydraException) as caught:
@@ -133,7 +133,7 @@ def test_a_mistake_ends_in_one_line(script: Script) -> None:
     assert_refused(done, "unknown layer 'block7_conv1'", "block1_conv1")
 
 
-def test_a_missing_file_is_said_before_anything_heavy_is_imported(script: Script) -> None:
+def test_a_missing_file_is_reported_before_torch_is_imported(script: Script) -> None:
     done = script("train.py", "model.weights=nowhere.pth", PYTHONPROFILEIMPORTTIME="1")
     assert_refused(done, "no weights file at nowhere.pth")
     assert "torchvision" not in done.stderr

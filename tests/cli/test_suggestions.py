@@ -1,4 +1,4 @@
-"""Tab completes groups, options and knobs in a real bash."""
+"""Tab completes groups, choices and options in a real bash."""
 
 import os
 import pty
@@ -19,18 +19,18 @@ INSTALL = 'eval "$(python train.py -sc install=bash)"'
 
 
 class Terminal:
-    """A terminal with a shell in it, to type into."""
+    """A pseudo-terminal with a shell."""
 
     def __init__(self, file: int) -> None:
         self._file = file
         self._seen = ""
 
     def types(self, text: str) -> None:
-        """Type a text, as it stands."""
+        """Type a text."""
         os.write(self._file, text.encode())
 
     def shows(self, pattern: str, seconds: float = 120) -> bool:
-        """Return whether something comes to be shown behind what was waited for before."""
+        """Return whether a text appears after the one that was waited for before."""
         end = time.monotonic() + seconds
         while not (found := re.search(pattern, self._seen)):
             ready, _, _ = select.select([self._file], [], [], max(0.0, end - time.monotonic()))
@@ -43,7 +43,7 @@ class Terminal:
 
 @pytest.fixture(scope="module")
 def terminal() -> Iterator[Terminal]:
-    """An interactive bash in the repository, with completion installed as the docs say."""
+    """An interactive bash in the repository, with completion installed as documented."""
     if shutil.which("bash") is None:
         pytest.skip("needs bash")
     ours, theirs = pty.openpty()
@@ -74,11 +74,11 @@ def terminal() -> Iterator[Terminal]:
         ("python visualize.py visuals=gal", "lery"),
     ],
 )
-def test_tab_completes_what_was_begun(terminal: Terminal, typed: str, completed: str) -> None:
+def test_tab_completes_a_started_word(terminal: Terminal, typed: str, completed: str) -> None:
     terminal.types(f"{typed}\t")
     assert terminal.shows(re.escape(typed) + r"\x07?" + re.escape(completed))
     terminal.types("\x15")  # Ctrl-U
 
 
-def test_the_docs_say_how_it_is_installed() -> None:
+def test_the_docs_state_how_completion_is_installed() -> None:
     assert f"\n{INSTALL}\n" in (REPOSITORY / "docs" / "viewing.md").read_text(encoding="utf-8")

@@ -28,7 +28,7 @@ JOBS = (
 )
 
 
-def test_runs_stand_side_by_side_with_accuracy_and_health_and_only_what_differs() -> None:
+def test_the_table_of_a_sweep_shows_accuracy_health_and_the_options_that_differ() -> None:
     table = runs_table(JOBS)
     assert table.columns == ("chosen", "val/acc", "useful", "run")
     assert table.rows == (("finetune=full", 0.5, 0.75, "0_full"), ("finetune=linear_probe", 0.25, 1.0, "1_probe"))
@@ -39,7 +39,7 @@ def test_a_run_without_verdicts_leaves_its_cells_empty() -> None:
     assert table.rows[-1] == ("visuals=none", 0.1, "", "2_blind")
 
 
-def test_the_table_is_kept_in_the_folder_of_the_sweep(tmp_path: Path) -> None:
+def test_the_table_is_written_to_the_folder_of_the_sweep(tmp_path: Path) -> None:
     text = write_sweep_table(JOBS, tmp_path)
     assert "finetune=linear_probe" in text
     assert (tmp_path / "runs.csv").read_text().splitlines()[0] == "chosen,val/acc,useful,run"
@@ -52,7 +52,7 @@ def test_the_table_is_kept_in_the_folder_of_the_sweep(tmp_path: Path) -> None:
         pytest.param("workers", marks=pytest.mark.skipif(not SUBMITIT, reason="the extra slurm is not installed")),
     ],
 )
-def test_a_job_that_failed_is_told_at_the_end_wherever_it_ran(launcher: str, script: Script, tmp_path: Path) -> None:
+def test_a_failed_job_is_reported_at_the_end_wherever_it_ran(launcher: str, script: Script, tmp_path: Path) -> None:
     chosen = "visuals.filters.layers=[block9_conv1],[block1_conv1]"
     small = ("visuals=filters", "trainer.max_epochs=1", "hydra.sweep.dir=sweep")
     done = script("train.py", "-m", f"hydra/launcher={launcher}", *TINY, *small, chosen)
@@ -67,7 +67,7 @@ def test_a_job_that_failed_is_told_at_the_end_wherever_it_ran(launcher: str, scr
 
 
 @pytest.mark.skipif(not SUBMITIT, reason="the extra slurm is not installed")
-def test_a_cluster_that_is_not_there_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_cluster_is_an_error_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="no Slurm"):
         check_launcher(["-m", "hydra/launcher=slurm"])

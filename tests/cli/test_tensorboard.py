@@ -1,4 +1,4 @@
-"""TensorBoard started for somebody: with its flags, until Ctrl-C."""
+"""`open=true` starts TensorBoard with the right flags until Ctrl-C."""
 
 import os
 import re
@@ -42,7 +42,7 @@ def test_it_serves_and_opens_a_folder_and_its_gallery_until_interrupted(tmp_path
     assert shown.returncode == 0
 
 
-def test_what_keeps_it_from_starting_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_to_start_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("filterscope.cli.tensorboard.FLAGS", ("--no_such_flag",))
     with pytest.raises(UserError, match=r"TensorBoard did not start: .*no_such_flag"), run_tensorboard(tmp_path):
         pass

@@ -1,4 +1,4 @@
-"""What a user can get wrong: each ends in a `UserError`, which the scripts tell in one line."""
+"""Every kind of wrong input ends in a `UserError`, which the scripts report in one line."""
 
 import csv
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Compose = Callable[..., dict[str, Any]]
 
 
 def tiny(*overrides: str) -> list[str]:
-    """Return the tiny run's overrides, less those that are given otherwise."""
+    """Return the tiny run's overrides, without those that are given."""
     given = {override.split("=")[0] for override in overrides}
     kept = [override for override in TINY if override.split("=")[0] not in given]
     if "data" in given:
@@ -143,7 +143,7 @@ def test_a_missing_image_is_named() -> None:
         check_paths({"images": ["nowhere.jpg"]})
 
 
-def test_a_file_that_is_no_image_is_named(composed: Compose, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_is_named(composed: Compose, tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("not an image")
     cfg = composed(
         "model=small_cnn", "data.image_size=28", "visuals=activations", f"images=[{tmp_path}/text.jpg]",
@@ -161,7 +161,7 @@ def test_weights_of_another_network_are_named(composed: Compose, tmp_path: Path)
 
 
 def photographs(folder: Path, *classes: str, count: int = 8) -> str:
-    """Lay small images in class folders and return where."""
+    """Save small images in class folders and return the root folder."""
     for name in classes:
         (folder / name).mkdir(parents=True, exist_ok=True)
         for number in range(count):
@@ -170,7 +170,7 @@ def photographs(folder: Path, *classes: str, count: int = 8) -> str:
 
 
 def broken(folder: Path, kind: str) -> tuple[str, ...]:
-    """Put data of some kind that cannot be trained on into a folder and return the overrides that mean it."""
+    """Write data that cannot be trained on and return the overrides that select it."""
     photographs(folder / "good", "a", "b")
     good = ("data=folder", f"data.root={folder}/good")
     if kind == "no such folder":
@@ -229,7 +229,7 @@ def broken(folder: Path, kind: str) -> tuple[str, ...]:
         ("animals", "holds no animals10/raw-img"),
     ],
 )
-def test_data_that_cannot_be_trained_on(kind: str, message: str, composed: Compose, tmp_path: Path) -> None:
+def test_unusable_data_is_an_error_in_one_line(kind: str, message: str, composed: Compose, tmp_path: Path) -> None:
     before = broken(tmp_path / "data", kind)
     old = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")}
     with pytest.raises(UserError, match=message) as caught:
@@ -241,7 +241,7 @@ def test_data_that_cannot_be_trained_on(kind: str, message: str, composed: Compo
 @pytest.mark.parametrize(
     "what", ["text", "a network", "other shapes", "a list of numbers", "another network", "a folder"]
 )
-def test_weights_that_cannot_be_used(what: str, composed: Compose, tmp_path: Path) -> None:
+def test_unusable_weights_are_an_error_in_one_line(what: str, composed: Compose, tmp_path: Path) -> None:
     file = tmp_path / "weights.pth"
     if what == "text":
         file.write_text("no weights")
@@ -262,7 +262,9 @@ def test_weights_that_cannot_be_used(what: str, composed: Compose, tmp_path: Pat
     ("name", "content"),
     [("text.ckpt", b"no checkpoint"), ("empty.ckpt", b""), ("zip.ckpt", b"PK\x05\x06" + bytes(18)), ("folder", None)],
 )
-def test_a_checkpoint_that_is_none(name: str, content: bytes | None, composed: Compose, tmp_path: Path) -> None:
+def test_a_file_that_is_no_checkpoint_is_an_error_in_one_line(
+    name: str, content: bytes | None, composed: Compose, tmp_path: Path
+) -> None:
     path = tmp_path / name
     path.mkdir() if content is None else path.write_bytes(content)
     with pytest.raises(UserError, match=name):
@@ -273,7 +275,7 @@ def test_damaged_images_that_are_left_out_are_counted_in_the_metrics(composed: C
     folder = photographs(tmp_path / "data", "a", "b", count=20)
     for number in (3, 4):
         (tmp_path / "data" / "a" / f"{number}.png").write_bytes(b"half of it")
-    knobs = ("data=folder", f"data.root={folder}", "data.on_corrupt=skip", "data.num_workers=0", "visuals=none")
-    train(composed(*tiny("data.image_size=24", "trainer.max_epochs=0", *knobs)), tmp_path / "run")
+    options = ("data=folder", f"data.root={folder}", "data.on_corrupt=skip", "data.num_workers=0", "visuals=none")
+    train(composed(*tiny("data.image_size=24", "trainer.max_epochs=0", *options)), tmp_path / "run")
     with (tmp_path / "run" / "metrics.csv").open() as file:
         assert next(csv.DictReader(file))["data/skipped"] == "2"

@@ -1,4 +1,4 @@
-"""Two machines train as one with two processes does, bit for bit, and Slurm's variables say who is who."""
+"""Two machines train bit for bit like one machine with two processes; ranks follow from Slurm's variables."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ KNOBS = (*TINY, "data.num_test=0", "visuals=none", "data.num_val=31", "finetune=
 
 @contextmanager
 def two_machines() -> Iterator[tuple[str, list[tuple[list[str], dict[str, str]]]]]:
-    """Yield an address and, for each machine, how a command is begun on it and what it needs in its environment.
+    """Yield an address and, for each machine, its command prefix and its environment variables.
 
     They are two network namespaces joined by a cable, or where those are not to be had one machine twice.
     """
@@ -61,7 +61,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_two_machines_reach_the_weights_of_one_with_two_processes(tmp_path: Path) -> None:
+def test_two_machines_train_the_same_weights_as_one_machine_with_two_processes(tmp_path: Path) -> None:
     script = str(REPOSITORY / "train.py")
     one = [*TORCHRUN, "--standalone", "--nproc-per-node=2", script, "trainer=ddp", "trainer.devices=2"]
     done = subprocess.run(
@@ -93,7 +93,7 @@ def test_two_machines_reach_the_weights_of_one_with_two_processes(tmp_path: Path
         assert torch.equal(tensor, states[1][name]), name
 
 
-def test_slurms_variables_say_who_is_who(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_follow_from_slurms_variables(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "JOB_ID": "7",
         "JOB_NAME": "train",
