@@ -26,9 +26,9 @@ from filterscope.analysis.synthesis import renderer
 
 made = []
 whole = renderer.LayerRenderer.render
-def counted(self, channels, *args, **kwargs):
-    made.extend((self.layer, channel) for channel in channels)
-    return whole(self, channels, *args, **kwargs)
+def counted(self, indices, *args, **kwargs):
+    made.extend((self.layer, index) for index in indices)
+    return whole(self, indices, *args, **kwargs)
 renderer.LayerRenderer.render = counted
 
 visuals, classifier, examples = torch.load(sys.argv[1], weights_only=False)

@@ -41,9 +41,9 @@ def test_the_untrained_picture_is_made_once_in_a_training(
     made: list[int] = []
     whole = renderer.LayerRenderer.render
 
-    def counted(self: renderer.LayerRenderer, channels: list[int], *args: object, **options: object) -> object:
-        made.append(len(channels))
-        return whole(self, channels, *args, **options)  # type: ignore[arg-type]
+    def counted(self: renderer.LayerRenderer, indices: list[int], *args: object, **options: object) -> object:
+        made.append(len(indices))
+        return whole(self, indices, *args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(renderer.LayerRenderer, "render", counted)
     state = VisualState()
@@ -153,7 +153,7 @@ def test_a_bar_shows_layer_and_estimate_on_a_terminal_outside_training() -> None
         told("block5_conv3", 0.5)
     assert "synthesis block5_conv3" in text.getvalue()
     assert "50%" in text.getvalue()
-    assert "left:" in text.getvalue()
+    assert "remaining:" in text.getvalue()
 
 
 @pytest.mark.parametrize(("state", "terminal"), [(VisualState(epoch=1), True), (VisualState(), False)])

@@ -16,7 +16,7 @@ from filterscope.analysis.synthesis.network import ForwardProfile
 from filterscope.analysis.synthesis.optimize import uses_bf16
 from filterscope.analysis.synthesis.parameterization import Parameterization
 from filterscope.analysis.synthesis.recipe import Recipe
-from filterscope.analysis.synthesis.renderer import SynthesisResult, merge_results
+from filterscope.analysis.synthesis.renderer import Job, SynthesisResult, merge_results
 from filterscope.models.classifier import Classifier
 from filterscope.storage.atomic import write_file
 
@@ -40,19 +40,16 @@ class PictureCache:
 
     @classmethod
     def of(
-        cls,
-        classifier: Classifier,
-        profile: ForwardProfile,
-        folder: Path,
-        layer: str,
-        recipe: Recipe,
-        numbers: tuple[int, ...],
-        tensors: Sequence[Tensor],
+        cls, classifier: Classifier, job: Job, profile: ForwardProfile, batch_size: int, folder: Path
     ) -> "PictureCache":
-        """Return the cache of a layer's pictures, which also depend on `numbers` and `tensors`."""
+        """Return the cache of a job's pictures."""
+        recipe = job.recipe
+        statistics = () if job.statistics is None else vars(job.statistics).values()
+        tensors = [value for value in (*statistics, job.directions) if isinstance(value, Tensor)]
         device = device_of(classifier)
         settings = (
-            layer, recipe.as_dict(), numbers, device.type, uses_bf16(recipe, device), torch.__version__, _code_digest()
+            job.layer, recipe.as_dict(), job.seed, batch_size, device.type, uses_bf16(recipe, device),
+            torch.__version__, _code_digest(),
         )  # fmt: skip
         digest = hashlib.sha256(repr(settings).encode())
         weights = [
@@ -64,7 +61,7 @@ class PictureCache:
             values = tensor.detach().cpu().contiguous()
             digest.update(repr(tuple(values.shape)).encode())
             digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
-        name = f"{classifier.backbone.name}_{layer}".replace("/", "_")
+        name = f"{classifier.backbone.name}_{job.layer}".replace("/", "_")
         return cls(folder=folder, name=name, digest=digest.hexdigest()[:32], recipe=recipe)
 
     def find(self, channel: int, sample: int) -> SynthesisResult | None:
@@ -75,16 +72,16 @@ class PictureCache:
         except _DAMAGED:
             return None
 
-    def put(self, channels: Sequence[int], samples: Sequence[int], result: SynthesisResult) -> SynthesisResult:
-        """Write pictures, each file atomically, and return them as `find` would, with 8 bits a channel."""
+    def put(self, pairs: Sequence[tuple[int, int]], result: SynthesisResult) -> SynthesisResult:
+        """Write the pictures of `(channel, sample)` pairs, each file atomically, and return them as `find` would."""
         stored = []
-        for i, (channel, sample) in enumerate(zip(channels, samples, strict=True)):
+        for i, pair in enumerate(pairs):
             one = result.select([i])
             image = (one.images * 255).round().to(torch.uint8).numpy()
             measures = {name: getattr(one, name) for name in _MEASURES}
             file = io.BytesIO()
             np.savez_compressed(file, image=image, **{name: value.numpy() for name, value in measures.items()})
-            write_file(self._file(channel, sample), file.getvalue())
+            write_file(self._file(*pair), file.getvalue())
             stored.append(self._result(image, measures))
         return merge_results([((i,), one) for i, one in enumerate(stored)])
 

@@ -1,31 +1,19 @@
 """Pictures of many layers: distributed over the ranks of a run, and read from a cache where they are finished."""
 
 import itertools
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from filterscope.analysis.hooks import device_of, observing
 from filterscope.analysis.synthesis.cache import PictureCache
 from filterscope.analysis.synthesis.network import ForwardProfile, frozen_copy, profile_forward
 from filterscope.analysis.synthesis.optimize import uses_bf16
-from filterscope.analysis.synthesis.parameterization import Parameterization
-from filterscope.analysis.synthesis.recipe import Recipe
-from filterscope.analysis.synthesis.renderer import (
-    LayerRenderer,
-    SynthesisResult,
-    check_channels,
-    merge_results,
-    micro_batch_size,
-    sample_numbers,
-    split_channels,
-)
-from filterscope.analysis.synthesis.trust import LayerStatistics
+from filterscope.analysis.synthesis.renderer import Job, LayerRenderer, SynthesisResult, merge_results
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
 
@@ -34,31 +22,11 @@ Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """Pictures to be made of one layer; the fields are arguments of `synthesize`.
-
-    With `directions` `(D, K)` in channel space, `channels` and `statistics` refer to these instead.
-    """
-
-    layer: str
-    channels: tuple[int, ...]
-    recipe: Recipe
-    seed: int = 0
-    start: Tensor | None = None
-    statistics: LayerStatistics | None = None
-    directions: Tensor | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Batch:
-    """A micro-batch of the job with number `job`: indices of its channels, filled up to `count` pictures.
-
-    `work` is the number of multiplications.
-    """
+    """A micro-batch: indices of the pictures of job number `job`; `work` is the number of multiplications."""
 
     job: int
-    indices: tuple[int, ...]
-    count: int
+    indices: Sequence[int]
     work: int
 
 
@@ -92,7 +60,7 @@ def synthesize_all(
         progress: is called after every step with the progress of this rank.
 
     Raises:
-        UserError: as `synthesize`, before any picture is made.
+        UserError: as `LayerRenderer`, before any picture is made.
     """
     with observing(classifier), torch.no_grad():
         profiles = _profiles(classifier, jobs)
@@ -100,11 +68,15 @@ def synthesize_all(
         batches: list[_Batch] = []
         parts: list[list[tuple[Sequence[int], SynthesisResult]]] = []
         for number, (job, profile) in enumerate(zip(jobs, profiles, strict=True)):
-            count = _checked_batch_size(classifier, job, profile)
-            caches.append(_cache_of(classifier, job, profile, count, cache))
+            size = job.batch_size(classifier, profile)
+            cached = cache is not None and job.start is None and job.objective is None
+            caches.append(PictureCache.of(classifier, job, profile, size, cache) if cache and cached else None)
             finished = _finished(job, caches[-1])
             parts.append([((index,), result) for index, result in finished.items()])
-            batches += _batches(number, job, profile, count, finished=finished)
+            for indices in job.batches(size, finished):
+                pictures = len(indices) if job.recipe.compares_samples else size
+                work = profile.work * pictures * job.recipe.steps
+                batches.append(_Batch(job=number, indices=indices, work=work))
         plan = _Plan(jobs=jobs, profiles=profiles, caches=caches, batches=batches)
         for batch, result in zip(batches, _run_on_all_ranks(classifier, plan, progress), strict=True):
             parts[batch.job].append((batch.indices, result))
@@ -148,7 +120,7 @@ def _run_on_all_ranks(classifier: Classifier, plan: _Plan, progress: Progress | 
 def _run(
     classifier: Classifier, plan: _Plan, batches: Sequence[_Batch], progress: Progress | None
 ) -> list[SynthesisResult]:
-    total, before = sum(batch.work for batch in batches), 0
+    total, done = sum(batch.work for batch in batches), 0
     results = []
     copies: dict[tuple[bool, bool], Classifier] = {}  # by what decides how the copy's modules are prepared
     for number, group in itertools.groupby(batches, key=lambda batch: batch.job):
@@ -156,27 +128,12 @@ def _run(
         kind = job.recipe.normalize, uses_bf16(job.recipe, device_of(classifier))
         if kind not in copies:
             copies[kind] = frozen_copy(classifier)
-        renderer = LayerRenderer(
-            classifier,
-            job.layer,
-            recipe=job.recipe,
-            statistics=job.statistics,
-            directions=job.directions,
-            profile=plan.profiles[number],
-            copied=copies[kind],
-        )
-        samples = sample_numbers(job.channels)
+        profile = plan.profiles[number] if job.objective is None else None  # it may need further layers
+        renderer = LayerRenderer(classifier, job, profile=profile, copied=copies[kind])
         for batch in group:
-            own = [job.channels[index] for index in batch.indices], [samples[index] for index in batch.indices]
-            result = renderer.render(
-                *own,
-                count=batch.count,
-                seed=job.seed,
-                start=None if job.start is None else job.start[list(batch.indices)],
-                on_step=_step_counter(progress, job, before / total, batch.work / total),
-            )
-            results.append(result if cache is None else cache.put(*own, result))
-            before += batch.work
+            result = renderer.render(batch.indices, _step_counter(progress, job, done / total, batch.work / total))
+            results.append(result if cache is None else cache.put([job.pairs[i] for i in batch.indices], result))
+            done += batch.work
     return results
 
 
@@ -190,42 +147,11 @@ def _profiles(classifier: Classifier, jobs: Sequence[Job]) -> list[ForwardProfil
     return [profiles[number] for number in range(len(jobs))]
 
 
-def _checked_batch_size(classifier: Classifier, job: Job, profile: ForwardProfile) -> int:
-    """Return the size of the job's micro-batches; raise a `UserError` if it cannot be done."""
-    parameterization = Parameterization(recipe=job.recipe, channels=classifier.in_channels)
-    ((layer, shape),) = profile.shapes.items()
-    available = shape[0] if job.directions is None else len(job.directions)
-    check_channels(job.channels, job.start, layer, available, parameterization)
-    return micro_batch_size(profile, job.recipe, device_of(classifier), len(job.channels))
-
-
-def _batches(number: int, job: Job, profile: ForwardProfile, count: int, *, finished: Container[int]) -> list[_Batch]:
-    left = [index for index in range(len(job.channels)) if index not in finished]
-    batches = []
-    compares = job.recipe.compares_samples
-    for batch in split_channels([job.channels[index] for index in left], count, by_channel=compares):
-        size = len(batch) if compares else count
-        work = profile.work * size * job.recipe.steps
-        batches.append(_Batch(job=number, indices=tuple(left[i] for i in batch), count=size, work=work))
-    return batches
-
-
-def _cache_of(
-    classifier: Classifier, job: Job, profile: ForwardProfile, count: int, folder: Path | None
-) -> PictureCache | None:
-    if folder is None or job.start is not None:
-        return None
-    statistics = () if job.statistics is None else vars(job.statistics).values()
-    tensors = [value for value in (*statistics, job.directions) if isinstance(value, Tensor)]
-    return PictureCache.of(classifier, profile, folder, job.layer, job.recipe, (job.seed, count), tensors)
-
-
 def _finished(job: Job, cache: PictureCache | None) -> dict[int, SynthesisResult]:
     """Return the cached pictures by index; of samples that are compared, all of a channel or none."""
     if cache is None:
         return {}
-    samples = sample_numbers(job.channels)
-    cached = {index: cache.find(job.channels[index], samples[index]) for index in range(len(samples))}
+    cached = {index: cache.find(*pair) for index, pair in enumerate(job.pairs)}
     missing = {job.channels[index] for index, result in cached.items() if result is None}
     return {
         index: result

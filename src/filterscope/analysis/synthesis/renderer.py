@@ -1,9 +1,9 @@
 """Pictures of one layer's channels, made in micro-batches, and the measures of how far to trust them."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -52,6 +52,73 @@ class SynthesisResult:
         return SynthesisResult(**{n: v[:, chosen] if n == "curve" else v[chosen] for n, v in vars(self).items()})
 
 
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Pictures to be made of one layer.
+
+    Attributes:
+        layer: a name as `Classifier.layers` has it; a convolution's name means its output before the ReLU.
+        channels: one picture each; a channel that is listed several times gets several samples, which start from
+            different noise.
+        recipe: how to make the pictures.
+        seed: together with layer, channel and sample it determines all random numbers of a picture.
+        start: `SynthesisResult.parameters` of earlier pictures, `(N, …)`, or `start_from(images, recipe)`; None: noise.
+        statistics: of real images, for `specific` and the ranks; None: `specific` uses statistics of noise with a
+            natural spectrum, and channels are ranked by activation.
+        directions: `(D, K)` in channel space, to be visualized instead of channels; `channels` and `statistics` then
+            refer to them.
+        objective: an objective instead of the recipe's.
+        micro_batch: number of pictures that are optimized together; None: `micro_batch_size`. The same number gives a
+            channel's picture the same bits, whatever the other channels are. An objective that compares samples
+            (`diversity`) always gets those of one channel together.
+    """
+
+    layer: str
+    channels: tuple[int, ...]
+    recipe: Recipe
+    seed: int = 0
+    start: Tensor | None = None
+    statistics: LayerStatistics | None = None
+    directions: Tensor | None = None
+    objective: Objective | None = None
+    micro_batch: int | None = None
+
+    @cached_property
+    def pairs(self) -> list[tuple[int, int]]:
+        """The channel of each picture and its number among the samples of that channel, from 0."""
+        return [(channel, self.channels[:i].count(channel)) for i, channel in enumerate(self.channels)]
+
+    def batch_size(self, classifier: Classifier, profile: ForwardProfile) -> int:
+        """Return the number of pictures in a micro-batch.
+
+        Raises:
+            UserError: a channel does not exist, `start` has another shape, or there is no memory for a picture.
+        """
+        ((layer, shape),) = list(profile.shapes.items())[:1]
+        count = shape[0] if self.directions is None else len(self.directions)
+        wrong = [channel for channel in self.channels if not 0 <= channel < count]
+        if wrong:
+            raise UserError(f"channel {wrong[0]} of {layer} does not exist; it has 0 to {count - 1}")
+        if not self.channels:
+            raise UserError(f"no channels of {layer} to synthesize; it has 0 to {count - 1}")
+        expected = Parameterization(recipe=self.recipe, channels=classifier.in_channels).shape
+        if self.start is not None and tuple(self.start.shape) != (len(self.channels), *expected):
+            raise UserError(
+                f"a start of shape {tuple(self.start.shape)} does not fit; this recipe's has "
+                f"{(len(self.channels), *expected)}"
+            )
+        device = device_of(classifier)
+        return self.micro_batch or micro_batch_size(profile, self.recipe, device, len(self.channels))
+
+    def batches(self, count: int, finished: Container[int] = ()) -> list[list[int]]:
+        """Return the indices of unfinished pictures in each micro-batch of at most `count` pictures."""
+        left = [i for i in range(len(self.channels)) if i not in finished]
+        if self.recipe.compares_samples:
+            channels = dict.fromkeys(self.channels[i] for i in left)
+            return [[i for i in left if self.channels[i] == channel] for channel in channels]
+        return [left[i : i + count] for i in range(0, len(left), count)]
+
+
 def merge_results(parts: Sequence[tuple[Sequence[int], SynthesisResult]]) -> SynthesisResult:
     """Return all parts as one result, each picture at its index; the indices are 0 to one less than all pictures."""
     order = [index for indices, _ in parts for index in indices]
@@ -65,77 +132,61 @@ def merge_results(parts: Sequence[tuple[Sequence[int], SynthesisResult]]) -> Syn
 
 
 class LayerRenderer:
-    """Makes pictures of a layer's channels, to be used inside `observing` and without gradients.
+    """Makes the pictures of a job, to be used inside `observing` and without gradients.
 
     Args:
         classifier: stays as it was.
-        layer: a name as `Classifier.layers` has it.
-        recipe: how to make the pictures.
-        statistics: of real images, for `specific` and the ranks; None: `specific` uses noise with a natural spectrum.
-        custom: an objective instead of the recipe's.
-        directions: `(D, K)`, to be visualized instead of channels; `statistics` are then of them.
+        job: the pictures.
         profile: the layer's forward profile at the recipe's size, where it is known.
         copied: see `TruncatedNetwork`.
 
     Raises:
-        UserError: the layer is unknown or has no channels, or the network cannot take pictures of this size.
+        UserError: the layer is unknown or has no channels, the network cannot take pictures of this size, or as
+            `Job.batch_size`.
     """
 
     def __init__(
         self,
         classifier: Classifier,
-        layer: str,
+        job: Job,
         *,
-        recipe: Recipe,
-        statistics: LayerStatistics | None = None,
-        custom: Objective | None = None,
-        directions: Tensor | None = None,
         profile: ForwardProfile | None = None,
         copied: Classifier | None = None,
     ) -> None:
-        self.layer = find_layer(classifier.layers, layer).name
-        self.recipe = recipe
-        self.statistics = statistics
-        self.directions = directions
-        self.parameterization = Parameterization(recipe=recipe, channels=classifier.in_channels)
-        self.objective = custom or _recipe_objective(recipe, directions)
+        self.job = job
+        self.recipe = job.recipe
+        self.layer = find_layer(classifier.layers, job.layer).name
+        self.parameterization = Parameterization(recipe=job.recipe, channels=classifier.in_channels)
+        self.objective = job.objective or _recipe_objective(job.recipe, job.directions)
         self.network = TruncatedNetwork(
             classifier,
             tuple(dict.fromkeys((self.layer, *self.objective.layers))),
-            size=recipe.size,
-            normalize=recipe.normalize,
-            bf16=uses_bf16(recipe, device_of(classifier)),
+            size=job.recipe.size,
+            normalize=job.recipe.normalize,
+            bf16=uses_bf16(job.recipe, device_of(classifier)),
             profile=profile,
             copied=copied,
         )
+        self.batch_size = job.batch_size(classifier, self.network.profile)
         self._noise_statistics = cache(self._measure_on_noise)
 
-    def render(
-        self,
-        channels: Sequence[int],
-        samples: Sequence[int],
-        *,
-        count: int,
-        seed: int,
-        start: Tensor | None = None,
-        on_step: Callable[[int], None] = lambda _step: None,
-    ) -> SynthesisResult:
-        """Return one micro-batch of pictures, one for each pair of channel and sample number.
+    def render(self, indices: Sequence[int], on_step: Callable[[int], None] = lambda _step: None) -> SynthesisResult:
+        """Return one micro-batch: the pictures of the job at some indices.
 
-        The batch is filled up to `count` pictures, so that the bits of a picture do not depend on how many there are.
+        The batch is filled up to its full size, so that the bits of a picture do not depend on how many there are.
         """
-        missing = max(0, count - len(channels))
-        indices = [*range(len(channels)), *[len(channels) - 1] * missing]
-        own = [channels[index] for index in indices]
-        pairs = [(channels[index], samples[index]) for index in indices]
-        generators = self._generators(pairs, seed)
+        job = self.job
+        missing = 0 if self.recipe.compares_samples else max(0, self.batch_size - len(indices))
+        filled = [*indices, *[indices[-1]] * missing]
+        own = [job.channels[i] for i in filled]
+        generators = self._generators(filled)
         parameters, curve = optimize(
             self.network,
             lambda outputs, slope: self._score(outputs, own, slope),
             self.parameterization,
-            self._noise(generators) if start is None else start[indices].to(self.network.device),
+            self._noise(generators) if job.start is None else job.start[filled].to(self.network.device),
             generators,
-            warm=start is not None,
+            warm=job.start is not None,
             on_step=on_step,
         )
         images = self.parameterization.images(parameters)
@@ -146,11 +197,11 @@ class LayerRenderer:
             parameters=parameters.cpu(),
             curve=curve.cpu(),
             activation=activation,
-            rank=ranks(responses, own, self.statistics),
-            converged=(curve[-1] > curve[0]).cpu() if self.recipe.minimizes else self._above(pairs, seed, activation),
+            rank=ranks(responses, own, job.statistics),
+            converged=(curve[-1] > curve[0]).cpu() if self.recipe.minimizes else self._above_noise(filled, activation),
             responses=responses,
         )
-        return result.select(range(len(channels))) if missing else result
+        return result.select(range(len(indices))) if missing else result
 
     def _score(self, outputs: dict[str, Tensor], channels: Sequence[int], slope: float) -> Tensor:
         return self.objective(
@@ -163,8 +214,8 @@ class LayerRenderer:
         )
 
     def _statistics_of(self, layer: str) -> LayerStatistics:
-        known = self.statistics is not None and self.directions is None and layer == self.layer
-        return self.statistics if known and self.statistics is not None else self._noise_statistics(layer)
+        known = self.job.statistics if self.job.directions is None and layer == self.layer else None
+        return known or self._noise_statistics(layer)
 
     def _measure_on_noise(self, layer: str) -> LayerStatistics:
         """Return the statistics on 64 images of noise whose spectrum falls with frequency like that of real images."""
@@ -176,17 +227,19 @@ class LayerRenderer:
                 torch.cat([mean_response(self.network(part)[layer]).cpu() for part in parts])
             )
 
-    def _above(self, pairs: Sequence[tuple[int, int]], seed: int, activation: Tensor) -> Tensor:
+    def _above_noise(self, indices: Sequence[int], activation: Tensor) -> Tensor:
         """Return for each picture whether its activation is above that of the noise an optimization starts from."""
-        own = [channel for channel, _ in pairs]
-        if self.statistics is not None and bool((activation > self.statistics.largest[own]).all()):
+        own = [self.job.channels[i] for i in indices]
+        if self.job.statistics is not None and bool((activation > self.job.statistics.largest[own]).all()):
             return torch.ones(len(own), dtype=torch.bool)  # above all real images: noise need not be measured
-        before = self._responses(self.parameterization.images(self._noise(self._generators(pairs, seed))))
+        before = self._responses(self.parameterization.images(self._noise(self._generators(indices))))
         return activation > before[torch.arange(len(own)), torch.tensor(own)]
 
-    def _generators(self, pairs: Sequence[tuple[int, int]], seed: int) -> list[torch.Generator]:
-        """Return the random generators of pictures `(channel, sample)`, for their noise and then their transforms."""
-        digests = (hashlib.sha256(f"{self.layer} {c} {sample} {seed}".encode()).digest() for c, sample in pairs)
+    def _generators(self, indices: Sequence[int]) -> list[torch.Generator]:
+        """Return a random generator for each picture, for its noise and then its transforms."""
+        pairs = self.job.pairs
+        names = (f"{self.layer} {pairs[i][0]} {pairs[i][1]} {self.job.seed}" for i in indices)
+        digests = (hashlib.sha256(name.encode()).digest() for name in names)
         return [torch.Generator().manual_seed(int.from_bytes(digest[:7], "little")) for digest in digests]
 
     def _noise(self, generators: Sequence[torch.Generator]) -> Tensor:
@@ -194,7 +247,8 @@ class LayerRenderer:
 
     def _responses(self, images: Tensor) -> Tensor:
         output = self.network(images)[self.layer]
-        return (mean_response(output) if self.directions is None else mean_along(output, self.directions)).cpu()
+        directions = self.job.directions
+        return (mean_response(output) if directions is None else mean_along(output, directions)).cpu()
 
 
 def synthesize(
@@ -214,42 +268,36 @@ def synthesize(
 
     Args:
         classifier: is left exactly as it was, also after an exception.
-        layer: a name as `Classifier.layers` has it; a convolution's name means its output before the ReLU.
-        channels: a channel that is listed several times gets several samples, which start from different noise.
+        layer: a name as `Classifier.layers` has it; for more on this and the next arguments see `Job`.
+        channels: one picture each.
         recipe: how to make the pictures.
-        seed: together with layer, channel and sample it determines all random numbers of a picture.
-        start: `SynthesisResult.parameters` of an earlier call, `(N, …)`, or `start_from(images, recipe)`; None: noise.
-        statistics: of real images, for `specific` and the ranks; None: `specific` uses statistics of noise with a
-            natural spectrum, and channels are ranked by activation.
-        micro_batch: number of pictures that are optimized together; None: `micro_batch_size`. The same number gives a
-            channel's picture the same bits, whatever the other channels are. An objective that compares samples
-            (`diversity`) always gets those of one channel together.
+        seed: of all random numbers.
+        start: the initial parameters.
+        statistics: of real images, with or without the layer.
+        micro_batch: number of pictures that are optimized together.
         progress: is called after every step with the number of steps done and the number of all steps.
         objective: an objective instead of the recipe's.
 
     Raises:
-        UserError: the layer is unknown or has no channels, a channel does not exist, the network cannot take pictures
-            of this size, `start` has another shape, or there is no memory for a single picture.
+        UserError: as `LayerRenderer`.
     """
+    job = Job(
+        layer=layer,
+        channels=tuple(channels),
+        recipe=recipe,
+        seed=seed,
+        start=start,
+        statistics=None if statistics is None else statistics.layers.get(layer),
+        objective=objective,
+        micro_batch=micro_batch,
+    )
     with observing(classifier), torch.no_grad():
-        known = statistics.layers.get(layer) if statistics is not None else None
-        renderer = LayerRenderer(classifier, layer, recipe=recipe, statistics=known, custom=objective)
-        profile = renderer.network.profile
-        check_channels(channels, start, renderer.layer, profile.shapes[renderer.layer][0], renderer.parameterization)
-        count = micro_batch or micro_batch_size(profile, recipe, renderer.network.device, len(channels))
-        samples = sample_numbers(channels)
-        batches = split_channels(channels, count, by_channel=recipe.compares_samples)
+        renderer = LayerRenderer(classifier, job)
+        batches = job.batches(renderer.batch_size)
         parts = []
         for done, indices in enumerate(batches):
-            result = renderer.render(
-                [channels[index] for index in indices],
-                [samples[index] for index in indices],
-                count=len(indices) if recipe.compares_samples else count,
-                seed=seed,
-                start=None if start is None else start[indices],
-                on_step=_step_counter(progress, done * recipe.steps, len(batches) * recipe.steps),
-            )
-            parts.append((indices, result))
+            on_step = _step_counter(progress, done * recipe.steps, len(batches) * recipe.steps)
+            parts.append((indices, renderer.render(indices, on_step)))
     return merge_results(parts)
 
 
@@ -289,41 +337,6 @@ def micro_batch_size(profile: ForwardProfile, recipe: Recipe, device: torch.devi
     cached = _LARGEST_BATCH if device.type != "cpu" else max(1, _CACHE_ELEMENTS // profile.largest)
     most = max(1, min(fitting, cached, _LARGEST_BATCH, pictures))
     return -(-pictures // -(-pictures // most))
-
-
-def split_channels(channels: Sequence[int], count: int, *, by_channel: bool = False) -> list[list[int]]:
-    """Return the indices of the pictures in each micro-batch: `count` at a time, or all samples of one channel."""
-    if by_channel:
-        return [[i for i, other in enumerate(channels) if other == channel] for channel in dict.fromkeys(channels)]
-    return [list(range(i, min(i + count, len(channels)))) for i in range(0, len(channels), count)]
-
-
-def sample_numbers(channels: Sequence[int]) -> list[int]:
-    """Return for each picture its number among those of the same channel, from 0."""
-    counts: dict[int, int] = {}
-    numbers = []
-    for channel in channels:
-        numbers.append(counts.get(channel, 0))
-        counts[channel] = numbers[-1] + 1
-    return numbers
-
-
-def check_channels(
-    channels: Sequence[int], start: Tensor | None, layer: str, count: int, parameterization: Parameterization
-) -> None:
-    """Check that the layer has the channels, and that `start` fits.
-
-    Raises:
-        UserError: a channel is not below `count`, there are no channels, or `start` has another shape.
-    """
-    wrong = [channel for channel in channels if not 0 <= channel < count]
-    if wrong:
-        raise UserError(f"channel {wrong[0]} of {layer} does not exist; it has 0 to {count - 1}")
-    if not channels:
-        raise UserError(f"no channels of {layer} to synthesize; it has 0 to {count - 1}")
-    shape = (len(channels), *parameterization.shape)
-    if start is not None and tuple(start.shape) != shape:
-        raise UserError(f"a start of shape {tuple(start.shape)} does not fit; this recipe's has {shape}")
 
 
 def _recipe_objective(recipe: Recipe, directions: Tensor | None) -> Objective:
