@@ -10,12 +10,11 @@ from report import Report, seconds
 from scipy.stats import kstest, rankdata
 from torch import Tensor, nn
 
-from filterscope.analysis.health.activity import activity
+from filterscope.analysis.health.activity import BatchActivity, RunningSums, activity
+from filterscope.analysis.health.causes import natural_preference, reinitialized_copy
 from filterscope.analysis.health.classes import class_information
 from filterscope.analysis.health.recorder import record_activity
-from filterscope.analysis.health.running_sums import BatchActivity, RunningSums
 from filterscope.analysis.health.similarity import drift, duplicates, linear_cka
-from filterscope.analysis.health.spectrum import natural_preference, reinitialized_copy
 from filterscope.analysis.health.structure import structure
 from filterscope.models.layers import convolutions
 from filterscope.models.weights import read_tensors

@@ -8,8 +8,8 @@ import torch
 from health_networks import Images, alexnet, fashion, finetune, flowers, from_scratch, partition, wide
 from report import Report
 
-from filterscope.analysis.health.ablation import Silencing, accuracy, silencing
 from filterscope.analysis.health.activity import activity
+from filterscope.analysis.health.causes import Silencing, accuracy, silencing
 from filterscope.analysis.health.classes import class_information
 from filterscope.analysis.health.judgement import Judgement, judge_filters
 from filterscope.analysis.health.recorder import record_activity

@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from train import train
 
 from filterscope.analysis.activations import activations
-from filterscope.analysis.health.running_sums import POSITIONS, sample_positions
+from filterscope.analysis.health.activity import POSITIONS, sample_positions
 from filterscope.config.factory import build_data
 from filterscope.config.from_checkpoint import open_run
 from filterscope.errors import UserError

@@ -105,7 +105,7 @@ def test_load_returns_the_trained_classifier(run: Path) -> None:
 def test_exported_weights_load_into_the_plain_network(run: Path, composed: Compose, tmp_path: Path) -> None:
     visualize(composed(f"ckpt={run}", "visuals=filters", "export=state_dict", config="visualize"), tmp_path)
     exported = torch.load(tmp_path / "small_cnn.pt", weights_only=True)
-    from filterscope.models.small_cnn import SmallCNN
+    from filterscope.models.backbone import SmallCNN
 
     network = SmallCNN(in_channels=3, image_size=24, num_classes=2).eval()
     network.load_state_dict(exported)

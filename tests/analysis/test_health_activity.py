@@ -9,10 +9,9 @@ import torch.nn.functional as F
 from scipy.stats import f_oneway, kstest
 from torch import Tensor, nn
 
-from filterscope.analysis.health.activity import activity
+from filterscope.analysis.health.activity import POSITIONS, BatchActivity, RunningSums, activity, sample_positions
 from filterscope.analysis.health.classes import class_information
 from filterscope.analysis.health.recorder import output_module, recording_activity
-from filterscope.analysis.health.running_sums import POSITIONS, BatchActivity, RunningSums, sample_positions
 from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone, small_cnn_backbone
 from filterscope.models.classifier import Classifier

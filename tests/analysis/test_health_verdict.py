@@ -7,13 +7,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from filterscope.analysis.health.ablation import ablated, accuracy, accuracy_losses
 from filterscope.analysis.health.activity import activity
+from filterscope.analysis.health.causes import (
+    ablated,
+    accuracy,
+    accuracy_losses,
+    natural_preference,
+    phase_scrambled,
+    reinitialized_copy,
+)
 from filterscope.analysis.health.classes import class_information
 from filterscope.analysis.health.judgement import Judgement, judge_filters
 from filterscope.analysis.health.recorder import record_activity
 from filterscope.analysis.health.similarity import drift, duplicates, linear_cka
-from filterscope.analysis.health.spectrum import natural_preference, phase_scrambled, reinitialized_copy
 from filterscope.analysis.health.structure import structure
 from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone, torchvision_backbone

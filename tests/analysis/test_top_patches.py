@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from filterscope.analysis.top_patches import receptive_field, top_patches
+from filterscope.analysis.top_patches import measure_responses, receptive_field, top_patches
 from filterscope.errors import UserError
 from filterscope.models import heads
 from filterscope.models.backbone import small_cnn_backbone, torchvision_backbone
@@ -23,15 +23,15 @@ def test_the_top_patch_of_a_channel_is_where_its_pattern_is():
     images = 0.1 * torch.rand(5, 1, 32, 32)
     images[4, 0, 10:13, 21] = 1.0
     patches = top_patches(network, images, "block1_conv1", [3], count=2)
-    assert patches.source[0, 0] == 4
-    assert patches.images.shape == (1, 2, 1, 3, 3)
-    assert torch.equal(patches.images[0, 0], images[4, :, 10:13, 20:23])
-    assert patches.activation[0, 0] > patches.activation[0, 1]
+    assert patches.shape == (1, 2, 1, 3, 3)
+    assert torch.equal(patches[0, 0], images[4, :, 10:13, 20:23])
+    largest = measure_responses(network, images, ["block1_conv1"])["block1_conv1"].largest[:, 3]
+    assert largest.argmax() == 4
 
 
 def test_the_patch_of_a_linear_is_the_whole_image():
     network = heads.replace(small_cnn_backbone(in_channels=1, image_size=32), num_classes=2)
-    assert top_patches(network, torch.rand(3, 1, 32, 32), "head", [0, 1], count=3).images.shape == (2, 3, 1, 32, 32)
+    assert top_patches(network, torch.rand(3, 1, 32, 32), "head", [0, 1], count=3).shape == (2, 3, 1, 32, 32)
 
 
 def test_patches_need_images():

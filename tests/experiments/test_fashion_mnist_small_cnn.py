@@ -12,7 +12,7 @@ from train import train
 from filterscope.analysis.responses import raw_responses, true_responses
 from filterscope.config.from_checkpoint import load
 from filterscope.models import heads
-from filterscope.models.small_cnn import SmallCNN
+from filterscope.models.backbone import SmallCNN
 from planted import Compose, pictures
 
 

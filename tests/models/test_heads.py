@@ -9,10 +9,9 @@ from torchvision.models import get_model_weights
 
 from filterscope.errors import UserError
 from filterscope.models import heads
-from filterscope.models.backbone import Backbone, small_cnn_backbone, torchvision_backbone
+from filterscope.models.backbone import Backbone, SmallCNN, small_cnn_backbone, torchvision_backbone
 from filterscope.models.classifier import Classifier
 from filterscope.models.output_shapes import output_shapes
-from filterscope.models.small_cnn import SmallCNN
 from filterscope.models.weights import on_meta_device
 
 

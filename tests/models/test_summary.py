@@ -6,7 +6,7 @@ import torchvision
 from filterscope.errors import UserError
 from filterscope.models import heads
 from filterscope.models.backbone import torchvision_backbone
-from filterscope.models.layer_summary import summarize
+from filterscope.models.classifier import summarize
 from filterscope.models.weights import on_meta_device
 
 

@@ -6,6 +6,7 @@ import torchvision
 from torch import nn
 from torchvision.models import get_model_weights, list_models
 
+from filterscope.config.instantiate import instantiate
 from filterscope.errors import UserError
 from filterscope.models import heads
 from filterscope.models.backbone import Backbone, torchvision_backbone
@@ -150,8 +151,9 @@ def test_dropout_is_set_everywhere_or_refused():
         assert [m.p for m in backbone.modules() if isinstance(m, nn.Dropout)] == [0.1, 0.1]
         with pytest.raises(UserError, match="resnet18 has no dropout"):
             torchvision_backbone(name="resnet18", weights=None, dropout=0.1)
-        with pytest.raises(UserError, match="must be a probability"):
-            torchvision_backbone(name="alexnet", weights=None, dropout=1.5)
+        target = "filterscope.models.backbone.torchvision_backbone"
+        with pytest.raises(UserError, match=r"model.dropout=1.5"):
+            instantiate({"_target_": target, "name": "alexnet", "weights": None, "dropout": 1.5}, where="model")
 
 
 @pytest.mark.parametrize("knob", [{"mean": [0.5]}, {"std": [0.1, 0.0, 0.1]}])

@@ -12,8 +12,7 @@ import torchvision
 
 from filterscope.errors import UserError
 from filterscope.models import heads
-from filterscope.models.backbone import small_cnn_backbone, torchvision_backbone
-from filterscope.models.small_cnn import SmallCNN
+from filterscope.models.backbone import SmallCNN, small_cnn_backbone, torchvision_backbone
 from filterscope.models.weights import on_meta_device, read_tensors
 
 SMALL = "squeezenet1_1"  # 5 MB

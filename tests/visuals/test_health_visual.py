@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from filterscope.analysis.health.running_sums import BatchActivity, RunningSums
+from filterscope.analysis.health.activity import BatchActivity, RunningSums
 from filterscope.analysis.health.verdict import Verdict
 from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone, small_cnn_backbone

@@ -50,21 +50,6 @@ class TopResponses:
         return self.largest.topk(min(count, len(self.largest)), dim=0).indices
 
 
-@dataclass(frozen=True, kw_only=True)
-class TopPatches:
-    """Patches of real images, strongest first.
-
-    Attributes:
-        images: `(N, count, C, side, side)` in [0, 1].
-        activation: the value of the feature map there, `(N, count)`.
-        source: index of the image, `(N, count)`.
-    """
-
-    images: Tensor
-    activation: Tensor
-    source: Tensor
-
-
 def measure_responses(
     classifier: Classifier,
     images: Tensor,
@@ -108,7 +93,7 @@ def measure_responses(
 
 def top_patches(
     classifier: Classifier, images: Tensor, layer: str, channels: Sequence[int], *, count: int = 9
-) -> TopPatches:
+) -> Tensor:
     """Cut the patches that activate each channel most out of real images, at most one from each image.
 
     Args:
@@ -118,23 +103,24 @@ def top_patches(
         channels: indices.
         count: patches of each channel.
 
+    Returns:
+        `(channels, count, C, side, side)`, the strongest first.
+
     Raises:
         UserError: there are no images.
     """
-    found = measure_responses(classifier, images, [layer])[layer]
+    top = measure_responses(classifier, images, [layer])[layer]
     field = receptive_field(classifier, layer, images.shape[-1])
-    source = found.best(count)[:, list(channels)].T
     patches = [
         torch.stack(
             [
-                cut_patch(images, i, int(found.positions[i, channel]), width=found.width, field=field)
-                for i in sources.tolist()
+                cut_patch(images, source, int(top.positions[source, channel]), width=top.width, field=field)
+                for source in top.best(count)[:, channel].tolist()
             ]
         )
-        for channel, sources in zip(channels, source, strict=True)
+        for channel in channels
     ]
-    activation = found.largest[source, torch.tensor(list(channels))[:, None]]
-    return TopPatches(images=torch.stack(patches).cpu(), activation=activation, source=source)
+    return torch.stack(patches).cpu()
 
 
 def cut_patch(images: Tensor, source: int, position: int, *, width: int, field: ReceptiveField) -> Tensor:

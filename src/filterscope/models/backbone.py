@@ -1,5 +1,6 @@
 """Backbones: networks that normalise their images first, and the builders for torchvision and the small CNN."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,6 @@ from torchvision.models import get_model, get_model_weights, list_models
 
 from filterscope.errors import UserError, suggestion
 from filterscope.models.layers import last_layer
-from filterscope.models.small_cnn import SmallCNN
 from filterscope.models.weights import build_with_weights, download_weights
 from filterscope.registry import register
 
@@ -94,7 +94,6 @@ def _is_channels_last(images: Tensor) -> bool:
 
 
 @register("model", "torchvision")
-@register("model", "torchvision")
 def torchvision_backbone(
     *,
     name: str,
@@ -157,7 +156,39 @@ def torchvision_backbone(
     )
 
 
-@register("model", "small_cnn")
+class SmallCNN(nn.Sequential):
+    """conv 10 – pool – conv 20 – pool – fc 50 – dropout – fc, with 3×3 kernels.
+
+    The parameters have the notebook's names (`conv1 conv2 fc1 fc2`), so that its state dict loads.
+    Images are `(N, in_channels, image_size, image_size)`; the output is `(N, num_classes)`.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 1,
+        image_size: int = 28,
+        num_classes: int = 10,
+        dropout: float = 0.4,
+    ) -> None:
+        side = ((image_size - 2) // 2 - 2) // 2  # two unpadded 3×3 convolutions, each followed by a pooling of 2
+        super().__init__(
+            OrderedDict(
+                conv1=nn.Conv2d(in_channels, 10, 3),
+                relu1=nn.ReLU(),
+                pool1=nn.MaxPool2d(2),
+                conv2=nn.Conv2d(10, 20, 3),
+                relu2=nn.ReLU(),
+                pool2=nn.MaxPool2d(2),
+                flatten=nn.Flatten(),
+                fc1=nn.Linear(20 * max(side, 0) ** 2, 50),
+                relu3=nn.ReLU(),
+                fc1_drop=nn.Dropout(dropout),
+                fc2=nn.Linear(50, num_classes),
+            )
+        )
+
+
 @register("model", "small_cnn")
 def small_cnn_backbone(
     *,
@@ -230,8 +261,6 @@ def per_channel(option: str, given: Sequence[float] | None, published: Sequence[
 
 
 def _set_dropout(network: nn.Module, dropout: float, name: str) -> None:
-    if not 0 <= dropout < 1:
-        raise UserError(f"model.dropout={dropout}: must be a probability, at least 0 and below 1")
     dropouts = [module for module in network.modules() if isinstance(module, nn.Dropout)]
     if not dropouts:
         raise UserError(f"model.dropout={dropout}: {name} has no dropout; leave it at null")

@@ -1,5 +1,6 @@
 """Classifier: a backbone and a head, from images in [0, 1] to logits."""
 
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -150,3 +151,52 @@ class Classifier(nn.Module):
         sizes = (self.image_size or self.backbone.image_size, self.backbone.image_size, *range(1, 513))
         found = (output_shapes(self.backbone.network, in_channels=self.in_channels, image_size=s) for s in sizes)
         return next((shapes for shapes in found if shapes is not None), {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRow:
+    """One layer: the shape of its output without the batch dimension, and the number of its own parameters."""
+
+    layer: str
+    kind: str
+    shape: tuple[int, ...]
+    parameters: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSummary:
+    """The rows in the network's order, and the numbers of all and of trainable parameters."""
+
+    rows: tuple[LayerRow, ...]
+    parameters: int
+    trained: int
+
+    @property
+    def convolutional(self) -> int:
+        """Number of parameters of convolutions and norms."""
+        return sum(row.parameters for row in self.rows if row.kind in ("conv", "norm"))
+
+
+def summarize(classifier: Classifier, *, image_size: int) -> NetworkSummary:
+    """Return the layers of a classifier with their output shapes for images of `image_size` × `image_size` pixels.
+
+    A container module has a row only if it has parameters of its own.
+
+    Raises:
+        UserError: the network does not accept such images.
+    """
+    classifier.check_image_size(image_size)
+    shapes = output_shapes(classifier, in_channels=classifier.in_channels, image_size=image_size) or {}
+    rows = []
+    for layer in classifier.layers.values():
+        module = classifier.get_submodule(layer.path)
+        own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        if own or next(module.children(), None) is None:
+            name = layer.name if layer.kind != "module" else f"{layer.name} ({type(module).__name__})"
+            rows.append(LayerRow(layer=name, kind=layer.kind, shape=shapes[layer.path], parameters=own))
+    parameters = list(classifier.parameters())
+    return NetworkSummary(
+        rows=tuple(rows),
+        parameters=sum(parameter.numel() for parameter in parameters),
+        trained=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+    )

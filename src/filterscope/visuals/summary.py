@@ -4,8 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from filterscope.models.classifier import Classifier
-from filterscope.models.layer_summary import Row, summarize
+from filterscope.models.classifier import Classifier, LayerRow, summarize
 from filterscope.models.layers import convolutions
 from filterscope.registry import register
 from filterscope.visuals.output.outputs import Table
@@ -50,7 +49,7 @@ class LayerTable(Visual):
         }
 
 
-def _end_of_convolutional(rows: Sequence[Row], classifier: Classifier) -> int:
+def _end_of_convolutional(rows: Sequence[LayerRow], classifier: Classifier) -> int:
     """Return the index of the last pooling before the fully connected layers, or else of the last convolution."""
     names = set(convolutions(classifier.layers))
     last = max((i for i, row in enumerate(rows) if row.layer in names), default=len(rows) - 1)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from filterscope.analysis.health.spectrum import reinitialized_copy
+from filterscope.analysis.health.causes import reinitialized_copy
 from filterscope.analysis.synthesis import (
     ActivationStatistics,
     Job,
@@ -197,7 +197,7 @@ class Synthesis(Visual):
     ) -> Tensor | None:
         if not self.patches or not len(examples):
             return None
-        return top_patches(classifier, examples.images, layer, selected.channels, count=self.patches).images
+        return top_patches(classifier, examples.images, layer, selected.channels, count=self.patches)
 
     def _untrained(self, classifier: Classifier, jobs: Sequence[Job], state: VisualState) -> dict[str, Tensor]:
         """Return a picture of each channel of the network with random weights, by layer, made once in a training."""

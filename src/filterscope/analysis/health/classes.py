@@ -6,7 +6,7 @@ import torch
 from scipy.stats import beta
 from torch import Tensor
 
-from filterscope.analysis.health.running_sums import RunningSums
+from filterscope.analysis.health.activity import RunningSums
 from filterscope.errors import UserError
 
 

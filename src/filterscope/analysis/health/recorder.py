@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from filterscope.analysis.health.running_sums import BatchActivity, RunningSums
+from filterscope.analysis.health.activity import BatchActivity, RunningSums
 from filterscope.analysis.hooks import observing, recording, run_model
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier

@@ -6,8 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from filterscope.analysis.health.ablation import silencing
-from filterscope.analysis.health.spectrum import natural_preference, reinitialized_copy
+from filterscope.analysis.health.causes import natural_preference, reinitialized_copy, silencing
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.registry import register

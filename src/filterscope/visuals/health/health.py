@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from filterscope.analysis.filters import kernels
-from filterscope.analysis.health.activity import activity
+from filterscope.analysis.health.activity import RunningSums, activity
 from filterscope.analysis.health.classes import class_information, enough_images
 from filterscope.analysis.health.judgement import judge_filters
 from filterscope.analysis.health.measures import LayerHealth
 from filterscope.analysis.health.recorder import record_activity, recording_activity, sum_over_ranks
-from filterscope.analysis.health.running_sums import RunningSums
 from filterscope.analysis.health.similarity import drift, duplicates
 from filterscope.analysis.health.structure import structure
 from filterscope.errors import UserError
