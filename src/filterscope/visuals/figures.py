@@ -44,6 +44,7 @@ class Figures(Visual):
     """
 
     priority: ClassVar[int] = 1
+    needs_convolutions: ClassVar[bool] = True
 
     layers: Sequence[str] | None = None
     channels: list[int] | int | None = 64
@@ -51,10 +52,6 @@ class Figures(Visual):
     width: float = 3.5
     dpi: int = 300
     every: Every = 0
-
-    def unsupported_reason(self, classifier: Classifier) -> str:
-        """Return why there is nothing to draw, or an empty text."""
-        return "" if convolutions(classifier.layers) else "the network has no convolutions"
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Encoded]:
         """Return a figure of every layer, and one of the verdicts if there are any."""

@@ -40,10 +40,7 @@ class GradCAM(Visual):
     images: AtLeastOne = 8
     columns: AtLeastOne = 2
     needs_images: ClassVar[bool] = True
-
-    def unsupported_reason(self, classifier: Classifier) -> str:
-        """Return that the network has no convolutions, or an empty text."""
-        return "" if convolutions(classifier.layers) else "the network has no convolutions"
+    needs_convolutions: ClassVar[bool] = True
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Picture]:
         """Return one picture."""

@@ -16,7 +16,7 @@ from filterscope.analysis.filters import kernels
 from filterscope.analysis.health.verdict import Verdict
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
-from filterscope.models.layers import channels_of, convolutions
+from filterscope.models.layers import channels_of
 from filterscope.registry import register
 from filterscope.visuals.drawing.grid import Cell, Pixels, column_count, grid, tile_size
 from filterscope.visuals.drawing.tiles import coloured_maps, photo, small_kernels, small_maps
@@ -46,15 +46,12 @@ class History(Visual):
     """
 
     priority: ClassVar[int] = 1
+    needs_convolutions: ClassVar[bool] = True
 
     layers: Sequence[str] | None = None
     image: int = 0
     pixels: int = 20
     epochs: AtLeastTwo = 12
-
-    def unsupported_reason(self, classifier: Classifier) -> str:
-        """Return why there is nothing to record, or an empty text."""
-        return "" if convolutions(classifier.layers) else "the network has no convolutions"
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Output]:
         """Record this epoch and return no output.

@@ -14,6 +14,7 @@ from torch import Tensor
 from filterscope.analysis.hooks import Precision, compute_precision
 from filterscope.errors import UserError, suggestion
 from filterscope.models.classifier import Classifier
+from filterscope.models.layers import convolutions
 from filterscope.registry import find
 from filterscope.visuals.layer_state import is_frozen
 from filterscope.visuals.output.outputs import Output
@@ -88,6 +89,7 @@ class Visual(ABC):
     Attributes:
         every: draw before training and then after every so many epochs; 0: before training only.
         needs_images: whether the visual cannot be drawn without examples.
+        needs_convolutions: whether it cannot be drawn of networks without convolutions.
         priority: visuals with a lower number are drawn earlier in an epoch; later ones may use their results.
         at_end: whether the visual is drawn when training has ended, of the best epoch, instead of before training.
         site: the folder below the output folder that the visual replaces by a static site, empty if it writes none.
@@ -96,6 +98,7 @@ class Visual(ABC):
     every: Every = 1
 
     needs_images: ClassVar[bool] = False
+    needs_convolutions: ClassVar[bool] = False
     priority: ClassVar[int] = 0
     at_end: ClassVar[bool] = False
     site: ClassVar[str] = ""
@@ -134,9 +137,10 @@ class Visual(ABC):
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> Mapping[str, Output]:
         """Return the outputs (pictures, numbers, tables, arrays …) by tag; the classifier must be left unchanged."""
 
-    def unsupported_reason(self, classifier: Classifier) -> str:  # noqa: ARG002
+    def unsupported_reason(self, classifier: Classifier) -> str:
         """Return why this visual cannot be drawn of a network, or an empty text if it can."""
-        return ""
+        missing = self.needs_convolutions and not convolutions(classifier.layers)
+        return "the network has no convolutions" if missing else ""
 
     def record_validation(
         self,

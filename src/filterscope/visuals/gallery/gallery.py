@@ -18,7 +18,7 @@ from filterscope.analysis.synthesis import ActivationStatistics, LayerStatistics
 from filterscope.analysis.top_patches import measure_responses
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
-from filterscope.models.layers import convolutions, find_layer
+from filterscope.models.layers import find_layer
 from filterscope.registry import register
 from filterscope.storage.disk_cache import hash_tensor
 from filterscope.visuals.drawing.tiles import photo
@@ -67,6 +67,7 @@ class Gallery(Visual):
     """
 
     site: ClassVar[str] = "gallery"
+    needs_convolutions: ClassVar[bool] = True
     at_end: ClassVar[bool] = True
 
     layers: Sequence[str] | None = None
@@ -83,10 +84,6 @@ class Gallery(Visual):
     health: Health = field(default_factory=Health)
     seed: int = 0
     every: Every = 0
-
-    def unsupported_reason(self, classifier: Classifier) -> str:
-        """Return why there is nothing to show, or an empty text."""
-        return "" if convolutions(classifier.layers) else "the network has no convolutions"
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Site]:
         """Return the site.

@@ -36,6 +36,7 @@ class HealthCauses(Visual):
     """
 
     needs_images: ClassVar[bool] = True
+    needs_convolutions: ClassVar[bool] = True
     at_end: ClassVar[bool] = True
 
     health: Health = field(default_factory=Health)
@@ -62,10 +63,6 @@ class HealthCauses(Visual):
             "health/causes": self._silence(classifier, examples.images, labels, layers),
             "health/natural": self._compare_natural(classifier, examples.images, layers),
         }
-
-    def unsupported_reason(self, classifier: Classifier) -> str:
-        """Return why this network cannot be judged, or an empty text."""
-        return self.health.unsupported_reason(classifier)
 
     def _silence(self, classifier: Classifier, images: Tensor, labels: Tensor, layers: Sequence[str]) -> Table:
         judged = VisualState()

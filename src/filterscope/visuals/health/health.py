@@ -47,6 +47,7 @@ class Health(Visual):
     """
 
     needs_images: ClassVar[bool] = True
+    needs_convolutions: ClassVar[bool] = True
     priority: ClassVar[int] = -1
 
     layers: Sequence[str] | None = None
@@ -91,10 +92,6 @@ class Health(Visual):
                 warn_of_deaths(layer, store[layer], epoch=state.epoch)
             warn_of_standstill(classifier, records, epoch=state.epoch)
         return {**health_numbers(records), "health": filter_table(records), "health/layers": layer_table(records)}
-
-    def unsupported_reason(self, classifier: Classifier) -> str:
-        """Return why this network cannot be judged, or an empty text."""
-        return "" if convolutions(classifier.layers) else "the network has no convolutions"
 
     @contextmanager
     def record_validation(self, classifier: Classifier, state: VisualState) -> Iterator[RecordLabels]:
