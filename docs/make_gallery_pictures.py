@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
-from filterscope.cli.tensorboard import run_tensorboard
+from filterscope.cli.tensorboard import start_tensorboard
 
 PICTURES = Path(__file__).parent / "images" / "gallery"
 WIDTH = 1280
@@ -52,10 +52,10 @@ def main() -> None:
             file, _, part = place.partition("#")
             address = f"{(folder.resolve() / file).as_uri()}#{part}"
             shoot(browser, address, height, scheme).save(PICTURES / f"{name}.webp", quality=82)
-        with run_tensorboard(options.run) as address:
-            shown = shoot(browser, f"{address}#images", 900, wait="tf-image-loader img")
-            # Without the side bar, which shows a folder of the machine.
-            shown.crop((320, 120, 1100, 900)).save(PICTURES / "tensorboard.webp", quality=82)
+        address = start_tensorboard(options.run)
+        shown = shoot(browser, f"{address}#images", 900, wait="tf-image-loader img")
+        # Without the side bar, which shows a folder of the machine.
+        shown.crop((320, 120, 1100, 900)).save(PICTURES / "tensorboard.webp", quality=82)
         browser.close()
 
 

@@ -13,7 +13,7 @@ from train import train
 from visualize import visualize
 
 from filterscope.cli.main import resolve_config
-from filterscope.cli.tensorboard import run_tensorboard
+from filterscope.cli.tensorboard import start_tensorboard
 from filterscope.errors import UserError
 from tiny import REPOSITORY, TINY
 
@@ -210,12 +210,12 @@ def test_pages_have_no_serious_accessibility_violations(page, gallery, name, sch
 def test_tensorboard_shows_the_pictures_of_every_epoch(browser, run):
     page = browser.new_page()
     page.set_default_timeout(120_000)
-    with run_tensorboard(run) as address:
-        page.goto(f"{address}#images")
-        card = page.locator("tf-image-loader").first
-        expect(card.locator("img")).to_be_visible(timeout=120_000)
-        heading = card.locator("tf-card-heading").first.evaluate("e => e.shadowRoot.textContent")
-        assert "activations/block1_pool" in heading
-        assert "<strong>block1_pool</strong>" in card.evaluate("e => e.tagMetadata.description")
-        expect(card.locator("paper-slider")).to_have_attribute("aria-valuemax", str(EPOCHS), timeout=120_000)
-        page.close()
+    address = start_tensorboard(run)
+    page.goto(f"{address}#images")
+    card = page.locator("tf-image-loader").first
+    expect(card.locator("img")).to_be_visible(timeout=120_000)
+    heading = card.locator("tf-card-heading").first.evaluate("e => e.shadowRoot.textContent")
+    assert "activations/block1_pool" in heading
+    assert "<strong>block1_pool</strong>" in card.evaluate("e => e.tagMetadata.description")
+    expect(card.locator("paper-slider")).to_have_attribute("aria-valuemax", str(EPOCHS), timeout=120_000)
+    page.close()

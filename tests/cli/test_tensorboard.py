@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from filterscope.cli.tensorboard import run_tensorboard
+from filterscope.cli.tensorboard import start_tensorboard
 from filterscope.errors import UserError
 
 SHOW = """
@@ -43,6 +43,6 @@ def test_it_serves_and_opens_a_folder_and_its_gallery_until_interrupted(tmp_path
 
 
 def test_a_failure_to_start_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("filterscope.cli.tensorboard.FLAGS", ("--no_such_flag",))
-    with pytest.raises(UserError, match=r"TensorBoard did not start: .*no_such_flag"), run_tensorboard(tmp_path):
-        pass
+    monkeypatch.setattr("filterscope.cli.tensorboard.FLAGS", {"no_such_flag": 1})
+    with pytest.raises(UserError, match=r"TensorBoard did not start: .*no_such_flag"):
+        start_tensorboard(tmp_path)
