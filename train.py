@@ -16,7 +16,7 @@ from filterscope.cli.main import (
     run_in_subprocess,
     run_script,
 )
-from filterscope.cli.sweep_results import record_metrics
+from filterscope.cli.sweeps import record_metrics
 from filterscope.runtime.processes import is_first_process
 from filterscope.runtime.signals import stop_request
 from filterscope.runtime.slurm import record_job

@@ -18,7 +18,7 @@ from filterscope.cli.error_messages import describe_error
 from filterscope.cli.resume_arguments import resume_arguments
 from filterscope.data.loader import ImageLoader
 from filterscope.errors import UserError
-from filterscope.runtime import run_dir
+from filterscope.runtime import processes
 from filterscope.runtime.slurm import JOB_FILE, find_requeued_run, record_job
 from tiny import REPOSITORY, TINY
 
@@ -46,7 +46,7 @@ def test_ctrl_c_saves_and_prints_the_command_that_resumes(script: Script, tmp_pa
     said = process.communicate(timeout=60)[0]
     assert process.returncode == 130, said
     assert "Traceback" not in said
-    found = re.search(r"^stopped by SIGINT; to go on: python train\.py resume=(\S+)$", said, re.MULTILINE)
+    found = re.search(r"^stopped by SIGINT; to resume: python train\.py resume=(\S+)$", said, re.MULTILINE)
     assert found, said
     rows = len((tmp_path / found[1] / "metrics.csv").read_text().splitlines())
     done = script("train.py", f"resume={found[1]}", f"trainer.max_epochs={rows}")
@@ -78,17 +78,17 @@ def test_runs_of_the_same_second_get_different_folders(tmp_path: Path, monkeypat
     for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
     with ThreadPoolExecutor(8) as pool:
-        made = sorted(pool.map(lambda _: run_dir._make(tmp_path / "outputs" / "now_flowers"), range(40)))
+        made = sorted(pool.map(lambda _: processes._make_unique(tmp_path / "outputs" / "now_flowers"), range(40)))
     assert len(set(made)) == 40
     assert made[:2] == [str(tmp_path / "outputs" / "now_flowers"), str(tmp_path / "outputs" / "now_flowers_10")]
-    once = run_dir.unique_dir(str(tmp_path / "later"))
-    assert run_dir.unique_dir(str(tmp_path / "later")) == once  # the same process asks more than once
+    once = processes.unique_dir(str(tmp_path / "later"))
+    assert processes.unique_dir(str(tmp_path / "later")) == once  # the same process asks more than once
 
 
 def test_a_child_process_of_a_run_makes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     (tmp_path / "run").mkdir()
-    assert run_dir.unique_dir(str(tmp_path / "run")) == str(tmp_path / "run")
+    assert processes.unique_dir(str(tmp_path / "run")) == str(tmp_path / "run")
 
 
 def test_a_requeued_slurm_job_resumes_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

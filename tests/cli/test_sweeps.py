@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from filterscope.cli.launchers import check_launcher
-from filterscope.cli.sweep_table import SweepJob, runs_table, write_sweep_table
+from filterscope.cli.sweeps import SweepJob, check_launcher, runs_table, write_sweep_table
 from filterscope.errors import UserError
 from tiny import TINY
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from filterscope.cli.launchers import check_launcher
+from filterscope.cli.sweeps import check_launcher
 from filterscope.config.trainer_factory import build_trainer
 from filterscope.errors import UserError
 from tiny import REPOSITORY, TINY

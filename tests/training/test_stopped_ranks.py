@@ -186,7 +186,7 @@ def test_two_ranks_that_were_told_to_stop_go_on_as_if_nothing_had_been(came: lis
     assert whole["codes"] == [0, 0], whole["said"]
     assert stopped["codes"] == [143, 143], stopped["said"]
     assert STEPS < stopped["midway"] < 2 * STEPS
-    assert stopped["said"].count("stopped by SIGTERM; to go on: python train.py resume=run") == 1
+    assert stopped["said"].count("stopped by SIGTERM; to resume: python train.py resume=run") == 1
     assert resumed["codes"] == [0, 0], resumed["said"]
     assert_alike(place / "run", place / "whole")
 
@@ -207,7 +207,7 @@ def test_torchrun_that_is_told_to_stop_lets_its_ranks_save(came: list[dict[str, 
     (stopped,) = run(
         place, begun(*KNOBS, "hydra.run.dir=torchrun", folder="torchrun", signal=15, launcher=True), launcher=True
     )
-    assert "stopped by SIGTERM; to go on: python train.py resume=torchrun" in stopped["said"], stopped["said"]
+    assert "stopped by SIGTERM; to resume: python train.py resume=torchrun" in stopped["said"], stopped["said"]
     assert (place / "torchrun" / "checkpoints" / "midway.ckpt").is_file()
     (resumed,) = run(place, begun("resume=torchrun", folder="torchrun"))
     assert resumed["codes"] == [0, 0], resumed["said"]

@@ -1,4 +1,4 @@
-"""Where the scripts meet the user: a mistake ends in one line, whatever floor found it. Imports nothing heavy."""
+"""Run the scripts: report errors in one line with an exit code, finish sweeps; imports nothing heavy."""
 
 import csv
 import logging
@@ -19,14 +19,20 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from filterscope.cli.error_messages import describe_error
-from filterscope.cli.launchers import check_launcher, launcher_faults
 from filterscope.cli.resume_arguments import quote_path, resume_arguments
 from filterscope.cli.search_path import add_plugin_configs, hide_bases, list_groups, suggest
-from filterscope.cli.sweep_results import in_sweep, read_results, record_failure
+from filterscope.cli.sweeps import (
+    SweepJob,
+    check_launcher,
+    in_sweep,
+    launcher_errors,
+    read_results,
+    record_failure,
+    write_sweep_table,
+)
 from filterscope.config.options import check_config
-from filterscope.errors import UserError
-from filterscope.runtime.processes import exit_with_parent, is_first_process, wait_for_process
-from filterscope.runtime.run_dir import unique_dir
+from filterscope.errors import UserError, first_line
+from filterscope.runtime.processes import exit_with_parent, is_first_process, unique_dir, wait_for_process
 from filterscope.runtime.signals import Stopped, stop_request
 from filterscope.runtime.slurm import requeue
 
@@ -36,73 +42,71 @@ RANK_VARIABLES = frozenset(
     ["LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"]
     + [f"SLURM_{name}" for name in ("NTASKS", "NTASKS_PER_NODE", "PROCID", "LOCALID", "NODEID")]
 )
-"""What a launcher tells a process about its place among others."""
+"""Variables with which a launcher gives a process its rank."""
 
-UNCOMPOSABLE = (ValueError, TypeError, LookupError, AttributeError, AssertionError, RecursionError)
-"""What Hydra was seen to raise, beside its own errors, before a job begins."""
+COMPOSE_ERRORS = (ValueError, TypeError, LookupError, AttributeError, AssertionError, RecursionError)
+"""Exceptions that Hydra raises for malformed arguments, besides its own, before a job starts."""
 
 
 @contextmanager
 def report_errors(*, resumable: bool = False) -> Iterator[None]:
-    """Turn a user's mistake, a fault of the machine or a signal into one log line and an exit code that tells.
+    """Turn a user's mistake, a fault of the machine or a signal into one log line and a non-zero exit code.
 
-    With `resumable` the line says how to go on with the run, where there is something to go on from.
+    Args:
+        resumable: end the line with the command that resumes the run, if there is a checkpoint.
     """
-    os.environ.pop("HYDRA_FULL_ERROR", None) if _ours else None  # no process that is started from here is to have it
+    os.environ.pop("HYDRA_FULL_ERROR", None) if _ours else None  # child processes must not inherit it
     try:
         yield
     except Stopped as stopped:
-        _leave_stopped(stopped, _how_to_go_on(always=True) if resumable else "")
+        _leave_stopped(stopped, _resume_hint(always=True) if resumable else "")
     except (UserError, OSError, RuntimeError, MemoryError) as error:
         line = describe_error(error)
         if line is None:
             raise
-        _fail(line + (_how_to_go_on() if resumable else ""))
+        _fail(line + (_resume_hint() if resumable else ""))
 
 
 def run_script(main: Callable[[], Any]) -> None:
-    """Run a script's Hydra main, for a new run or to go on with one, and leave with the exit code that tells."""
+    """Run a script's Hydra main, for a new or a resumed run, and exit with a code other than 0 after an error."""
     stop_request.install()
     exit_with_parent()
     try:
         sys.argv[1:] = resume_arguments(sys.argv[1:])
         check_launcher(sys.argv[1:])
         add_plugin_configs()
-        with _whole_errors():
+        with _raising_errors():
             main()
         finish_sweep()
     except Stopped as stopped:
         _leave_stopped(stopped, "")
     except (UserError, OSError) as error:
-        # Hydra's own error of an option that is not there is an OSError too.
+        # Hydra's error for an unknown option is an OSError too.
         hint = suggest(str(error)) if isinstance(error, HydraException) else ""
         _end(hide_bases(describe_error(error) or str(error)) + hint, 2)
-    except launcher_faults() as error:
-        said = str(error).splitlines()[0]
+    except launcher_errors() as error:
         finish_sweep(
-            f"one ended without a word, or could not begin ({said}); logs lie below .submitit in the sweep's folder"
+            f"one was killed or did not start ({first_line(error)}); see the logs in .submitit in the sweep's folder"
         )
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else ""
-        said = f"{error} {cause}"
-        _end(describe_error(error) or said + suggest(said), 1)
-    except UNCOMPOSABLE as error:
+        message = f"{error} {cause}"
+        _end(describe_error(error) or message + suggest(message), 1)
+    except COMPOSE_ERRORS as error:
         if HydraConfig.initialized():
             raise
-        _end(f"the command line is not understood: {error or type(error).__name__}", 1)
+        _end(f"the command line cannot be parsed: {error or type(error).__name__}", 1)
 
 
 def finish_sweep(unfinished: str = "") -> None:
-    """End the script: a sweep with the table of its runs, and with exit code 1 if one of its jobs has failed.
+    """Log the table of a sweep's runs, and exit with code 1 if one of its jobs has failed.
 
     Args:
-        unfinished: what a launcher says of a job that ended without a word.
+        unfinished: the launcher's message about a job that recorded no result.
     """
     folder, notes = read_results()
     measured = [note for note in notes if "metrics" in note]
     if folder is not None and measured:
-        from filterscope.cli.sweep_table import SweepJob, write_sweep_table
-
         jobs = [
             SweepJob(folder=Path(m["folder"]), choices=tuple(m["choices"]), metrics=m["metrics"], monitor=m["monitor"])
             for m in measured
@@ -116,12 +120,13 @@ def finish_sweep(unfinished: str = "") -> None:
 
 
 def run_in_subprocess(cfg: Mapping[str, Any]) -> dict[str, float] | None:
-    """Run a sweep's job that takes several devices in a process of its own and return the last row of its metrics.
+    """Run a job of a sweep that needs several devices in a subprocess and return the last row of its metrics.
 
-    None: the job is no such one, and nothing was run.
+    Inside the sweep's process the ranks of the job would start the whole sweep again, and their environment variables
+    would leak into later jobs (Lightning #11300, #18175).
 
-    Inside the sweep's process the job's ranks would start the whole sweep again, and what they leave in the
-    environment would reach the jobs behind (Lightning #11300, #18175).
+    Returns:
+        The metrics, or None if the job belongs to no sweep or needs one device; then nothing was run.
     """
     trainer = cfg["trainer"]
     several = trainer["devices"] not in (1, "1") or trainer["num_nodes"] > 1 or trainer["strategy"] != "auto"
@@ -141,7 +146,7 @@ def run_in_subprocess(cfg: Mapping[str, Any]) -> dict[str, float] | None:
 
 
 def _script() -> str:
-    """Return the path of the script that is running, also where a launcher has begun it as something else."""
+    """Return the path of the running script, even if a launcher started the process with another one."""
     hydra = HydraConfig.get()
     name = f"{hydra.job.name}.py"
     if Path(sys.argv[0]).name == name:
@@ -151,26 +156,30 @@ def _script() -> str:
 
 
 def run_folder() -> Path:
-    """Return the folder of this run."""
+    """Return the run folder."""
     return Path(HydraConfig.get().runtime.output_dir)
 
 
 def resolve_config(cfg: DictConfig) -> dict[str, Any]:
-    """Return the config as plain dicts and lists with every reference resolved."""
+    """Return the config as plain dicts and lists with all references resolved, after a check of its options."""
     try:
         content = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
-        knob = error.full_key or str(error)
-        raise UserError(f"{knob} must be given: {_MUST_GIVE.get(knob, f'{knob}=…')}") from error
+        option = error.full_key or str(error)
+        raise UserError(f"{option} must be given: {_EXAMPLES.get(option, f'{option}=…')}") from error
     except OmegaConfBaseException as error:
-        raise UserError(str(error).splitlines()[0]) from error
+        raise UserError(first_line(error)) from error
     config = cast(dict[str, Any], content)
     check_config(config)
     return config
 
 
 def check_paths(cfg: Mapping[str, Any]) -> None:
-    """Raise a `UserError` for a file named in the config that is not there, before anything heavy is imported."""
+    """Check that the files named in the config exist, before anything heavy is imported.
+
+    Raises:
+        UserError: one does not.
+    """
     weights = (cfg.get("model") or {}).get("weights")
     if weights not in (None, "imagenet") and not _is_file(weights):
         raise UserError(f"no weights file at {weights} (model.weights is a path, imagenet or null)")
@@ -183,16 +192,16 @@ def check_paths(cfg: Mapping[str, Any]) -> None:
 def _is_file(path: Any) -> bool:
     try:
         return isinstance(path, str) and Path(path).expanduser().is_file()
-    except (RuntimeError, ValueError):  # ~nobody, or a character that no path has
+    except (RuntimeError, ValueError):  # an unknown ~user, or a null character
         return False
 
 
-def _how_to_go_on(*, always: bool = False) -> str:
+def _resume_hint(*, always: bool = False) -> str:
     folder = run_folder()
     if not always and not any((folder / "checkpoints" / name).is_file() for name in ("last.ckpt", "midway.ckpt")):
         return ""
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    return f"; to go on: python {Path(sys.argv[0]).name} {shlex.quote(f'resume={shown}')}"
+    return f"; to resume: python {Path(sys.argv[0]).name} {shlex.quote(f'resume={shown}')}"
 
 
 def _fail(message: str) -> None:
@@ -204,11 +213,11 @@ def _fail(message: str) -> None:
     sys.exit(2)
 
 
-def _leave_stopped(stopped: Stopped, how_to_go_on: str) -> NoReturn:
-    """Leave with the signal's exit code; a sweep ends with the job that was stopped."""
+def _leave_stopped(stopped: Stopped, hint: str) -> NoReturn:
+    """Exit with the signal's exit code; this also ends a sweep."""
     if is_first_process():
-        log.error("stopped by %s%s", stopped, how_to_go_on) if HydraConfig.initialized() else print(
-            f"stopped by {stopped}{how_to_go_on}", file=sys.stderr
+        log.error("stopped by %s%s", stopped, hint) if HydraConfig.initialized() else print(
+            f"stopped by {stopped}{hint}", file=sys.stderr
         )
         if stopped.number == signal.SIGUSR1:
             requeue()
@@ -221,8 +230,8 @@ def _end(message: str, code: int) -> NoReturn:
 
 
 @contextmanager
-def _whole_errors() -> Iterator[None]:
-    """Have Hydra's errors as they are, to be told in one line, instead of printed with a stack of its own."""
+def _raising_errors() -> Iterator[None]:
+    """Make Hydra raise its errors, to be reported in one line, instead of printing them with a traceback."""
     global _ours
     _ours = "HYDRA_FULL_ERROR" not in os.environ
     if _ours:
@@ -234,11 +243,11 @@ def _whole_errors() -> Iterator[None]:
             os.environ.pop("HYDRA_FULL_ERROR", None)
 
 
-_LONGEST = 2000  # characters of a line: what it quotes may be of any length
-_ours = False  # whether the variable that makes Hydra's errors whole was set here
-_MUST_GIVE = {"model.name": "model.name=resnet50, or another name of torchvision.models.list_models()"}
+_LONGEST = 2000  # characters of an error line, which may quote a value of any length
+_ours = False  # whether HYDRA_FULL_ERROR was set here and not by the user
+_EXAMPLES = {"model.name": "model.name=resnet50, or another name of torchvision.models.list_models()"}
 
 OmegaConf.register_new_resolver(
     "unique_dir", unique_dir, replace=True, use_cache=True
-)  # sweeps hand the cache to their workers
+)  # with a cache, because sweeps pass it on to their workers
 OmegaConf.register_new_resolver("config_groups", list_groups, replace=True)
