@@ -1,4 +1,4 @@
-"""Both sides of the training benchmarks: the loop one would write by hand, and runs of filterscope."""
+"""Both sides of the training benchmarks: a training loop written by hand, and runs of filterscope."""
 
 import copy
 import shutil
@@ -29,7 +29,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def flowers(real: Path, place: Path, *, classes: int = 102, per_class: int = 10) -> Path:
-    """Lay out links to official training and validation flowers as `train/<class>/` and `valid/<class>/`."""
+    """Link the official training and validation flowers as `train/<class>/` and `valid/<class>/`."""
     folder = real / "flowers-102"
     labels = loadmat(folder / "imagelabels.mat", squeeze_me=True)["labels"]
     splits = loadmat(folder / "setid.mat", squeeze_me=True)
@@ -61,7 +61,7 @@ class Run:
 
 
 def compose(*overrides: str) -> dict[str, Any]:
-    """Return the plain config that these overrides make of `conf/train.yaml`."""
+    """Return `conf/train.yaml` with these overrides as a plain config."""
     with hydra.initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
         return resolve_config(hydra.compose("train", list(overrides)))
 
@@ -149,7 +149,7 @@ class ByHand:
 
 
 def bare(mine: Run) -> Callable[[], None]:
-    """Return a bare loop with all of a run's settings but Lightning: its model, images, precision, optimizer."""
+    """Return a loop without Lightning with a run's model, images, precision and optimizer."""
     module, data = mine.module, mine.data
     optimizer = torch.optim.AdamW(module.policy.groups(module.classifier, 1e-4, 0.01), lr=1e-4, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
@@ -172,7 +172,7 @@ def bare(mine: Run) -> Callable[[], None]:
 
 
 def bare_on_features(mine: Run, features: torch.Tensor, epochs: int) -> Callable[[], None]:
-    """Return a bare loop over kept features with a run's settings: head, precision, optimizer, schedule."""
+    """Return a loop without Lightning over cached features with a run's head, precision, optimizer and schedule."""
     head, labels = copy.deepcopy(mine.module.classifier.head), mine.data.labels("train")
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)

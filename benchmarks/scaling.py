@@ -1,10 +1,9 @@
-"""What do two processes of one run lose to each other, against two runs that know nothing of each other?
+"""How much slower are two processes of one run than two independent runs?
 
     FILTERSCOPE_REAL=<folder> python benchmarks/scaling.py [--quick] [--json FILE]
 
-AlexNet's convolutional part with a new Linear, one thread and 128 images a step for each process; both sides are two
-processes at a time, so that the machine's memory and cores are shared out alike. Images are random tensors that lie in
-memory: nothing is loaded.
+AlexNet's convolutional part with a new Linear, one thread and 128 images per step and process; both sides run two
+processes at a time, so that they share memory and cores equally. Images are random tensors in memory.
 """
 
 import json
@@ -23,7 +22,7 @@ BATCH = 128
 
 
 def worker(finetune: str, steps: int, out: Path) -> None:
-    """Train for some steps in this process, alone or as a rank, and write down how long each took."""
+    """Train some steps in this process, alone or as a rank, and write the duration of each to a file."""
     import pytorch_lightning as pl
     from torch.utils.data import DataLoader, TensorDataset
 
@@ -79,13 +78,13 @@ def worker(finetune: str, steps: int, out: Path) -> None:
         default_root_dir=out.parent,
     )
     trainer.fit(module, DataLoader(one * steps, batch_size=None))  # type: ignore[arg-type]
-    durations = [b - a for a, b in zip(clock.steps[1:], clock.steps[2:], strict=False)]  # the first was warming up
+    durations = [b - a for a, b in zip(clock.steps[1:], clock.steps[2:], strict=False)]  # the first is a warm-up
     out.with_suffix(f".{os.environ.get('RANK', os.getpid())}").write_text(json.dumps(durations))
-    results.part(trainer)
+    results.leave_process_group(trainer)
 
 
 def together(finetune: str, steps: int, *, ddp: bool) -> float:
-    """Run two processes and return the images a second of both together."""
+    """Run two processes and return their images per second together."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     with tempfile.TemporaryDirectory() as place:
         mine = [str(Path(__file__).resolve()), "--worker", finetune, str(steps), str(Path(place) / "times.x")]
@@ -106,7 +105,7 @@ def together(finetune: str, steps: int, *, ddp: bool) -> float:
 
 
 def communication() -> float:
-    """Return the seconds that two processes take to average AlexNet's convolutional gradients, done by themselves."""
+    """Return the seconds in which two processes average AlexNet's convolutional gradients, without anything else."""
     code = (
         "import torch, time, torch.distributed as d; d.init_process_group('gloo'); torch.set_num_threads(1);"
         "t = torch.rand(2_496_000)\n"

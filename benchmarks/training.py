@@ -1,11 +1,11 @@
-"""How fast is finetuning, against the loop one would write by hand?
+"""How fast is finetuning, compared to a training loop written by hand?
 
     FILTERSCOPE_REAL=<folder> python benchmarks/training.py [--quick] [--json FILE] [--only full,frozen,cached,…]
 
-Real flowers, real convolutional weights of AlexNet and VGG16 with a new Linear on their pooled output. The plain loop
-is PIL, torchvision's transforms, DataLoader, fp32, contiguous, Adam; both sides see the same kind of crops. `--quick`
-takes fewer images and steps, and repeats less. `--processor` counts processor time on one core, without loader
-processes, where a machine is busy with other work too.
+Real flowers, real convolutional weights of AlexNet and VGG16 with a new Linear on their pooled output. The loop by hand
+uses PIL, torchvision's transforms, DataLoader, float32, contiguous tensors and Adam; both sides get the same kind of
+crops. `--quick` uses fewer images, steps and repetitions. `--processor` counts processor time on one core, without
+loader processes, for machines that are busy with other work.
 """
 
 import itertools
@@ -32,7 +32,7 @@ TARGETS = {
 
 
 class Bench:
-    """What all parts share: where the images and weights lie, and how much is run."""
+    """Images, weights and amount of work of all parts."""
 
     def __init__(self, report: Report, real: Path, place: Path, *, quick: bool, processor: bool = False) -> None:
         self.report, self.real, self.quick, self.processor = report, real, quick, processor
@@ -86,7 +86,7 @@ ALONE = ("visuals=none", "callbacks.checkpoint.monitor=train/acc")
 
 
 def steps_of(bench: Bench, part: str, *, finetune: str, trained: str) -> None:
-    """An epoch of AlexNet, a few steps of VGG16, with random crops."""
+    """Measure an epoch of AlexNet and a few steps of VGG16, with random crops."""
     for name, steps in (("alexnet", 5), ("vgg16", 2)) if bench.quick else (("alexnet", None), ("vgg16", 20)):
         limit = () if steps is None else (f"trainer.limit_train_batches={steps}",)
         slow = bench.by_hand(name, bench.whole, trained=trained, steps=steps)
@@ -105,17 +105,17 @@ def steps_of(bench: Bench, part: str, *, finetune: str, trained: str) -> None:
 
 
 def full(bench: Bench) -> None:
-    """Everything is trained."""
+    """Train everything."""
     steps_of(bench, "full", finetune="full", trained="all")
 
 
 def frozen(bench: Bench) -> None:
-    """The head alone is trained, on new random views in every epoch."""
+    """Train the head alone, with new random augmentations in every epoch."""
     steps_of(bench, "frozen", finetune="linear_probe", trained="head")
 
 
 def cached(bench: Bench) -> None:
-    """Ten epochs of the last layer on one fixed view, against `requires_grad=False`."""
+    """Train the last layer for ten epochs without augmentation, compared to `requires_grad=False`."""
     for name, root in (("alexnet", bench.whole), ("vgg16", bench.few)):
         slow = bench.by_hand(name, root, random=False, trained="head", frozen=10**6)
         mine = bench.run(
@@ -132,7 +132,7 @@ def cached(bench: Bench) -> None:
 
 
 def block(bench: Bench) -> None:
-    """Ten epochs of VGG16's last block and the head on one fixed view."""
+    """Train VGG16's last block and the head for ten epochs without augmentation."""
     slow = bench.by_hand("vgg16", bench.few, random=False, frozen=24)
     mine = bench.run(
         "vgg16", bench.few, "finetune=last_blocks", "finetune.cached_augmentations=0", "trainer.max_epochs=10", *ALONE
@@ -148,7 +148,7 @@ def block(bench: Bench) -> None:
 
 
 class Clock(pl.Callback):
-    """Adds up the time of the training part of epochs."""
+    """Measures the time of the training part of epochs."""
 
     def __init__(self, *, processor: bool) -> None:
         self.now = processor_time if processor else time.perf_counter
@@ -170,7 +170,7 @@ class Clock(pl.Callback):
 
 
 def lightning(bench: Bench) -> None:
-    """What Lightning and our own counting cost: the same settings in a bare loop."""
+    """Compare Lightning and the metrics to a bare loop with the same settings."""
     knobs = ("finetune=full", "trainer.max_epochs=1", *ALONE, "data.num_workers=0", "data.augment=null")
     knobs = (*knobs, "trainer.limit_train_batches=20")
     mine, clock = bench.run("alexnet", bench.whole, *knobs), Clock(processor=bench.processor)
@@ -208,10 +208,10 @@ def lightning(bench: Bench) -> None:
 
 
 def visuals(bench: Bench) -> None:
-    """What looking costs: AlexNet, full finetuning, an epoch with its validation and every visual at its default.
+    """Measure an epoch of AlexNet, fully finetuned, with its validation and every visual at its default.
 
-    Of six epochs the middle four count, by their median: those whose synthesized pictures are made from noise, 0 and
-    the last, cost more.
+    The median of the middle four of six epochs counts: epoch 0 and the last epoch synthesize pictures from noise, which
+    takes longer.
     """
     knobs = ("finetune=full", "trainer.max_epochs=6", "data.cache=null")
     times: dict[str, list[float]] = {"none": [], "default": []}

@@ -132,6 +132,15 @@ def test_a_schedule_with_total_steps_gets_them(composed: Compose, tmp_path: Path
     assert last_checkpoint(tmp_path)["lr_schedulers"][0]["total_steps"] == 2 * STEPS
 
 
+def test_metrics_reach_every_logger_with_the_number_of_finished_epochs(composed: Compose, tmp_path: Path) -> None:
+    train(composed(*QUICK, "finetune=full", "logger=[tensorboard,csv]"), tmp_path)
+    (file,) = (path for path in tmp_path.rglob("metrics.csv") if path.parent != tmp_path)
+    with file.open() as content:
+        rows = list(csv.DictReader(content))
+    assert [row["step"] for row in rows if row["val/acc"]] == ["0", "1", "2"]
+    assert scalars_of(tmp_path, "val/acc") == [0, 1, 2]
+
+
 def test_the_best_checkpoint_is_tested_by_its_name(composed: Compose, tmp_path: Path) -> None:
     cfg = composed(*TINY, "visuals=none")
     data = factory.build_data(cfg)
