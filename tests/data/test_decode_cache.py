@@ -20,12 +20,12 @@ from filterscope.storage.disk_cache import build_once
 @pytest.fixture
 def flowers(tmp_path):
     """Two classes of eight images each of another size, none smaller than 24 pixels."""
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for label, name in enumerate(("daisy", "rose")):
         (tmp_path / "set" / name).mkdir(parents=True)
         for number in range(8):
             shape = (24 + number, 40 - 3 * number + label, 3) if number % 2 else (24, 24, 3)
-            pixels = chance.integers(0, 256, shape, dtype=np.uint8)
+            pixels = rng.integers(0, 256, shape, dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "set" / name / f"{number}.png")
     return tmp_path / "set"
 
@@ -39,8 +39,8 @@ def images_of(loader):
     return torch.cat([images for images, _ in loader])
 
 
-def caches(place):
-    return sorted(path.name for path in (place / "images").iterdir() if not path.name.startswith("."))
+def caches(folder):
+    return sorted(path.name for path in (folder / "images").iterdir() if not path.name.startswith("."))
 
 
 def test_validation_sees_the_same_bits_with_and_without_a_cache(flowers, tmp_path):
@@ -115,8 +115,8 @@ print(build_once(Path(sys.argv[1]), key="some", num_bytes=1, option="data.cache"
 """
 
 
-def builder(place, seconds):
-    return subprocess.Popen([sys.executable, "-c", BUILD, str(place), str(seconds)], stdout=subprocess.PIPE, text=True)
+def builder(folder, seconds):
+    return subprocess.Popen([sys.executable, "-c", BUILD, str(folder), str(seconds)], stdout=subprocess.PIPE, text=True)
 
 
 def test_two_processes_build_an_entry_once(tmp_path):

@@ -78,9 +78,9 @@ def test_an_empty_root_says_what_is_missing(tmp_path):
 def folders(tmp_path):
     for split in ("train", "valid", "test"):
         for number in (1, 2, 10, 102):
-            place = tmp_path / "flower_data" / split / str(number)
-            place.mkdir(parents=True)
-            Image.new("RGB", (20, 20), (2 * number,) * 3).save(place / "image.jpg")
+            folder = tmp_path / "flower_data" / split / str(number)
+            folder.mkdir(parents=True)
+            Image.new("RGB", (20, 20), (2 * number,) * 3).save(folder / "image.jpg")
     return tmp_path
 
 
@@ -151,6 +151,7 @@ def test_a_killed_download_is_completed_by_the_next_one(tmp_path, published):
     made = tmp_path / "data" / "flowers-102"
     (made / "unpacked" / "jpg").mkdir(parents=True)
     (made / ".unpacked.partial" / "jpg").mkdir(parents=True)
+    (made / ".102flowers.tgz.99.partial").write_bytes(b"half")
     (made / "102flowers.tgz").write_bytes((published / "102flowers.tgz").read_bytes()[:100])
     module(tmp_path / "data", exclude=ABSENT, download=True).setup()
     assert {file.name for file in made.iterdir()} - {".lock"} == {"jpg", "imagelabels.mat", "setid.mat"}
@@ -175,9 +176,9 @@ def test_real_flowers_in_class_folders_have_the_official_names(real, tmp_path):
     images, labels, names = official.examples(102)
     for split in ("train", "valid"):
         for label, name in zip(labels.tolist(), names, strict=True):
-            place = tmp_path / "flower_data" / split / str(label + 1)
-            place.mkdir(parents=True)
-            shutil.copy(name, place)
+            folder = tmp_path / "flower_data" / split / str(label + 1)
+            folder.mkdir(parents=True)
+            shutil.copy(name, folder)
     data = module(tmp_path)
     data.setup()
     again = data.examples(102)

@@ -16,11 +16,11 @@ from filterscope.registry import target_of
 @pytest.fixture
 def flowers(tmp_path):
     """Two classes of ten images, 40 × 50 pixels."""
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for name in ("daisy", "rose"):
         (tmp_path / name).mkdir()
         for number in range(10):
-            pixels = chance.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+            pixels = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
     return tmp_path
 

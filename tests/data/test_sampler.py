@@ -3,8 +3,8 @@ import torch
 from filterscope.data.sampler import EpochSampler, generator, mix_seed
 
 
-def keys(length=10, epoch=0, shuffle=True, **place):
-    return list(EpochSampler(length, epoch=lambda: epoch, seed=3, shuffle=shuffle, **place))
+def keys(length=10, epoch=0, shuffle=True, **options):
+    return list(EpochSampler(length, epoch=lambda: epoch, seed=3, shuffle=shuffle, **options))
 
 
 def test_the_order_follows_from_the_epoch_alone():

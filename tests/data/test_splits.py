@@ -28,11 +28,11 @@ def test_the_same_seed_splits_the_same_way_and_another_does_not():
 
 
 def test_leaving_a_class_out_moves_no_image_of_another():
-    kept = LABELS != 0
-    without = split(LABELS[kept] - 1, names=NAMES[1:])
-    places = kept.nonzero().flatten()
+    remaining = LABELS != 0
+    without = split(LABELS[remaining] - 1, names=NAMES[1:])
+    indices = remaining.nonzero().flatten()
     for whole, part in zip(split(), without, strict=True):
-        assert torch.equal(whole[LABELS[whole] != 0], places[part])
+        assert torch.equal(whole[LABELS[whole] != 0], indices[part])
 
 
 def test_three_images_are_enough_for_three_parts():

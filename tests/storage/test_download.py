@@ -135,13 +135,13 @@ BAD: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.parametrize("kind", BAD)
 def test_a_bad_archive_is_refused_and_writes_nothing(kind: str, tmp_path: Path) -> None:
-    (tmp_path / "place").mkdir()
+    (tmp_path / "folder").mkdir()
     file = tmp_path / "archive"
     BAD[kind](file)
     with pytest.raises(UserError) as caught:
-        unpack_tar(file, tmp_path / "place" / "inner", max_bytes=1_000_000)
+        unpack_tar(file, tmp_path / "folder" / "inner", max_bytes=1_000_000)
     assert "\n" not in str(caught.value)
-    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["archive", "place"]
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["archive", "folder"]
 
 
 @pytest.mark.parametrize("gz", [False, True])

@@ -80,9 +80,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove the temporary files that interrupted writes left in a folder and its subfolders."""
-    for leftover in folder.rglob(f".*{PARTIAL}"):
-        leftover.unlink(missing_ok=True)
+    """Remove the temporary files and folders that interrupted writes left in a folder and its subfolders."""
+    for leftover in list(folder.rglob(f".*{PARTIAL}")):
+        shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
 
 def _open_for_writing(path: Path) -> IO[bytes]:

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import wrap_file
 
 from filterscope.errors import UserError, first_line
-from filterscope.storage.atomic import atomic_folder, atomic_write, write_file
+from filterscope.storage.atomic import atomic_folder, atomic_write, remove_partial_files, write_file
 
 _TIMEOUT = 30  # seconds; behind a firewall that drops packets a connection would hang for minutes
 _MAX_FILES = 2_000_000
@@ -96,6 +96,7 @@ def download_lock(name: str, *, url: str, files: str, folder: Path) -> Iterator[
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
+            remove_partial_files(folder)  # of a download that was killed
             yield
     except (OSError, RuntimeError, HTTPException, EOFError) as error:
         reason = getattr(error, "reason", None) or first_line(error)
