@@ -53,7 +53,7 @@ def test_all_names_of_a_layer_give_the_same_maps(classifier: Classifier, images:
     assert torch.equal(maps["features.3"], maps["block2_conv1"])
 
 
-def test_functional_in_place_operations_cannot_change_what_was_tapped(images: Tensor) -> None:
+def test_functional_in_place_operations_cannot_change_recorded_outputs(images: Tensor) -> None:
     class InPlace(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -69,12 +69,12 @@ def test_functional_in_place_operations_cannot_change_what_was_tapped(images: Te
     torch.testing.assert_close(maps, F.conv2d(images, conv.weight, conv.bias).detach())
 
 
-def test_the_head_puts_out_the_logits_without_dropout(classifier: Classifier, images: Tensor) -> None:
+def test_the_head_outputs_the_logits_without_dropout(classifier: Classifier, images: Tensor) -> None:
     classifier.train()
     logits = activations(classifier, images, ["head"])["head"]
     torch.testing.assert_close(logits, classifier.eval()(images).detach())
 
 
-def test_an_unknown_layer_is_told_with_those_that_exist(classifier: Classifier, images: Tensor) -> None:
+def test_the_error_for_an_unknown_layer_names_existing_ones(classifier: Classifier, images: Tensor) -> None:
     with pytest.raises(UserError, match="block1_conv1, block1_relu1"):
         activations(classifier, images, ["conv_9"])

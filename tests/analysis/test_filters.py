@@ -26,12 +26,12 @@ def test_kernels_are_a_copy_of_the_weights(classifier: Classifier) -> None:
     assert not copy.requires_grad
 
 
-def test_a_layer_without_kernels_is_refused_with_those_that_have_some(classifier: Classifier) -> None:
+def test_the_error_for_a_layer_without_kernels_names_those_that_have_some(classifier: Classifier) -> None:
     with pytest.raises(UserError, match="'head' has no kernels; this network has block1_conv1"):
         kernels(classifier, "head")
 
 
-def test_the_shared_pattern_is_the_first_singular_vector_as_numpy_finds_it() -> None:
+def test_the_shared_pattern_is_numpy_s_first_singular_vector() -> None:
     weights = torch.randn(6, 20, 3, 5, generator=torch.Generator().manual_seed(0))
     patterns, shares = shared_patterns(weights)
     assert patterns.shape == (6, 3, 5)
@@ -43,7 +43,7 @@ def test_the_shared_pattern_is_the_first_singular_vector_as_numpy_finds_it() -> 
         assert share == pytest.approx(values[0] ** 2 / (values**2).sum(), rel=1e-5)
 
 
-def test_one_pattern_on_all_inputs_is_found_with_its_sign_and_is_all_of_the_kernel() -> None:
+def test_a_pattern_on_all_inputs_is_found_with_its_sign_and_a_share_of_one() -> None:
     pattern = torch.tensor([[1.0, 2.0], [-3.5, 0.5]])
     weights = torch.tensor([0.5, 2.0, 0.1]).view(1, 3, 1, 1) * pattern
     found, share = shared_patterns(torch.cat([weights, -weights]))

@@ -20,7 +20,7 @@ def pooled() -> Classifier:
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_it_is_the_class_activation_map_where_that_is_defined(pooled: Classifier, frozen: bool) -> None:
+def test_grad_cam_equals_the_class_activation_map_where_that_is_defined(pooled: Classifier, frozen: bool) -> None:
     pooled.requires_grad_(not frozen)
     classes = torch.tensor([2, 0, 3])
     maps = pooled.backbone.network[0]((IMAGES - 0.5) / 0.25)
@@ -28,7 +28,7 @@ def test_it_is_the_class_activation_map_where_that_is_defined(pooled: Classifier
     torch.testing.assert_close(grad_cam(pooled, IMAGES, classes, layer="block1_conv1"), cam.detach())
 
 
-def test_it_leaves_no_trace(pooled: Classifier) -> None:
+def test_grad_cam_leaves_the_network_unchanged(pooled: Classifier) -> None:
     pooled.train()
     grad_cam(pooled, IMAGES, torch.zeros(3, dtype=torch.long), layer="block1_conv1")
     assert pooled.training

@@ -1,4 +1,4 @@
-"""Activity and class information: planted answers, exact nulls, and the same sums however the images arrive."""
+"""Activity and class information: planted results, exact null distributions, and sums independent of batches."""
 
 import numpy as np
 import pytest
@@ -59,14 +59,14 @@ def test_planted_dead_filters_are_found_exactly():
     assert not activity(recorder.sums["conv_1"]).dead.any()
 
 
-def test_many_small_batches_come_to_what_one_large_one_does():
+def test_many_small_batches_equal_one_large_one():
     classifier = network()
     shown = images(1100)
     labels = torch.arange(1100) % 3
     with recording_activity(classifier, ["conv_1", "conv_2"]) as recorder, torch.no_grad():
         for i, (some, known) in enumerate(zip(shown.split(100), labels.split(100), strict=True)):
             classifier(some)
-            recorder.add(known if i != 4 else None)  # of one batch nobody knows the classes
+            recorder.add(known if i != 4 else None)  # the classes of one batch are unknown
     for layer, sums in recorder.sums.items():
         with recording_activity(classifier, [layer]) as whole, torch.no_grad():
             classifier(shown)
@@ -79,7 +79,7 @@ def test_many_small_batches_come_to_what_one_large_one_does():
         assert sums.class_sizes.sum() == 1000
 
 
-def test_readings_are_those_of_their_definitions():
+def test_activity_follows_its_definitions():
     outputs = torch.randn(12, 3, 2, 4, generator=torch.Generator().manual_seed(0))
     read, rectified = activity(sums_of(outputs)), outputs.relu().double()
     assert torch.allclose(read.apoz, (rectified == 0).double().mean((0, 2, 3)))
@@ -112,12 +112,12 @@ def test_sampled_positions_are_spread_over_rows_and_columns(size):
     assert sample_positions(2, 4, most=8).tolist() == list(range(8))
 
 
-def test_what_is_not_a_number_is_never_positive():
+def test_nan_is_never_positive():
     read = activity(sums_of(torch.tensor([[float("nan"), 1.0]])[:, :, None, None].expand(3, 2, 4, 4)))
     assert read.dead.tolist() == [True, False]
 
 
-def test_in_large_maps_positive_values_are_counted_at_some_places():
+def test_in_large_maps_positive_values_are_counted_at_sampled_positions():
     outputs = (
         torch.randn(100, 3, 20, 20, generator=torch.Generator().manual_seed(0))
         + torch.tensor([-1, 0, 1])[:, None, None]
@@ -155,7 +155,7 @@ def _reduce(rank: int, path: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_gather_what_one_does(tmp_path):
+def test_two_processes_add_up_to_the_sums_of_one(tmp_path):
     mp.spawn(_reduce, args=(str(tmp_path),), nprocs=2)
     outputs, labels = torch.arange(32.0).view(4, 2, 2, 2).sin(), torch.tensor([0, 1, 1, 0])
     for name, tensor in torch.load(tmp_path / "sums.pt").items():
@@ -169,14 +169,14 @@ def test_recording_leaves_no_hooks_even_after_an_error():
     assert not any(module._forward_hooks for module in classifier.modules())
 
 
-def test_a_convolution_passes_on_what_its_norm_puts_out():
+def test_a_convolution_is_recorded_after_its_norm():
     parts = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3))
     classifier = Classifier(Backbone(parts, name="tiny", mean=[0], std=[1]), nn.Flatten(), num_classes=4)
     assert output_module(classifier, "block1_conv1") is parts[1]
     assert output_module(classifier, "conv_2") is parts[4]
 
 
-def test_eta_squared_and_selectivity_are_those_of_their_definitions():
+def test_eta_squared_and_selectivity_follow_their_definitions():
     responses, labels = torch.rand(30, 1, dtype=torch.float64).float(), torch.arange(30) % 3
     read = class_information(sums_of(responses[:, :, None, None], labels, 3))
     groups = [responses[labels == k, 0].double().numpy() for k in range(3)]
@@ -187,7 +187,7 @@ def test_eta_squared_and_selectivity_are_those_of_their_definitions():
     assert read.selectivity[0].item() == pytest.approx((means[2] - others) / (means[2] + others), rel=1e-4)
 
 
-def test_a_filter_of_one_class_alone_has_selectivity_one_and_a_tiny_p():
+def test_a_filter_for_a_single_class_has_selectivity_one_and_a_tiny_p():
     labels = torch.arange(60) % 6
     outputs = ((labels == 2).float() * (1 + torch.rand(60)))[:, None, None, None]
     read = class_information(sums_of(outputs, labels, 6))
@@ -204,7 +204,7 @@ def test_p_is_uniform_under_shuffled_labels(shape):
     assert kstest(p.numpy(), "uniform").pvalue > 0.01
 
 
-def test_the_moments_behind_p_are_the_permutations_own():
+def test_the_moments_behind_p_equal_those_of_drawn_permutations():
     responses = F.one_hot(torch.tensor([0] * 3 + [1] * 21), 2)[:, :1].float()[:, :, None, None] * torch.rand(
         24, 1, 1, 1
     )

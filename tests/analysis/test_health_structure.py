@@ -1,4 +1,4 @@
-"""Structure: right under its null, finds every frequency, and knows when it cannot tell."""
+"""The test for structure is calibrated under its null, finds every frequency, and declines too small kernels."""
 
 import math
 import os
@@ -33,7 +33,7 @@ def shuffled(kernels: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("initialise", [nn.init.kaiming_uniform_, nn.init.kaiming_normal_, nn.init.xavier_uniform_])
 @pytest.mark.parametrize(("slices", "size", "together"), [(3, 3, True), (3, 11, True), (16, 5, False), (32, 3, False)])
-def test_random_filters_are_called_structured_at_the_nominal_rate(initialise, slices, size, together):
+def test_random_filters_count_as_structured_at_the_nominal_rate(initialise, slices, size, together):
     torch.manual_seed(3)
     kernels = initialise(torch.empty(1500, slices, size, size))
     rate = (structure(kernels, together=together, draws=199).p < 0.05).float().mean()
@@ -105,7 +105,7 @@ def test_wrong_input_is_one_clear_line():
 
 @pytest.mark.real
 @pytest.mark.skipif(REAL is None, reason="FILTERSCOPE_REAL is not set")
-def test_real_alexnet_filters_stand_apart_from_twins_and_from_their_own_shuffles():
+def test_real_alexnet_filters_differ_from_random_and_from_shuffled_ones():
     weights = torch.load(Path(str(REAL)) / "weights" / "alexnet_features.pth", weights_only=True)
     for i, kernels in enumerate(tensor for tensor in weights.values() if tensor.dim() == 4):
         z = structure(kernels, together=i == 0, draws=199).z

@@ -1,4 +1,4 @@
-"""Likeness, ablation, scrambled images, and the verdicts: planted answers are found."""
+"""Similarity, ablation, scrambled images and verdicts find planted results."""
 
 import os
 from pathlib import Path
@@ -104,7 +104,7 @@ def test_exact_and_scaled_copies_are_found_and_negated_ones_are_not():
     assert found.cosine[30] == pytest.approx(1, abs=1e-5)
 
 
-def test_what_did_not_move_reads_exactly_zero_and_one():
+def test_unchanged_kernels_have_exactly_zero_drift_and_cosine_one():
     kernels, responses = noise(8, 4, 3, 3), noise(20, 8, seed=1)
     still = drift(kernels, kernels.clone())
     assert still.distance.eq(0).all()
@@ -112,7 +112,7 @@ def test_what_did_not_move_reads_exactly_zero_and_one():
     assert linear_cka(responses, responses.clone()) == 1
 
 
-def test_drift_and_cka_are_those_of_their_definitions():
+def test_drift_and_cka_follow_their_definitions():
     moved = drift(torch.tensor([3.0, 4.0]).view(1, 1, 1, 2), torch.tensor([4.0, -3.0]).view(1, 1, 1, 2))
     assert moved.cosine[0] == pytest.approx(0, abs=1e-9)
     assert moved.distance[0] == pytest.approx(2**0.5)
@@ -150,13 +150,13 @@ def test_scrambling_keeps_the_amplitude_spectrum_and_the_mean():
     assert torch.allclose(images.mean((2, 3)), scrambled.mean((2, 3)), atol=1e-5)
 
 
-def test_a_random_twin_is_other_weights_in_the_same_shapes_and_leaves_the_random_state():
+def test_a_reinitialized_copy_has_other_weights_and_leaves_the_random_state():
     classifier = tiny()
     before = torch.get_rng_state()
-    twin = reinitialized_copy(classifier)
+    fresh = reinitialized_copy(classifier)
     assert torch.equal(torch.get_rng_state(), before)
-    assert twin.module_of("conv_1").weight.shape == classifier.module_of("conv_1").weight.shape
-    assert not torch.equal(twin.module_of("conv_1").weight, classifier.module_of("conv_1").weight)
+    assert fresh.module_of("conv_1").weight.shape == classifier.module_of("conv_1").weight.shape
+    assert not torch.equal(fresh.module_of("conv_1").weight, classifier.module_of("conv_1").weight)
 
 
 def test_wrong_input_is_one_clear_line():

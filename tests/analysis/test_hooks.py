@@ -70,7 +70,7 @@ def test_flags_and_hooks_are_restored_after_an_exception(classifier: Classifier)
     assert hooks(classifier) == 0
 
 
-def test_hooks_that_were_there_before_stay(classifier: Classifier) -> None:
+def test_existing_hooks_stay(classifier: Classifier) -> None:
     seen: list[int] = []
     handle = classifier.head.register_forward_hook(lambda *_: seen.append(1))
     activations(classifier, torch.rand(1, 3, 8, 8), ["head"])
@@ -79,7 +79,7 @@ def test_hooks_that_were_there_before_stay(classifier: Classifier) -> None:
     handle.remove()
 
 
-def test_random_numbers_go_on_as_if_nobody_had_looked(classifier: Classifier) -> None:
+def test_observing_does_not_change_later_random_numbers(classifier: Classifier) -> None:
     torch.manual_seed(7)
     expected = torch.rand(5)
     torch.manual_seed(7)
@@ -89,7 +89,7 @@ def test_random_numbers_go_on_as_if_nobody_had_looked(classifier: Classifier) ->
     assert torch.equal(torch.rand(5), expected)
 
 
-def test_looking_changes_no_parameter_buffer_or_gradient(classifier: Classifier) -> None:
+def test_observing_changes_no_parameter_buffer_or_gradient(classifier: Classifier) -> None:
     mixed(classifier)
     state = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
     activations(classifier, torch.rand(4, 3, 8, 8), ["block1_conv1", "head"])
@@ -104,7 +104,7 @@ def test_gradients_of_images_can_be_taken_inside_inference_mode(classifier: Clas
     assert gradient.abs().sum() > 0
 
 
-def test_the_callers_gradient_mode_comes_back(classifier: Classifier) -> None:
+def test_the_gradient_mode_of_the_caller_is_restored(classifier: Classifier) -> None:
     with torch.no_grad():
         with observing(classifier):
             assert torch.is_grad_enabled()

@@ -26,7 +26,7 @@ def classifier() -> Classifier:
 
 
 @pytest.mark.parametrize("size", [(3, 3), (5, 5), (11, 11), (2, 2), (4, 3), (1, 7)])
-def test_the_raw_response_is_what_cv2_filter2d_makes(size: tuple[int, int]) -> None:
+def test_the_raw_response_equals_cv2_filter2d(size: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     image, kernel = rng.random((28, 31), dtype=np.float32), rng.standard_normal(size).astype(np.float32)
     expected = cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REFLECT_101)
@@ -34,7 +34,7 @@ def test_the_raw_response_is_what_cv2_filter2d_makes(size: tuple[int, int]) -> N
     np.testing.assert_allclose(response.numpy(), expected, atol=1e-4)
 
 
-def test_channels_of_a_colour_image_are_filtered_each_by_its_own_slice_and_added() -> None:
+def test_each_colour_channel_is_filtered_by_its_own_slice() -> None:
     rng = np.random.default_rng(1)
     image, kernel = rng.random((3, 20, 24), dtype=np.float32), rng.standard_normal((3, 5, 5)).astype(np.float32)
     expected = sum(cv2.filter2D(i, -1, k) for i, k in zip(image, kernel, strict=True))
@@ -42,7 +42,7 @@ def test_channels_of_a_colour_image_are_filtered_each_by_its_own_slice_and_added
     np.testing.assert_allclose(response.numpy(), expected, atol=1e-4)
 
 
-def test_a_kernel_larger_than_the_image_is_mirrored_on() -> None:
+def test_a_small_image_is_mirrored_several_times_for_a_larger_kernel() -> None:
     rng = np.random.default_rng(2)
     image, kernel = rng.random((4, 6), dtype=np.float32), rng.standard_normal((11, 11)).astype(np.float32)
     padded = np.pad(image, 5, mode="reflect")
@@ -51,7 +51,7 @@ def test_a_kernel_larger_than_the_image_is_mirrored_on() -> None:
     np.testing.assert_allclose(response.numpy(), expected, atol=1e-4)
 
 
-def test_a_kernel_of_other_channels_than_the_image_is_refused() -> None:
+def test_a_kernel_with_another_number_of_channels_is_refused() -> None:
     with pytest.raises(UserError, match="a kernel of 6 channels cannot be applied to an image of 3"):
         raw_response(torch.rand(3, 8, 8), torch.rand(6, 3, 3))
 
@@ -64,7 +64,7 @@ def test_the_true_response_has_stride_padding_bias_and_normalisation(classifier:
     torch.testing.assert_close(true_responses(classifier, image, "conv_1", [4, 1]), expected.detach())
 
 
-def test_the_true_response_of_a_deeper_layer_has_all_inputs(classifier: Classifier) -> None:
+def test_the_true_response_of_a_deeper_layer_uses_all_inputs(classifier: Classifier) -> None:
     image = torch.rand(3, 40, 40)
     first, second = classifier.module_of("conv_1"), classifier.module_of("conv_2")
     normalised = (image - classifier.backbone.mean[0]) / classifier.backbone.std[0]
@@ -73,14 +73,14 @@ def test_the_true_response_of_a_deeper_layer_has_all_inputs(classifier: Classifi
     torch.testing.assert_close(true_responses(classifier, image, "conv_2", list(range(5))), expected.detach())
 
 
-def test_the_first_layers_own_kernels_are_laid_on_the_pixels(classifier: Classifier) -> None:
+def test_kernels_of_the_first_layer_are_applied_to_the_pixels(classifier: Classifier) -> None:
     image = torch.rand(3, 20, 20)
     kernel = classifier.module_of("conv_1").weight[2].detach().numpy()
     expected = sum(cv2.filter2D(image[c].numpy(), -1, kernel[c]) for c in range(3))
     np.testing.assert_allclose(raw_responses(classifier, image, "conv_1", [2])[0], expected, atol=1e-4)
 
 
-def test_deeper_layers_lay_the_pattern_their_inputs_share_on_the_grey_image(classifier: Classifier) -> None:
+def test_deeper_layers_apply_their_shared_pattern_to_the_grey_image(classifier: Classifier) -> None:
     image = torch.rand(3, 20, 20)
     kernel = classifier.module_of("conv_2").weight[3].detach()
     matrix = kernel.flatten(1).double().numpy()
@@ -91,7 +91,7 @@ def test_deeper_layers_lay_the_pattern_their_inputs_share_on_the_grey_image(clas
     np.testing.assert_allclose(raw_responses(classifier, image, "conv_2", [3])[0], expected, atol=1e-4)
 
 
-def test_grey_is_what_opencv_calls_grey() -> None:
+def test_grey_equals_opencv_s() -> None:
     image = torch.rand(3, 6, 7)
     expected = cv2.cvtColor(image.permute(1, 2, 0).numpy(), cv2.COLOR_RGB2GRAY)
     np.testing.assert_allclose(grey(image)[0], expected, atol=1e-5)

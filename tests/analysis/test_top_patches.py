@@ -34,7 +34,7 @@ def test_the_patch_of_a_linear_is_the_whole_image():
     assert top_patches(network, torch.rand(3, 1, 32, 32), "head", [0, 1], count=3).shape == (2, 3, 1, 32, 32)
 
 
-def test_patches_need_images():
+def test_top_patches_need_images():
     network = heads.replace(small_cnn_backbone(in_channels=1, image_size=32), num_classes=2)
     with pytest.raises(UserError, match="at least one image"):
         top_patches(network, torch.rand(0, 1, 32, 32), "head", [0])

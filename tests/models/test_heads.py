@@ -1,4 +1,4 @@
-"""Heads put the data's classes on a published network and leave the rest of its arithmetic alone."""
+"""Heads give a published network the data's classes and leave its other computations unchanged."""
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ def test_append_is_a_linear_map_of_the_published_logits(images, tmp_path):
         assert torch.equal(classifier(images), F.linear(logits, classifier.head.weight, classifier.head.bias))
 
 
-def test_replace_is_a_linear_map_of_what_went_into_the_last_layer(images, tmp_path):
+def test_replace_is_a_linear_map_of_the_last_layer_s_input(images, tmp_path):
     network, backbone = planted("mobilenet_v3_small", tmp_path)
     classifier = heads.replace(backbone, num_classes=7).eval()
     network.classifier[3] = nn.Identity()
@@ -63,7 +63,7 @@ def test_replace_is_a_linear_map_of_what_went_into_the_last_layer(images, tmp_pa
 
 
 @pytest.mark.parametrize(("name", "head"), [("alexnet", "replace"), ("resnet18", "keep"), ("mnasnet0_5", "replace")])
-def test_torchvision_loads_what_is_exported_and_says_the_same(name, head, images, tmp_path):
+def test_torchvision_loads_an_export_and_returns_the_same_logits(name, head, images, tmp_path):
     torch.save(published(name, num_classes=6).state_dict(), tmp_path / "w.pth")
     backbone = torchvision_backbone(name=name, weights=str(tmp_path / "w.pth"))
     classifier = getattr(heads, head)(backbone, num_classes=6).eval()
@@ -88,7 +88,7 @@ def test_an_export_is_a_copy():
 
 
 @pytest.mark.parametrize(("name", "head"), [("alexnet", "append"), ("alexnet", "linear"), ("squeezenet1_1", "replace")])
-def test_a_head_without_a_place_in_the_published_network_is_not_exported(name, head):
+def test_a_head_that_the_published_network_has_no_layer_for_is_not_exported(name, head):
     with on_meta_device():
         classifier = getattr(heads, head)(torchvision_backbone(name=name, weights=None), num_classes=7)
     with pytest.raises(UserError, match=f"{name} as published has no place for this head.*head=replace or head=keep"):
@@ -97,14 +97,14 @@ def test_a_head_without_a_place_in_the_published_network_is_not_exported(name, h
 
 @pytest.mark.parametrize("in_channels", [1, 3])
 @pytest.mark.parametrize("head", ["replace", "append", "linear", "keep"])
-def test_small_cnn_takes_every_head_and_one_or_three_channels(head, in_channels):
+def test_small_cnn_accepts_every_head_and_one_or_three_channels(head, in_channels):
     backbone = small_cnn_backbone(in_channels=in_channels)
     classifier = getattr(heads, head)(backbone, num_classes=10)
     assert classifier(torch.rand(2, in_channels, 28, 28)).shape == (2, 10)
     assert classifier.in_channels == in_channels
 
 
-def test_small_cnn_computes_what_the_notebook_writes_down():
+def test_small_cnn_computes_the_notebook_s_formula():
     classifier = heads.keep(small_cnn_backbone()).eval()
     images = torch.rand(4, 1, 28, 28)
     own = classifier.export_state_dict()
@@ -116,7 +116,7 @@ def test_small_cnn_computes_what_the_notebook_writes_down():
 
 
 @pytest.mark.parametrize(("name", "width"), [("vgg11", 512), ("resnet18", 512), ("squeezenet1_1", 512)])
-def test_a_trunk_puts_out_the_pooled_features_and_has_no_head(name, width):
+def test_a_trunk_outputs_pooled_features_and_has_no_head(name, width):
     with on_meta_device():
         classifier = heads.trunk(torchvision_backbone(name=name, weights=None))
     shapes = output_shapes(classifier, in_channels=3, image_size=64)
@@ -139,7 +139,7 @@ def test_keep_refuses_data_of_other_classes():
         heads.keep(small_cnn_backbone(), num_classes=7)
 
 
-def test_linear_says_where_it_does_not_know_the_features():
+def test_linear_refuses_a_network_whose_features_it_cannot_find():
     class Odd(nn.Module):
         def __init__(self) -> None:
             super().__init__()

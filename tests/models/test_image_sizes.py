@@ -1,4 +1,4 @@
-"""Which images a network takes is found without computing anything, and said."""
+"""The accepted image sizes are found without computing anything, and errors name them."""
 
 import time
 
@@ -18,14 +18,14 @@ def classifier_of(name: str):
 
 
 @pytest.mark.parametrize(("name", "smallest"), [("alexnet", 63), ("vgg16", 32), ("inception_v3", 75)])
-def test_the_smallest_size_is_said(name, smallest):
+def test_the_error_names_the_smallest_accepted_size(name, smallest):
     classifier = classifier_of(name)
     classifier.check_image_size(smallest)
     with pytest.raises(UserError, match=rf"cannot pass through {name}; the smallest it takes is {smallest}$"):
         classifier.check_image_size(smallest - 1)
 
 
-def test_the_smallest_size_is_true_of_the_real_network():
+def test_the_real_network_accepts_the_smallest_size():
     network = torchvision.models.alexnet(weights=None).eval()
     with torch.no_grad():
         assert network(torch.rand(1, 3, 63, 63)).shape == (1, 1000)
@@ -33,12 +33,12 @@ def test_the_smallest_size_is_true_of_the_real_network():
             network(torch.rand(1, 3, 62, 62))
 
 
-def test_a_network_of_one_size_says_it():
+def test_the_error_names_the_only_accepted_size():
     with pytest.raises(UserError, match=r"pass through vit_b_32; it takes 224$"):
         classifier_of("vit_b_32").check_image_size(256)
 
 
-def test_small_cnn_fits_the_size_it_was_built_for():
+def test_small_cnn_accepts_the_size_it_was_built_for():
     classifier = heads.replace(small_cnn_backbone(image_size=28), num_classes=10)
     classifier.check_image_size(28)
     with pytest.raises(UserError, match=r"pass through small_cnn; it takes 26 to 29$"):

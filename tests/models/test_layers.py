@@ -1,4 +1,4 @@
-"""Layers are spoken of by name: the chain rule, its aliases, and what an unknown name is answered with."""
+"""Layer names: the rule for chains, aliases, and the error for an unknown name."""
 
 import pytest
 import torch
@@ -55,7 +55,7 @@ def test_alexnet_has_five_convolutions_in_three_blocks():
     assert ends == [features[2], features[5], features[12]]
 
 
-def test_the_head_is_found_under_its_place_in_the_published_network():
+def test_the_head_is_found_by_its_path_in_the_published_network():
     classifier = classifier_of("alexnet")
     for name in ("head", "classifier.6", "fc3"):
         assert classifier.module_of(name) is classifier.head
@@ -72,7 +72,7 @@ def test_small_cnn_has_block_names_and_the_notebook_s_own():
     assert [classifier.layers[name].num_channels for name in block_ends(classifier.layers)] == [10, 20]
 
 
-def test_vgg16_blocks_end_where_the_notebook_cuts():
+def test_vgg16_blocks_end_at_the_layers_of_the_notebook():
     with on_meta_device():
         features = torchvision_backbone(name="vgg16", weights=None).network.features
     for parameter in features.to_empty(device="cpu").parameters():
@@ -99,7 +99,7 @@ def test_layers_that_no_longer_run_are_not_listed(name):
         find_layer(layers, "fc1")
 
 
-def test_an_unknown_layer_is_answered_with_the_nearest_and_the_known():
+def test_the_error_for_an_unknown_layer_names_the_nearest_and_all_known_ones():
     layers = classifier_of("alexnet").layers
     with pytest.raises(UserError) as caught:
         find_layer(layers, "block1_cnov1")
@@ -112,7 +112,7 @@ def test_an_unknown_layer_is_answered_with_the_nearest_and_the_known():
     assert "\n" not in message
 
 
-def test_an_unknown_layer_of_a_deep_network_does_not_flood():
+def test_the_error_for_a_deep_network_lists_few_layers():
     layers = classifier_of("resnet152").layers
     with pytest.raises(UserError) as caught:
         find_layer(layers, "block1_conv1")
@@ -132,7 +132,7 @@ def test_channels_are_chosen_by_index_by_count_or_all():
         channels_of(layers, "block1_conv1", [0, 64])
 
 
-def test_layers_are_found_at_a_size_the_network_takes():
+def test_layers_are_found_at_a_size_that_the_network_accepts():
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 5))
     backbone = Backbone(network, name="tiny", mean=[0.0], std=[1.0])  # takes 8 and 9 pixels only, and does not say so
     classifier = heads.replace(backbone, num_classes=2)

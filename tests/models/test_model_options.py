@@ -28,14 +28,14 @@ def built(model: str, head: str, *overrides: str):
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("head", HEADS)
-def test_every_model_takes_every_head(model, head):
+def test_every_model_accepts_every_head(model, head):
     classifier = built(model, head, *(["model.name=resnet34"] if model in ("torchvision", "timm") else []))
     assert classifier.num_classes == (10 if model == "small_cnn" else 1000)
     expected = {"torchvision": "resnet34", "timm": "resnet34", "alexnet_scratch": "alexnet"}.get(model, model)
     assert classifier.backbone.name == expected
 
 
-def test_options_are_there():
+def test_the_groups_have_their_documented_options():
     assert {"alexnet", "vgg16", "vgg16_bn", "small_cnn", "resnet18", "torchvision"} <= set(MODELS)
     assert set(HEADS) == {"replace", "append", "linear", "keep"}
 

@@ -25,7 +25,7 @@ def backbone(channels: int = 3) -> Backbone:
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("shape", [(4, 3, 30, 20), (1, 3, 5, 5), (0, 3, 8, 8), (2, 3, 1, 9), (2, 3, 9, 1)])
-def test_normalised_images_are_those_of_the_formula_and_lie_as_before(
+def test_normalisation_follows_the_formula_and_keeps_the_memory_layout(
     shape: tuple[int, ...], layout: torch.memory_format
 ) -> None:
     images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=layout)

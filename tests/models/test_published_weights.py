@@ -1,4 +1,4 @@
-"""Published weights are fetched once with their hash checked; without a network one line says what to do."""
+"""Published weights are downloaded once and their hash is checked; without a network one line says what to do."""
 
 import hashlib
 import pathlib
@@ -72,7 +72,7 @@ def test_a_download_is_checked_kept_and_not_repeated(hub, served):
     assert download_weights(f"{address}/{name}", "tiny") == file
 
 
-def test_a_download_with_another_hash_is_thrown_away(hub, served):
+def test_a_download_with_a_wrong_hash_is_deleted(hub, served):
     folder, address = served
     (folder / "tiny-00000000.pth").write_bytes(b"not what was published")
     with pytest.raises(UserError, match=r"127.0.0.1:\d+ sent for tiny is damaged .*; try again, or put") as caught:
@@ -88,8 +88,8 @@ def test_a_file_that_the_host_does_not_have_is_one_line(hub, served):
     assert [path.name for path in hub.iterdir() if not path.name.endswith(".lock")] == []
 
 
-def test_without_a_network_the_host_and_the_place_for_the_file_are_said(hub, monkeypatch):
-    # A proxy at which nobody listens makes every host unreachable.
+def test_without_a_network_the_error_names_the_host_and_the_file_path(hub, monkeypatch):
+    # A proxy on a closed port makes every host unreachable.
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with pytest.raises(UserError) as caught:
         torchvision_backbone(name="alexnet")
@@ -101,7 +101,7 @@ def test_without_a_network_the_host_and_the_place_for_the_file_are_said(hub, mon
     assert "\n" not in message
 
 
-def test_a_published_file_put_there_by_hand_is_used(hub, tmp_path):
+def test_a_file_placed_in_the_cache_by_hand_is_used(hub, tmp_path):
     torch.save({"weight": torch.arange(3.0)}, tmp_path / "file")
     content = (tmp_path / "file").read_bytes()
     name = f"tiny-{hashlib.sha256(content).hexdigest()[:8]}.pth"
@@ -110,7 +110,7 @@ def test_a_published_file_put_there_by_hand_is_used(hub, tmp_path):
     assert download_weights(f"https://example.org/{name}", "tiny") == hub / name
 
 
-def test_a_file_put_there_by_hand_that_is_another_one_is_refused_and_kept(hub):
+def test_a_cached_file_with_a_wrong_hash_is_refused_and_kept(hub):
     hub.mkdir(parents=True)
     file = hub / pathlib.Path(urlparse(get_model_weights("alexnet").DEFAULT.url).path).name
     file.write_bytes(b"half of it")

@@ -1,4 +1,4 @@
-"""The halves of a network together are the network, to the bit; where they would not be, there are none."""
+"""Trunk and tail compute the bits of the whole network; a network that cannot be split exactly is not split."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def classifier(name: str, size: int) -> Classifier:
 
 
 @pytest.mark.parametrize(("name", "size"), [("small_cnn", 28), ("alexnet", 64), ("vgg11_bn", 32), ("resnet18", 32)])
-def test_both_halves_make_the_same_bits_as_the_whole(name: str, size: int) -> None:
+def test_trunk_and_tail_compute_the_bits_of_the_whole_network(name: str, size: int) -> None:
     network = classifier(name, size)
     images = torch.rand(3, 3, size, size)
     for layer in (*block_ends(network.layers)[:-1], None):
@@ -31,7 +31,7 @@ def test_both_halves_make_the_same_bits_as_the_whole(name: str, size: int) -> No
         assert torch.equal(halves.logits(halves.features(images)), network(images))
 
 
-def test_halving_leaves_the_network_whole() -> None:
+def test_splitting_leaves_the_network_unchanged() -> None:
     network = classifier("alexnet", 64)
     images = torch.rand(2, 3, 64, 64)
     before = network(images)
@@ -40,12 +40,12 @@ def test_halving_leaves_the_network_whole() -> None:
     assert not any(module._forward_hooks for module in network.modules())
 
 
-def test_no_halves_where_something_goes_around_the_layer() -> None:
+def test_no_split_where_a_connection_skips_the_layer() -> None:
     network = classifier("resnet18", 32)
     assert split_at(network, "layer2.0.conv1") is None
 
 
-def test_a_listener_below_is_noticed_and_one_above_is_not() -> None:
+def test_hooks_are_noticed_in_the_trunk_but_not_in_the_tail() -> None:
     halves = split_at(network := classifier("alexnet", 64), "block2_pool")
     assert halves is not None
     network.module_of("block3_conv1").register_forward_hook(lambda *_: None)
@@ -54,6 +54,6 @@ def test_a_listener_below_is_noticed_and_one_above_is_not() -> None:
     assert halves.watched
 
 
-def test_an_unknown_layer_is_a_users_mistake() -> None:
+def test_an_unknown_layer_is_a_user_error() -> None:
     with pytest.raises(UserError, match="unknown layer"):
         split_at(classifier("alexnet", 64), "block9_pool")

@@ -1,4 +1,4 @@
-"""The layer summary counts what is there."""
+"""The layer summary counts all layers and parameters."""
 
 import pytest
 import torchvision

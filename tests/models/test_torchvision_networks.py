@@ -1,4 +1,4 @@
-"""Every classifier of torchvision can carry every head, at no cost: parameters have shapes but no values."""
+"""Every classifier of torchvision accepts every head; built without values, so that the tests are cheap."""
 
 import pytest
 import torch
@@ -39,12 +39,12 @@ def output_of(classifier: Classifier) -> tuple[int, ...]:
     return shapes[""]
 
 
-def test_there_are_all_of_them():
+def test_all_networks_are_tested():
     assert len(NETWORKS) >= 80
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_network_takes_replace_append_and_keep(name):
+def test_every_network_accepts_replace_append_and_keep(name):
     backbone = backbone_of(name)
     assert not [m for m in backbone.modules() if getattr(m, "inplace", False) is True]
     appended = heads.append(backbone, num_classes=7)
@@ -69,13 +69,13 @@ def test_linear_finds_the_width_of_the_pooled_features(name, width):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "densenet121", "googlenet", "convnext_tiny", "vit_b_16", "swin_t"])
-def test_linear_replaces_the_only_linear_where_there_is_one(name):
+def test_linear_replaces_the_only_linear(name):
     classifier = heads.linear(backbone_of(name), num_classes=7)
     assert classifier.head_path is not None
     assert output_of(classifier) == (7,)
 
 
-def test_linear_on_squeezenet_puts_out_the_mean_of_its_features():
+def test_linear_on_squeezenet_uses_the_mean_of_its_features():
     classifier = heads.linear(torchvision_backbone(name="squeezenet1_1", weights=None), num_classes=3).eval()
     images = torch.rand(2, 3, 64, 64)
     backbone = classifier.backbone
@@ -84,7 +84,7 @@ def test_linear_on_squeezenet_puts_out_the_mean_of_its_features():
         torch.testing.assert_close(backbone(images), features.mean(dim=(2, 3)))
 
 
-def test_linear_on_alexnet_pools_the_features_themselves_not_the_six_by_six_ones():
+def test_linear_on_alexnet_pools_the_features_globally_not_to_six_by_six():
     classifier = heads.linear(torchvision_backbone(name="alexnet", weights=None), num_classes=3).eval()
     images = torch.rand(2, 3, 260, 260)  # features of 7×7, which AlexNet's own pooling would not divide evenly
     backbone = classifier.backbone
@@ -120,13 +120,13 @@ def test_statistics_and_size_are_those_of_the_registry(name):
         ("swin_t", ["features.0.0"]),
     ],
 )
-def test_blocks_of_other_networks_end_at_their_stages(name, ends):
+def test_blocks_of_other_networks_are_their_stages(name, ends):
     layers = heads.keep(backbone_of(name)).layers
     assert block_ends(layers) == ends
     assert all(layers[end].num_channels for end in ends)
 
 
-def test_layers_of_other_networks_are_spoken_of_by_path_and_counted():
+def test_layers_of_other_networks_have_path_and_counted_names():
     classifier = heads.replace(backbone_of("resnet18"), num_classes=7)
     assert isinstance(classifier.module_of("layer2.0.conv1"), nn.Conv2d)
     assert classifier.module_of("conv_1") is classifier.backbone.network.conv1
@@ -140,7 +140,7 @@ def test_an_unknown_network_is_refused_with_the_known_ones():
         torchvision_backbone(name="alexnot", weights=None)
 
 
-def test_grey_images_are_refused_with_the_network_that_takes_them():
+def test_the_error_for_grey_images_names_a_network_that_accepts_them():
     with pytest.raises(UserError, match="alexnet takes images of 3 channels, not 1; model=small_cnn"):
         torchvision_backbone(name="alexnet", weights=None, in_channels=1)
 
@@ -156,7 +156,7 @@ def test_dropout_is_set_everywhere_or_refused():
             instantiate({"_target_": target, "name": "alexnet", "weights": None, "dropout": 1.5}, where="model")
 
 
-@pytest.mark.parametrize("knob", [{"mean": [0.5]}, {"std": [0.1, 0.0, 0.1]}])
-def test_statistics_must_be_one_number_per_channel(knob):
+@pytest.mark.parametrize("option", [{"mean": [0.5]}, {"std": [0.1, 0.0, 0.1]}])
+def test_statistics_must_be_one_number_per_channel(option):
     with on_meta_device(), pytest.raises(UserError, match=r"must be 3 .*numbers, one per channel"):
-        torchvision_backbone(name="alexnet", weights=None, **knob)
+        torchvision_backbone(name="alexnet", weights=None, **option)

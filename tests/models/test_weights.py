@@ -1,4 +1,4 @@
-"""Weights files are read harmlessly, and fitted exactly or refused in one line."""
+"""Weights files are read safely, and loaded exactly or refused in one line."""
 
 import contextlib
 import logging
@@ -64,7 +64,7 @@ def test_googlenet_loads_its_published_file_without_the_auxiliary_classifiers(tm
         assert torch.equal(backbone.network(images), network(images))
 
 
-def test_densenet_loads_under_the_names_it_was_published_with(tmp_path):
+def test_densenet_loads_weights_with_the_published_names(tmp_path):
     network = published("densenet121")
     parts = ("norm", "conv")
     old = {
@@ -77,7 +77,7 @@ def test_densenet_loads_under_the_names_it_was_published_with(tmp_path):
     assert all(torch.equal(tensor, state[key]) for key, tensor in network.state_dict().items())
 
 
-def test_a_convolutional_part_is_loaded_and_the_rest_named_in_one_line(alexnet_features, caplog):
+def test_convolutional_weights_are_loaded_and_one_log_line_names_the_missing_layers(alexnet_features, caplog):
     with caplog.at_level(logging.INFO, "filterscope"):
         backbone = torchvision_backbone(name="alexnet", weights=alexnet_features)
     assert caplog.messages == [
@@ -88,9 +88,9 @@ def test_a_convolutional_part_is_loaded_and_the_rest_named_in_one_line(alexnet_f
     assert len(backbone.missing) == 6
 
 
-def test_heads_that_would_keep_random_layers_refuse(alexnet_features):
-    def backbone(**knobs):
-        return torchvision_backbone(name="alexnet", weights=alexnet_features, **knobs)
+def test_heads_refuse_to_keep_random_layers(alexnet_features):
+    def backbone(**options):
+        return torchvision_backbone(name="alexnet", weights=alexnet_features, **options)
 
     partial_weights = backbone()
     for head in (heads.append, heads.keep):
@@ -103,14 +103,14 @@ def test_heads_that_would_keep_random_layers_refuse(alexnet_features):
     assert allowed.untrained == ("classifier.1", "classifier.4", "classifier.6")
 
 
-def test_random_weights_that_were_asked_for_are_not_missing():
+def test_random_weights_on_request_do_not_count_as_missing():
     with on_meta_device():
         classifier = heads.append(torchvision_backbone(name="alexnet", weights=None), num_classes=7)
     assert classifier.untrained == ()
     assert not classifier.backbone.pretrained
 
 
-def test_a_file_of_another_number_of_classes_says_how_many(tmp_path):
+def test_the_weights_file_sets_the_number_of_classes(tmp_path):
     file = saved(published("resnet18", num_classes=5).state_dict(), tmp_path / "w.pth")
     kept = heads.keep(torchvision_backbone(name="resnet18", weights=file), num_classes=5)
     assert kept.head.out_features == kept.num_classes == 5
@@ -120,18 +120,18 @@ def test_a_file_of_another_number_of_classes_says_how_many(tmp_path):
         heads.keep(torchvision_backbone(name="resnet18", weights=file), num_classes=7)
 
 
-def test_a_network_of_random_weights_has_the_classes_it_is_told():
+def test_num_classes_sets_the_classes_of_a_random_network():
     with on_meta_device():
         backbone = torchvision_backbone(name="resnet18", weights=None, num_classes=5)
     assert heads.keep(backbone, num_classes=5).num_classes == 5
 
 
-def test_squeezenet_whose_last_layer_is_a_convolution_says_its_classes_too(tmp_path):
+def test_the_weights_file_sets_the_classes_of_squeezenet(tmp_path):
     file = saved(published(SMALL, num_classes=5).state_dict(), tmp_path / "w.pth")
     assert heads.keep(torchvision_backbone(name=SMALL, weights=file)).num_classes == 5
 
 
-def test_an_exported_state_dict_comes_back_with_head_keep(tmp_path):
+def test_an_exported_state_dict_loads_with_head_keep(tmp_path):
     first = heads.replace(torchvision_backbone(name="resnet18", weights=None), num_classes=4).eval()
     file = saved(first.export_state_dict(), tmp_path / "w.pth")
     second = heads.keep(torchvision_backbone(name="resnet18", weights=file), num_classes=4).eval()
@@ -140,18 +140,18 @@ def test_an_exported_state_dict_comes_back_with_head_keep(tmp_path):
         assert torch.equal(first(images), second(images))
 
 
-def test_small_cnn_takes_the_classes_of_its_file(tmp_path):
+def test_the_weights_file_sets_the_classes_of_small_cnn(tmp_path):
     file = saved(SmallCNN(num_classes=4).state_dict(), tmp_path / "w.pt")
     assert heads.keep(small_cnn_backbone(weights=file), num_classes=4).num_classes == 4
 
 
-def test_small_cnn_of_another_image_size_is_told_apart(tmp_path):
+def test_small_cnn_weights_for_another_image_size_are_refused(tmp_path):
     file = saved(SmallCNN(image_size=28).state_dict(), tmp_path / "w.pt")
     with pytest.raises(UserError, match=r"not for small_cnn for images of 64×64 pixels: fc1.weight is \(50, 500\)"):
         small_cnn_backbone(weights=file, image_size=64)
 
 
-def test_half_precision_weights_become_single(tmp_path):
+def test_half_precision_weights_become_float32(tmp_path):
     state = {key: tensor.half() for key, tensor in published(SMALL).state_dict().items()}
     backbone = torchvision_backbone(name=SMALL, weights=saved(state, tmp_path / "w.pth"))
     assert {parameter.dtype for parameter in backbone.parameters()} == {torch.float32}
@@ -176,7 +176,7 @@ class Harmful:
         ({"features.0.weight": Harmful()}, "is not a readable weights file"),
     ],
 )
-def test_what_is_no_weights_file_of_this_network_is_refused_in_one_line(content, complaint, tmp_path, monkeypatch):
+def test_files_for_other_networks_are_refused_in_one_line(content, complaint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
         torchvision_backbone(name=SMALL, weights=saved(content, tmp_path / "w.pth"))
@@ -197,7 +197,7 @@ def test_a_truncated_file_is_refused_in_one_line(kept, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_any_damage_to_a_file_is_told_as_such(tmp_path):
+def test_any_damaged_file_is_reported_as_unreadable(tmp_path):
     file = tmp_path / "w.pth"
     chance = random.Random(0)
     for old_format in (True, False):
@@ -212,7 +212,7 @@ def test_any_damage_to_a_file_is_told_as_such(tmp_path):
                 read_tensors(file)
 
 
-def test_text_a_folder_and_nothing_are_refused(tmp_path):
+def test_a_text_file_a_folder_and_a_missing_file_are_refused(tmp_path):
     (tmp_path / "w.txt").write_text("these are no weights\n")
     with pytest.raises(UserError, match="is not a readable weights file"):
         read_tensors(tmp_path / "w.txt")
