@@ -91,7 +91,7 @@ def main() -> int:
             shown = {}
             for layer, maps in known.items():
                 chosen, drawn = FilterSelection(channels=list(range(CHANNELS))), maps[:, :CHANNELS]
-                shown[layer] = draw_maps(image, drawn, chosen, layer=layer, total=maps.shape[1], abreast=CHANNELS // 2)
+                shown[layer] = draw_maps(image, drawn, chosen, layer=layer, total=maps.shape[1], columns=CHANNELS // 2)
             write_outputs(shown, writer=writers["drawn"])
 
         report = Report("picture logging")
