@@ -1,4 +1,4 @@
-"""Statistics from a pass that runs anyway equal those of a pass of their own, and stay bounded."""
+"""Recorded statistics equal measured ones and take bounded memory."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from filterscope.models.backbone import small_cnn_backbone, torchvision_backbone
 LAYERS = ["block1_conv1", "block2_pool", "head"]
 
 
-def test_watched_statistics_equal_measured_ones():
+def test_recorded_statistics_equal_measured_ones():
     torch.manual_seed(0)
     network = heads.replace(small_cnn_backbone(in_channels=1, image_size=32), num_classes=4).eval()
     images = torch.rand(50, 1, 32, 32)
@@ -21,13 +21,13 @@ def test_watched_statistics_equal_measured_ones():
             network(batch)
             recorder.add()
     assert not any(module._forward_hooks for module in network.modules())
-    watched, measured = recorder.statistics(), measure_statistics(network, images, LAYERS)
+    recorded, measured = recorder.statistics(), measure_statistics(network, images, LAYERS)
     for layer in LAYERS:
         for name, value in vars(measured.of(layer)).items():
-            assert torch.allclose(torch.as_tensor(getattr(watched.of(layer), name)), torch.as_tensor(value), atol=1e-5)
+            assert torch.allclose(torch.as_tensor(getattr(recorded.of(layer), name)), torch.as_tensor(value), atol=1e-5)
 
 
-def test_maps_are_rectified_and_a_linear_is_watched_as_it_is():
+def test_maps_are_rectified_and_a_linear_is_not():
     torch.manual_seed(0)
     network = heads.replace(torchvision_backbone(name="alexnet", weights=None), num_classes=4).eval()
     images = torch.rand(3, 3, 64, 64)
@@ -41,14 +41,14 @@ def test_maps_are_rectified_and_a_linear_is_watched_as_it_is():
     assert (measured.of("fc1").largest < 0).any()  # as it is, not rectified
 
 
-def test_nothing_is_known_of_layers_that_did_not_run():
+def test_layers_that_did_not_run_have_no_statistics():
     network = heads.replace(small_cnn_backbone(in_channels=1, image_size=32), num_classes=4)
     with recording_statistics(network, LAYERS) as recorder:
         pass
     assert recorder.statistics().layers == {}
 
 
-def test_the_sample_stays_bounded_and_the_extremes_exact(monkeypatch: pytest.MonkeyPatch):
+def test_the_sample_is_bounded_and_the_maximum_exact(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(statistics_recorder, "SAMPLE", 64)
     values = torch.rand(1000, 3, generator=torch.Generator().manual_seed(0))
     seen = RunningStatistics()
@@ -71,7 +71,7 @@ def test_quantiles_are_those_of_torch(count):
     assert torch.allclose(quantiles(responses), torch.quantile(responses, LEVELS, dim=0), equal_nan=True)
 
 
-def test_two_that_have_seen_parts_have_seen_the_whole():
+def test_merged_statistics_are_those_of_all_images():
     values = torch.rand(30, 3, generator=torch.Generator().manual_seed(0))
     parts = [RunningStatistics(), RunningStatistics(), RunningStatistics()]
     for part, some in zip(parts[:2], torch.split(values, [18, 12]), strict=True):
@@ -83,7 +83,7 @@ def test_two_that_have_seen_parts_have_seen_the_whole():
         assert torch.allclose(torch.as_tensor(getattr(both, name)), torch.as_tensor(value))
 
 
-def test_what_many_have_seen_stays_bounded_too(monkeypatch: pytest.MonkeyPatch):
+def test_merged_samples_are_bounded(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(statistics_recorder, "SAMPLE", 16)
     total = RunningStatistics()
     for _ in range(5):

@@ -23,7 +23,7 @@ from quick import quick
 
 @pytest.mark.parametrize("layer", ["block1_conv1", "block2_conv1", "block2_relu1", "fc1", "head"])
 @pytest.mark.parametrize("name", ["channel", "specific", "neuron", "logit"])
-def test_every_objective_rises_at_every_kind_of_layer(grey, layer, name):
+def test_every_objective_increases_at_every_kind_of_layer(grey, layer, name):
     made = synthesize(grey, layer, [2, 3], recipe=quick(objective=name, steps=20))
     assert made.images.shape == (2, 1, 32, 32)
     assert made.images.min() >= 0
@@ -32,7 +32,7 @@ def test_every_objective_rises_at_every_kind_of_layer(grey, layer, name):
 
 
 @pytest.mark.parametrize("layer", ["block2_conv1", "block2_norm1", "block3_relu2", "head"])
-def test_pictures_of_a_network_with_batch_norm_rise(colour, layer):
+def test_pictures_of_a_network_with_batch_norm_converge(colour, layer):
     made = synthesize(colour, layer, [0, 3], recipe=quick(steps=12))
     assert made.images.shape == (2, 3, 32, 32)
     assert made.converged.all()
@@ -40,20 +40,20 @@ def test_pictures_of_a_network_with_batch_norm_rise(colour, layer):
 
 @pytest.mark.parametrize("parameterization", ["fourier", "pixels"])
 @pytest.mark.parametrize("size", [24, 33])
-def test_any_size_and_both_parameterisations_rise(grey, parameterization, size):
+def test_any_size_and_both_parameterizations_converge(grey, parameterization, size):
     assert synthesize(
         grey, "block1_conv1", [0, 1], recipe=quick(parameterization=parameterization, size=size)
     ).converged.all()
 
 
-def test_a_negative_weight_descends(grey):
+def test_a_negative_weight_minimizes(grey):
     up = synthesize(grey, "block1_conv1", [0, 1], recipe=quick(objective={"logit": 1.0}))
     down = synthesize(grey, "block1_conv1", [0, 1], recipe=quick(objective={"logit": -1.0}))
     assert (down.curve[-1] > down.curve[0]).all()
     assert (-down.curve[-1] < up.curve[-1]).all()
 
 
-def test_a_seed_decides_every_draw(grey):
+def test_the_seed_determines_all_random_numbers(grey):
     first, again = (synthesize(grey, "block1_conv1", [0], recipe=quick(), seed=1) for _ in range(2))
     other = synthesize(grey, "block1_conv1", [0], recipe=quick(), seed=2)
     assert torch.equal(first.images, again.images)
@@ -118,7 +118,7 @@ def test_untransformed_steps_see_the_picture_itself(grey, untransformed, same):
     assert itself.tolist() == [step >= 8 - 8 * untransformed for step in range(8)]
 
 
-def test_the_notebooks_recipe_is_its_own_arithmetic(colour):
+def test_the_notebook_recipe_computes_what_the_notebook_does(colour):
     """Uniform start, raw pixels, mean of the rectified map, `g · rsqrt(max(Σg², 1e-12))`, step 0.1."""
     recipe = Recipe(
         objective="channel", parameterization="pixels", size=32, steps=10, learning_rate=0.1, anneal=0,
@@ -177,7 +177,7 @@ def test_pictures_can_be_made_in_inference_mode(grey):
         assert synthesize(grey, "block1_conv1", [0], recipe=quick()).converged.all()
 
 
-def test_a_frozen_network_can_be_looked_at(grey):
+def test_pictures_of_a_frozen_network_converge(grey):
     frozen = copy.deepcopy(grey).requires_grad_(False)
     assert synthesize(frozen, "block2_conv1", [2], recipe=quick()).converged.all()
 

@@ -1,4 +1,4 @@
-"""Pictures made some at a time: who shares a micro-batch changes nothing, how many do next to nothing."""
+"""Micro-batches: the other pictures in one do not change a picture's bits, its size changes next to nothing."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from quick import quick
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_place_in_a_padded_micro_batch_does_not_change_a_bit(colour, precision):
+def test_the_other_pictures_of_a_micro_batch_do_not_change_a_bit(colour, precision):
     recipe = quick(objective="specific", precision=precision)
     together = synthesize(colour, "block2_conv1", [0, 1, 2, 3, 4, 5, 6], recipe=recipe, micro_batch=3)
     for order in ([5, 2, 0], [2], [6, 4, 3, 2]):

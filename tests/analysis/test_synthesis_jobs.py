@@ -1,4 +1,4 @@
-"""Pictures of many layers: how work is dealt out, and that nothing which is done is made again or read when stale."""
+"""Pictures of many layers: work is distributed evenly, and cached pictures are used unless they are stale."""
 
 import copy
 
@@ -38,7 +38,7 @@ class Steps(list):
         self.append((layer, done))
 
 
-def test_jobs_make_what_single_calls_make(network):
+def test_jobs_give_the_results_of_single_calls(network):
     jobs = [job("block1_conv1"), job(), job("head", (3,), seed=5)]
     for each, made in zip(jobs, synthesize_all(network, jobs), strict=True):
         alone = synthesize(network, each.layer, each.channels, recipe=RECIPE, seed=each.seed)
@@ -55,7 +55,7 @@ def test_progress_rises_to_one_over_all_layers(network):
     assert shares[3] < 0.5  # the second layer is the larger work
 
 
-def test_work_is_dealt_out_evenly_and_completely():
+def test_work_is_distributed_evenly_and_completely():
     work = [5, 9, 1, 1, 7, 3, 3, 1]
     owners = assign_to_ranks(work, 3)
     loads = [sum(w for w, owner in zip(work, owners, strict=True) if owner == rank) for rank in range(3)]
@@ -64,7 +64,7 @@ def test_work_is_dealt_out_evenly_and_completely():
     assert assign_to_ranks(work, 1) == [0] * len(work)
 
 
-def test_a_picture_that_is_done_is_not_made_again(network, tmp_path):
+def test_a_cached_picture_is_not_made_again(network, tmp_path):
     first = synthesize_all(network, [job()], cache=tmp_path)[0]
     told = Steps()
     again = synthesize_all(network, [job()], cache=tmp_path, progress=told)[0]
@@ -75,7 +75,7 @@ def test_a_picture_that_is_done_is_not_made_again(network, tmp_path):
     assert torch.equal(first.activation, fresh.activation)
 
 
-def test_an_interrupted_layer_goes_on_where_it_stopped(network, tmp_path):
+def test_an_interrupted_layer_continues_where_it_stopped(network, tmp_path):
     recipe = Recipe(size=32, steps=4, precision="fp32", objective="channel", memory=0.0005)  # a few at a time
     whole = synthesize_all(network, [job(channels=tuple(range(12)), recipe=recipe)], cache=tmp_path / "whole")[0]
 
@@ -127,7 +127,7 @@ def test_weights_behind_the_layer_do_not_make_a_picture_stale(network, tmp_path)
     assert told == []
 
 
-def test_a_damaged_file_is_made_anew(network, tmp_path):
+def test_a_picture_whose_file_is_damaged_is_made_again(network, tmp_path):
     first = synthesize_all(network, [job()], cache=tmp_path)[0]
     files = sorted(tmp_path.glob("*.npz"))
     files[0].write_bytes(files[0].read_bytes()[:100])
@@ -153,7 +153,7 @@ def test_pictures_with_a_start_are_not_cached(network, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_cannot_be_made_is_said_before_anything_is_made(network):
+def test_mistakes_are_reported_before_any_picture_is_made(network):
     told = Steps()
     with pytest.raises(UserError, match="channel 99 of block2_conv1 does not exist"):
         synthesize_all(network, [job(), job(channels=(99,))], progress=told)

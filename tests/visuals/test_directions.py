@@ -37,7 +37,7 @@ def test_the_mean_along_directions_is_that_of_their_rectified_component() -> Non
 
 
 @pytest.mark.parametrize("layer", [LAYER, "head"])
-def test_a_picture_of_a_direction_rises_along_it(classifier: Classifier, layer: str) -> None:
+def test_a_picture_of_a_direction_increases_the_mean_along_it(classifier: Classifier, layer: str) -> None:
     directions = torch.randn(3, 12 if layer == LAYER else 4, generator=torch.Generator().manual_seed(0))
     (made,) = synthesize_all(classifier, [Job(layer=layer, channels=(0, 2), recipe=RECIPE, directions=directions)])
     along = mean_along(activations(classifier, made.images, [layer])[layer], directions)
@@ -55,7 +55,7 @@ def test_a_direction_along_one_class_makes_the_picture_of_its_logit(classifier: 
     assert float(along.activation[0]) == pytest.approx(float(logit.activation[0]), rel=1e-4)
 
 
-def test_directions_are_compared_with_real_images_and_kept(
+def test_directions_are_compared_with_real_images_and_cached(
     classifier: Classifier, examples: Examples, tmp_path: Path
 ) -> None:
     visual = Directions(directions=[{0: 1.0, 1: 1.0}, {0: 1.0, 1: -1.0}], recipe=RECIPE, cache=str(tmp_path))
@@ -75,7 +75,7 @@ def test_statistics_of_directions_are_of_directions(classifier: Classifier, exam
     assert torch.allclose(known.largest, along.max(dim=0).values, atol=1e-6)
 
 
-def test_a_direction_of_a_channel_that_is_not_there_is_refused(classifier: Classifier, examples: Examples) -> None:
+def test_a_direction_of_an_unknown_channel_is_refused(classifier: Classifier, examples: Examples) -> None:
     with pytest.raises(UserError, match="channel 99 of block2_conv1 does not exist; it has 0 to 11"):
         Directions(directions=[{99: 1.0}], recipe=RECIPE)(classifier, examples, VisualState())
 
@@ -89,11 +89,11 @@ def test_directions_are_chosen_on_the_command_line(composed: Callable[..., dict[
 
 
 @pytest.mark.parametrize(("weights", "name"), [({3: 1.0, 17: -0.5}, "3 −0.5·17"), ({0: -1.0, 2: 2.0}, "−0 +2·2")])
-def test_a_direction_is_called_by_its_channels(weights: dict[int, float], name: str) -> None:
+def test_a_direction_is_named_by_its_channels(weights: dict[int, float], name: str) -> None:
     assert _name(weights) == name
 
 
 @pytest.mark.parametrize("directions", [[], [{}], [{1: 1.0}, {3: 0.0}]])
-def test_a_direction_that_leads_nowhere_is_refused(directions: list[dict[int, float]]) -> None:
+def test_a_direction_without_weights_is_refused(directions: list[dict[int, float]]) -> None:
     with pytest.raises(UserError, match=r"visuals\.directions\.directions"):
         Directions(directions=directions)

@@ -1,4 +1,4 @@
-"""Two processes draw together what one would draw alone, to the last bit."""
+"""Two ranks together draw the pictures that one draws alone, bit for bit."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What stands on a sheet of synthesized pictures, what they are held against, and what waits for them."""
+"""The synthesis visual: its grid, its comparison with real images, and what it keeps over a training."""
 
 import copy
 import dataclasses
@@ -26,7 +26,7 @@ def visual(**options: object) -> Synthesis:
     return Synthesis(**{"recipe": RECIPE, "layers": [LAYER], "channels": 2, **options})  # type: ignore[arg-type]
 
 
-def test_samples_crops_and_the_untrained_picture_stand_in_a_row(classifier: Classifier, examples: Examples) -> None:
+def test_samples_patches_and_the_untrained_picture_form_a_row(classifier: Classifier, examples: Examples) -> None:
     alone = visual()(classifier, examples, VisualState())[f"synthesis/{LAYER}"]
     row = visual(samples=2, patches=2, untrained=True)(classifier, examples, VisualState())[f"synthesis/{LAYER}"]
     assert row.pixels.shape[0] > alone.pixels.shape[0]
@@ -64,7 +64,7 @@ def test_classes_are_drawn_under_their_names(classifier: Classifier, examples: E
     assert (named.pixels != numbered.pixels).any()
 
 
-def test_every_sample_goes_on_where_it_ended(classifier: Classifier, examples: Examples) -> None:
+def test_every_sample_continues_from_its_own_parameters(classifier: Classifier, examples: Examples) -> None:
     state = VisualState(epoch=0)
     still = visual(samples=2, recipe=Recipe(size=24, steps=4, learning_rate=0.0, precision="fp32", objective="channel"))
     still(classifier, examples, state)
@@ -78,9 +78,7 @@ def test_every_sample_goes_on_where_it_ended(classifier: Classifier, examples: E
     assert len(left["tiles"]) == 2  # timelines show the first sample
 
 
-def test_what_pictures_go_on_from_is_kept_in_half_the_bytes_and_looks_the_same(
-    classifier: Classifier, examples: Examples
-) -> None:
+def test_stored_parameters_take_half_the_bytes_and_look_the_same(classifier: Classifier, examples: Examples) -> None:
     state, recipe = VisualState(epoch=0), Recipe(size=TILE, steps=40, precision="fp32")
     visual(recipe=recipe)(classifier, examples, state)
     left = state.store["synthesis"][LAYER]
@@ -91,7 +89,7 @@ def test_what_pictures_go_on_from_is_kept_in_half_the_bytes_and_looks_the_same(
     assert shades.abs().max() <= 1.0  # half of that is rounding to whole shades
 
 
-def test_the_last_epoch_is_made_anew_from_the_first_noise(classifier: Classifier, examples: Examples) -> None:
+def test_the_last_epoch_starts_from_the_first_noise(classifier: Classifier, examples: Examples) -> None:
     state = VisualState(epoch=0)
     drawn = visual(every=1)
     drawn(classifier, examples, state)
@@ -105,7 +103,7 @@ def test_the_last_epoch_is_made_anew_from_the_first_noise(classifier: Classifier
     assert torch.equal(*ends)
 
 
-def test_pictures_that_lost_their_channel_climb_longer(classifier: Classifier, examples: Examples) -> None:
+def test_outdated_pictures_get_more_steps(classifier: Classifier, examples: Examples) -> None:
     steps = []
     for sign in (1.0, -1.0):
         state = VisualState(epoch=0)
@@ -120,7 +118,7 @@ def test_pictures_that_lost_their_channel_climb_longer(classifier: Classifier, e
     assert steps == [3, 24]
 
 
-def test_pictures_are_held_against_the_whole_validation_pass(classifier: Classifier, examples: Examples) -> None:
+def test_pictures_are_compared_with_the_whole_validation_pass(classifier: Classifier, examples: Examples) -> None:
     seen = torch.rand(40, 3, 32, 32)
     state = VisualState(epoch=0)
     with recording_validation({"synthesis": visual()}, classifier, state) as take, torch.no_grad():
@@ -134,7 +132,7 @@ def test_pictures_are_held_against_the_whole_validation_pass(classifier: Classif
     assert torch.allclose(known.largest, measure_statistics(classifier, seen, [LAYER]).of(LAYER).largest, atol=1e-5)
 
 
-def test_finished_pictures_are_kept_outside_training_only(
+def test_finished_pictures_are_cached_outside_training_only(
     classifier: Classifier, examples: Examples, tmp_path: Path
 ) -> None:
     keeping = visual(cache=str(tmp_path))
@@ -146,7 +144,7 @@ def test_finished_pictures_are_kept_outside_training_only(
     assert (first[f"synthesis/{LAYER}"].pixels == again[f"synthesis/{LAYER}"].pixels).all()
 
 
-def test_a_bar_shows_layer_and_estimate_on_a_terminal_outside_training() -> None:
+def test_a_progress_bar_shows_layer_and_estimate_on_a_terminal_outside_training() -> None:
     text = io.StringIO()
     with progress_bar("synthesis", VisualState(), Console(file=text, force_terminal=True, width=100)) as told:
         assert told is not None
@@ -157,7 +155,7 @@ def test_a_bar_shows_layer_and_estimate_on_a_terminal_outside_training() -> None
 
 
 @pytest.mark.parametrize(("state", "terminal"), [(VisualState(epoch=1), True), (VisualState(), False)])
-def test_there_is_no_bar_in_training_or_without_a_terminal(state: VisualState, terminal: bool) -> None:
+def test_there_is_no_progress_bar_in_training_or_without_a_terminal(state: VisualState, terminal: bool) -> None:
     text = io.StringIO()
     with progress_bar("synthesis", state, Console(file=text, force_terminal=terminal)) as told:
         assert told is None
@@ -165,6 +163,6 @@ def test_there_is_no_bar_in_training_or_without_a_terminal(state: VisualState, t
 
 
 @pytest.mark.parametrize(("option", "value"), [("samples", 0), ("patches", -1), ("catch_up", 0)])
-def test_impossible_numbers_are_refused(option: str, value: int) -> None:
+def test_numbers_out_of_range_are_refused(option: str, value: int) -> None:
     with pytest.raises(UserError, match=rf"visuals\.synthesis\.{option}={value}"):
         visual(**{option: value})

@@ -48,7 +48,7 @@ class PictureCache:
         tensors = [value for value in (*statistics, job.directions) if isinstance(value, Tensor)]
         device = device_of(classifier)
         settings = (
-            job.layer, recipe.as_dict(), job.seed, batch_size, device.type, uses_bf16(recipe, device),
+            job.layer, vars(recipe), job.seed, batch_size, device.type, uses_bf16(recipe, device),
             torch.__version__, _code_digest(),
         )  # fmt: skip
         digest = hashlib.sha256(repr(settings).encode())

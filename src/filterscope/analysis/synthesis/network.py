@@ -2,7 +2,7 @@
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import cast
@@ -106,23 +106,19 @@ def profile_forward(classifier: Classifier, groups: Sequence[Sequence[str]], siz
             raise UserError(
                 f"layer {name!r} has no channels to synthesize; choose one of {', '.join(convolutions(network.layers))}"
             )
-    return [_profile(group, shapes, calls, runs[: max(last_call[name] for name in group)]) for group in groups]
-
-
-def _profile(
-    group: Iterable[str],
-    shapes: Mapping[str, tuple[int, ...]],
-    calls: Mapping[str, int],
-    runs: Sequence[tuple[str, int, int]],
-) -> ForwardProfile:
-    return ForwardProfile(
-        shapes={name: shapes[name] for name in group},
-        calls={name: calls[name] for name in group},
-        elements=sum(elements for _, elements, _ in runs),
-        largest=max(elements for _, elements, _ in runs),
-        work=sum(work for _, _, work in runs),
-        modules=tuple(dict.fromkeys(path for path, _, _ in runs)),
-    )
+    profiles = []
+    for group in groups:
+        passed = runs[: max(last_call[name] for name in group)]
+        profile = ForwardProfile(
+            shapes={name: shapes[name] for name in group},
+            calls={name: calls[name] for name in group},
+            elements=sum(elements for _, elements, _ in passed),
+            largest=max(elements for _, elements, _ in passed),
+            work=sum(work for _, _, work in passed),
+            modules=tuple(dict.fromkeys(path for path, _, _ in passed)),
+        )
+        profiles.append(profile)
+    return profiles
 
 
 class TruncatedNetwork:

@@ -2,7 +2,7 @@
 
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -99,24 +99,20 @@ class Recipe:
     @property
     def compares_samples(self) -> bool:
         """Whether an objective compares the samples of a channel, which must then be optimized together."""
-        return any(compares_samples(name) for name in self.weights)
+        return any(objective_compares(name) for name in self.weights)
 
     @property
     def minimizes(self) -> bool:
         """Whether the channel's activation is minimized."""
-        return sum(weight for name, weight in self.weights.items() if not compares_samples(name)) < 0
+        return sum(weight for name, weight in self.weights.items() if not objective_compares(name)) < 0
 
     @property
     def transforms(self) -> bool:
         """Whether pictures are shifted, scaled or rotated at random while they are optimized."""
         return bool(self.jitter or self.scale or self.rotate)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the options by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
 
-
-def compares_samples(objective: str) -> bool:
+def objective_compares(objective: str) -> bool:
     """Return whether a registered objective compares the samples of a channel (`objectives.compares_samples`)."""
     return getattr(find("objective", objective), "compares_samples", False)
 

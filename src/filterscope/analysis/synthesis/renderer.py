@@ -13,7 +13,7 @@ from filterscope.analysis.synthesis.network import ForwardProfile, TruncatedNetw
 from filterscope.analysis.synthesis.objectives import Objective, direction, objective
 from filterscope.analysis.synthesis.optimize import optimize, uses_bf16
 from filterscope.analysis.synthesis.parameterization import Parameterization, stretch_contrast
-from filterscope.analysis.synthesis.recipe import Recipe, compares_samples
+from filterscope.analysis.synthesis.recipe import Recipe, objective_compares
 from filterscope.analysis.synthesis.trust import ActivationStatistics, LayerStatistics, mean_along, mean_response, ranks
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
@@ -126,8 +126,6 @@ def merge_results(parts: Sequence[tuple[Sequence[int], SynthesisResult]]) -> Syn
     joined = SynthesisResult(
         **{n: torch.cat([getattr(part, n) for _, part in parts], dim=int(n == "curve")) for n in names}
     )
-    if order == list(range(len(order))):
-        return joined
     return joined.select(sorted(range(len(order)), key=order.__getitem__))
 
 
@@ -343,7 +341,7 @@ def _recipe_objective(recipe: Recipe, directions: Tensor | None) -> Objective:
     """Return the recipe's objective; directions replace all objectives of single channels by the mean along them."""
     terms = []
     for name, weight in recipe.weights.items():
-        replaced = directions is not None and not compares_samples(name)
+        replaced = directions is not None and not objective_compares(name)
         terms.append(weight * (objective(direction, directions=directions) if replaced else objective(name)))
     total: Objective = sum(terms[1:], start=terms[0])
     return total
