@@ -1,1 +1,1 @@
-"""The command line: scripts, errors in one line, resume, sweeps."""
+"""The command line: run the scripts, report errors in one line, resume runs, compare the jobs of a sweep."""

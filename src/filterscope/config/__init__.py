@@ -1,1 +1,1 @@
-"""From config to objects."""
+"""Build objects from config files and checkpoints."""

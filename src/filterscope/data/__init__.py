@@ -1,1 +1,1 @@
-"""Data sets and the loaders that yield their images in [0, 1]."""
+"""Data sets, and loaders that yield their images in [0, 1]."""

@@ -1,1 +1,1 @@
-"""Networks: backbones, heads, and the names of their layers."""
+"""Networks: backbones, heads, weights, and the names of layers."""

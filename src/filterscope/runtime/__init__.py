@@ -1,1 +1,1 @@
-"""The process: signals, Slurm, run folder, memory."""
+"""The running process: signals, Slurm, other ranks, memory."""

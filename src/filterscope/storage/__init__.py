@@ -1,1 +1,1 @@
-"""Files on disk: atomic writes, downloads, archives, caches, safe loading."""
+"""Files: atomic writes, downloads, caches, loading without executing anything."""

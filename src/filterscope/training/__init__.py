@@ -1,1 +1,1 @@
-"""Finetuning with Lightning."""
+"""Finetuning with Lightning: module, policies, callbacks, loggers, checkpoints."""

@@ -1,1 +1,1 @@
-"""Pictures, numbers and tables drawn from probes."""
+"""Visuals: pictures, numbers and tables of a network, drawn from analyses."""

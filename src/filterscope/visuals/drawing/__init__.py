@@ -1,1 +1,1 @@
-"""Tiles, text and grids: tensors to pixels."""
+"""Drawing: tensors to tiles, tiles and text to pictures."""

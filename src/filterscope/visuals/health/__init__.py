@@ -1,1 +1,1 @@
-"""Verdicts on filters as numbers, tables and pictures."""
+"""Verdicts on filters as numbers and tables."""

@@ -1,1 +1,1 @@
-"""Writing outputs: PNG files, tables, sites, TensorBoard."""
+"""Output: write pictures, tables and sites to files and loggers."""
