@@ -1,6 +1,7 @@
 """Draw figures for a paper as PNG, PDF and SVG: kernels of a layer, and the shares of the verdicts."""
 
 import io
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from filterscope.visuals.drawing.tiles import SIGNED
 from filterscope.visuals.output.outputs import Encoded
 from filterscope.visuals.visual import Every, Examples, Visual, VisualState
 
+# Embedding fonts in a PDF logs dozens of lines at level INFO.
+logging.getLogger("fontTools").setLevel(logging.WARNING)
 # Text stays text in PDF and SVG; a fixed hash salt makes equal figures equal files.
 _STYLE: Any = {"font.size": 8, "pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "filterscope"}
 
