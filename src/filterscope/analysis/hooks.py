@@ -100,10 +100,5 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def _hooks_of(module: nn.Module) -> list[dict[int, Any]]:
-    """Return all dicts in which a module keeps hooks, by the keys of their handles."""
-    return [
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    ]
+    """Return all dicts in which a module keeps its hooks, by the keys of their handles."""
+    return [value for name, value in vars(module).items() if name.endswith("_hooks") and isinstance(value, dict)]
