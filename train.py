@@ -25,7 +25,7 @@ log = logging.getLogger("filterscope")
 
 
 def train(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
-    """Finetune as the plain config says, write everything to the run folder and return the last metrics."""
+    """Finetune a network as the config says, write all results to the run folder and return the metrics."""
     import pytorch_lightning as pl
 
     from filterscope.config import factory, trainer_factory
@@ -59,7 +59,7 @@ def train(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
-    """Run one job; its result is the monitored metric, for sweepers that look for the best."""
+    """Run one job and return its monitored metric, which sweepers optimize."""
     score = None
     with report_errors(resumable=True):
         config = resolve_config(cfg)
@@ -73,7 +73,7 @@ def main(cfg: DictConfig) -> float | None:
             metrics = train(config, run_folder())
         record_metrics(metrics, monitor)
         score = metrics.get(monitor)
-    return score  # noqa: RET504 (mypy takes a return inside the block for certain)
+    return score  # noqa: RET504 (mypy believes that a return inside the block is always reached)
 
 
 if __name__ == "__main__":

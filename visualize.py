@@ -1,4 +1,4 @@
-"""Draw what a trained or published network's filters have learned: `python visualize.py --help`."""
+"""Draw what the filters of a trained or published network have learned: `python visualize.py --help`."""
 
 import logging
 from pathlib import Path
@@ -30,7 +30,7 @@ def visualize(cfg: dict[str, Any], folder: Path) -> list[str]:
     results.check_export_format(subject.classifier, cfg["export"])
     for visual in visuals.values():
         if visual.site:
-            check_site(folder / visual.site)  # before minutes of work, not behind them
+            check_site(folder / visual.site)  # before minutes of work
     with SummaryWriter(str(folder)) as writer:
         shown = render(visuals, subject.classifier, subject.examples, subject.state)
         write_outputs(shown, folder=folder, writer=writer)

@@ -247,7 +247,7 @@ def test_a_scheduler_a_callback_and_a_logger_need_one_yaml_and_a_trainer_option_
         },
     )
     done = run_script(
-        "train.py", "--config-dir", str(tmp_path / "conf"), *TINY, "data=stripes", "callbacks=timer",
+        "train.py", "--config-dir", str(tmp_path / "conf"), *TINY, "data=stripes", "schedule=halve", "callbacks=timer",
         "logger=two", "visuals=none", "trainer.max_epochs=1", "trainer.log_every_n_steps=2",
         "+trainer.detect_anomaly=true", "callbacks.preemption.every_minutes=null", f"hydra.run.dir={tmp_path / 'run'}",
     )  # fmt: skip

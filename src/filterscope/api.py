@@ -1,4 +1,4 @@
-"""Looking at any network in a line, in a notebook or a training loop of one's own."""
+"""Draw any network in one line, in a notebook or in your own training loop."""
 
 import base64
 import html
@@ -18,7 +18,7 @@ ROWS = 40  # of a table that a notebook shows
 
 
 class LookResult(Mapping[str, Output]):
-    """Pictures, tables and numbers by tag; a notebook shows them as they are."""
+    """Pictures, tables and numbers by tag; a notebook displays them."""
 
     def __init__(self, shown: Mapping[str, Output]) -> None:
         self._shown = dict(shown)
@@ -34,7 +34,7 @@ class LookResult(Mapping[str, Output]):
 
     @property
     def pictures(self) -> dict[str, Picture]:
-        """The pictures alone."""
+        """Only the pictures."""
         return {tag: output for tag, output in self._shown.items() if isinstance(output, Picture)}
 
     def save(self, folder: str | Path) -> None:
@@ -42,7 +42,7 @@ class LookResult(Mapping[str, Output]):
         write_outputs(self._shown, folder=Path(folder))
 
     def __repr__(self) -> str:
-        return f"Seen({', '.join(self._shown)})"
+        return f"LookResult({', '.join(self._shown)})"
 
     def _repr_html_(self) -> str:
         return "\n".join(filter(None, (_html(tag, output) for tag, output in self._shown.items())))
@@ -63,17 +63,17 @@ def look(
     class_names: Sequence[str] = (),
     state: VisualState | None = None,
 ) -> LookResult:
-    """Look at a network and return what is to be seen; it is left exactly as it was.
+    """Draw visuals of a network and return them; the network is left bit-identical.
 
     Args:
-        model: any network with convolutions that takes images; where it is trained makes no difference.
-        images: `(N, C, H, W)` or `(C, H, W)`, in [0, 1] or uint8, not normalised; None where the visuals need none.
-        visuals: names, `filters activations synthesis responses predictions health …`, or visuals with knobs.
-        mean: of the normalisation that the network was trained with, per channel; None: it takes images as they are.
+        model: any network with convolutions that takes images, wherever it was trained.
+        images: `(N, C, H, W)` or `(C, H, W)`, in [0, 1] or uint8, not normalised; None if the visuals need none.
+        visuals: names, `filters activations synthesis responses predictions health …`, or visual objects with options.
+        mean: per channel, of the normalisation the network was trained with; None: images enter unchanged.
         std: likewise.
-        labels: `(N,)`, the images' classes, where they are known.
+        labels: `(N,)`, the classes of the images, if known.
         class_names: in the order of the network's outputs.
-        state: what earlier looks left, for strips and warm starts in a loop: one `Past`, its `epoch` set by the caller.
+        state: kept between calls for timelines and warm starts in a loop; the caller sets its `epoch`.
 
     Raises:
         UserError: a network without convolutions, images that it cannot take, an unknown visual.
@@ -86,7 +86,7 @@ def look(
             seen = torch.empty(0, classifier.in_channels, *2 * [classifier.image_size or 0])
             lacking = [name for name, visual in chosen.items() if visual.needs_images]
             if lacking:
-                raise UserError(f"{', '.join(lacking)} need images to look at, (N, C, H, W) in [0, 1]")
+                raise UserError(f"{', '.join(lacking)} need images, (N, C, H, W) in [0, 1]")
         elif seen.shape[1] != classifier.in_channels:
             raise UserError(f"images of {seen.shape[1]} channels; the network takes {classifier.in_channels}")
         examples = Examples(images=seen, labels=labels, class_names=tuple(class_names))
@@ -101,8 +101,8 @@ def _in_range(images: Tensor) -> Tensor:
     low, high = (float(values.min()), float(values.max())) if values.numel() else (0.0, 1.0)
     if low < 0 or high > 1:
         raise UserError(
-            f"images must lie in [0, 1] and these go from {low:.2g} to {high:.2g}: give them before normalisation, "
-            "and mean=… and std=… beside them"
+            f"images must lie in [0, 1], but these range from {low:.2g} to {high:.2g}: pass them before normalisation, "
+            "and the normalisation as mean=… and std=…"
         )
     return values
 

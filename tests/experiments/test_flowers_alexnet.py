@@ -132,7 +132,7 @@ def test_with_convolutional_weights_only_a_log_line_names_the_visual_that_is_not
     )  # fmt: skip
     with caplog.at_level(logging.INFO, "filterscope"):
         train(cfg, tmp_path / "run")
-    assert any(line.startswith("not drawn: visuals.imagenet, because the weights file") for line in caplog.messages)
+    assert any(line.startswith("visuals.imagenet is not drawn: the weights file") for line in caplog.messages)
     assert "predictions/imagenet" not in pictures(tmp_path / "run") >= {"predictions/val", "responses/block1_conv1"}
 
 

@@ -20,7 +20,14 @@ from tiny import REPOSITORY, TINY
 
 Compose = Callable[..., dict[str, Any]]
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
-KNOBS = (*TINY, "data.num_test=0", "visuals=none", "data.num_val=31", "finetune=gradual", "finetune.release_epoch=1")
+OVERRIDES = (
+    *TINY,
+    "data.num_test=0",
+    "visuals=none",
+    "data.num_val=31",
+    "finetune=gradual",
+    "finetune.release_epoch=1",
+)
 
 
 @contextmanager
@@ -65,7 +72,7 @@ def test_two_machines_train_the_same_weights_as_one_machine_with_two_processes(t
     script = str(REPOSITORY / "train.py")
     one = [*TORCHRUN, "--standalone", "--nproc-per-node=2", script, "trainer=ddp", "trainer.devices=2"]
     done = subprocess.run(
-        [*one, *KNOBS, f"hydra.run.dir={tmp_path / 'one'}"], capture_output=True, text=True, check=False
+        [*one, *OVERRIDES, f"hydra.run.dir={tmp_path / 'one'}"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
 
@@ -74,7 +81,7 @@ def test_two_machines_train_the_same_weights_as_one_machine_with_two_processes(t
         machines = []
         for rank, (words, environment) in enumerate(begun):
             agent = [*TORCHRUN, "--nnodes=2", "--nproc-per-node=1", f"--node-rank={rank}", *place, script]
-            chosen = ["trainer=multinode", "trainer.devices=1", *KNOBS, f"hydra.run.dir={tmp_path / 'two'}"]
+            chosen = ["trainer=multinode", "trainer.devices=1", *OVERRIDES, f"hydra.run.dir={tmp_path / 'two'}"]
             machines.append(
                 subprocess.Popen(
                     [*words, *agent, *chosen], env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True

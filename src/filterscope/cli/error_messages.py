@@ -1,4 +1,4 @@
-"""What went wrong outside the program, told in one line: memory, disk, other processes. Imports nothing heavy."""
+"""Describe faults of the machine in one line: memory, disk, other processes; imports nothing heavy."""
 
 import errno
 import re
@@ -24,12 +24,12 @@ ADVICE = {
 
 
 def describe_error(error: BaseException) -> str | None:
-    """Say in one line what went wrong and what to do, or return None where the program itself is at fault."""
+    """Return one line on what went wrong and what to do, or None if the error is a bug of filterscope."""
     if isinstance(error, UserError):
         return str(error)
     system = _system_error(error)
     if system is not None:
-        return _told(system)
+        return _describe_os_error(system)
     text = str(error)
     if type(error).__name__ == "OutOfMemoryError" or _GPU_MEMORY.search(text):
         return f"the GPU is out of memory ({_sentence(text)}); a smaller data.batch_size or data.image_size needs less"
@@ -39,15 +39,15 @@ def describe_error(error: BaseException) -> str | None:
     if type(error).__name__.startswith("Dist") or (isinstance(error, RuntimeError) and _PEER.search(text)):
         return f"another process of this run has ended or cannot be reached ({_sentence(text)})"
     if isinstance(error, RuntimeError) and "DataLoader worker" in text:
-        # torch raises it wherever the program is when the process dies, not only where the next batch is asked for.
+        # torch raises it from a signal handler, at any line, not only where the next batch is requested.
         return f"a loader process died ({_sentence(text)}); a smaller data.num_workers or data.batch_size needs less"
     if isinstance(error, RuntimeError) and _DISK.search(text):
-        return f"a file could not be written whole ({_sentence(text)}); is the disk full?"
+        return f"a file could not be written completely ({_sentence(text)}); is the disk full?"
     return None
 
 
 def _system_error(error: BaseException | None) -> OSError | None:
-    """Return the operating system's error behind an error: torch tells a full disk as an internal mistake."""
+    """Return the operating system's error that caused an error: torch reports a full disk as an internal error."""
     seen = 0
     while error is not None and seen < 10:
         if isinstance(error, OSError):
@@ -56,7 +56,7 @@ def _system_error(error: BaseException | None) -> OSError | None:
     return None
 
 
-def _told(error: OSError) -> str:
+def _describe_os_error(error: OSError) -> str:
     parts = [str(part) for part in (error.filename, error.strerror or error) if part]
     advice = ADVICE.get(error.errno or 0)
     return ": ".join(parts) + (f"; {advice}" if advice else "")

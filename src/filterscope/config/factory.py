@@ -1,4 +1,4 @@
-"""From config to the objects of a run: data, classifier, visuals, Lightning module."""
+"""Build the parts of a run from its config: data, classifier, visuals, Lightning module."""
 
 import logging
 
@@ -15,9 +15,19 @@ log = logging.getLogger(__name__)
 
 
 def build_data(cfg: Config, stage: str = "fit") -> ImageDataModule:
-    """Build the datamodule and let it look for its files; the stage `predict` needs no labels."""
+    """Build the datamodule and set it up.
+
+    Args:
+        cfg: the config.
+        stage: as in Lightning; `predict` needs no labels.
+
+    Raises:
+        UserError: no data set is chosen, or its files are missing or damaged.
+    """
     if "_target_" not in cfg["data"]:
-        raise UserError("there is no data to train on; choose a set, such as data=synthetic_flowers or data=flowers")
+        raise UserError(
+            "there is no data to train on; choose a data set, such as data=synthetic_flowers or data=flowers"
+        )
     data: ImageDataModule = instantiate(cfg["data"], where="data")
     data.prepare_data()
     data.setup(stage)
@@ -27,7 +37,7 @@ def build_data(cfg: Config, stage: str = "fit") -> ImageDataModule:
 def build_classifier(cfg: Config, data: ImageDataModule) -> Classifier:
     """Build the classifier for the data's classes and image size."""
     backbone: Backbone = instantiate(cfg["model"], where="model")
-    # The weights file has said it; a checkpoint is built again without that file.
+    # Stored, because a checkpoint is rebuilt without the weights file that decides it.
     cfg["model"]["num_classes"] = backbone.num_classes
     classifier: Classifier = instantiate(cfg["head"], where="head")(backbone, num_classes=data.num_classes)
     classifier.class_names = tuple(data.class_names)
@@ -37,15 +47,15 @@ def build_classifier(cfg: Config, data: ImageDataModule) -> Classifier:
 
 
 def build_published(cfg: Config) -> Classifier:
-    """Build a network as published, to be looked at without training.
+    """Build a network as published, to be drawn without training.
 
-    Where the weights file holds the convolutional part alone, only that part is built, and a log line says so.
+    If the weights file holds only the convolutional part, only that part is built, and this is logged.
     """
     backbone: Backbone = instantiate(cfg["model"], where="model")
     size = int(cfg["data"]["image_size"])
     convolutional_only = bool(backbone.missing) and not backbone.allow_random
     if convolutional_only:
-        log.info("the weights hold the convolutional part of %s alone: nothing behind it is looked at", backbone.name)
+        log.info("the weights hold only the convolutional part of %s: later layers are left out", backbone.name)
     classifier = heads.trunk(backbone) if convolutional_only else heads.keep(backbone)
     classifier.class_names = backbone.categories if len(backbone.categories) == classifier.num_classes else ()
     classifier.image_size = size
@@ -54,30 +64,34 @@ def build_published(cfg: Config) -> Classifier:
 
 
 def build_visuals(cfg: Config) -> dict[str, Visual]:
-    """Build the visuals, by name; knobs that an experiment sets of one that was not chosen are no visual."""
+    """Build the chosen visuals, by name; options that an experiment sets for other visuals are ignored."""
     nodes = {name: node for name, node in (cfg.get("visuals") or {}).items() if node and "_target_" in node}
     return {name: instantiate(node, where=f"visuals.{name}") for name, node in nodes.items()}
 
 
 def supported_visuals(visuals: dict[str, Visual], classifier: Classifier) -> dict[str, Visual]:
-    """Return the visuals that this network can be asked for; a log line each says why the others are left out."""
+    """Return the visuals that support this network, and log why the others are left out."""
     kept = {}
     for name, visual in visuals.items():
         reason = visual.unsupported_reason(classifier)
         if reason:
-            log.warning("not drawn: visuals.%s, because %s", name, reason)
+            log.warning("visuals.%s is not drawn: %s", name, reason)
         else:
             kept[name] = visual
     return kept
 
 
 def drawable_visuals(visuals: dict[str, Visual], examples: Examples) -> dict[str, Visual]:
-    """Return the visuals that can be drawn from these examples; a log line names those that lack images."""
+    """Return the visuals that can be drawn from these examples, and log those that lack images.
+
+    Raises:
+        UserError: all of them need images and there are none.
+    """
     if len(examples):
         return visuals
     lacking = [name for name, visual in visuals.items() if visual.needs_images]
     if lacking:
-        log.warning("no images to look at, so not drawn: %s (give images=[photo.jpg] or data=…)", ", ".join(lacking))
+        log.warning("not drawn for lack of images: %s (give images=[photo.jpg] or data=…)", ", ".join(lacking))
     if visuals and len(lacking) == len(visuals):
         raise UserError(f"visuals {', '.join(lacking)} need images: give images=[photo.jpg] or data=…")
     return {name: visual for name, visual in visuals.items() if name not in lacking}

@@ -1,4 +1,4 @@
-"""From a run folder or a checkpoint file to objects; a checkpoint needs nothing beside itself."""
+"""Rebuild the network, examples and visual state of a run from its checkpoint file alone."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -26,12 +26,12 @@ log = logging.getLogger(__name__)
 
 _STORED: tuple[Kind, ...] = ("data", "augmentation", "model", "head")
 _allowed = partial(is_registered, kinds=_STORED)
-"""Whether a checkpoint may name a target: what is registered may be built, whatever else its config says."""
+"""Return whether a checkpoint's config may name a target: only registered parts are built from a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a checkpoint holds, as objects."""
+    """The content of a checkpoint."""
 
     path: Path
     config: dict[str, Any]
@@ -41,7 +41,7 @@ class Run:
 
 
 def find_checkpoint(ckpt: str, outputs: Path = Path("outputs")) -> Path:
-    """Return the checkpoint file that is meant: a file, a run folder's `best.ckpt`, or the newest run's for `latest`.
+    """Return the checkpoint file: a given file, a run folder's `best.ckpt`, or that of the newest run for `latest`.
 
     Raises:
         UserError: there is none.
@@ -63,7 +63,7 @@ def find_checkpoint(ckpt: str, outputs: Path = Path("outputs")) -> Path:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Return the plain content of a checkpoint file of filterscope; nothing in it is executed.
+    """Return the content of a checkpoint file of filterscope as plain data; nothing in it is executed.
 
     Raises:
         UserError: the file is damaged, holds more than plain data, or was not written by filterscope.
@@ -79,10 +79,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def open_run(path: Path) -> Run:
-    """Rebuild what a checkpoint holds.
+    """Rebuild the network, examples and visual state of a checkpoint.
 
     Raises:
-        UserError: it is damaged, its config asks for something else than a network, or its weights are another's.
+        UserError: it is damaged, its config names a target that is not registered, or its weights do not fit.
     """
     content = read_checkpoint(path)
     about = content["filterscope"]
@@ -99,7 +99,7 @@ def open_run(path: Path) -> Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What `visualize.py` looks at."""
+    """The network, the images and the state that `visualize.py` draws."""
 
     classifier: Classifier
     examples: Examples
@@ -107,7 +107,7 @@ class Subject:
 
 
 def load_subject(cfg: dict[str, Any]) -> Subject:
-    """Return the network and the images that a visualize config means.
+    """Return the network and the images that a config of `visualize.py` chooses.
 
     The network is that of `ckpt`, or `model` as published. The images are those of `images`, else validation images of
     `data`, else the checkpoint's own (more of them from the data that it was trained on), else none.
@@ -123,7 +123,7 @@ def load_subject(cfg: dict[str, Any]) -> Subject:
             cfg["data"]["image_size"] = classifier.image_size
         examples = examples_of(build_data(cfg, "predict"), cfg["num_examples"], cfg["seed"])
         if run and examples.class_names != classifier.class_names:
-            log.warning("the classes of the data are not those of the network, so nobody knows what is right")
+            log.warning("the classes of the data are not those of the network: the images are drawn without labels")
             examples = replace(examples, labels=None, more=None)
     elif run and run.examples:
         examples = replace(run.examples, more=partial(_of_the_same_data, run, seed=cfg["seed"]))
@@ -138,15 +138,15 @@ def load(path: str | Path) -> Classifier:
 def _classifier(about: Mapping[str, Any], digest: Any, path: Path) -> Classifier:
     names, size = tuple(map(str, about["class_names"])), int(about["image_size"])
     own = {key.removeprefix("classifier."): t for key, t in digest.items() if key.startswith("classifier.")}
-    with on_meta_device():  # a config that asks for more than its weights hold is refused before it takes memory
-        _refuse_other_weights(_built(about["config"], len(names), path), own, path)
-    classifier = _built(about["config"], len(names), path)
+    with on_meta_device():  # refuse a config that does not fit the weights before it takes memory
+        _refuse_other_weights(_build(about["config"], len(names), path), own, path)
+    classifier = _build(about["config"], len(names), path)
     classifier.load_state_dict(own)
     classifier.class_names, classifier.image_size = names, size
     return classifier
 
 
-def _built(config: Mapping[str, Any], num_classes: int, path: Path) -> Classifier:
+def _build(config: Mapping[str, Any], num_classes: int, path: Path) -> Classifier:
     model = {**config["model"], "weights": None}
     backbone = instantiate(model, where=f"{path}: model", allowed=_allowed)
     head = instantiate(config["head"], where=f"{path}: head", allowed=_allowed)
@@ -162,15 +162,17 @@ def _refuse_other_weights(classifier: Classifier, digest: Mapping[str, Any], pat
 
 
 def _of_the_same_data(run: Run, count: int, *, seed: int) -> Examples:
-    """Return validation images of the data that a run was trained on, where it lies; nothing is downloaded."""
-    # The config may be a stranger's: it may say where images lie, but have nothing fetched, written or started.
+    """Return validation images of the data that a run was trained on, if it is still there; nothing is downloaded."""
+    # The config may come from a stranger: it may name a folder of images, but must not download, write or spawn.
     harmless = {"download": False, "cache": None, "num_workers": 0}
     stored = {key: harmless.get(key, value) for key, value in run.config["data"].items()}
     data: ImageDataModule = instantiate(stored, where=f"{run.path}: data", allowed=_allowed)
     data.setup("predict")
     examples = examples_of(data, count, seed)
     if examples.class_names != run.classifier.class_names:
-        raise UserError(f"{run.path} was trained on other classes than its data has now; choose data=… or images=…")
+        raise UserError(
+            f"{run.path} was trained on other classes than those of its data now; choose data=… or images=…"
+        )
     return examples
 
 

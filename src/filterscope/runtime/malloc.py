@@ -1,4 +1,4 @@
-"""Memory that is freed stays with the process: large tensors come and go with every step."""
+"""Keep freed memory in the process; otherwise every large tensor of a step costs page faults again."""
 
 import ctypes
 import sys
@@ -9,10 +9,10 @@ _DEFAULTS = {_TRIM_THRESHOLD: 128 * 1024, _MMAP_MAX: 65536}
 
 
 def keep_freed_memory(hold: bool = True) -> bool:
-    """Let glibc keep freed memory for the next allocation, or with False give it back as usual; say whether it does.
+    """Make glibc keep freed memory for the next allocation, or return it as usual, and return whether it is kept.
 
-    As usual every tensor of more than 32 MB is mapped anew, and each of its pages costs a fault when it is first
-    written. Where the C library is another one nothing happens.
+    By default every tensor of more than 32 MB is mapped anew, and each of its pages causes a fault when it is first
+    written. With another C library nothing is changed.
     """
     if not sys.platform.startswith("linux"):
         return False

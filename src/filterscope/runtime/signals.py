@@ -1,4 +1,4 @@
-"""How a process is told to stop: the first signal asks for it, a second one ends it at once."""
+"""Stop a process by signals: the first one requests a stop at the next safe point, the second one exits at once."""
 
 import os
 import signal
@@ -8,13 +8,13 @@ import time
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGUSR1,) if "SLURM_JOB_ID" in os.environ else ()))
-"""Ctrl-C, an end that was asked for, and what Slurm sends before a time limit where `--signal=USR1@120` says so."""
+"""Ctrl-C, termination, and the signal that Slurm sends before a time limit with `--signal=USR1@120`."""
 
-_ONE_PRESS = 0.5  # seconds within which the same wish can arrive through two processes
+_ONE_PRESS = 0.5  # seconds within which one Ctrl-C can arrive through two processes
 
 
 class Stopped(BaseException):
-    """The process was told to stop by a signal; no mistake, so no `except Exception` may swallow it."""
+    """A signal stopped the process; a `BaseException`, so that no `except Exception` catches it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -22,15 +22,15 @@ class Stopped(BaseException):
 
     @property
     def exit_code(self) -> int:
-        """What a shell expects of a process that a signal has ended."""
+        """The exit code that shells expect after a signal."""
         return 128 + self.number
 
 
 class StopRequest:
-    """Remembers that the process was told to stop.
+    """The request to stop this process.
 
-    While someone is `patient`, who looks at `wanted` where stopping does no harm, the first signal only sets it;
-    otherwise it raises `Stopped` wherever the program is.
+    While `deferred` is true, the first signal only sets `requested`, which the training loop checks at safe points;
+    otherwise it raises `Stopped` at the line that is running.
     """
 
     def __init__(self) -> None:
@@ -39,13 +39,13 @@ class StopRequest:
         self._when = 0.0
 
     def install(self) -> None:
-        """Take the signals over; only a main thread can."""
+        """Install the signal handlers, if this is the main thread."""
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 signal.signal(number, self._take)
 
     def check(self) -> None:
-        """Raise `Stopped` where the process was told to stop meanwhile."""
+        """Raise `Stopped` if a stop was requested."""
         if self.requested is not None:
             raise Stopped(self.requested)
 
@@ -58,12 +58,12 @@ class StopRequest:
         if not self.deferred:
             raise Stopped(number)
         name = signal.Signals(number).name
-        # Not through logging or print: the signal may have come in the middle of either.
+        # Neither logging nor print: the signal may have interrupted one of them.
         os.write(
             sys.__stderr__.fileno() if sys.__stderr__ else 2,
-            f"\n{name}: saving and leaving; once more leaves at once\n".encode(),
+            f"\n{name}: saving, then exiting; the same signal again exits at once\n".encode(),
         )
 
 
 stop_request = StopRequest()
-"""The one of this process."""
+"""The stop request of this process."""

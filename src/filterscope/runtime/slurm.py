@@ -1,4 +1,4 @@
-"""Jobs that Slurm starts again: they find their run folder, and ask for the next start in time."""
+"""Requeue jobs on Slurm: find the run folder of a requeued job, and request the next requeue before the time limit."""
 
 import json
 import logging
@@ -10,11 +10,11 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 JOB_FILE = ".slurm"
-"""In a run folder: the job that began it, and with which arguments."""
+"""The file in a run folder that holds the job's id and arguments."""
 
 
 def find_requeued_run(arguments: list[str]) -> Path | None:
-    """Return the folder of the run that these arguments began before Slurm started the job again, or None."""
+    """Return the folder of the run that this job started with the same arguments before it was requeued, or None."""
     if int(os.environ.get("SLURM_RESTART_COUNT") or 0) == 0 or is_multirun(arguments):
         return None
     given = literal_path(arguments, "hydra.run.dir")
@@ -30,13 +30,13 @@ def find_requeued_run(arguments: list[str]) -> Path | None:
 
 
 def record_job(folder: Path, arguments: list[str]) -> None:
-    """Leave a note in the run folder by which the job finds it when Slurm starts it again."""
+    """Write the job's id and arguments into the run folder, so that a requeued job finds it."""
     if "SLURM_JOB_ID" in os.environ:
         (folder / JOB_FILE).write_text(json.dumps(_job(arguments)), encoding="utf-8")
 
 
 def requeue() -> None:
-    """Ask Slurm to start this job again: its early signal has ended the run before the time limit does."""
+    """Ask Slurm to requeue this job, after its early signal has ended the run before the time limit."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
     try:
@@ -44,11 +44,11 @@ def requeue() -> None:
         problem = done.stderr.strip() if done.returncode else ""
     except OSError as error:
         problem = str(error)
-    log.error("scontrol requeue %s: %s", job, problem) if problem else log.info("Slurm starts job %s again", job)
+    log.error("scontrol requeue %s: %s", job, problem) if problem else log.info("job %s is requeued", job)
 
 
 def literal_path(arguments: list[str], key: str) -> Path | None:
-    """Return the path that the arguments give for a key, or None where they give none that stands as it is."""
+    """Return the path that the arguments set for a key, or None if there is none or it contains a reference."""
     given = [argument.removeprefix(f"{key}=") for argument in arguments if argument.startswith(f"{key}=")]
     return Path(given[-1].strip("'\"")) if given and "${" not in given[-1] else None
 
