@@ -1,4 +1,4 @@
-"""Training on kept features is the same training, and what is kept belongs to these weights, images and views."""
+"""Training on cached features gives the same result, and a cache belongs to its weights, images and augmentation."""
 
 import csv
 from collections.abc import Callable
@@ -27,7 +27,7 @@ Compose = Callable[..., dict[str, Any]]
 POLICIES = ("linear_probe", "gradual", "last_blocks")
 
 
-def halves(seed: int = 0) -> SplitNetwork:
+def split_small_cnn(seed: int = 0) -> SplitNetwork:
     torch.manual_seed(seed)
     network = heads.replace(small_cnn_backbone(in_channels=3, image_size=24), num_classes=10)
     network.image_size = 24
@@ -36,16 +36,18 @@ def halves(seed: int = 0) -> SplitNetwork:
     return found
 
 
-def images(**knobs: Any) -> SyntheticFlowersDataModule:
-    return SyntheticFlowersDataModule(**{"image_size": 24, "num_train": 50, "num_val": 20, "batch_size": 16} | knobs)
+def images(**options: Any) -> SyntheticFlowersDataModule:
+    return SyntheticFlowersDataModule(**{"image_size": 24, "num_train": 50, "num_val": 20, "batch_size": 16} | options)
 
 
-def store(half: SplitNetwork, data: Any, folder: Path | None = None, how: tuple[object, ...] = ()) -> FeatureStore:
+def store(
+    network: SplitNetwork, data: Any, folder: Path | None = None, computed_with: tuple[object, ...] = ()
+) -> FeatureStore:
     def compute(some: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            return half.features(some)
+            return network.features(some)
 
-    return FeatureStore(half, data, compute=compute, computed_with=how, folder=folder)
+    return FeatureStore(network, data, compute=compute, computed_with=computed_with, folder=folder)
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
@@ -57,21 +59,21 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
-def without_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every epoch run the whole network on images."""
+def without_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the whole network on images in every epoch."""
     monkeypatch.setattr(FeatureCache, "setup", lambda *_, **__: None)
 
 
-def test_kept_features_are_those_of_the_images_to_the_bit(tmp_path: Path) -> None:
-    half, data = halves(), images()
+def test_cached_features_are_bit_identical_to_those_of_the_images(tmp_path: Path) -> None:
+    network, data = split_small_cnn(), images()
     with torch.no_grad():
-        true = torch.cat([half.features(some) for some, _ in data.ordered("train", augmentation_epoch=None)])
-    assert torch.equal(store(half, data).features(None), true)
-    assert torch.equal(store(half, data, tmp_path).features(None), true)
-    assert torch.equal(store(half, data, tmp_path).features(None), true)  # now read
+        true = torch.cat([network.features(some) for some, _ in data.ordered("train", augmentation_epoch=None)])
+    assert torch.equal(store(network, data).features(None), true)
+    assert torch.equal(store(network, data, tmp_path).features(None), true)
+    assert torch.equal(store(network, data, tmp_path).features(None), true)  # read from disk
 
 
-def test_each_view_is_the_one_that_its_epoch_would_have_shown(tmp_path: Path) -> None:
+def test_each_cached_augmentation_is_that_of_its_epoch(tmp_path: Path) -> None:
     from PIL import Image
 
     for name in ("red", "blue"):
@@ -79,68 +81,68 @@ def test_each_view_is_the_one_that_its_epoch_would_have_shown(tmp_path: Path) ->
         for number in range(5):
             Image.effect_noise((40, 30), 90 + number).convert("RGB").save(tmp_path / name / f"{number}.png")
     data = FolderDataModule(root=str(tmp_path), image_size=24, num_workers=0, batch_size=3, augment=Augmentation())
-    half = halves()
-    kept = store(half, data)
+    network = split_small_cnn()
+    cached = store(network, data)
     loader = data.train_dataloader()
     for epoch in (0, 1):
         data.epoch = epoch
         order = [index for _, index in loader.sampler]
         seen = torch.cat([some for some, _ in loader])
         with torch.no_grad():
-            true = half.features(seen)
-        assert torch.allclose(kept.features(epoch)[order[: len(true)]], true, atol=1e-6)
-    assert not torch.equal(kept.features(0), kept.features(1))
+            true = network.features(seen)
+        assert torch.allclose(cached.features(epoch)[order[: len(true)]], true, atol=1e-6)
+    assert not torch.equal(cached.features(0), cached.features(1))
 
 
 @pytest.mark.parametrize(
     ("change", "same"),
     [
-        (lambda: store(halves(), images()), True),
-        (lambda: store(halves(seed=1), images()), False),
-        (lambda: store(halves(), images(seed=1)), False),
-        (lambda: store(halves(), images(num_train=51)), False),
-        (lambda: store(halves(), images(), how=("bf16-mixed",)), False),
+        (lambda: store(split_small_cnn(), images()), True),
+        (lambda: store(split_small_cnn(seed=1), images()), False),
+        (lambda: store(split_small_cnn(), images(seed=1)), False),
+        (lambda: store(split_small_cnn(), images(num_train=51)), False),
+        (lambda: store(split_small_cnn(), images(), computed_with=("bf16-mixed",)), False),
     ],
 )
 def test_other_weights_images_or_precision_are_another_cache(change: Callable[[], FeatureStore], same: bool) -> None:
-    assert (change().key(None) == store(halves(), images()).key(None)) is same
+    assert (change().key(None) == store(split_small_cnn(), images()).key(None)) is same
 
 
-def test_another_view_is_another_cache() -> None:
-    kept = store(halves(), images())
-    assert len({kept.key(view) for view in (None, 0, 1)}) == 3
+def test_another_augmentation_is_another_cache() -> None:
+    cached = store(split_small_cnn(), images())
+    assert len({cached.key(augmentation) for augmentation in (None, 0, 1)}) == 3
 
 
-def test_features_of_changed_weights_are_computed_anew(tmp_path: Path) -> None:
-    half, data = halves(), images()
-    before = store(half, data, tmp_path).features(None)
+def test_features_of_changed_weights_are_computed_again(tmp_path: Path) -> None:
+    network, data = split_small_cnn(), images()
+    before = store(network, data, tmp_path).features(None)
     with torch.no_grad():
-        next(half.trunk[0].parameters()).add_(0.1)
-        true = torch.cat([half.features(some) for some, _ in data.ordered("train", augmentation_epoch=None)])
-    assert torch.equal(store(half, data, tmp_path).features(None), true)
+        next(network.trunk[0].parameters()).add_(0.1)
+        true = torch.cat([network.features(some) for some, _ in data.ordered("train", augmentation_epoch=None)])
+    assert torch.equal(store(network, data, tmp_path).features(None), true)
     assert not torch.equal(before, true)
 
 
 @pytest.mark.parametrize("finetune", POLICIES)
-def test_a_run_on_kept_features_learns_the_same(
+def test_a_run_on_cached_features_learns_the_same(
     finetune: str, composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    knobs = [*TINY, f"finetune={finetune}", "visuals=health", "data.batch_size=10", "trainer.max_epochs=4"]
+    options = [*TINY, f"finetune={finetune}", "visuals=health", "data.batch_size=10", "trainer.max_epochs=4"]
     if finetune == "gradual":
-        knobs.append("finetune.release_epoch=3")
-    train(composed(*knobs), tmp_path / "kept")
-    without_features(monkeypatch)
-    train(composed(*knobs), tmp_path / "run")
-    kept, run = weights_of(tmp_path / "kept"), weights_of(tmp_path / "run")
+        options.append("finetune.release_epoch=3")
+    train(composed(*options), tmp_path / "cached")
+    without_cache(monkeypatch)
+    train(composed(*options), tmp_path / "run")
+    cached, run = weights_of(tmp_path / "cached"), weights_of(tmp_path / "run")
     for name, tensor in run.items():
-        assert torch.allclose(kept[name].float(), tensor.float(), atol=1e-5), name
-    for one, other in zip(rows_of(tmp_path / "kept"), rows_of(tmp_path / "run"), strict=True):
+        assert torch.allclose(cached[name].float(), tensor.float(), atol=1e-5), name
+    for one, other in zip(rows_of(tmp_path / "cached"), rows_of(tmp_path / "run"), strict=True):
         assert one.keys() == other.keys()
         for name in one:
             assert bool(one[name]) == bool(other[name]), name
             if one[name]:
                 assert float(one[name]) == pytest.approx(float(other[name]), abs=1e-4), name
-    steps = [steps_of(tmp_path / name) for name in ("kept", "run")]
+    steps = [steps_of(tmp_path / name) for name in ("cached", "run")]
     assert steps[0].keys() == steps[1].keys() == {20}
     assert steps[0][20] == pytest.approx(steps[1][20], abs=1e-4)
 
@@ -151,16 +153,16 @@ def steps_of(folder: Path) -> dict[int, float]:
     return {scalar.step: scalar.value for scalar in events.Scalars("train/loss_step")}
 
 
-@pytest.mark.parametrize("knob", ["trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=0.05"])
+@pytest.mark.parametrize("option", ["trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=0.05"])
 def test_accumulation_and_clipping_are_those_of_lightning(
-    knob: str, composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    option: str, composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    knobs = (*TINY, "finetune=linear_probe", "visuals=none", knob)
-    train(composed(*knobs), tmp_path / "kept")
-    without_features(monkeypatch)
-    train(composed(*knobs), tmp_path / "run")
-    kept, run = weights_of(tmp_path / "kept"), weights_of(tmp_path / "run")
-    assert torch.allclose(kept["classifier.head.weight"], run["classifier.head.weight"], atol=1e-5)
+    options = (*TINY, "finetune=linear_probe", "visuals=none", option)
+    train(composed(*options), tmp_path / "cached")
+    without_cache(monkeypatch)
+    train(composed(*options), tmp_path / "run")
+    cached, run = weights_of(tmp_path / "cached"), weights_of(tmp_path / "run")
+    assert torch.allclose(cached["classifier.head.weight"], run["classifier.head.weight"], atol=1e-5)
 
 
 def test_the_trunk_runs_once_for_each_image_whatever_the_number_of_epochs(
@@ -178,11 +180,11 @@ def test_the_trunk_runs_once_for_each_image_whatever_the_number_of_epochs(
 
 
 def test_a_second_run_reads_the_features_of_the_first(composed: Compose, tmp_path: Path) -> None:
-    knobs = (*TINY, "finetune=linear_probe", "visuals=none", f"feature_cache={tmp_path / 'cache'}")
-    train(composed(*knobs), tmp_path / "first")
+    options = (*TINY, "finetune=linear_probe", "visuals=none", f"feature_cache={tmp_path / 'cache'}")
+    train(composed(*options), tmp_path / "first")
     (file,) = (tmp_path / "cache").glob("features/*/features.bin")
     written = file.stat().st_mtime_ns
-    train(composed(*knobs, "optimizer.lr=0.001"), tmp_path / "second")
+    train(composed(*options, "optimizer.lr=0.001"), tmp_path / "second")
     assert [path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("features/*/features.bin")] == [written]
 
 
@@ -193,7 +195,7 @@ def test_a_feature_cache_that_cannot_be_written_is_one_line(composed: Compose, t
         train(cfg, tmp_path / "run")
 
 
-def test_full_training_keeps_no_features(composed: Compose, tmp_path: Path) -> None:
+def test_full_training_caches_no_features(composed: Compose, tmp_path: Path) -> None:
     cfg = composed(*TINY, "finetune=full", "visuals=none")
     data = factory.build_data(cfg)
     module = factory.build_module(cfg, factory.build_classifier(cfg, data), data)
@@ -202,10 +204,10 @@ def test_full_training_keeps_no_features(composed: Compose, tmp_path: Path) -> N
     assert data.batch_source is None
 
 
-def test_last_blocks_leaves_what_lies_below_bit_for_bit(composed: Compose, tmp_path: Path) -> None:
-    knobs = (*TINY, "finetune=last_blocks", "visuals=none")
-    train(composed(*knobs, "trainer.max_epochs=0"), tmp_path / "before")
-    train(composed(*knobs), tmp_path / "after")
+def test_last_blocks_leaves_the_layers_before_bit_identical(composed: Compose, tmp_path: Path) -> None:
+    options = (*TINY, "finetune=last_blocks", "visuals=none")
+    train(composed(*options, "trainer.max_epochs=0"), tmp_path / "before")
+    train(composed(*options), tmp_path / "after")
     before, after = weights_of(tmp_path / "before"), weights_of(tmp_path / "after")
     changed = {
         name.split(".")[3] for name in before if "network" in name and not torch.equal(before[name], after[name])
@@ -216,4 +218,4 @@ def test_last_blocks_leaves_what_lies_below_bit_for_bit(composed: Compose, tmp_p
 @pytest.mark.parametrize("blocks", [0, 2])
 def test_last_blocks_names_how_many_there_are(blocks: int) -> None:
     with pytest.raises(UserError, match=f"finetune.blocks={blocks}: small_cnn has 2 blocks"):
-        LastBlocks(blocks=blocks).freeze(halves().classifier)
+        LastBlocks(blocks=blocks).freeze(split_small_cnn().classifier)

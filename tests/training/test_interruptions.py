@@ -133,6 +133,23 @@ def test_a_signal_after_a_backbone_was_released(
     assert_alike(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.parametrize("step", [1, STEPS + 1])
+def test_a_signal_inside_an_epoch_on_cached_features_saves_that_step(
+    step: int, composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = (*TINY, *LOOKS, "finetune=linear_probe")
+    train(composed(*options), tmp_path / "whole")
+    stop_in(step, monkeypatch, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Stopped):
+        train(composed(*options), tmp_path / "run")
+    monkeypatch.undo()
+    midway = tmp_path / "run" / "checkpoints" / "midway.ckpt"
+    assert torch.load(midway, weights_only=True)["global_step"] == step + 1
+    stop_request.requested = None
+    train(composed(*options) | {"resume": str(tmp_path / "run")}, tmp_path / "run")
+    assert_alike(tmp_path / "run", tmp_path / "whole")
+
+
 def test_a_signal_in_the_last_step_of_an_epoch_finishes_the_epoch_first(
     whole: Path, composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

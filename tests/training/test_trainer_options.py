@@ -70,6 +70,13 @@ def test_an_epoch_without_validation_has_a_last_checkpoint_and_no_score(
     assert best["global_step"] == 2 * STEPS
 
 
+def test_without_validation_the_last_epoch_is_the_best(composed: Compose, tmp_path: Path) -> None:
+    train(composed(*QUICK, "finetune=full", "trainer.limit_val_batches=0"), tmp_path)
+    best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["global_step"] == 2 * STEPS
+    assert "val/acc" not in rows_of(tmp_path)[-1]
+
+
 def test_overfitting_repeats_the_same_batches(
     composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

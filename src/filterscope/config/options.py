@@ -27,7 +27,8 @@ TRAINER: dict[str, Any] = {
     "deterministic": bool | Literal["warn"],
     "accumulate_grad_batches": Annotated[int, Field(ge=1)],
     "gradient_clip_val": Annotated[float, Field(ge=0)] | None,
-    **dict.fromkeys(("limit_train_batches", "limit_val_batches", "limit_test_batches"), _Limit),
+    **dict.fromkeys(("limit_train_batches", "limit_test_batches"), _Limit),
+    "limit_val_batches": _Limit | Literal[0],
 }
 """Where filterscope accepts less than `pytorch_lightning.Trainer` declares."""
 

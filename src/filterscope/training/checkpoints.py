@@ -63,7 +63,7 @@ class RunCheckpoints(Checkpoint):
     an epoch. `best.ckpt` holds weights, config and the state of the visuals, without the optimizer.
 
     Not a `ModelCheckpoint`, which writes the optimizer's state twice (two thirds of the bytes), one file after the
-    other, and fails in epochs without the monitored metric. The first epoch is the best until one is measured.
+    other, and fails in epochs without the monitored metric. Until an epoch is measured, the last one is the best.
 
     Args:
         folder: the run folder; checkpoints are written to `checkpoints` below it.
@@ -173,7 +173,7 @@ class RunCheckpoints(Checkpoint):
 
     def _improves(self, score: float | None) -> bool:
         if self.best is None:
-            return score is not None or self.best_epoch is None
+            return True
         return score is not None and (score > self.best if self.mode == "max" else score < self.best)
 
 
