@@ -102,7 +102,7 @@ def tiny(*overrides: str) -> list[str]:
         (("head=keep", "model.num_classes=7"), "head=keep.*7.*10"),
         (("callbacks.checkpoint.monitor=val/f1",), "val/f1.*val/acc"),
         (("recipe.objective=beauty",), "beauty.*channel"),
-        (("recipe.objective=chanel",), r"'chanel' is unknown \(did you mean channel\?\)"),
+        (("recipe.objective=chanel",), r"unknown objective 'chanel' \(did you mean channel\?\)"),
         (("+optimizer.weight_deccay=1",), r"no option 'weight_deccay' \(did you mean weight_decay\?\)"),
         (("callbacks.checkpoint.monitor=val/ac",), r"'val/ac' is not measured \(did you mean val/acc\?\)"),
         (("export=onnx",), "export='onnx'.*state_dict"),
