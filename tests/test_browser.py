@@ -193,7 +193,7 @@ def test_a_finished_training_leaves_a_gallery_with_all_epochs(run):
 def test_a_foreign_folder_is_refused_before_any_work(run, tmp_path):
     (tmp_path / "gallery").mkdir()
     (tmp_path / "gallery" / "thesis.tex").touch()
-    with pytest.raises(UserError, match="exists and is no gallery of filterscope"):
+    with pytest.raises(UserError, match="exists and is not a gallery of filterscope"):
         visualize(_composed("visualize", f"ckpt={run}", "visuals=gallery"), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["gallery"]
 

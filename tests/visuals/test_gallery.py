@@ -199,7 +199,7 @@ def test_a_network_without_convolutions_has_no_gallery() -> None:
 def test_a_foreign_folder_is_refused_and_left_as_it_is(made: Site, tmp_path: Path) -> None:
     (tmp_path / "gallery").mkdir()
     (tmp_path / "gallery" / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match="exists and is no gallery of filterscope; it is left as it is"):
+    with pytest.raises(UserError, match="exists and is not a gallery of filterscope, so it is not replaced"):
         write_site(tmp_path / "gallery", made)
     assert [path.name for path in (tmp_path / "gallery").iterdir()] == ["thesis.tex"]
 

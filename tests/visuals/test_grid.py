@@ -53,7 +53,7 @@ def test_the_height_of_capitals_is_nine_pixels_where_tensorboard_shrinks_the_pic
         assert (bottom - top) * SHOWN >= 9
 
 
-def test_every_picture_is_as_wide_whatever_it_shows() -> None:
+def test_every_picture_has_the_same_width() -> None:
     for count in (1, 3, 10, 64):
         columns = column_count(count)
         cells = [Cell(pixels=black(tile_size(columns)), caption=(str(i),)) for i in range(count)]

@@ -19,7 +19,7 @@ def amount(pixels, colour: tuple[int, int, int]) -> int:
     return int((pixels == colour).all(axis=2).sum())
 
 
-def test_right_ones_are_blue_and_wrong_ones_orange() -> None:
+def test_right_predictions_are_blue_and_wrong_ones_orange() -> None:
     images, chances = torch.zeros(2, 3, 16, 16), torch.tensor([[0.9, 0.1], [0.2, 0.8]])
     right = draw_predictions(images, chances, torch.tensor([0, 1]), ("a", "b")).pixels
     wrong = draw_predictions(images, chances, torch.tensor([1, 0]), ("a", "b")).pixels
@@ -27,7 +27,7 @@ def test_right_ones_are_blue_and_wrong_ones_orange() -> None:
     assert amount(wrong, VERMILION) > 0 == amount(wrong, BLUE)
 
 
-def test_right_and_wrong_differ_without_colour_too() -> None:
+def test_right_and_wrong_predictions_differ_without_colour_too() -> None:
     images, chances = torch.zeros(1, 3, 16, 16), torch.tensor([[0.9, 0.1]])
     corner = [
         draw_predictions(images, chances, torch.tensor([label]), ("a", "a")).pixels[100:220].min(axis=2) < 30
@@ -36,7 +36,9 @@ def test_right_and_wrong_differ_without_colour_too() -> None:
     assert (corner[0] != corner[1]).sum() > 100  # ✓ and ✗
 
 
-def test_predictions_without_labels_judge_nothing(classifier: Classifier, examples: Examples) -> None:
+def test_predictions_without_labels_are_marked_neither_right_nor_wrong(
+    classifier: Classifier, examples: Examples
+) -> None:
     unknown = Examples(images=examples.images, class_names=examples.class_names)
     pixels = Predictions()(classifier, unknown, VisualState())["predictions/val"].pixels
     assert amount(pixels, BLUE) == amount(pixels, VERMILION) == 0
@@ -57,7 +59,7 @@ def test_classes_shows_one_example_of_each(classifier: Classifier, examples: Exa
     assert "2 of 4 classes" in Classes()(classifier, fewer, VisualState())["examples/classes"].description
 
 
-def test_a_batch_is_drawn_with_file_names_where_classes_are_unknown(classifier: Classifier) -> None:
+def test_a_batch_of_unknown_classes_is_drawn_with_file_names(classifier: Classifier) -> None:
     examples = Examples(images=torch.rand(20, 3, 8, 8), names=tuple(f"{i}.jpg" for i in range(20)))
     assert Batch(columns=10)(classifier, examples, VisualState())["examples/batch"].pixels.shape[0] < 600
 
@@ -86,7 +88,7 @@ def test_commonest_mistakes_are_in_order_and_no_right_ones() -> None:
     assert commonest_mistakes(counts, 5) == [(5, 1, 0), (2, 0, 1), (1, 2, 1)]
 
 
-def test_accuracy_per_class_comes_from_the_rows() -> None:
+def test_accuracy_per_class_is_computed_from_the_rows() -> None:
     table = accuracy_table(torch.tensor([[3, 1, 0], [0, 0, 0], [2, 2, 4]]), ["ant", "bee"])
     assert table.rows[0] == ("ant", 4, 3, 0.75, "bee", 1)
     assert table.rows[1][:3] == ("bee", 0, 0)

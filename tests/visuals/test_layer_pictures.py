@@ -22,7 +22,7 @@ RECIPE = Recipe(size=32, steps=6, objective="channel", precision="fp32")
 NO_IMAGES = Examples(images=torch.empty(0, 3, 32, 32))
 
 
-def test_filters_and_synthesis_look_at_every_convolution_activations_at_block_ends(
+def test_filters_and_synthesis_draw_every_convolution_and_activations_the_block_ends(
     classifier: Classifier, examples: Examples
 ) -> None:
     state = VisualState(epoch=0)
@@ -41,7 +41,7 @@ def test_filters_and_synthesis_look_at_every_convolution_activations_at_block_en
         Synthesis(layers=["block2_conv1"], recipe=RECIPE, channels=2),
     ],
 )
-def test_every_picture_is_rgb_and_says_in_markdown_what_one_sees(
+def test_every_picture_is_rgb_and_has_a_markdown_description(
     visual: Visual, classifier: Classifier, examples: Examples
 ) -> None:
     (picture,) = visual(classifier, examples, VisualState(epoch=2)).values()
@@ -51,7 +51,7 @@ def test_every_picture_is_rgb_and_says_in_markdown_what_one_sees(
 
 
 @pytest.mark.parametrize("visual", [Filters, Activations, Responses])
-def test_unknown_layers_and_channels_are_told_with_what_exists(
+def test_unknown_layers_and_channels_are_errors_that_list_the_known_ones(
     visual: type, classifier: Classifier, examples: Examples
 ) -> None:
     with pytest.raises(UserError, match=r"unknown layer 'block9_conv1'.*this network has block1_conv1"):
@@ -61,13 +61,13 @@ def test_unknown_layers_and_channels_are_told_with_what_exists(
 
 
 @pytest.mark.parametrize("visual", [Activations(), Responses()])
-def test_visuals_that_need_images_say_so(visual: Visual, classifier: Classifier) -> None:
+def test_visuals_that_need_images_refuse_to_draw_without(visual: Visual, classifier: Classifier) -> None:
     assert visual.needs_images
     with pytest.raises(UserError):
         visual(classifier, NO_IMAGES, VisualState())
 
 
-def test_frozen_layers_are_left_out_after_the_first_drawing(classifier: Classifier, examples: Examples) -> None:
+def test_frozen_layers_are_drawn_once(classifier: Classifier, examples: Examples) -> None:
     classifier.backbone.requires_grad_(False)
     for visual in (Filters(), Activations(), Responses(), Synthesis(recipe=RECIPE, channels=1)):
         state = VisualState(epoch=0)

@@ -1,4 +1,4 @@
-"""What is written while training waits: PNG files, and the checksums of event files."""
+"""PNG files and the checksums of event files, which are written while training waits."""
 
 import io
 from pathlib import Path
@@ -67,7 +67,7 @@ def test_tensorboard_reads_a_large_picture(tmp_path: Path) -> None:
     assert encode_png(picture) in event
 
 
-def test_tensorboard_refuses_the_picture_where_a_bit_is_wrong(tmp_path: Path) -> None:
+def test_tensorboard_refuses_a_picture_with_a_wrong_bit(tmp_path: Path) -> None:
     writer = SummaryWriter(str(tmp_path))
     write_outputs({"filters/conv1": Picture(pixels=noise(100, 400, 3))}, writer=writer)
     writer.close()

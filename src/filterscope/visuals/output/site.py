@@ -1,4 +1,4 @@
-"""A folder of linked files as what a visual shows, and how it gets to the disk: whole, or not at all."""
+"""A static site, and how it is written to a folder: completely or not at all."""
 
 import json
 import shutil
@@ -15,9 +15,11 @@ MADE_BY = "filterscope"
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """Files by their path below the site, `index.html` among them; `description` says in Markdown what one sees.
+    """Files by their path below the site's folder.
 
-    The file `gallery.json` says what the site holds, by whom it was made first of all.
+    Attributes:
+        files: among them `index.html`, and `gallery.json`, which describes the content and names filterscope as author.
+        description: explains in Markdown what the site shows.
     """
 
     files: Mapping[str, bytes]
@@ -25,12 +27,12 @@ class Site:
 
     @property
     def size(self) -> int:
-        """How many bytes the files have together."""
+        """The size of all files, in bytes."""
         return sum(map(len, self.files.values()))
 
 
 def manifest(folder: Path) -> dict[str, object]:
-    """Return what a site says of itself.
+    """Return the content of a site's `gallery.json`.
 
     Raises:
         UserError: the folder holds no site of filterscope.
@@ -40,12 +42,12 @@ def manifest(folder: Path) -> dict[str, object]:
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} is not a gallery of filterscope: there is no readable {MANIFEST} in it") from error
     if not isinstance(content, dict) or content.get("made_by") != MADE_BY:
-        raise UserError(f"{folder} is not a gallery of filterscope: its {MANIFEST} is another's")
+        raise UserError(f"{folder} is not a gallery of filterscope: its {MANIFEST} was made by another program")
     return content
 
 
 def check_site(folder: Path) -> None:
-    """Raise a `UserError` where a folder exists that is not ours to replace."""
+    """Raise a `UserError` if a folder exists that is neither empty nor a site of filterscope."""
     if not folder.exists():
         return
     if folder.is_dir() and not any(folder.iterdir()):
@@ -53,14 +55,14 @@ def check_site(folder: Path) -> None:
     try:
         manifest(folder)
     except UserError as error:
-        raise UserError(f"{folder} exists and is no gallery of filterscope; it is left as it is") from error
+        raise UserError(f"{folder} exists and is not a gallery of filterscope, so it is not replaced") from error
 
 
 def write_site(folder: Path, site: Site) -> None:
-    """Write all files below a folder; an older site of ours in its place is replaced when the new one is complete.
+    """Write all files below a folder; an older site of filterscope is replaced once the new one is complete.
 
     Raises:
-        UserError: the folder exists and is not ours.
+        UserError: the folder exists and is not a site of filterscope.
     """
     check_site(folder)
     new, old = (folder.with_name(f".{folder.name}.{which}{PARTIAL}") for which in ("new", "old"))
