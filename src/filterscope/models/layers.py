@@ -113,7 +113,7 @@ def last_layer(network: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
     network without a Linear (SqueezeNet).
     """
     modules = list(network.named_modules())
-    get: Any = getattr(network, "get_classifier", None)
+    get: Any = getattr(network, "get_classifier", None) if hasattr(network, "pretrained_cfg") else None
     classifier = get() if callable(get) else None
     for path, module in modules:
         if module is classifier and isinstance(module, nn.Linear | nn.Conv2d):
