@@ -26,9 +26,9 @@ class Verdict(StrEnum):
     unused: bool
     meaning: str
 
-    USEFUL = "useful", (0, 158, 115), "#009e73", "", False, "structured and active; no fault was found"
+    USEFUL = "useful", (0, 158, 115), "#009e73", "", False, "none of the other verdicts applies"
     DUPLICATE = "duplicate", (86, 180, 233), "#56b4e9", "//", False, "does what another filter of the layer does"
-    IDLE = "idle", (240, 228, 66), "#e6c800", "..", True, "outputs a fifth of the layer's mean or less"
+    IDLE = "idle", (240, 228, 66), "#e6c800", "..", True, "outputs at most a fifth of the layer's mean (by default)"
     NOISE = "noise", (236, 112, 20), "#d55e00", "xx", True, "its weights are arranged as by chance"
     DEAD = "dead", (188, 194, 205), "#8d939e", "--", True, "never positive on any image"
 
