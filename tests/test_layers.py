@@ -57,9 +57,15 @@ NOWHERE = {"matplotlib.pyplot", "lightning"}
 
 
 # Private names of other packages that the source uses, each with its reason.
-PRIVATE: dict[str, str] = {}
+PRIVATE = {
+    "torch.cpu._is_avx512_bf16_supported": "torch has no public test whether the processor computes in bfloat16.",
+    "torch.nn.Module._forward_hooks": "And its siblings: torch cannot list hooks, which must be left out of copies and "
+    "removed after an analysis (`models.layers.hooks_of`).",
+}
 # Public names that two modules define for good reason.
-SHARED_NAMES: dict[str, str] = {}
+SHARED_NAMES: dict[str, str] = {
+    "main": "Each script has one.",
+}
 
 
 def sources() -> dict[str, str]:
@@ -149,7 +155,7 @@ def private_names(text: str) -> Iterator[str]:
 
 
 def _private(name: str) -> bool:
-    return name.startswith("_") and not name.endswith("__")
+    return name.startswith("_") and not name.endswith("_")  # `_value_` of an enum is documented
 
 
 def _of_self(node: ast.Attribute) -> bool:
@@ -247,6 +253,22 @@ def test_every_imported_package_is_declared():
         if not {owner.lower() for owner in owners.get(name, [name])} & declared
     ]
     assert missing == []
+
+
+def test_at_most_four_private_names_of_other_packages_are_used():
+    found = {name for text in sources().values() for name in private_names(text)}
+    assert found <= PRIVATE.keys()
+    assert len(PRIVATE) <= 4
+
+
+def test_a_public_name_has_one_meaning():
+    twice = {name: modules for name, modules in public_names(sources()).items() if len(modules) > 1}
+    assert {name: modules for name, modules in twice.items() if name not in SHARED_NAMES} == {}
+
+
+def test_the_tables_of_the_architecture_page_are_up_to_date():
+    page = ARCHITECTURE.read_text(encoding="utf-8")
+    assert page == with_tables(page), "run `python tests/test_layers.py --write`"
 
 
 def test_errors_imports_nothing_of_the_program():

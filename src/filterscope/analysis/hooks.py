@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from filterscope.models.classifier import Classifier
+from filterscope.models.layers import hooks_of
 
 T = TypeVar("T")
 Precision = Callable[[], AbstractContextManager[Any]]
@@ -42,7 +43,7 @@ def observing(model: nn.Module) -> Iterator[None]:
     caller set, so that gradients of images can be computed (with `torch.autograd.grad`, never `.backward()`).
     """
     flags = {module: module.training for module in model.modules()}
-    hooks = [(hooks, set(hooks)) for module in model.modules() for hooks in _hooks_of(module)]
+    hooks = [(hooks, set(hooks)) for module in model.modules() for hooks in hooks_of(module)]
     devices = sorted({p.get_device() for p in model.parameters() if p.is_cuda})
     try:
         model.eval()
@@ -97,8 +98,3 @@ def tapping(classifier: Classifier, layers: Sequence[str]) -> AbstractContextMan
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of the model's parameters."""
     return next(iter(model.parameters())).device
-
-
-def _hooks_of(module: nn.Module) -> list[dict[int, Any]]:
-    """Return all dicts in which a module keeps its hooks, by the keys of their handles."""
-    return [value for name, value in vars(module).items() if name.endswith("_hooks") and isinstance(value, dict)]

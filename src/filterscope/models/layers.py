@@ -209,3 +209,11 @@ def _chain_names(chain: list[tuple[str, nn.Module]]) -> Iterator[tuple[str, str]
                 return
         elif kind in ("conv", "activation", "norm") and conv:
             yield path, f"block{block}_{'relu' if kind == 'activation' else kind}{conv}"
+
+
+def hooks_of(module: nn.Module) -> list[dict[int, Any]]:
+    """Return the dictionaries in which torch keeps the forward and backward hooks of a module, by handle id.
+
+    These are attributes such as `_forward_pre_hooks`; torch has no public way to list or to leave out hooks.
+    """
+    return [value for name, value in vars(module).items() if re.match(r"_(forward|backward)(_pre)?_hooks", name)]

@@ -7,6 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from filterscope.models.layers import hooks_of
+
 Shape = tuple[int, ...]
 
 
@@ -52,14 +54,14 @@ def accepted_sizes(network: nn.Module, *, in_channels: int, largest: int = 640) 
 
 
 def _copy_on_meta(network: nn.Module) -> nn.Module:
-    """Return a copy of a network whose tensors have shapes but no values; forward hooks are left out.
+    """Return a copy of a network whose tensors have shapes but no values; hooks are left out.
 
     `deepcopy` finds the replacement of every tensor in its memo, so modules and tensors that are shared stay shared
     and the network's own tensors are neither copied nor moved.
     """
     memo: dict[int, object] = {}
     for module in network.modules():
-        memo[id(module._forward_hooks)] = OrderedDict()
+        memo |= {id(hooks): OrderedDict() for hooks in hooks_of(module)}
         attributes = [value for value in vars(module).values() if isinstance(value, Tensor)]  # of weight norm, pruning
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False), *attributes):
             empty = tensor.detach().to("meta")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from filterscope.models.classifier import Classifier
-from filterscope.models.layers import find_layer
+from filterscope.models.layers import find_layer, hooks_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +47,8 @@ class SplitNetwork:
 
     @property
     def watched(self) -> bool:
-        """Whether a module of the trunk has forward hooks, which would miss cached images."""
-        return any(module._forward_hooks for part in self.trunk for module in part.modules())
+        """Whether a module of the trunk has hooks, which would miss cached images."""
+        return any(any(hooks_of(module)) for part in self.trunk for module in part.modules())
 
 
 def split_at(classifier: Classifier, name: str | None = None) -> SplitNetwork | None:

@@ -14,12 +14,7 @@ from torch.func import functional_call
 
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
-from filterscope.models.layers import convolutions
-
-_HOOKS = (
-    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
-    "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called",
-)  # fmt: skip
+from filterscope.models.layers import convolutions, hooks_of
 
 
 class _LayersReached(Exception):
@@ -37,8 +32,7 @@ def frozen_copy(classifier: Classifier) -> Classifier:
     for buffer in classifier.buffers():
         memo[id(buffer)] = buffer.detach()
     for module in classifier.modules():
-        for name in _HOOKS:
-            memo[id(getattr(module, name))] = OrderedDict()
+        memo |= {id(hooks): OrderedDict() for hooks in hooks_of(module)}
     return copy.deepcopy(classifier, memo).eval()
 
 
