@@ -182,15 +182,14 @@ def module_names() -> Counter[str]:
 def tables() -> dict[str, str]:
     """Return the generated tables of docs/architecture.md, by the name of their block."""
     code = sources()
-    rows = ["| Layer | Packages and modules | Content |", "|---|---|---|"]
+    rows = ["| Layer | Packages and modules | Content of the packages |", "|---|---|---|"]
     for number, level in reversed(list(enumerate(sorted(set(LAYERS.values())), start=1))):
         names = sorted(name for name, layer in LAYERS.items() if layer == level)
-        about = [str(ast.get_docstring(ast.parse(code[name]))).partition("\n")[0] for name in names if name in code]
-        data_sets = [name for name in names if name.removeprefix("data.") in DATA_SETS]
-        shown = ", ".join(f"`{name}`" for name in names if name not in data_sets)
-        if data_sets:
+        packages = [name for name in names if (SOURCE / name.replace(".", "/") / "__init__.py").is_file()]
+        about = [str(ast.get_docstring(ast.parse(code[name]))).partition("\n")[0] for name in packages]
+        shown = ", ".join(f"`{name}`" for name in names if name.removeprefix("data.") not in DATA_SETS)
+        if any(name.removeprefix("data.") in DATA_SETS for name in names):
             shown = ", ".join(filter(None, [shown, "the data sets (`data.flowers` …)"]))
-            about = [text for name, text in zip(names, about, strict=True) if name not in data_sets]
         rows.append(f"| {number} | {shown} | {' '.join(about)} |")
     libraries = ["| Library | Imported only by |", "|---|---|"]
     for library, areas in sorted(ONLY_IN.items()):
