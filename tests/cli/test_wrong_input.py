@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,13 @@ def test_wrong_input_to_train(overrides: tuple[str, ...], message: str, composed
 def test_training_without_data_is_refused(composed: Compose, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no data to train on"):
         train(composed("data=none", "visuals=none"), tmp_path)
+
+
+@pytest.mark.skipif(find_spec("mlflow") is not None, reason="mlflow is installed")
+def test_a_logger_whose_package_is_missing_names_the_extra(composed: Compose, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r'logger\.mlflow: .*pip install "filterscope\[mlflow\]"') as caught:
+        train(composed(*tiny("visuals=none", "logger=mlflow")), tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from filterscope.errors import UserError
+from filterscope.errors import UserError, first_line
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions, hooks_of
 
@@ -93,7 +93,7 @@ def profile_forward(classifier: Classifier, groups: Sequence[Sequence[str]], siz
         if missed is not None:
             raise UserError(
                 f"pictures of {size}×{size} pixels do not reach {missed} of {network.backbone.name} "
-                f"({str(error).splitlines()[0]}); choose another recipe.size"
+                f"({first_line(error)}); choose another recipe.size"
             ) from error
     for name in targets:
         if len(shapes.get(name, ())) not in (1, 3):
