@@ -169,26 +169,3 @@ def bare(mine: Run) -> Callable[[], None]:
             schedule.step()
 
     return work
-
-
-def bare_on_features(mine: Run, features: torch.Tensor, epochs: int) -> Callable[[], None]:
-    """Return a loop without Lightning over cached features with a run's head, precision, optimizer and schedule."""
-    head, labels = copy.deepcopy(mine.module.classifier.head), mine.data.labels("train")
-    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
-
-    def work() -> None:
-        total = correct = torch.zeros(())
-        for _ in range(epochs):
-            for batch in torch.randperm(len(features)).split(mine.data.batch_size):
-                optimizer.zero_grad()
-                with mine.trainer.precision_plugin.forward_context():
-                    logits = head(features[batch])
-                loss = F.cross_entropy(logits.float(), labels[batch])
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                total = total + loss.detach()
-                correct = correct + (logits.detach().argmax(1) == labels[batch]).sum()
-
-    return work
