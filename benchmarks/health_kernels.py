@@ -94,10 +94,10 @@ def planted(report: Report, quick: bool, real: Path) -> None:
     alive = record_activity(alexnet(real, 10).eval(), images, layers=["block2_conv1"])[0]["block2_conv1"]
     natural = activity(alive).dead
     natural[dead] = True
-    report.add("planted dead filters: wrongly said of how many", float((named != natural).sum()), at_most=0)
+    report.add("planted dead filters: number of wrong verdicts", float((named != natural).sum()), at_most=0)
     for layer in ("block1_conv1", "block2_conv1"):
         original, first = classifier.module_of(layer).weight.detach(), layer == "block1_conv1"
-        hit, false, found, said, true = 0, 0, 0, 0, 0
+        hit, false, found, claimed, true = 0, 0, 0, 0, 0
         repetitions, fifth = (3 if quick else 20), len(original) // 5
         for seed in range(repetitions):
             order = torch.randperm(len(original), generator=torch.Generator().manual_seed(seed))
@@ -113,11 +113,11 @@ def planted(report: Report, quick: bool, real: Path) -> None:
             of = duplicates(kernels).of
             pairs = {frozenset((i, int(k))) for i, k in enumerate(of) if k >= 0}
             right = {frozenset(pair) for pair in zip(copies.tolist(), sources.tolist(), strict=True)}
-            found, said, true = found + len(pairs & right), said + len(pairs), true + len(right)
+            found, claimed, true = found + len(pairs & right), claimed + len(pairs), true + len(right)
         report.add(f"{layer}: planted noise, recall", hit / (repetitions * fifth), at_least=0.9)
         report.add(f"{layer}: others called noise", false / (repetitions * (len(original) - fifth)), at_most=0.05)
         report.add(f"{layer}: planted copies, recall", found / true, at_least=1)
-        report.add(f"{layer}: planted copies, precision", found / max(said, 1), at_least=0.95)
+        report.add(f"{layer}: planted copies, precision", found / max(claimed, 1), at_least=0.95)
     still = responses["block2_conv1"]
     report.add("frozen layer: largest drift", float(drift(original, original.clone()).distance.max()), at_most=0)
     report.add("frozen layer: CKA", linear_cka(still, still.clone()), at_least=1)

@@ -32,9 +32,9 @@ def decisive(report: Report, quick: bool, real: Path) -> None:
     for seed in seeds:
         torch.manual_seed(seed)
         classifier = alexnet(real, 102)
-        train, seen, held = partition(pool, 1020, 510, 255 if quick else 510, seed=seed)
+        train, judging, testing = partition(pool, 1020, 510, 255 if quick else 510, seed=seed)
         finetune(classifier, train, epochs=3 if quick else 6)
-        found.append(silence(report, f"flowers, network {seed}", classifier, seen, held, draws))
+        found.append(silence(report, f"flowers, network {seed}", classifier, judging, testing, draws))
     compare(report, "flowers", found)
     found, count, tested = [], *((6_000, 2_000) if quick else (20_000, 4_000))
     for seed in seeds:
@@ -44,8 +44,8 @@ def decisive(report: Report, quick: bool, real: Path) -> None:
         (train,) = partition(fashion(real, train=True, count=60_000), count, seed=seed)
         epochs = 4 if quick else 6
         from_scratch(classifier, train, epochs=epochs, each=partial(story, report, name, classifier))
-        seen, held = partition(fashion(real, train=False, count=10_000), tested // 2, tested // 2, seed=seed)
-        found.append(silence(report, name, classifier, seen, held, draws))
+        judging, testing = partition(fashion(real, train=False, count=10_000), tested // 2, tested // 2, seed=seed)
+        found.append(silence(report, name, classifier, judging, testing, draws))
     compare(report, "FashionMNIST", found)
 
 
@@ -61,18 +61,18 @@ Costs = dict[str, Silencing | None]
 """The costs of one network, by layer and for all layers at once; None if there was nothing to silence."""
 
 
-def silence(report: Report, name: str, classifier: Classifier, seen: Images, held: Images, draws: int) -> Costs:
-    """Judge on `seen`, silence on `held`, layer by layer and in all layers at once."""
-    said = {layer: [each.verdict for each in judged] for layer, judged in judge(classifier, seen).items()}
-    report.add(f"{name}: accuracy", accuracy(classifier, *held))
-    for layer, kinds in said.items():
+def silence(report: Report, name: str, classifier: Classifier, judging: Images, testing: Images, draws: int) -> Costs:
+    """Judge on the images `judging`, silence on the images `testing`, layer by layer and in all layers at once."""
+    judgements = {layer: [each.verdict for each in judged] for layer, judged in judge(classifier, judging).items()}
+    report.add(f"{name}: accuracy", accuracy(classifier, *testing))
+    for layer, kinds in judgements.items():
         counts = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
         rest = len(kinds) - counts.get("useful", 0) - counts.get("duplicate", 0)
         report.add(f"{name} {layer}: noise, idle and dead filters", rest, **counts)
-    groups = {layer: {layer: kinds} for layer, kinds in said.items()} | {"all layers at once": said}
+    groups = {layer: {layer: kinds} for layer, kinds in judgements.items()} | {"all layers at once": judgements}
     with torch.autocast("cpu", torch.bfloat16):
         return {
-            what: silencing(classifier, *held, verdicts=verdicts, draws=draws, batch_size=128)
+            what: silencing(classifier, *testing, verdicts=verdicts, draws=draws, batch_size=128)
             for what, verdicts in groups.items()
         }
 
@@ -94,17 +94,17 @@ def compare(report: Report, data: str, networks: list[Costs]) -> None:
         report.add(f"{what}: cost of useful less of unused, in standard errors", apart, at_least=2)
 
 
-def judge(classifier: Classifier, seen: Images) -> dict[str, list[Judgement]]:
+def judge(classifier: Classifier, judging: Images) -> dict[str, list[Judgement]]:
     """Return the verdicts on all layers."""
     layers = convolutions(classifier.layers)
-    sums, _ = record_activity(classifier, *seen, layers=layers)
-    said = {}
+    sums, _ = record_activity(classifier, *judging, layers=layers)
+    judgements = {}
     for layer in layers:
         kernels, acts = classifier.module_of(layer).weight.detach(), activity(sums[layer])
-        said[layer] = judge_filters(
+        judgements[layer] = judge_filters(
             structure=structure(kernels, together=layer == layers[0]),
             activity=acts,
             classes=class_information(sums[layer]),
             duplicates=duplicates(kernels, acts.correlation),
         )
-    return said
+    return judgements

@@ -92,10 +92,10 @@ def test_every_grid_is_framed_in_the_colours_of_the_verdicts(classifier: Classif
 def test_frames_can_be_distinguished_by_red_green_blind_readers() -> None:
     # Linear RGB to the plane that remains to a deuteranope (Viénot, Brettel and Mollon 1999).
     remains = np.array([[0.29275, 0.70725, 0.0], [0.29275, 0.70725, 0.0], [-0.02234, 0.02234, 1.0]])
-    seen = {verdict.value: remains @ (np.array(verdict.colour) / 255) ** 2.2 for verdict in Verdict}
-    seen["background"] = remains @ (np.array(BACKGROUND) / 255) ** 2.2
-    names = list(seen)
-    apart = [np.linalg.norm(seen[a] - seen[b]) for i, a in enumerate(names) for b in names[:i]]
+    perceived = {verdict.value: remains @ (np.array(verdict.colour) / 255) ** 2.2 for verdict in Verdict}
+    perceived["background"] = remains @ (np.array(BACKGROUND) / 255) ** 2.2
+    names = list(perceived)
+    apart = [np.linalg.norm(perceived[a] - perceived[b]) for i, a in enumerate(names) for b in names[:i]]
     assert min(apart) > 0.1
 
 

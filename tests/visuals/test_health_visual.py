@@ -88,16 +88,16 @@ def test_records_of_a_validation_pass_are_used_instead_of_the_examples():
 
 
 def test_a_validation_pass_is_recorded_and_no_hook_remains():
-    classifier, state, seen = network().eval(), VisualState(epoch=0), examples(30)
+    classifier, state, shown_images = network().eval(), VisualState(epoch=0), examples(30)
     with torch.no_grad(), recording_validation({"health": Health()}, classifier, state) as take:
-        for images, labels in zip(seen.images.split(8), seen.labels.split(8), strict=True):
+        for images, labels in zip(shown_images.images.split(8), shown_images.labels.split(8), strict=True):
             classifier(images)
             take(labels)
     assert not any(module._forward_hooks for module in classifier.modules())
-    watched = Health()(classifier, examples(5), state)
-    alone = Health()(classifier, seen, VisualState(epoch=0))
+    recorded = Health()(classifier, examples(5), state)
+    alone = Health()(classifier, shown_images, VisualState(epoch=0))
     same = [tag for tag in alone if tag not in ("health", "health/layers") and not tag.startswith("health/cka")]
-    assert {tag: watched[tag] for tag in same} == {tag: pytest.approx(alone[tag], rel=1e-4, abs=1e-5) for tag in same}
+    assert {tag: recorded[tag] for tag in same} == {tag: pytest.approx(alone[tag], rel=1e-4, abs=1e-5) for tag in same}
     assert state.store["health"]["block1_conv1"]["images"] == 30
 
 
@@ -129,9 +129,9 @@ def test_a_frozen_layer_is_run_and_judged_once():
 
 def test_outside_training_the_verdicts_on_unchanged_weights_are_kept():
     classifier, state = network(), VisualState(epoch=2)
-    said = Health()(classifier, examples(30), state)["health"]
+    judged = Health()(classifier, examples(30), state)["health"]
     again = VisualState(store=state.store)
-    assert Health()(classifier, examples(3), again)["health"].rows == said.rows
+    assert Health()(classifier, examples(3), again)["health"].rows == judged.rows
     with torch.no_grad():
         classifier.module_of("conv_1").weight.add_(0.1)
     Health()(classifier, examples(3), again)
@@ -143,10 +143,10 @@ def test_a_layer_that_stops_learning_is_one_warning(caplog):
     layers = [part for _ in range(4) for part in (nn.Conv2d(3, 3, 3, padding=1), nn.ReLU())]
     backbone = Backbone(nn.Sequential(*layers, nn.Flatten()), name="deep", mean=[0] * 3, std=[1] * 3)
     classifier, state = Classifier(backbone, nn.Linear(48, 2), num_classes=2), VisualState()
-    seen = Examples(images=torch.rand(8, 3, 4, 4), labels=torch.arange(8) % 2)
+    shown_images = Examples(images=torch.rand(8, 3, 4, 4), labels=torch.arange(8) % 2)
     with caplog.at_level(logging.WARNING):
         for state.epoch in range(4):
-            Health()(classifier, seen, state)
+            Health()(classifier, shown_images, state)
             with torch.no_grad():
                 for name in ("conv_1", "conv_2", "conv_4"):
                     classifier.module_of(name).weight.mul_(1.1)
