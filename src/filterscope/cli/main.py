@@ -30,7 +30,6 @@ from filterscope.cli.sweeps import (
     record_failure,
     write_sweep_table,
 )
-from filterscope.config.options import check_config
 from filterscope.errors import UserError, first_line
 from filterscope.runtime.processes import exit_with_parent, is_first_process, unique_dir, wait_for_process
 from filterscope.runtime.signals import Stopped, stop_request
@@ -169,6 +168,8 @@ def resolve_config(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(f"{option} must be given: {_EXAMPLES.get(option, f'{option}=…')}") from error
     except OmegaConfBaseException as error:
         raise UserError(first_line(error)) from error
+    from filterscope.config.options import check_config  # not at the top: `--help` needs no pydantic
+
     config = cast(dict[str, Any], content)
     check_config(config)
     return config
