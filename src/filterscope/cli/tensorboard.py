@@ -11,8 +11,8 @@ from filterscope.runtime.signals import Stopped
 
 log = logging.getLogger("filterscope")
 
-FLAGS: dict[str, Any] = {"samples_per_plugin": {"images": 100_000}}
-"""Without this flag TensorBoard keeps ten random pictures of each tag."""
+FLAGS: dict[str, Any] = {"samples_per_plugin": {"images": 100_000}, "load_fast": "false"}
+"""Without the first flag TensorBoard keeps ten random pictures of each tag; the second avoids a child process."""
 
 
 def start_tensorboard(folder: Path) -> str:
