@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from hypothesis import strategies as st
 from omegaconf.errors import OmegaConfBaseException
 
-from filterscope.cli.main import UNCOMPOSABLE, check_paths, resolve_config
+from filterscope.cli.main import COMPOSE_ERRORS, check_paths, resolve_config
 from filterscope.cli.resume_arguments import resume_arguments
 from filterscope.errors import UserError
 from tiny import REPOSITORY, TINY
@@ -66,7 +66,7 @@ def set_up(given: list[str], folder: Path) -> str | None:
     try:
         resume_arguments([each for each in given if not each.startswith("resume=")])
         composed = hydra.compose("train", [*SMALL, *given])
-    except (*REFUSED, *UNCOMPOSABLE) as error:
+    except (*REFUSED, *COMPOSE_ERRORS) as error:
         return str(error)
     try:
         cfg = resolve_config(composed)

@@ -93,7 +93,7 @@ def tiny(*overrides: str) -> list[str]:
         (("recipe.steps=0",), r"recipe\.steps=0.* at least 1"),
         (("model.dropout=2",), r"model\.dropout=2: must be a number of at least 0 and below 1"),
         (("model.mean=[1,2]",), r"model\.mean=\[1\.0, 2\.0\]: must be 3 numbers"),
-        (("model.mean=[0,0,0]", "model.std=[0,1,1]"), r"model\.std=.*must be 3 positive numbers"),
+        (("model.mean=[0,0,0]", "model.std=[0,1,1]"), r"model\.std=.*must be a list of numbers above 0 or null"),
         (("model=torchvision",), r"model\.name must be given: model\.name=resnet50"),
         (("model.weights=imagenet",), "small_cnn has no published weights"),
         (("trainer.max_epochs=-3",), "max_epochs"),

@@ -51,5 +51,5 @@ def test_any_block_of_any_image_in_rows_and_columns(composed: Compose, tmp_path:
     for wrong in ("[0,3]", "[3]"):
         cfg = composed("visuals=activations", f"visuals.activations.grid={wrong}", config="visualize")
         cfg["model"]["weights"] = None
-        with pytest.raises(UserError, match="wants two numbers, rows and columns"):
+        with pytest.raises(UserError, match="must be a list of 2 integers of at least 1 or null"):
             visualize(cfg, tmp_path / "out")

@@ -17,6 +17,7 @@ from filterscope.errors import UserError, first_line, suggestion
 Config = dict[str, Any]
 
 _NAMES: dict[Any, str] = {int: "an integer", float: "a number", str: "a text", bool: "true or false", NoneType: "null"}
+_PLURALS = {"an integer": "integers", "a number": "numbers", "a text": "texts"}
 _BOUNDS = {"ge": "of at least {:g}", "gt": "above {:g}", "le": "at most {:g}", "lt": "below {:g}"}
 _EXTRAS = ("wandb", "mlflow")
 
@@ -136,8 +137,10 @@ def _alternatives(hint: Any) -> list[str]:
         ordered = sorted(arguments, key=lambda each: each is NoneType)
         return [word for each in ordered for word in _alternatives(each)]
     if inspect.isclass(origin) and issubclass(origin, Sequence):
-        inner = {int: " of integers", float: " of numbers", str: " of texts"}
-        return [f"a list{inner.get(arguments[0], '')}"]
+        count = f"{len(arguments)} " if origin is tuple and Ellipsis not in arguments else ""
+        item = possible_values(arguments[0])
+        plural = next((item.replace(one, many, 1) for one, many in _PLURALS.items() if item.startswith(one)), "")
+        return [f"a list of {count}{plural}" if plural else "a list"]
     return _NAMES.get(hint, "").split(" or ")
 
 

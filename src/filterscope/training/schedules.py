@@ -3,9 +3,13 @@
 import inspect
 import math
 from collections.abc import Callable
+from typing import Annotated
 
+from pydantic import Field
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 def takes_total_steps(schedule: Callable[..., LRScheduler]) -> bool:
@@ -14,7 +18,7 @@ def takes_total_steps(schedule: Callable[..., LRScheduler]) -> bool:
     return given is None and "total_steps" in inspect.signature(schedule).parameters
 
 
-def one_cycle(optimizer: Optimizer, *, total_steps: int, warmup: float = 0.3) -> LRScheduler:
+def one_cycle(optimizer: Optimizer, *, total_steps: int, warmup: Fraction = 0.3) -> LRScheduler:
     """Raise the rate from 1/25 to its full value in the first `warmup` share of the steps, then lower it to 1/250,000.
 
     Both parts follow half a cosine, like torch's `OneCycleLR` (Smith 2018, with fastai's end points).
@@ -29,7 +33,7 @@ def one_cycle(optimizer: Optimizer, *, total_steps: int, warmup: float = 0.3) ->
     return LambdaLR(optimizer, factor)
 
 
-def cosine(optimizer: Optimizer, *, total_steps: int, warmup: float = 0.05) -> LRScheduler:
+def cosine(optimizer: Optimizer, *, total_steps: int, warmup: Fraction = 0.05) -> LRScheduler:
     """Raise the rate linearly in the first `warmup` share of the steps, then lower it to zero along half a cosine."""
     rising = max(1, round(warmup * total_steps))
 
