@@ -52,10 +52,10 @@ def log_numbers(trainer: pl.Trainer, numbers: Mapping[str, float], *, epoch: int
     Weights & Biases drops values whose step is lower than an earlier one, so it gets the optimizer step.
 
     Args:
-        trainer: whose loggers.
+        trainer: the Trainer with the loggers.
         numbers: by tag.
         epoch: the number of finished epochs.
-        but: the `experiment` of a logger that has them already.
+        but: the `experiment` of a logger that is left out, because it has them already.
     """
     for logger in trainer.loggers if numbers else ():
         if but is not None and getattr(logger, "experiment", None) is but:

@@ -1,4 +1,4 @@
-"""Draw the feature maps that layers output for a few examples."""
+"""The outputs of layers for a few examples: feature maps as pictures, and tensors in a file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from filterscope.models.layers import block_ends
 from filterscope.registry import register
 from filterscope.visuals.filter_selection import FilterSelection, check_order, judged_layer, select_filters
 from filterscope.visuals.map_grid import draw_maps
-from filterscope.visuals.output.outputs import Picture
+from filterscope.visuals.output.outputs import Arrays, Picture
 from filterscope.visuals.visual import AtLeastOne, Examples, Visual, VisualState, layer_note, name_of
 
 
@@ -103,6 +103,30 @@ class Activations(Visual):
         if len(kept.get(layer, ())) != min(count, total):
             kept[layer] = sorted(most_varied(maps, count).tolist())
         return FilterSelection(channels=kept[layer])
+
+
+@register("visual", "taps")
+@dataclass(frozen=True, kw_only=True)
+class Taps(Visual):
+    """Save the outputs of layers for the examples in `taps.npz`, together with the `images`.
+
+    Attributes:
+        layers: names of layers; None: the ends of the blocks. A convolution's name means its output before the ReLU.
+        images: the number of examples.
+    """
+
+    layers: Sequence[str] | None = None
+    images: AtLeastOne = 1
+    needs_images: ClassVar[bool] = True
+
+    def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Arrays]:
+        """Return the images and the outputs of every layer."""
+        del state
+        images = examples.images[: self.images]
+        if not len(images):
+            raise UserError("taps need images: give images=[…] or a data set")
+        layers = list(self.layers if self.layers is not None else block_ends(classifier.layers))
+        return {"taps": Arrays(arrays={"images": images, **activations(classifier, images, layers)})}
 
 
 def most_varied(maps: Tensor, count: int) -> Tensor:
