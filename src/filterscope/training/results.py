@@ -100,17 +100,18 @@ def _write_results(
 ) -> None:
     # The numbers of single layers are in the tables of their visual and in metrics.csv.
     overall = {name: value for name, value in metrics.items() if name.count("/") == 1 or name.endswith("/all")}
-    for logger in trainer.loggers:
-        if isinstance(logger, RunTensorBoardLogger):
-            logger.log_outcome(_options(cfg), overall)
-        else:
-            logger.log_hyperparams(_options(cfg))
     for split, counts in module.confusion.items():
         shown: dict[str, Output] = {
             f"predictions/confusion_{split}": confusion_picture(counts, module.classifier.class_names),
             f"predictions/per_class_{split}": accuracy_table(counts, module.classifier.class_names),
         }
         write_outputs(shown, folder=folder, writer=tensorboard_writer(trainer), epoch=trainer.current_epoch)
+    # After the tables: it flushes the event file, and nothing flushes it later.
+    for logger in trainer.loggers:
+        if isinstance(logger, RunTensorBoardLogger):
+            logger.log_outcome(_options(cfg), overall)
+        else:
+            logger.log_hyperparams(_options(cfg))
     export_weights(module.classifier, cfg["export"], folder)
     visuals = find_callback(trainer, LogVisuals)
     for tag, table in visuals.summaries.items() if visuals else ():
