@@ -217,7 +217,7 @@ def test_a_text_file_a_folder_and_a_missing_file_are_refused(tmp_path):
     with pytest.raises(UserError, match="is not a readable weights file"):
         read_tensors(tmp_path / "w.txt")
     for path in (tmp_path, tmp_path / "nowhere.pth"):
-        with pytest.raises(UserError, match=r"no file at .*; give imagenet, the path of a state dict, or null"):
+        with pytest.raises(UserError, match=r"no file at .*; give imagenet, the path of a state dict, a run"):
             read_tensors(path)
 
 
@@ -238,3 +238,22 @@ def test_the_notebook_s_own_state_dict_is_loaded_whole(real):
     own = read_tensors(real / "weights" / "fashion_net_ex.pt")
     assert classifier.backbone.missing == ()
     assert torch.equal(classifier.head.weight, own["fc2.weight"])
+
+
+def test_the_network_of_a_run_folder_is_loaded_exactly(tmp_path):
+    state = small_cnn_backbone().state_dict()
+    run = {f"classifier.backbone.{key}": tensor for key, tensor in state.items()} | {
+        "classifier.head.weight": state["mean"]
+    }
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"state_dict": run, "filterscope": {"config": {}}}, tmp_path / "checkpoints" / "best.ckpt")
+    loaded = small_cnn_backbone(weights=str(tmp_path))
+    assert loaded.missing == ()
+    assert all(torch.equal(state[name], tensor) for name, tensor in loaded.state_dict().items())
+
+
+def test_a_folder_without_a_checkpoint_is_a_clear_error(tmp_path):
+    with pytest.raises(
+        UserError, match=r"no file at .*best\.ckpt; give imagenet, the path of a state dict, a run folder"
+    ):
+        small_cnn_backbone(weights=str(tmp_path))

@@ -182,8 +182,9 @@ def check_paths(cfg: Mapping[str, Any]) -> None:
         UserError: one does not.
     """
     weights = (cfg.get("model") or {}).get("weights")
-    if weights not in (None, "imagenet") and not _is_file(weights):
-        raise UserError(f"no weights file at {weights} (model.weights is a path, imagenet or null)")
+    in_run = f"{weights}/checkpoints/best.ckpt"
+    if weights not in (None, "imagenet") and not _is_file(weights) and not _is_file(in_run):
+        raise UserError(f"no weights file at {weights} (model.weights is a path, a run folder, imagenet or null)")
     images = cfg.get("images") or []
     for image in images if isinstance(images, list) else [images]:
         if not _is_file(image) or not isinstance(images, list):

@@ -109,7 +109,7 @@ def torchvision_backbone(
 
     Args:
         name: as in `torchvision.models.list_models`.
-        weights: `imagenet` (torchvision's own, with a checked hash), the path of a state dict, or None for random.
+        weights: `imagenet` (torchvision's, hash checked), the path of a state dict or run folder, or None for random.
         mean: per channel, of the images the weights were trained on; None: as published.
         std: likewise.
         in_channels: must be 3.
@@ -204,7 +204,7 @@ def small_cnn_backbone(
     """Build the small network of the FashionMNIST notebook.
 
     Args:
-        weights: the path of a state dict, or None for random.
+        weights: the path of a state dict or run folder, or None for random.
         mean: per channel, of the images the weights were trained on; None: images are not normalised.
         std: likewise.
         in_channels: 1 or 3.

@@ -28,7 +28,7 @@ def timm_backbone(
 
     Args:
         name: as in `timm.list_models`, with or without the tag of its weights: `resnet18`, `resnet18.a1_in1k`.
-        weights: `imagenet` (timm's own), the path of a state dict, or None for random.
+        weights: `imagenet` (timm's own), the path of a state dict or run folder, or None for random.
         mean: per channel, of the images the weights were trained on; None: as published.
         std: likewise.
         in_channels: of the images; timm adapts the first layer.

@@ -21,6 +21,9 @@ from filterscope.storage.safe_load import LOAD_ERRORS, load_error_reason, load_p
 
 log = logging.getLogger(__name__)
 
+_IN_RUN = "classifier.backbone.network."
+"""What the names of a network's tensors begin with in the checkpoint of a run; its head has another place."""
+
 
 def download_weights(url: str, name: str) -> Path:
     """Return the path of published weights in torch.hub's cache; they are downloaded the first time.
@@ -146,8 +149,12 @@ def abbreviate(names: Sequence[str], limit: int = 12) -> str:
 def _read(path: str | Path) -> dict[str, Tensor] | list[Tensor]:
     """Return the named tensors or the list of tensors in a weights file."""
     file = Path(path).expanduser()
+    if file.is_dir():
+        file = file / "checkpoints" / "best.ckpt"
     if not file.is_file():
-        raise UserError(f"model.weights: no file at {file}; give imagenet, the path of a state dict, or null")
+        raise UserError(
+            f"model.weights: no file at {file}; give imagenet, the path of a state dict, a run folder or null"
+        )
     try:
         content = load_plain(file)
     except LOAD_ERRORS as error:
@@ -158,7 +165,9 @@ def _read(path: str | Path) -> dict[str, Tensor] | list[Tensor]:
         return content
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise UserError(f"{file} does not hold a state dict (names and tensors) but {_describe(content)}")
-    return {str(name): tensor for name, tensor in content.items()}
+    tensors = {str(name): tensor for name, tensor in content.items()}
+    of_run = {key.removeprefix(_IN_RUN): tensor for key, tensor in tensors.items() if key.startswith(_IN_RUN)}
+    return of_run or tensors
 
 
 def _named(tensors: Sequence[Tensor], network: nn.Module, *, path: Path, name: str) -> dict[str, Tensor]:
