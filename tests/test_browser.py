@@ -1,5 +1,6 @@
 """The gallery and TensorBoard in a real browser, used by mouse and by keyboard."""
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 import hydra
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from train import train
 from visualize import visualize
@@ -83,22 +85,23 @@ def _numbers(page: Page) -> list[int]:
     return [int(tile.get_attribute("data-number")) for tile in page.locator("#tiles > li:visible").all()]
 
 
-def _positions(page: Page, place: str) -> list[str]:
-    """Return the positions of the pictures of a section in their sprite sheets."""
-    return [sprite.evaluate("e => e.style.backgroundPosition") for sprite in page.locator(f"{place} .sprite").all()]
+def _pictures(page: Page, place: str) -> list[str]:
+    """Return the pictures of a section as data URLs, once they are there."""
+    expect(page.locator(f"{place} img").first).to_be_visible()
+    return [image.get_attribute("src") for image in page.locator(f"{place} img").all()]
 
 
 def test_the_mouse_leads_from_the_overview_to_a_layer_to_a_filter(page, gallery):
     page.goto(f"{(gallery / 'index.html').as_uri()}")
     expect(page.get_by_role("heading", level=1)).to_have_text("after")
     expect(page.get_by_text("MB in all")).to_be_visible()
-    expect(page.locator(".card")).to_have_count(2)
+    expect(page.locator(".layers > .card")).to_have_count(2)
     page.get_by_role("link", name="block2_conv1", exact=True).click()
     expect(page.get_by_role("heading", level=1)).to_have_text("block2_conv1")
     page.get_by_role("link", name=re.compile("filter 3 ")).click()
     expect(page.get_by_role("heading", level=1)).to_have_text("block2_conv1, filter 3")
-    expect(page.locator("#patches .sprite")).to_have_count(4)
-    expect(page.locator("#samples .sprite")).to_have_count(3)
+    expect(page.locator("#patches img")).to_have_count(4)
+    expect(page.locator("#samples img")).to_have_count(3)
     page.get_by_role("link", name="next →").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("block2_conv1, filter 4")
 
@@ -128,7 +131,7 @@ def test_filters_are_sorted_and_filtered_by_their_measures(page, gallery):
     page.get_by_label("Sort by").select_option("activation")
     strongest = sorted(facts, key=lambda i: (-float(facts[i]["activation"]), i))
     assert _numbers(page) == strongest
-    page.get_by_role("slider").fill("1")
+    page.get_by_label("Activation at least").fill("1")
     active = [i for i in strongest if float(facts[i]["activation"]) >= 1]
     assert _numbers(page) == active
     expect(page.locator("#status")).to_have_text(f"{len(active)} of {len(facts)} filters")
@@ -136,7 +139,7 @@ def test_filters_are_sorted_and_filtered_by_their_measures(page, gallery):
     page.get_by_role("checkbox", name=word).uncheck()
     assert _numbers(page) == [i for i in active if facts[i]["verdict"] != word]
     page.get_by_role("checkbox", name=word).check()
-    page.get_by_role("slider").fill("0")
+    page.get_by_label("Activation at least").fill("0")
     label = facts[strongest[0]]["classes"].split()[0]
     page.get_by_label("Responds most to").select_option(label)
     assert _numbers(page) == [i for i in strongest if label in facts[i]["classes"].split()]
@@ -148,18 +151,18 @@ def test_the_slider_shows_earlier_epochs(page, gallery):
     slider.focus()
     page.keyboard.press("Home")
     expect(slider).to_have_attribute("aria-valuetext", "epoch 0, before training")
-    before = _positions(page, "#then")
+    before = _pictures(page, "#then")
     page.keyboard.press("ArrowRight")
     expect(slider).to_have_attribute("aria-valuetext", "epoch 1")
     assert len(before) == 3  # kernel, synthesized image, response
-    assert not set(before) & set(_positions(page, "#then"))
+    assert not set(before) & set(_pictures(page, "#then"))
 
 
 def test_the_response_to_the_chosen_image_is_shown(page, gallery):
     page.goto(f"{(gallery / 'filters' / 'block1_conv1.html').as_uri()}#0")
-    first = _positions(page, "#response")
+    first = _pictures(page, "#response")
     page.get_by_role("radio").nth(1).check()
-    assert _positions(page, "#response") != first
+    assert _pictures(page, "#response") != first
 
 
 def test_two_networks_are_compared_filter_by_filter(page, gallery):
@@ -182,6 +185,81 @@ def test_two_networks_are_compared_filter_by_filter(page, gallery):
     expect(page.get_by_role("heading", name="The same filter in before")).to_be_visible()
     expect(page.locator("#compared .sprite")).to_have_count(3)
     expect(page.locator("#compared-change")).to_have_text(f"Differences: {summary}.")
+
+
+def test_the_order_of_a_layer_is_kept_by_next_by_escape_and_by_back(page, gallery):
+    page.goto((gallery / "layers" / "block2_conv1.html").as_uri())
+    page.get_by_label("Sort by").select_option("activation")
+    page.get_by_label("Activation at least").fill("0.5")
+    order = _numbers(page)
+    page.locator("#tiles a").first.click()
+    for number in order[:3]:
+        expect(page.get_by_role("heading", level=1)).to_have_text(f"block2_conv1, filter {number}")
+        page.keyboard.press("ArrowRight")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("heading", level=1)).to_have_text("block2_conv1")
+    assert _numbers(page) == order
+    assert page.evaluate("document.activeElement.closest('li').dataset.number") == str(order[3])
+    for _ in range(5):  # over the filters, back to the page on which the order was chosen
+        page.go_back()
+    expect(page.get_by_role("heading", level=1)).to_have_text("block2_conv1")
+    assert _numbers(page) == order
+
+
+def test_one_slider_moves_the_pictures_and_verdicts_of_a_whole_layer(page, gallery):
+    page.goto((gallery / "layers" / "block2_conv1.html").as_uri())
+    kernel = page.locator("#tiles .kernel").first
+    script = (gallery / "data" / "epochs.js").read_text()
+    records = json.loads(script.partition(" = ")[2].rstrip().rstrip(";"))
+    layer, shown = records["layers"]["block2_conv1"], {}
+    last = len(layer["epochs"])  # the place of the network of the gallery itself
+    for place in range(last + 1):
+        page.get_by_label("All filters after").fill(str(place))
+        verdicts = page.locator("#tiles .verdict").all_text_contents()
+        shown[place] = (kernel.evaluate("e => getComputedStyle(e).backgroundImage"), verdicts)
+        counted = sum(int(text.split()[0]) for text in page.locator("#bar .counts .verdict").all_text_contents())
+        assert counted == len(verdicts)
+    assert len({image for image, _ in shown.values()}) == last + 1
+    assert shown[0][1] == [records["words"][word] for word in layer["verdicts"][0]]
+    page.get_by_label("All filters after").fill("0")
+    expect(page.locator("#metrics")).to_contain_text("val/acc")
+    page.get_by_role("button", name="Play").click()
+    expect(page.locator("#epoch-label")).to_have_text("the network of this gallery", timeout=10_000)
+
+
+def test_the_overview_finds_filters_by_words_class_and_image(page, gallery):
+    page.goto((gallery / "index.html").as_uri())
+    expect(page.locator(".run")).to_contain_text("val/acc")
+    page.get_by_label("Words or number").fill("block1 3")
+    expect(page.locator("#found > li")).to_have_count(1)
+    expect(page.locator("#found a")).to_have_attribute("href", "filters/block1_conv1.html#3")
+    page.get_by_label("Words or number").fill("")
+    page.locator("#class").select_option("0")
+    multiples = [
+        float(text.split()[-1].rstrip("×")) for text in page.locator("#found a span:nth-child(2)").all_text_contents()
+    ]
+    assert multiples
+    assert multiples == sorted(multiples, reverse=True)
+    page.locator("#class").select_option("")
+    page.get_by_role("radio").first.check()
+    expect(page.locator("#found > li").first).to_be_visible()
+
+
+def test_a_picture_can_be_enlarged_and_saved_and_similar_filters_are_linked(page, gallery):
+    page.goto(f"{(gallery / 'filters' / 'block2_conv1.html').as_uri()}#1")
+    page.locator("#patches button").first.click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Save").click()
+    assert download.value.suggested_filename == "block2_conv1-1-patch0.png"
+    with Image.open(download.value.path()) as saved:
+        assert saved.size == (104, 104)
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    near = page.locator("#similar a").first
+    number = near.text_content().partition(":")[0].removeprefix("filter ")
+    near.click()
+    expect(page.get_by_role("heading", level=1)).to_have_text(f"block2_conv1, filter {number}")
 
 
 def test_a_finished_training_leaves_a_gallery_with_all_epochs(run):

@@ -1,5 +1,6 @@
 """The gallery's content: every filter is there, its pictures and texts are right, and no foreign folder is touched."""
 
+import base64
 import dataclasses
 import io
 import json
@@ -54,6 +55,11 @@ def _data(site: Site, layer: str) -> dict:
     return json.loads(script.removeprefix("window.filterscope = ").rstrip().removesuffix(";"))
 
 
+def _sheet(site: Site, layer: str, number: int) -> Pixels:
+    encoded = site.files[f"sprites/{layer}/{number}.js"].decode().partition("base64,")[2].partition('"')[0]
+    return _pixels(base64.b64decode(encoded))
+
+
 def _compared(site: Site, layer: str) -> list:
     script = site.files[f"compared/{layer}.js"].decode()
     return json.loads(script.removeprefix("window.filterscopeCompared = ").rstrip().removesuffix(";"))
@@ -63,7 +69,7 @@ def test_every_layer_has_its_pages_and_every_filter_its_sprite_sheet(made: Site)
     for layer, count in (("block1_conv1", 8), ("block2_conv1", 12)):
         assert f"filters/{layer}.html" in made.files
         assert made.files[f"layers/{layer}.html"].count(b"data-number=") == count
-        assert [f"sprites/{layer}/{i}.webp" in made.files for i in range(count)] == [True] * count
+        assert [f"sprites/{layer}/{i}.js" in made.files for i in range(count)] == [True] * count
         assert len(_data(made, layer)["filters"]) == count
     assert f"{made.size / 1e6:.1f} MB in all" in made.files["index.html"].decode()
 
@@ -87,7 +93,7 @@ def test_the_atlas_holds_the_kernels_of_the_layer(classifier: Classifier, made: 
 
 def test_the_tiles_of_a_sprite_sheet_are_where_the_layout_says(made: Site) -> None:
     data = _data(made, "block1_conv1")
-    sheet = _pixels(made.files["sprites/block1_conv1/0.webp"])
+    sheet = _sheet(made, "block1_conv1", 0)
     assert sheet.shape[:2] == (data["layout"]["height"], data["layout"]["width"])
     left, top, width, height = data["layout"]["places"]["patch0"]
     shown = sheet[top : top + height, left : left + width].astype(float)

@@ -1,6 +1,7 @@
 """The callback that draws visuals before training, after every epoch and at the end."""
 
 import logging
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,7 +18,7 @@ from filterscope.data.datamodule import ImageDataModule
 from filterscope.errors import UserError
 from filterscope.models.adapter import as_classifier, find_network
 from filterscope.models.classifier import Classifier
-from filterscope.training.loggers import log_numbers, show_pictures, tensorboard_writer
+from filterscope.training.loggers import log_numbers, run_options, show_pictures, tensorboard_writer
 from filterscope.training.metrics_log import MetricsLog
 from filterscope.visuals.output.outputs import Output, Table
 from filterscope.visuals.output.writer import write_outputs
@@ -95,7 +96,7 @@ class LogVisuals(pl.Callback):
         self.draw_end = draw_end
         self.strict = strict
         self.state = VisualState()
-        self.summaries: dict[str, Table] = {}
+        self.summaries: dict[str, tuple[int, Table]] = {}  # the newest tables for the terminal, with their epochs
         self._adapted: Classifier | None = None
         self._adapted_from: object = None
         self._packed: dict[str, Any] | None = None  # the examples as checkpoints hold them
@@ -130,6 +131,7 @@ class LogVisuals(pl.Callback):
         if not self.visuals:
             return
         self.state.epoch, self.state.last = epoch, epoch == trainer.max_epochs
+        self._remember_run(trainer, pl_module, epoch=epoch)
         shown = self._draw(trainer, pl_module, epoch=epoch)
         self.state.gathered.clear()
         numbers = {tag: output for tag, output in shown.items() if isinstance(output, float)}
@@ -142,9 +144,9 @@ class LogVisuals(pl.Callback):
 
     def draw_final(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, epoch: int) -> None:
         """Draw the visuals of the end of training, with the network as it was after `epoch` epochs."""
-        self.state.ended = True
+        last, self.state.epoch, self.state.ended = self.state.epoch, epoch, True
         self._draw(trainer, pl_module, epoch=epoch)
-        self.state.ended = False
+        self.state.epoch, self.state.ended = last, False
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Record the validation before training, or that of an epoch."""
@@ -222,8 +224,19 @@ class LogVisuals(pl.Callback):
                 outputs |= render({name: visual}, classifier, examples, self.state, precision=precision)
         with self._reported("writing"):
             self._write(trainer, outputs, epoch=epoch)
-        self.summaries |= {tag: each for tag, each in outputs.items() if isinstance(each, Table) and each.terminal}
+        tables = {tag: each for tag, each in outputs.items() if isinstance(each, Table) and each.terminal}
+        self.summaries |= {tag: (epoch, table) for tag, table in tables.items()}
         return outputs
+
+    def _remember_run(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, epoch: int) -> None:
+        """Store the options of the run and the metrics of the epoch, for visuals that show them."""
+        rows: Any = next((each.rows for each in trainer.callbacks if isinstance(each, MetricsLog)), {})  # type: ignore[attr-defined]
+        own = self.state.store.get("numbers", {})
+        metrics = rows.get(epoch, {}) if rows else trainer.callback_metrics
+        finite = {name: float(value) for name, value in metrics.items() if name not in own and math.isfinite(value)}
+        self.state.store.setdefault("metrics", {})[epoch] = finite
+        if config := getattr(pl_module, "about", {}).get("config"):
+            self.state.store["run"] = {name: str(value) for name, value in run_options(config).items()}
 
     def _write(self, trainer: pl.Trainer, outputs: Mapping[str, Output], *, epoch: int) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]

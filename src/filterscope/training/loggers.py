@@ -103,3 +103,21 @@ def show_pictures(trainer: pl.Trainer, outputs: Mapping[str, Output], *, epoch: 
 def _is(logger: Any, name: str) -> bool:
     # By name, because `lightning.pytorch` has classes of its own.
     return any(kind.__name__ == name for kind in type(logger).__mro__)
+
+
+def run_options(cfg: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
+    """Return the options by which runs are compared: the choice from each group, and the most important values."""
+    named = ("data", "head", "finetune", "optimizer", "schedule")
+    groups = {group: str(cfg[group]["_target_"]).rpartition(".")[2] for group in named}
+    options = {
+        "model.name": cfg["model"].get("name", "small_cnn"),
+        "model.weights": cfg["model"]["weights"],
+        "data.image_size": cfg["data"]["image_size"],
+        "data.batch_size": cfg["data"]["batch_size"],
+        **{f"optimizer.{key}": value for key, value in cfg["optimizer"].items() if not key.startswith("_")},
+        **{f"finetune.{key}": value for key, value in cfg["finetune"].items() if not key.startswith("_")},
+        **{f"trainer.{key}": cfg["trainer"].get(key) for key in ("max_epochs", "devices", "num_nodes")},
+        "label_smoothing": cfg["label_smoothing"],
+        "seed": cfg["seed"],
+    }
+    return groups | {key: v if isinstance(v, (int, float, bool)) else str(v) for key, v in options.items()}

@@ -14,7 +14,7 @@ from filterscope.models.classifier import Classifier
 from filterscope.storage.atomic import atomic_write
 from filterscope.training.checkpoints import RunCheckpoints, load_checkpoint
 from filterscope.training.log_visuals import LogVisuals
-from filterscope.training.loggers import RunTensorBoardLogger, tensorboard_writer
+from filterscope.training.loggers import RunTensorBoardLogger, run_options, tensorboard_writer
 from filterscope.training.metrics_log import MetricsLog
 from filterscope.training.module import FinetuneModule
 from filterscope.visuals.confusion import accuracy_table, confusion_picture
@@ -109,31 +109,13 @@ def _write_results(
     # After the tables: it flushes the event file, and nothing flushes it later.
     for logger in trainer.loggers:
         if isinstance(logger, RunTensorBoardLogger):
-            logger.log_outcome(_options(cfg), overall)
+            logger.log_outcome(run_options(cfg), overall)
         else:
-            logger.log_hyperparams(_options(cfg))
+            logger.log_hyperparams(run_options(cfg))
     export_weights(module.classifier, cfg["export"], folder)
     visuals = find_callback(trainer, LogVisuals)
-    for tag, table in visuals.summaries.items() if visuals else ():
-        log.info("%s", table_text(table, f"{tag}, epoch {visuals.state.epoch}" if visuals else tag))
+    for tag, (epoch, table) in visuals.summaries.items() if visuals else ():
+        log.info("%s", table_text(table, f"{tag}, epoch {epoch}"))
     for name, value in sorted(overall.items()):
         log.info("%s %.4f", name, value)
     log.info("%s", tensorboard_command(folder))
-
-
-def _options(cfg: dict[str, Any]) -> dict[str, str | int | float | bool]:
-    """Return the options by which runs are compared: the choice from each group, and the most important values."""
-    named = ("data", "head", "finetune", "optimizer", "schedule")
-    groups = {group: str(cfg[group]["_target_"]).rpartition(".")[2] for group in named}
-    options = {
-        "model.name": cfg["model"].get("name", "small_cnn"),
-        "model.weights": cfg["model"]["weights"],
-        "data.image_size": cfg["data"]["image_size"],
-        "data.batch_size": cfg["data"]["batch_size"],
-        **{f"optimizer.{key}": value for key, value in cfg["optimizer"].items() if not key.startswith("_")},
-        **{f"finetune.{key}": value for key, value in cfg["finetune"].items() if not key.startswith("_")},
-        **{f"trainer.{key}": cfg["trainer"].get(key) for key in ("max_epochs", "devices", "num_nodes")},
-        "label_smoothing": cfg["label_smoothing"],
-        "seed": cfg["seed"],
-    }
-    return groups | {key: v if isinstance(v, (int, float, bool)) else str(v) for key, v in options.items()}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -40,6 +40,16 @@ FILTER_BYTES = 6_000  # of each filter: its part of the pages, its numbers, its 
 LAYER_BYTES = 60_000  # of each layer: its pages and its part of the overview
 SITE_BYTES = 60_000  # of the style sheet, the script and the overview
 IMAGE_BYTES = 20_000  # of each response image
+RUN_OPTIONS = (
+    "data",
+    "model.weights",
+    "head",
+    "finetune",
+    "optimizer",
+    "data.image_size",
+    "trainer.max_epochs",
+    "seed",
+)
 IMAGES_PER_PATCH = 4  # with fewer images, the "top-activating" patches would be nearly all there are
 
 
@@ -97,7 +107,8 @@ class Gallery(Visual):
         if not counts:
             raise UserError(f"a gallery shows filters of convolutions; there is none among {', '.join(names)}")
         compared = ComparedGallery.read(Path(self.compare).expanduser()) if self.compare else None
-        max_bytes = self._bytes_per_filter(counts, compared)
+        history = state.store.get("history", {})
+        max_bytes = self._bytes_per_filter(counts, compared, history)
         real = self._real_images(examples)
         min_images = IMAGES_PER_PATCH * self.patches
         # Without an epoch, health reuses the verdicts of the training and logs no warnings a second time.
@@ -119,7 +130,7 @@ class Gallery(Visual):
                     patches=self.patches,
                     maps=activations(classifier, shown, [name])[name] if len(shown) else None,
                     health=filter_facts(state.store.get("health", {}).get(name, {}), count),
-                    history=state.store.get("history", {}).get(name, {}),
+                    history=history.get(name, {}),
                 )
                 pages.append(build_layer_page(classifier, name, findings, real, max_bytes=max_bytes))
                 done += count
@@ -127,6 +138,8 @@ class Gallery(Visual):
         info = {
             "title": self.title or classifier.backbone.name,
             "network": classifier.backbone.name,
+            "run": _run_facts(state),
+            "metrics": state.store.get("metrics", {}),
             "classes": list(examples.class_names or classifier.class_names),
             "images": len(real),
             "images_hash": _hash(real.images),
@@ -140,17 +153,20 @@ class Gallery(Visual):
         }
         return {"gallery": build_site(pages, info, compared)}
 
-    def _bytes_per_filter(self, counts: Mapping[str, int], compared: ComparedGallery | None) -> float:
+    def _bytes_per_filter(
+        self, counts: Mapping[str, int], compared: ComparedGallery | None, history: Mapping[str, Mapping[int, Any]]
+    ) -> float:
         """Return how many bytes the pictures of one filter may take."""
         total = sum(counts.values())
         fixed = SITE_BYTES + LAYER_BYTES * len(counts) + IMAGE_BYTES * self.response_images
         fixed += sum(map(len, compared.files.values())) if compared else 0
+        fixed += sum(record["kernel"].numel() for name in counts for record in history.get(name, {}).values())
         least = math.ceil((fixed + total * FILTER_BYTES) / 1e5) / 10
         if self.max_megabytes < least:
             raise UserError(
                 f"visuals.gallery.max_megabytes={self.max_megabytes:g}: {total} filters need at least {least:g}"
             )
-        return (self.max_megabytes * 1e6 - fixed) / total - FILTER_BYTES / 2
+        return float((self.max_megabytes * 1e6 - fixed) / total - FILTER_BYTES / 2)
 
     def _real_images(self, examples: Examples) -> Examples:
         """Return `images` images of the data, or the examples alone if the data cannot be read."""
@@ -188,6 +204,15 @@ class Gallery(Visual):
                 part = slice(start, start + count)
                 sets.append(SampleSet(recipe=name, images=images[part], captions=captions[part]))
         return sets
+
+
+def _run_facts(state: VisualState) -> dict[str, str]:
+    """Return the main options of the run and the metrics of the epoch that is shown, as texts by name."""
+    options, metrics = state.store.get("run", {}), state.store.get("metrics", {})
+    facts = {name: str(options[name]) for name in RUN_OPTIONS if name in options}
+    epoch = state.epoch if state.ended else max(metrics, default=None)
+    named = {name: value for name, value in metrics.get(epoch, {}).items() if name.startswith(("val/", "test/"))}
+    return facts | {f"{name}, epoch {epoch}": f"{value:.4g}" for name, value in named.items()}
 
 
 def _hash(images: Tensor) -> str:

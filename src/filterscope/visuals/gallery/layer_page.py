@@ -1,5 +1,6 @@
 """The data and pictures of one layer's pages: atlases of all filters, a sprite sheet and facts for each filter."""
 
+import base64
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,10 +25,12 @@ from filterscope.visuals.visual import Examples, example_name
 # Sides in pixels of the tiles in a filter's sprite sheet, of the thumbnails and of a patch in the compared atlas.
 KERNEL, SAMPLE, PATCH, RESPONSE, EPOCH, THUMBNAIL, SMALL_PATCH = 128, 128, 104, 96, 72, 96, 64
 FULL_SIZE_FILTERS = 1024  # layers of more filters have smaller thumbnails
-SHARE_OF_SHEET, SHARE_OF_THUMBNAIL, SHARE_OF_PATCHES = 0.8, 0.12, 0.08  # of the bytes of a filter's pictures
+# Of the bytes of a filter's pictures; the sheet is stored as text, which takes a third more.
+SHARE_OF_SHEET, SHARE_OF_THUMBNAIL, SHARE_OF_PATCHES, SHARE_OF_HISTORY = 0.75 * 0.75, 0.12, 0.06, 0.07
 OVERVIEW_FILTERS = 10  # filters of a layer that the overview shows
 COMPARED_PATCHES = 3  # patches of a filter that a comparison shows
 KINDS = ("kernel", "synthesis", "response")  # of tiles that the history holds
+NEIGHBOURS = 6  # most similar filters that the page of a filter links to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +137,9 @@ class LayerPage:
         epochs: the epochs that the slider shows.
         layout: of the sprite sheets.
         atlases: one picture of each filter in one WebP file: `kernels`, `synthesis` and, with images, `patches`.
+        history: the same for recorded epochs, as `<kind>-<index of the epoch>`.
         sheets: the sprite sheet of each filter.
+        active: the filters that respond most to each response image, compared with their responses to all images.
         facts: texts and numbers of each filter, plain data.
         overview: the filters that the overview shows, and their synthesized images.
     """
@@ -147,7 +152,9 @@ class LayerPage:
     epochs: Sequence[int]
     layout: SpriteLayout
     atlases: Mapping[str, bytes]
+    history: Mapping[str, bytes]
     sheets: Sequence[bytes]
+    active: Sequence[Sequence[int]]
     facts: Sequence[Mapping[str, Any]]
     overview: Mapping[int, Pixels]
 
@@ -160,7 +167,20 @@ class LayerPage:
     def files(self) -> dict[str, bytes]:
         """All pictures by their path below the site."""
         atlases = {f"atlas/{self.slug}-{name}.webp": content for name, content in self.atlases.items()}
-        return atlases | {f"sprites/{self.slug}/{i}.webp": sheet for i, sheet in enumerate(self.sheets)}
+        atlases |= {f"history/{self.slug}-{name}.webp": content for name, content in self.history.items()}
+        return atlases | {f"sprites/{self.slug}/{i}.js": _sheet_script(i, sheet) for i, sheet in enumerate(self.sheets)}
+
+    @property
+    def epoch_facts(self) -> dict[str, Any]:
+        """What the epoch slider shows: verdicts of all filters and kinds of pictures, by the index of the epoch."""
+        words = ["", *Verdict]
+        places = range(len(self.epochs))
+        return {
+            "epochs": list(self.epochs),
+            "verdicts": [[words.index(each["history"][place]) for each in self.facts] for place in places],
+            "kinds": [[kind for kind in KINDS if f"{kind}-{place}" in self.history] for place in places],
+            "synthesized": [[i for i, e in enumerate(self.facts) if place in e["synthesized"]] for place in places],
+        }
 
 
 def build_layer_page(
@@ -187,12 +207,20 @@ def build_layer_page(
     kernel_tiles = filter_tiles(weights, KERNEL)[0]
     # A browser decodes an atlas as a whole, four bytes a pixel: its size must not grow with the number of filters.
     scale = min(1.0, (FULL_SIZE_FILTERS / count) ** 0.5)
+    similar = similar_filters(weights, findings.top)
     facts, sheets, patches = [], [], []
     for i, sources in enumerate(best):
         tiles = {"kernel": kernel_tiles[i], **findings.tiles(i, sources, examples.images, field)}
         sheets.append(encode_webp(layout.draw(tiles), int(SHARE_OF_SHEET * max_bytes)))
         patches.append(_patch_row(tiles, round(SMALL_PATCH * scale)))
-        facts.append(findings.facts(i, sources, examples) | {"classes": classes[i], "inputs": strongest[i]})
+        facts.append(
+            findings.facts(i, sources, examples)
+            | {
+                "classes": classes[i],
+                "inputs": strongest[i],
+                "similar": {kind: each[i] for kind, each in similar.items()},
+            }
+        )
     samples = findings.samples[0].images
     thumbnails = [_photo(image, round(THUMBNAIL * scale)) for image in samples]
     atlases = {
@@ -210,7 +238,9 @@ def build_layer_page(
         epochs=findings.epochs,
         layout=layout,
         atlases=atlases,
+        history=_history_atlases(findings, count, max_bytes=SHARE_OF_HISTORY * max_bytes * count),
         sheets=sheets,
+        active=_most_active(findings),
         facts=facts,
         overview={i: _photo(samples[i], THUMBNAIL) for i in _best_filters(facts, OVERVIEW_FILTERS)},
     )
@@ -231,6 +261,64 @@ def preferred_classes(responses: Tensor, labels: Tensor | None, most: int = 5) -
     best = (means / responses.mean(0).clamp_min(1e-12)).topk(min(most, len(classes)), dim=0)
     rows = zip(classes[best.indices].T.tolist(), best.values.T.tolist(), strict=True)
     return [[(c, float(f"{v:.3g}")) for c, v in zip(*row, strict=True) if v > 1.05] for row in rows]
+
+
+def similar_filters(weights: Tensor, top: TopResponses | None) -> dict[str, list[list[tuple[int, float]]]]:
+    """Return the filters of a layer that are most similar to each of its filters, most similar first.
+
+    Args:
+        weights: the kernels, `(n, inputs, kh, kw)`.
+        top: the responses of the filters to real images; None: unknown.
+
+    Returns:
+        By kind: `kernel` (cosine of the kernels) and, with images, `responses` (correlation of the mean responses over
+        the images); for each filter a list of `(filter, similarity)`, positive similarities only.
+    """
+    vectors = {"kernel": weights.flatten(1)}
+    if top is not None:
+        vectors["responses"] = (top.responses - top.responses.mean(0)).T
+    found = {}
+    for kind, rows in vectors.items():
+        unit = rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+        likeness = (unit @ unit.T).fill_diagonal_(-1)
+        best = likeness.topk(min(NEIGHBOURS, len(rows)), dim=1)
+        found[kind] = [
+            [(i, round(value, 2)) for i, value in zip(*row, strict=True) if value > 0.005]
+            for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+    return found
+
+
+def _most_active(findings: LayerFindings, count: int = 8) -> list[list[int]]:
+    """Return for each response image the filters whose largest response stands out most from that to all images."""
+    if findings.maps is None:
+        return []
+    peaks = torch.stack([each.flatten(1).amax(1) for each in findings.maps]).clamp_min(0)
+    usual = findings.top.largest.clamp_min(0).mean(0) if findings.top else peaks.mean(0)
+    best = (peaks / usual.clamp_min(1e-12)).topk(min(count, peaks.shape[1]), dim=1).indices
+    return [[i for i in row if peaks[k, i] > 0] for k, row in enumerate(best.tolist())]
+
+
+def _history_atlases(findings: LayerFindings, count: int, *, max_bytes: float) -> dict[str, bytes]:
+    """Return an atlas of all filters for each kind and recorded epoch; kernels are lossless, one pixel per weight."""
+    atlases = {}
+    limit = int(max_bytes / max(2 * len(findings.epochs), 1))
+    for place, epoch in enumerate(findings.epochs):
+        record = findings.history[epoch]
+        atlases[f"kernel-{place}"] = encode_webp(draw_atlas(record["kernel"].numpy()))
+        if "response" in record:
+            atlases[f"response-{place}"] = encode_webp(draw_atlas(coloured_maps(record["response"])), limit)
+        if "synthesis" in record:
+            side = record["synthesis"].shape[1]
+            tiles = np.full((count, side, side, 3), 128, np.uint8)
+            tiles[record["channels"]] = record["synthesis"].numpy()
+            atlases[f"synthesis-{place}"] = encode_webp(draw_atlas(tiles), limit)
+    return atlases
+
+
+def _sheet_script(i: int, sheet: bytes) -> bytes:
+    # A page opened from the disk may cut single pictures out of a data URL, but not out of an image file.
+    return f'filterscopeSheet({i},"data:image/webp;base64,{base64.b64encode(sheet).decode()}");'.encode()
 
 
 def _best_filters(facts: Sequence[Mapping[str, Any]], count: int) -> list[int]:

@@ -38,6 +38,8 @@ def build_site(pages: Sequence[LayerPage], info: Info, compared: ComparedGallery
     }
     templates = files("filterscope.visuals.gallery") / "templates"
     content |= {name: (templates / name).read_bytes() for name in ("gallery.css", "gallery.js")}
+    content["data/epochs.js"] = _script("filterscopeEpochs", _epochs(pages, info))
+    content["data/search.js"] = _script("filterscopeSearch", _search_index(pages, info))
     content[MANIFEST] = json.dumps(_manifest(pages, info), ensure_ascii=False).encode()
     for i, page in enumerate(pages):
         neighbours = {
@@ -46,6 +48,7 @@ def build_site(pages: Sequence[LayerPage], info: Info, compared: ComparedGallery
         }
         content |= page.files | _layer_files(page, info, compared, neighbours)
     context = {"pages": pages, "info": info, "compared": compared, "overview_tiles": len(overview)}
+    context["epochs"] = len({epoch for page in pages for epoch in page.epochs})
     # The overview states the size of the site, itself included; the number's digits do not change its length much.
     size = (sum(map(len, content.values())) + len(_render("index.html.j2", **context, megabytes=0.0))) / 1e6
     content["index.html"] = _render("index.html.j2", **context, megabytes=size)
@@ -99,20 +102,50 @@ def _script(name: str, data: Any) -> bytes:
 
 
 def _manifest(pages: Sequence[LayerPage], info: Info) -> dict[str, Any]:
+    """Return all numbers and file names of the site, for other programs."""
     return {
         "made_by": MADE_BY,
-        "title": info["title"],
-        "network": info["network"],
+        **{key: info[key] for key in ("title", "network", "run", "metrics", "classes", "recipes")},
         "images": info["images_hash"],
         "layers": [
             {
                 "name": page.name,
                 "slug": page.slug,
+                "receptive_field": page.field,
                 "atlases": list(page.atlases),
+                "atlas_grid": grid_shape(len(page.facts)),
+                "sheet_layout": asdict(page.layout)["places"],
+                "epochs": list(page.epochs),
+                "filters": page.facts,
+            }
+            for page in pages
+        ],
+    }
+
+
+def _epochs(pages: Sequence[LayerPage], info: Info) -> dict[str, Any]:
+    """Return what the epoch sliders show: the metrics of the run, and the records of every layer."""
+    return {
+        "metrics": info["metrics"],
+        "words": ["", *Verdict],
+        "layers": {page.slug: page.epoch_facts for page in pages if page.epochs},
+    }
+
+
+def _search_index(pages: Sequence[LayerPage], info: Info) -> dict[str, Any]:
+    """Return what the search of the overview knows: the verdict, the classes and the words of every filter."""
+    words = ["", *Verdict]
+    return {
+        "classes": list(info["classes"]),
+        "words": words,
+        "layers": [
+            {
+                "name": page.name,
+                "slug": page.slug,
                 "filters": [
-                    {key: each.get(key) for key in ("verdict", "reason", "activation", "z", "best")}
-                    for each in page.facts
+                    [words.index(each["verdict"]), each["classes"], each.get("sentence", "")] for each in page.facts
                 ],
+                "active": page.active,
             }
             for page in pages
         ],

@@ -2,6 +2,7 @@
 "use strict";
 
 const byId = (id) => document.getElementById(id);
+const VERDICTS = document.body.dataset.verdicts.split(" ");
 
 function element(tag, text, className) {
   const made = document.createElement(tag);
@@ -10,102 +11,338 @@ function element(tag, text, className) {
   return made;
 }
 
-// The pages of a layer and of a comparison: sort and filter the tiles.
+// The place of tile `i` in an atlas of `count` tiles, in percent of any size it is shown at.
+function tilePosition(count, i) {
+  const columns = Math.ceil(Math.sqrt(count)), rows = Math.ceil(count / columns);
+  return `${(100 * (i % columns)) / Math.max(columns - 1, 1)}% ${(100 * Math.floor(i / columns)) / Math.max(rows - 1, 1)}%`;
+}
+
+function showVerdict(place, word) {
+  place.textContent = word || "not judged";
+  place.className = `verdict ${word}`;
+}
+
+// ---- The order and the selection of a layer's filters; the part of the address after # holds them. ----
+
+const EVERYTHING = { sort: "number", least: "0", class: "", hide: "", changed: "" };
+
+// "#12&sort=z" → filter 12 and {sort: "z", …}; a part that is not there has its default.
+function readAddress() {
+  const parts = new URLSearchParams(location.hash.slice(1));
+  const number = Number.parseInt(location.hash.slice(1), 10);
+  const view = Object.fromEntries(Object.entries(EVERYTHING).map(([key, usual]) => [key, parts.get(key) ?? usual]));
+  return { number: Number.isNaN(number) ? null : number, view };
+}
+
+function address(number, view) {
+  const parts = Object.entries(view).filter(([key, value]) => value !== EVERYTHING[key]);
+  const query = new URLSearchParams(parts).toString();
+  return `#${[number ?? "", query].filter((part) => part !== "").join("&")}`;
+}
+
+// Returns the visible ones of `rows` in their order; a row has a number, a verdict, classes and its measures.
+function arranged(rows, view) {
+  const hidden = new Set(view.hide.split(","));
+  const rank = (row) => (VERDICTS.indexOf(row.verdict) + 99) % 99;
+  const value = view.sort === "rank" ? rank : (row) => Number(row[view.sort]) || 0;
+  const sign = view.sort === "number" || view.sort === "rank" ? 1 : -1;
+  return rows
+    .filter((row) => !(row.verdict && hidden.has(row.verdict)) && (Number(row.activation) || 0) >= Number(view.least)
+      && (view.class === "" || row.classes.includes(view.class)) && !(view.changed && row.changed === "0"))
+    .sort((a, b) => sign * (value(a) - value(b)) || a.number - b.number);
+}
+
+// ---- The slider over epochs. ----
+
+const EPOCHS = window.filterscopeEpochs;
+const SHOWN_METRICS = ["val/acc", "train/acc", "val/loss", "train/loss"];
+
+function epochName(epoch) {
+  return epoch === 0 ? "epoch 0, before training" : `epoch ${epoch}`;
+}
+
+// Draws the first metric over all epochs, and a mark at the chosen one.
+function drawChart(epoch) {
+  const chart = byId("chart"), metrics = EPOCHS.metrics;
+  const name = SHOWN_METRICS.find((each) => Object.values(metrics).filter((row) => each in row).length > 1);
+  if (!name) return;
+  const points = Object.entries(metrics).filter(([, row]) => name in row).map(([at, row]) => [Number(at), row[name]]);
+  const last = Math.max(...points.map(([at]) => at)), values = points.map(([, value]) => value);
+  const low = Math.min(...values), high = Math.max(...values);
+  const x = (at) => 4 + (312 * at) / Math.max(last, 1), y = (value) => 64 - (58 * (value - low)) / (high - low || 1);
+  const line = points.map(([at, value]) => `${x(at).toFixed(1)},${y(value).toFixed(1)}`).join(" ");
+  chart.firstElementChild.setAttribute("points", line);
+  for (const end of ["x1", "x2"]) chart.lastElementChild.setAttribute(end, x(epoch));
+  chart.setAttribute("aria-label", `${name} from ${low.toPrecision(3)} to ${high.toPrecision(3)} over ${last} epochs`);
+  chart.toggleAttribute("hidden", false);
+}
+
+// Lets the slider call `show(place)`; `names` are the epochs of its places, null for a place that is no epoch.
+function followSlider(names, show, nameOfRest = "") {
+  const slider = byId("epoch");
+  if (!slider) return () => {};
+  let timer = null;
+  const update = () => {
+    const place = Number(slider.value), epoch = names[place];
+    const label = epoch === null ? nameOfRest : epochName(epoch);
+    byId("epoch-label").textContent = label;
+    slider.setAttribute("aria-valuetext", label);
+    const row = epoch === null ? {} : EPOCHS.metrics[epoch] || {};
+    byId("metrics").textContent = SHOWN_METRICS.filter((name) => name in row)
+      .map((name) => `${name} ${row[name].toPrecision(3)}`).join(" · ");
+    if (epoch !== null) drawChart(epoch);
+    show(place);
+  };
+  const stop = () => {
+    clearInterval(timer);
+    timer = null;
+    byId("play").textContent = "Play";
+  };
+  slider.addEventListener("input", update);
+  byId("play").addEventListener("click", () => {
+    if (timer) return stop();
+    slider.value = 0;
+    update();
+    timer = setInterval(() => {
+      slider.value = Number(slider.value) + 1;
+      update();
+      if (slider.value === slider.max) stop();
+    }, 700);
+    byId("play").textContent = "Stop";
+  });
+  return update;
+}
+
+// Fills a bar of verdicts; `words` holds the index of each filter's verdict.
+function fillBar(place, words) {
+  const counts = new Map();
+  for (const each of words) counts.set(each, (counts.get(each) || 0) + 1);
+  const known = [...counts.keys()].filter((each) => EPOCHS.words[each]).sort((a, b) => a - b);
+  const bar = place.querySelector(".bar"), legend = place.querySelector(".counts");
+  if (!bar || !known.length) return;
+  const text = (each) => `${counts.get(each)} ${EPOCHS.words[each]}`;
+  bar.setAttribute("aria-label", known.map(text).join(", "));
+  bar.replaceChildren(...known.map((each) => {
+    const part = element("span", "", EPOCHS.words[each]);
+    part.style.flexGrow = counts.get(each);
+    return part;
+  }));
+  legend.replaceChildren(...known.flatMap((each) => [element("span", text(each), `verdict ${EPOCHS.words[each]}`), " "]));
+}
+
+// ---- The pages. ----
+
+// The page of a layer and that of a comparison: sort and filter the tiles.
 function grid() {
-  const list = byId("tiles");
-  const tiles = [...list.children];
-  const sort = byId("sort"), least = byId("activation"), label = byId("class"), changed = byId("changed");
+  const list = byId("tiles"), tiles = [...list.children];
+  const controls = { sort: byId("sort"), least: byId("activation"), class: byId("class"), changed: byId("changed") };
   const boxes = [...document.querySelectorAll("input[name=verdict]")];
-  const order = (list.dataset.order || "").split(" ");
-  const cache = new Map(); // the tiles' values by sort key, read once
-  const number = (tile, key) => Number(tile.getAttribute(`data-${key}`));
+  const rows = tiles.map((tile) => {
+    const classes = (tile.dataset.classes || "").split(" ").filter(Boolean);
+    return { ...tile.dataset, tile, number: Number(tile.dataset.number), classes };
+  });
 
-  function values(key) {
-    if (!cache.has(key)) {
-      const read = key === "rank" ? (tile) => (order.indexOf(tile.dataset.verdict) + 99) % 99 : (tile) => number(tile, key);
-      cache.set(key, new Map(tiles.map((tile) => [tile, read(tile)])));
+  function chosen() {
+    const { sort, least, class: label, changed } = controls;
+    const hide = boxes.filter((box) => !box.checked).map((box) => box.value).join(",");
+    return { sort: sort.value, least: least ? least.value : "0", class: label ? label.value : "", hide,
+      changed: changed && changed.checked ? "1" : "" };
+  }
+
+  function choose(view) {
+    for (const [key, control] of Object.entries(controls)) {
+      if (!control) continue;
+      if (control.type === "checkbox") control.checked = view[key] !== "";
+      else control.value = view[key];
     }
-    return cache.get(key);
+    if (controls.sort.selectedIndex < 0) controls.sort.value = "number";
+    for (const box of boxes) box.checked = !view.hide.split(",").includes(box.value);
   }
 
-  let sortedBy = "number";
-  function arrange() {
-    if (sort.value === sortedBy) return;
-    sortedBy = sort.value;
-    const by = values(sortedBy), numbers = values("number"), sign = "down" in sort.selectedOptions[0].dataset ? -1 : 1;
-    tiles.sort((a, b) => sign * (by.get(a) - by.get(b)) || numbers.get(a) - numbers.get(b));
-    list.replaceChildren(...tiles);
-  }
-
+  let current = "#"; // what is shown, as an address
   function show() {
-    const verdicts = new Set(boxes.filter((box) => box.checked).map((box) => box.value));
-    if (least) byId("least").textContent = Number(least.value).toFixed(1);
-    arrange();
-    let shown = 0;
-    for (const tile of tiles) {
-      const hidden = (boxes.length > 0 && !verdicts.has(tile.dataset.verdict))
-        || (least && number(tile, "activation") < Number(least.value))
-        || (label && label.value !== "" && !tile.dataset.classes.includes(` ${label.value} `))
-        || Boolean(changed && changed.checked && tile.dataset.changed === "0");
-      if (tile.hidden !== hidden) tile.hidden = hidden;
-      shown += !hidden;
+    const view = chosen(), wanted = address(null, view);
+    if (controls.least) byId("least").textContent = Number(view.least).toFixed(1);
+    if (wanted === current) return;
+    current = wanted;
+    const visible = arranged(rows, view), shown = new Set(visible);
+    list.replaceChildren(...visible.map((row) => row.tile), ...rows.filter((row) => !shown.has(row)).map((row) => row.tile));
+    for (const row of rows) {
+      row.tile.hidden = !shown.has(row);
+      const link = row.tile.firstElementChild;
+      link.href = link.getAttribute("href").split("#")[0] + address(row.number, view);
     }
-    byId("status").textContent = `${shown} of ${tiles.length} filters`;
+    byId("status").textContent = `${visible.length} of ${rows.length} filters`;
   }
 
+  const visibleTiles = () => [...list.children].filter((tile) => !tile.hidden);
   function columns() {
-    const visible = tiles.filter((tile) => !tile.hidden);
+    const visible = visibleTiles();
     const below = visible.findIndex((tile) => tile.offsetTop > visible[0].offsetTop);
     return below < 0 ? visible.length : below;
   }
   const moves = { ArrowRight: () => 1, ArrowLeft: () => -1, ArrowDown: columns, ArrowUp: () => -columns() };
   list.addEventListener("keydown", (event) => {
     if (!(event.key in moves)) return;
-    const visible = tiles.filter((tile) => !tile.hidden);
+    const visible = visibleTiles();
     const target = visible[visible.indexOf(event.target.closest("li")) + moves[event.key]()];
     if (!target) return;
     event.preventDefault();
     target.firstElementChild.focus();
   });
-  for (const control of [sort, least, label, changed, ...boxes]) {
-    if (control) control.addEventListener("input", show);
+  for (const control of [...Object.values(controls), ...boxes]) {
+    if (control) control.addEventListener("input", () => {
+      show();
+      history.replaceState(null, "", current); // Back and a copied address lead to the same view
+    });
   }
   document.querySelector("form").addEventListener("submit", (event) => event.preventDefault());
-  // A browser may restore the controls of an earlier visit; otherwise the page is complete and in order already.
-  const restored = sort.value !== sortedBy || boxes.some((box) => !box.checked) || (least && least.value !== "0")
-    || (label && label.value !== "") || (changed && changed.checked);
   // The first tiles are drawn before the style sheet lets thousands of others be laid out.
   addEventListener("load", () => setTimeout(() => list.classList.add("all"), 200));
-  if (restored) show();
+  const { number, view } = readAddress();
+  choose(view);
+  show();
+  if (number !== null && tiles[number]) {
+    list.classList.add("all");
+    rows[number].tile.firstElementChild.focus();
+  }
+  moveGrid(list, rows);
 }
 
-// The page of a layer's filters: the part of the address after # is the filter's number.
+// Lets the slider of a layer's page move the pictures and verdicts of all its filters.
+function moveGrid(list, rows) {
+  const bar = byId("bar"), records = bar && EPOCHS.layers[bar.dataset.slug];
+  if (!records || !byId("epoch")) return;
+  const slug = bar.dataset.slug, count = rows.length, kind = byId("kind"), last = records.epochs.length;
+  const final = rows.map((row) => EPOCHS.words.indexOf(row.verdict));
+  const file = (which, place) => `../history/${encodeURIComponent(slug)}-${which}-${place}.webp`;
+  let loaded = null; // images that keep the atlases of all epochs decoded
+  const load = () => {
+    loaded ??= records.kinds.flatMap((kinds, place) => kinds.map((which) => {
+      const image = new Image();
+      image.src = file(which, place);
+      return image;
+    }));
+  };
+
+  const update = followSlider([...records.epochs, null], (place) => {
+    if (place < last) load();
+    const has = (which) => place < last && records.kinds[place].includes(which);
+    const set = (name, value) => (value ? list.style.setProperty(name, `url("${value}")`) : list.style.removeProperty(name));
+    set("--kernel", has("kernel") && file("kernel", place));
+    set("--picture", has(kind.value) && file(kind.value, place));
+    list.classList.toggle("pixels", place < last && kind.value === "response");
+    const words = place < last ? records.verdicts[place] : final;
+    const drawn = new Set(place < last && kind.value === "synthesis" ? records.synthesized[place] : rows.keys());
+    rows.forEach((row, i) => {
+      row.tile.classList.toggle("without", place < last && (!has(kind.value) || !drawn.has(i)));
+      const verdict = row.tile.querySelector(".verdict");
+      if (verdict && verdict.textContent !== EPOCHS.words[words[i]]) showVerdict(verdict, EPOCHS.words[words[i]]);
+    });
+    fillBar(bar, words);
+    byId("kind").disabled = place === last;
+  }, "the network of this gallery");
+  kind.addEventListener("input", update);
+  byId("epoch").value = last;
+  update();
+}
+
+// The overview: verdicts over epochs, and the search for filters.
+function overview() {
+  const layers = EPOCHS.layers, epochs = [...new Set(Object.values(layers).flatMap((each) => each.epochs))].sort((a, b) => a - b);
+  const bars = [...document.querySelectorAll("[data-slug]")];
+  followSlider(epochs, (place) => {
+    for (const bar of bars) {
+      const records = layers[bar.dataset.slug];
+      const at = records ? records.epochs.findLastIndex((epoch) => epoch <= epochs[place]) : -1;
+      if (at >= 0) fillBar(bar, records.verdicts[at]);
+    }
+  })();
+  search();
+}
+
+function search() {
+  const index = window.filterscopeSearch, words = byId("words"), label = byId("class"), most = 60;
+  const images = [...document.querySelectorAll("input[name=image]")];
+  const text = (layer, number, [verdict, classes, sentence]) => [layer.name, number, index.words[verdict], sentence,
+    ...classes.slice(0, 3).map(([each]) => index.classes[each] || "")].join(" ").toLowerCase();
+
+  function found() {
+    const asked = words.value.toLowerCase().split(/\s+/).filter(Boolean), chosen = images.find((each) => each.checked);
+    if (!asked.length && !(label && label.value) && !chosen) return null;
+    const hits = [];
+    index.layers.forEach((layer, at) => {
+      const numbers = chosen ? layer.active[chosen.value] || [] : layer.filters.keys();
+      for (const number of numbers) {
+        const facts = layer.filters[number], known = text(layer, number, facts).split(/\s+/);
+        const says = (word) => (/^\d+$/.test(word) ? String(number) === word : known.some((each) => each.includes(word)));
+        if (!asked.every(says)) continue;
+        const [, multiple] = label && label.value ? facts[1].find(([each]) => String(each) === label.value) || [0, 0] : [0, 1];
+        if (multiple) hits.push({ layer, at, number, multiple, verdict: index.words[facts[0]] });
+      }
+    });
+    return label && label.value ? hits.sort((a, b) => b.multiple - a.multiple) : hits;
+  }
+
+  function show() {
+    const hits = found();
+    byId("found").replaceChildren(...(hits || []).slice(0, most).map((hit) => {
+      const item = element("li"), link = element("a"), picture = element("span", "", `sprite found-${hit.at}`);
+      link.href = `filters/${encodeURIComponent(hit.layer.slug)}.html#${hit.number}`;
+      picture.style.backgroundPosition = tilePosition(hit.layer.filters.length, hit.number);
+      const strength = label && label.value ? ` ${hit.multiple}×` : "";
+      link.append(picture, element("span", `${hit.layer.name} ${hit.number}${strength}`), element("span", hit.verdict, `verdict ${hit.verdict}`));
+      item.append(link);
+      return item;
+    }));
+    const more = hits && hits.length > most ? `, the first ${most} shown` : "";
+    byId("status").textContent = hits ? `${hits.length} ${hits.length === 1 ? "filter" : "filters"}${more}` : "";
+  }
+  for (const control of [words, label, ...images]) if (control) control.addEventListener("input", show);
+}
+
+// The page of a layer's filters: the part of the address after # is the filter's number and the order of the layer's page.
 function filter() {
   const data = window.filterscope, { layout, filters, epochs } = data;
+  const rows = filters.map((facts, number) => ({ ...facts, number, classes: facts.classes.slice(0, 3).map(([each]) => String(each)) }));
   const SYNTHESIZED = "image synthesized to activate it";
-  let current = 0, timer = null;
+  let current = 0, sheet = null, cut = new Map();
 
-  function sprite(name, label, caption) {
-    const [left, top, width, height] = layout.places[name];
-    const picture = element("span", "", "sprite"), figure = element("figure");
-    const percent = (offset, whole, part) => (whole > part ? (100 * offset) / (whole - part) : 0);
-    picture.setAttribute("role", "img");
-    picture.setAttribute("aria-label", label);
-    picture.style.backgroundImage = `url("../sprites/${encodeURIComponent(data.slug)}/${current}.webp")`;
-    picture.style.backgroundSize = `${(100 * layout.width) / width}% ${(100 * layout.height) / height}%`;
-    picture.style.backgroundPosition = `${percent(left, layout.width, width)}% ${percent(top, layout.height, height)}%`;
-    figure.append(picture, element("figcaption", caption));
-    return figure;
+  // Pictures are cut out of the filter's sheet, so that each can be enlarged, saved and copied.
+  function picture(name) {
+    if (!cut.has(name)) {
+      const [left, top, width, height] = layout.places[name], canvas = element("canvas");
+      [canvas.width, canvas.height] = [width, height];
+      canvas.getContext("2d").drawImage(sheet, left, top, width, height, 0, 0, width, height);
+      cut.set(name, canvas.toDataURL());
+    }
+    return cut.get(name);
+  }
+
+  function figure(name, label, caption) {
+    const made = element("figure"), button = element("button", "", "enlarge"), image = element("img");
+    image.src = picture(name);
+    image.alt = label;
+    button.type = "button";
+    button.title = "enlarge";
+    button.append(image);
+    button.addEventListener("click", () => enlarge(image, `${data.layer}, filter ${current}: ${caption}`, name));
+    made.append(button, element("figcaption", caption));
+    return made;
+  }
+
+  function enlarge(image, caption, name) {
+    byId("viewer-image").src = byId("viewer-save").href = image.src;
+    byId("viewer-image").alt = image.alt;
+    byId("viewer-text").textContent = caption;
+    byId("viewer-save").download = `${data.slug}-${current}-${name.replace("@", "-epoch-")}.png`;
+    byId("viewer-copy").hidden = !(navigator.clipboard && window.ClipboardItem);
+    byId("viewer").showModal();
   }
 
   function fill(id, children) {
     const place = byId(id);
     if (place) place.replaceChildren(...children);
-  }
-
-  function showVerdict(place, word) {
-    place.textContent = word || "not judged";
-    place.className = `verdict ${word}`;
   }
 
   function showSamples(facts) {
@@ -114,36 +351,32 @@ function filter() {
     const samples = data.recipes.map((recipe, k) => {
       counts.set(recipe, (counts.get(recipe) || 0) + 1);
       const label = `synthesized image ${counts.get(recipe)}, recipe ${recipe}`;
-      return sprite(`sample${k}`, label, `${recipe}: ${facts.samples[k]}`);
+      return figure(`sample${k}`, label, `${recipe}: ${facts.samples[k]}`);
     });
-    fill("samples", [sprite("kernel", "kernel", inputs), ...samples]);
+    fill("samples", [figure("kernel", "kernel", inputs), ...samples]);
+    byId("sentence").textContent = facts.sentence || "";
   }
 
   function showPatches(facts) {
     fill("patches", facts.patches.map(([name, value], k) =>
-      sprite(`patch${k}`, `patch of an image${name ? `: ${name}` : ""}`, `${name ? `${name}, ` : ""}${value}`)));
+      figure(`patch${k}`, `patch of an image${name ? `: ${name}` : ""}`, `${name ? `${name}, ` : ""}${value}`)));
   }
 
   function showResponse() {
     const chosen = document.querySelector("input[name=image]:checked");
     if (!chosen) return;
     const name = data.images[chosen.value] || `image ${Number(chosen.value) + 1}`;
-    fill("response", [sprite(`response${chosen.value}`, `response to ${name}`, name)]);
+    fill("response", [figure(`response${chosen.value}`, `response to ${name}`, name)]);
   }
 
-  function showEpoch() {
-    const slider = byId("epoch");
-    if (!slider) return;
-    const place = Number(slider.value), facts = filters[current];
-    const label = epochs[place] === 0 ? "epoch 0, before training" : `epoch ${epochs[place]}`;
-    byId("epoch-label").textContent = label;
-    slider.setAttribute("aria-valuetext", label);
-    const captions = { kernel: "kernel", synthesis: SYNTHESIZED, response: "response to one image" };
+  const showEpoch = followSlider(epochs, (place) => {
+    if (!sheet) return;
+    const facts = filters[current], captions = { kernel: "kernel", synthesis: SYNTHESIZED, response: "response to one image" };
     const kinds = Object.keys(captions).filter((kind) => `${kind}@${place}` in layout.places
       && (kind !== "synthesis" || facts.synthesized.includes(place)));
-    fill("then", kinds.map((kind) => sprite(`${kind}@${place}`, `${captions[kind]}, ${label}`, captions[kind])));
+    fill("then", kinds.map((kind) => figure(`${kind}@${place}`, `${captions[kind]}, ${epochName(epochs[place])}`, captions[kind])));
     byId("then-note").textContent = facts.history[place] ? `Verdict in this epoch: ${facts.history[place]}.` : "";
-  }
+  });
 
   function showClasses(facts) {
     const largest = Math.max(...facts.classes.map(([, multiple]) => multiple), 1);
@@ -157,6 +390,22 @@ function filter() {
     fill("classes", rows.length ? rows : [element("li", "no class more than the others")]);
   }
 
+  function showSimilar(facts) {
+    fill("similar", Object.entries(facts.similar).filter(([, near]) => near.length).flatMap(([kind, near]) => {
+      const list = element("ul", "", "found");
+      list.append(...near.map(([number, likeness]) => {
+        const item = element("li"), link = element("a"), thumbnail = element("span", "", "sprite near");
+        link.href = address(number, readAddress().view);
+        thumbnail.style.backgroundPosition = tilePosition(filters.length, number);
+        link.append(thumbnail, element("span", `filter ${number}: ${likeness}`));
+        item.append(link);
+        return item;
+      }));
+      return [element("h3", kind === "kernel" ? "By kernel" : "By responses", "near-heading"), list];
+    }));
+    if (byId("similar") && !byId("similar").children.length) byId("similar").textContent = "No filter is similar.";
+  }
+
   function showCompared() {
     const place = byId("compared");
     if (!place) return;
@@ -164,68 +413,77 @@ function filter() {
     showVerdict(byId("compared-verdict"), word);
     byId("compared-reason").textContent = reason && `– ${reason}`;
     byId("compared-change").textContent = change && `Differences: ${change}.`;
-    const columns = Math.ceil(Math.sqrt(filters.length)), rows = Math.ceil(filters.length / columns);
     const captions = { kernel: "kernel", picture: SYNTHESIZED, row: "top-activating patches" };
     if (!("patches" in place.dataset)) delete captions.row;
     place.replaceChildren(...Object.entries(captions).map(([kind, caption]) => {
       const picture = element("span", "", `sprite ${kind}`), figure = element("figure");
       picture.setAttribute("role", "img");
       picture.setAttribute("aria-label", `${caption}, in the compared network`);
-      picture.style.backgroundPosition = `${(100 * (current % columns)) / Math.max(columns - 1, 1)}% `
-        + `${(100 * Math.floor(current / columns)) / Math.max(rows - 1, 1)}%`;
+      picture.style.backgroundPosition = tilePosition(filters.length, current);
       figure.append(picture, element("figcaption", caption));
       return figure;
     }));
   }
 
+  function showPictures(facts) {
+    cut = new Map();
+    showSamples(facts);
+    showPatches(facts);
+    showResponse();
+    showEpoch();
+  }
+
+  window.filterscopeSheet = (number, url) => {
+    const image = new Image();
+    image.src = url;
+    image.decode().then(() => {
+      if (number !== current) return;
+      sheet = image;
+      showPictures(filters[current]);
+    });
+  };
+
   function show() {
-    const asked = Number(location.hash.slice(1));
-    current = Number.isInteger(asked) && asked >= 0 && asked < filters.length ? asked : 0;
-    const facts = filters[current];
+    const { number, view } = readAddress();
+    current = number !== null && number >= 0 && number < filters.length ? number : 0;
+    const facts = filters[current], order = arranged(rows, view).map((row) => row.number);
+    const sequence = order.includes(current) ? order : rows.map((row) => row.number);
+    const at = sequence.indexOf(current), neighbour = (step) => sequence[(at + step + sequence.length) % sequence.length];
     document.title = `${data.layer}, filter ${current}`;
     byId("number").textContent = byId("crumb").textContent = current;
     byId("go").value = current;
-    byId("prev").href = `#${(current + filters.length - 1) % filters.length}`;
-    byId("next").href = `#${(current + 1) % filters.length}`;
+    byId("prev").href = address(neighbour(-1), view);
+    byId("next").href = address(neighbour(1), view);
+    byId("up").href = byId("up").getAttribute("href").split("#")[0] + address(current, view);
     showVerdict(byId("verdict"), facts.verdict);
     byId("reason").textContent = facts.reason && `– ${facts.reason}`;
     for (const cell of document.querySelectorAll("td[data-key]")) {
       cell.textContent = facts[cell.dataset.key] ?? "not measured";
     }
-    showSamples(facts);
-    showPatches(facts);
     showClasses(facts);
-    showResponse();
-    showEpoch();
+    showSimilar(facts);
     showCompared();
-  }
-
-  function play() {
-    const slider = byId("epoch");
-    if (timer) {
-      clearInterval(timer);
-      timer = null;
-    } else {
-      slider.value = 0;
-      showEpoch();
-      timer = setInterval(() => {
-        slider.value = Number(slider.value) + 1;
-        showEpoch();
-        if (slider.value === slider.max) play();
-      }, 700);
-    }
-    byId("play").textContent = timer ? "Stop" : "Play";
+    const script = element("script");
+    script.src = `../sprites/${encodeURIComponent(data.slug)}/${current}.js`;
+    script.addEventListener("load", () => script.remove());
+    document.head.append(script);
   }
 
   addEventListener("hashchange", show);
-  byId("go").addEventListener("change", (event) => { location.hash = event.target.value; });
+  byId("go").addEventListener("change", (event) => { location.hash = address(event.target.value, readAddress().view); });
   for (const choice of document.querySelectorAll("input[name=image]")) choice.addEventListener("input", showResponse);
-  if (byId("epoch")) {
-    byId("epoch").addEventListener("input", showEpoch);
-    byId("play").addEventListener("click", play);
-  }
+  byId("viewer-copy").addEventListener("click", async () => {
+    const blob = await new Promise((done) => {
+      const image = byId("viewer-image"), canvas = element("canvas");
+      [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+      canvas.getContext("2d").drawImage(image, 0, 0);
+      canvas.toBlob(done);
+    });
+    await navigator.clipboard.write([new ClipboardItem({ "image/png": blob })]);
+  });
   document.addEventListener("keydown", (event) => {
-    if (event.target.matches("input, select, button") || event.altKey || event.ctrlKey || event.metaKey) return;
+    if (event.target.matches("input, select, .epochs button") || event.altKey || event.ctrlKey || event.metaKey) return;
+    if (byId("viewer").open) return;
     if (event.key === "ArrowLeft") byId("prev").click();
     if (event.key === "ArrowRight") byId("next").click();
     if (event.key === "Escape") byId("up").click();
@@ -233,4 +491,4 @@ function filter() {
   show();
 }
 
-({ layer: grid, compare: grid, filter })[document.body.dataset.page]?.();
+({ overview, layer: grid, compare: grid, filter })[document.body.dataset.page]?.();
