@@ -27,6 +27,7 @@ from filterscope.visuals.gallery.sprites import draw_atlas, encode_webp, grid_sh
 from filterscope.visuals.health.health import Health
 from filterscope.visuals.output.site import Site, check_site, write_site
 from filterscope.visuals.visual import Examples, VisualState, is_due
+from tiny import REPOSITORY
 
 RECIPES = {"specific": Recipe(size=24, steps=1)}
 QUICK = {"recipes": RECIPES, "samples": 1, "patches": 3, "response_images": 2, "health": Health(draws=19)}
@@ -89,6 +90,18 @@ def test_the_atlas_holds_the_kernels_of_the_layer(classifier: Classifier, made: 
     for i, tile in enumerate(small):
         top, left = i // columns * 5, i % columns * 5
         assert (drawn[top : top + 5, left : left + 5] == tile).all()
+
+
+def test_other_programs_read_the_site_as_the_docs_say(made: Site, tmp_path: Path, monkeypatch) -> None:
+    write_site(tmp_path / "gallery", made)
+    monkeypatch.chdir(tmp_path)
+    page = (REPOSITORY / "docs" / "gallery.md").read_text()
+    found: dict = {}
+    exec(page.partition("```python")[2].partition("```")[0], found)
+    assert found["kernel"].size == (128, 128)
+    facts = found["layer"]["filters"][0]
+    assert facts["similar"]["kernel"][0][0] != 0
+    assert {"verdict", "reason", "classes", "samples", "patches"} <= set(facts)
 
 
 def test_the_tiles_of_a_sprite_sheet_are_where_the_layout_says(made: Site) -> None:
@@ -169,6 +182,15 @@ def test_tiles_of_a_layout_do_not_overlap() -> None:
         taken[top : top + height, left : left + width] += 1
     assert taken.max() == 1
     assert taken.sum() == sum(width * height for _, _, width, height in places)
+
+
+def test_a_copy_of_a_filter_is_its_most_similar_one(classifier: Classifier, many: Examples) -> None:
+    classifier.image_size = 32
+    with torch.no_grad():
+        convolution = classifier.backbone.network[0]
+        convolution.weight[3], convolution.bias[3] = convolution.weight[6], convolution.bias[6]
+    facts = _data(Gallery(**QUICK)(classifier, many, VisualState())["gallery"], "block1_conv1")["filters"]
+    assert [facts[3]["similar"][kind][0] for kind in ("kernel", "responses")] == [[6, 1.0], [6, 1.0]]
 
 
 def test_without_images_the_site_says_so_and_shows_the_rest(classifier: Classifier) -> None:
