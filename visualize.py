@@ -1,63 +1,9 @@
 """Draw what the filters of a trained or published network have learned: `python visualize.py --help`."""
 
-import logging
-from pathlib import Path
-from typing import Any
+from filterscope.cli.main import run_script
+from filterscope.cli.visualize import main, visualize
 
-import hydra
-from omegaconf import DictConfig
-
-from filterscope.cli.main import check_paths, report_errors, resolve_config, run_folder, run_script
-
-log = logging.getLogger("filterscope")
-
-
-def visualize(cfg: dict[str, Any], folder: Path) -> list[str]:
-    """Draw the visuals of the plain config into a folder and return their tags."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    from filterscope.config import factory, from_checkpoint
-    from filterscope.training import results
-    from filterscope.visuals.output.outputs import Picture, Table
-    from filterscope.visuals.output.site import Site, check_site
-    from filterscope.visuals.output.tables import table_text
-    from filterscope.visuals.output.writer import write_outputs
-    from filterscope.visuals.visual import render
-
-    subject = from_checkpoint.load_subject(cfg)
-    visuals = factory.supported_visuals(factory.build_visuals(cfg), subject.classifier)
-    visuals = factory.drawable_visuals(visuals, subject.examples)
-    results.check_export_format(subject.classifier, cfg["export"])
-    for visual in visuals.values():
-        if visual.site:
-            check_site(folder / visual.site)  # before minutes of work
-    with SummaryWriter(str(folder)) as writer:
-        shown = render(visuals, subject.classifier, subject.examples, subject.state)
-        write_outputs(shown, folder=folder, writer=writer)
-    results.export_weights(subject.classifier, cfg["export"], folder)
-    for tag, output in shown.items():
-        if isinstance(output, Table) and output.terminal:
-            log.info("%s", table_text(output, tag))
-        elif isinstance(output, Site):
-            log.info("%s: %.1f MB, open %s in a browser", tag, output.size / 1e6, folder / tag / "index.html")
-    if pictures := sum(isinstance(each, Picture) for each in shown.values()):
-        log.info("%d pictures in %s", pictures, folder / "pictures")
-    log.info("%s", results.tensorboard_command(folder))
-    return list(shown)
-
-
-@hydra.main(version_base="1.3", config_path="conf", config_name="visualize")
-def main(cfg: DictConfig) -> None:
-    """Run one job."""
-    with report_errors():
-        config = resolve_config(cfg)
-        check_paths(config)
-        visualize(config, run_folder())
-        if config["open"]:
-            from filterscope.cli.tensorboard import open_in_browser
-
-            open_in_browser(run_folder())
-
+__all__ = ["main", "visualize"]  # `main` is a @hydra.main function, which tab completion looks for in this file
 
 if __name__ == "__main__":
     run_script(main)

@@ -51,11 +51,7 @@ def main() -> int:
     report, repetitions = Report("start-up"), 3 if options.quick else 7
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        script = (
-            (REPOSITORY / "train.py")
-            .read_text(encoding="utf-8")
-            .replace('config_path="conf"', f'config_path="{REPOSITORY / "conf"}"')
-        )
+        script = (REPOSITORY / "train.py").read_text(encoding="utf-8")
         (folder / "heavy.py").write_text(IMPORTS + script, encoding="utf-8")
         (folder / "bare.py").write_text(BARE.format(conf=str(REPOSITORY / "conf")), encoding="utf-8")
         for name, words in COMMANDS.items():

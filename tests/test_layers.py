@@ -47,9 +47,9 @@ LAYERS: dict[str, float] = {
 }
 NEVER = {("data", "models"), ("models", "data"), ("training", "analysis")}
 ONLY_IN = {
-    "hydra": {"cli", "config", "train", "visualize"},
-    "omegaconf": {"cli", "config", "train", "visualize"},
-    "pytorch_lightning": {"data", "training", "config", "train"},  # train seeds
+    "hydra": {"cli", "config"},
+    "omegaconf": {"cli", "config"},
+    "pytorch_lightning": {"data", "training", "config"},
     "matplotlib": {"visuals"},
     "PIL": {"visuals", "data"},  # data decodes
 }

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from filterscope.cli.main import run_command
 from tiny import REPOSITORY
 
 INSTALL = 'eval "$(python train.py -sc install=bash)"'
@@ -78,6 +79,32 @@ def test_tab_completes_a_started_word(terminal: Terminal, typed: str, completed:
     terminal.types(f"{typed}\t")
     assert terminal.shows(re.escape(typed) + r"\x07?" + re.escape(completed))
     terminal.types("\x15")  # Ctrl-U
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("filterscope vis", "train visualize"),
+        ("filterscope train model=alexnet_s", "model=alexnet_scratch"),
+        ("filterscope visualize visuals=gal", "visuals=gallery"),
+    ],
+)
+def test_the_installed_command_completes_its_own_name_and_options(
+    line: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["filterscope", "-sc", "query=bash"])
+    monkeypatch.setenv("COMP_LINE", line)
+    run_command()
+    assert capsys.readouterr().out.strip() == words
+
+
+def test_an_unknown_command_is_answered_with_the_known_ones(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["filterscope", "tain"])
+    with pytest.raises(SystemExit, match="2"):
+        run_command()
+    assert "no command 'tain' (did you mean train?)\nusage:\n  filterscope train --help" in capsys.readouterr().err
 
 
 def test_the_docs_state_how_completion_is_installed() -> None:

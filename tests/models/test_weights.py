@@ -1,5 +1,6 @@
 """Weights files are read safely, and loaded exactly or refused in one line."""
 
+import argparse
 import contextlib
 import logging
 import os
@@ -9,6 +10,7 @@ import random
 import pytest
 import torch
 import torchvision
+from safetensors.torch import save_file
 
 from filterscope.errors import UserError
 from filterscope.models import heads
@@ -81,7 +83,7 @@ def test_convolutional_weights_are_loaded_and_one_log_line_names_the_missing_lay
     with caplog.at_level(logging.INFO, "filterscope"):
         backbone = torchvision_backbone(name="alexnet", weights=alexnet_features)
     assert caplog.messages == [
-        f"{alexnet_features} does not hold classifier.1, classifier.4, classifier.6: random weights are used there"
+        f"{alexnet_features}: does not hold classifier.1, classifier.4, classifier.6: random weights are used there"
     ]
     expected = torch.load(alexnet_features, weights_only=True)
     assert all(torch.equal(tensor, backbone.network.state_dict()[key]) for key, tensor in expected.items())
@@ -257,3 +259,62 @@ def test_a_folder_without_a_checkpoint_is_a_clear_error(tmp_path):
         UserError, match=r"no file at .*best\.ckpt; give imagenet, the path of a state dict, a run folder"
     ):
         small_cnn_backbone(weights=str(tmp_path))
+
+
+def of_lightning(state):
+    return {"state_dict": {f"net.{key}": t for key, t in state.items()} | {"loss.weight": torch.ones(3)}, "epoch": 2}
+
+
+CONTAINERS = {
+    "of nn.DataParallel": lambda state: {f"module.{key}": tensor for key, tensor in state.items()},
+    "of torch.compile and DDP": lambda state: {f"_orig_mod.module.{key}": tensor for key, tensor in state.items()},
+    "of a compiled module inside": lambda state: {
+        f"model.{k}".replace("fc", "_orig_mod.fc"): t for k, t in state.items()
+    },
+    "of a Lightning module with another part": of_lightning,
+    "of a course": lambda state: {"arch": "small", "model_state_dict": state, "class_to_idx": {"a": 0}},
+    "of timm, with arguments": lambda state: {"state_dict": state, "args": argparse.Namespace(lr=0.1), "epoch": 3},
+    "of torchvision, with an average": lambda state: {
+        "model": {key: torch.zeros_like(tensor) for key, tensor in state.items()},
+        "model_ema": {"n_averaged": torch.tensor(9)} | {f"module.{key}": tensor for key, tensor in state.items()},
+    },
+    "in half precision": lambda state: {key: tensor.half() for key, tensor in state.items()},
+}
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_checkpoints_of_other_programs_load_to_the_same_weights(kind, tmp_path):
+    state = {key: tensor.half().float() for key, tensor in SmallCNN().state_dict().items()}
+    backbone = small_cnn_backbone(weights=saved(CONTAINERS[kind](state), tmp_path / "w.pth"))
+    assert backbone.missing == ()
+    assert all(torch.equal(tensor, state[key]) for key, tensor in backbone.network.state_dict().items())
+
+
+def test_safetensors_load_to_equal_logits(tmp_path):
+    network = SmallCNN().eval()
+    save_file(
+        {"odd": torch.zeros(3)} | {f"net.{k}": t for k, t in network.state_dict().items()}, tmp_path / "w.safetensors"
+    )
+    loaded = small_cnn_backbone(weights=str(tmp_path / "w.safetensors")).network.eval()
+    images = torch.rand(3, 1, 28, 28)
+    assert torch.equal(loaded(images), network(images))
+
+
+def test_one_line_says_what_was_renamed_and_left_out(tmp_path, caplog):
+    state = {f"net.{key}": tensor for key, tensor in published("resnet18").state_dict().items() if key[:2] != "fc"}
+    state |= {"net.fc.1.weight": torch.zeros(7, 512), "accuracy.total": torch.zeros(())}
+    file = saved(state, tmp_path / "w.pth")
+    with caplog.at_level(logging.INFO, "filterscope"):
+        backbone = torchvision_backbone(name="resnet18", weights=file)
+    assert caplog.messages == [
+        f"{file}: names without 'net.', 1 tensors of other parts left out; fc.1 left out, of another classifier; does not "
+        "hold fc: random weights are used there"
+    ]
+    assert backbone.missing == ("fc.weight", "fc.bias")
+
+
+def test_the_convolutional_part_alone_gets_the_names_of_the_network(tmp_path):
+    features = published("mobilenet_v3_small").features
+    file = saved(features.state_dict(), tmp_path / "w.pth")
+    own = torchvision_backbone(name="mobilenet_v3_small", weights=file).network.features.state_dict()
+    assert all(torch.equal(own[key], tensor) for key, tensor in features.state_dict().items())

@@ -3,12 +3,14 @@
 import csv
 import logging
 import os
+import runpy
 import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -30,7 +32,7 @@ from filterscope.cli.sweeps import (
     record_failure,
     write_sweep_table,
 )
-from filterscope.errors import UserError, first_line
+from filterscope.errors import UserError, first_line, suggestion
 from filterscope.runtime.processes import exit_with_parent, is_first_process, unique_dir, wait_for_process
 from filterscope.runtime.signals import Stopped, stop_request
 from filterscope.runtime.slurm import requeue
@@ -42,6 +44,11 @@ RANK_VARIABLES = frozenset(
     + [f"SLURM_{name}" for name in ("NTASKS", "NTASKS_PER_NODE", "PROCID", "LOCALID", "NODEID")]
 )
 """Variables with which a launcher gives a process its rank."""
+
+COMMANDS = {
+    "train": "finetune a CNN and see, epoch by epoch, what its filters learn",
+    "visualize": "draw what a trained or published network's filters have learned",
+}
 
 COMPOSE_ERRORS = (ValueError, TypeError, LookupError, AttributeError, AssertionError, RecursionError)
 """Exceptions that Hydra raises for malformed arguments, besides its own, before a job starts."""
@@ -97,6 +104,43 @@ def run_script(main: Callable[[], Any]) -> None:
         _end(f"the command line cannot be parsed: {error or type(error).__name__}", 1)
 
 
+def run_command() -> None:
+    """Run `filterscope train …` or `filterscope visualize …`, which do the same as the scripts of these names."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-sc", "--shell-completion"):
+        _complete()
+    elif name in COMMANDS:
+        del sys.argv[1]
+        # As `python -m` does: Lightning starts the processes of other devices with the name of this module.
+        runpy.run_module(f"filterscope.cli.{name}", run_name="__main__", alter_sys=True)
+    else:
+        asked = name in ("-h", "--help")
+        listed = [f"  filterscope {each} --help    {about}" for each, about in COMMANDS.items()]
+        wrong = "" if asked else f"filterscope has no command {name!r}{suggestion(name, COMMANDS)}\n"
+        print(wrong + "\n".join(["usage:", *listed]), file=sys.stdout if asked else sys.stderr)
+        sys.exit(0 if asked else 2)
+
+
+def program(name: str) -> str:
+    """Return how a script is started: `filterscope train` if the command runs, `python train.py` in a checkout."""
+    return f"filterscope {name}" if Path(sys.argv[0]).suffix != ".py" or _is_module() else f"python {name}.py"
+
+
+def _is_module() -> bool:
+    return Path(sys.argv[0]).resolve().parent == Path(__file__).resolve().parent
+
+
+def _complete() -> None:
+    """Answer a shell that asks for completion: with the names of the commands, or with Hydra's answer for a command."""
+    start, _, rest = os.environ.get("COMP_LINE", "").partition(" ")
+    name, space, rest = rest.lstrip().partition(" ")
+    if any(argument.startswith("query=") for argument in sys.argv) and not space:
+        print(" ".join(COMMANDS))
+        return
+    os.environ["COMP_LINE"] = f"{start} {rest}"
+    run_script(import_module(f"filterscope.cli.{name if name in COMMANDS else 'train'}").main)
+
+
 def finish_sweep(unfinished: str = "") -> None:
     """Log the table of a sweep's runs, and exit with code 1 if one of its jobs has failed.
 
@@ -133,7 +177,14 @@ def run_in_subprocess(cfg: Mapping[str, Any]) -> dict[str, float] | None:
         return None
     job = run_folder()
     stored = ["--config-path", str(job / ".hydra"), "--config-name", "config"]
-    command = [sys.executable, _script(), *stored, f"hydra.run.dir={quote_path(job)}", "hydra.output_subdir=null"]
+    command = [
+        sys.executable,
+        "-m",
+        "filterscope.cli.train",
+        *stored,
+        f"hydra.run.dir={quote_path(job)}",
+        "hydra.output_subdir=null",
+    ]
     environment = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
     code = wait_for_process(subprocess.Popen(command, env=environment))
     stop_request.check()
@@ -142,16 +193,6 @@ def run_in_subprocess(cfg: Mapping[str, Any]) -> dict[str, float] | None:
     with (job / "metrics.csv").open(encoding="utf-8") as file:
         *_, last = csv.DictReader(file)
     return {name: float(value) for name, value in last.items() if value and name != "epoch"}
-
-
-def _script() -> str:
-    """Return the path of the running script, even if a launcher started the process with another one."""
-    hydra = HydraConfig.get()
-    name = f"{hydra.job.name}.py"
-    if Path(sys.argv[0]).name == name:
-        return sys.argv[0]
-    config = next(source.path for source in hydra.runtime.config_sources if source.provider == "main")
-    return str(Path(config).parent / name)
 
 
 def run_folder() -> Path:
@@ -203,7 +244,7 @@ def _resume_hint(*, always: bool = False) -> str:
     if not always and not any((folder / "checkpoints" / name).is_file() for name in ("last.ckpt", "midway.ckpt")):
         return ""
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    return f"; to resume: python {Path(sys.argv[0]).name} {shlex.quote(f'resume={shown}')}"
+    return f"; to resume: {program('train')} {shlex.quote(f'resume={shown}')}"
 
 
 def _fail(message: str) -> None:
@@ -252,4 +293,5 @@ _EXAMPLES = {"model.name": "model.name=resnet50, or another name of torchvision.
 OmegaConf.register_new_resolver(
     "unique_dir", unique_dir, replace=True, use_cache=True
 )  # with a cache, because sweeps pass it on to their workers
+OmegaConf.register_new_resolver("program", program, replace=True)
 OmegaConf.register_new_resolver("config_groups", list_groups, replace=True)

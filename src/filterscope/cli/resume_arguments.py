@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from filterscope.cli.search_path import conf_folder, plugin_folders, targets_of
+from filterscope.cli.search_path import CONF, plugin_folders, targets_of
 from filterscope.errors import UserError, first_line
 from filterscope.registry import is_registered
 from filterscope.runtime.processes import is_first_process
@@ -49,10 +49,8 @@ def resume_arguments(arguments: list[str]) -> list[str]:
                 f"{argument} cannot be changed on resume: the stored config is used, only trainer.… may differ"
             )
     check_stored_config(folder, [Path(each.partition("=")[2] or each) for each in folders if each not in _CONFIG_DIR])
-    # The stored config does not contain Hydra's own groups; they come from the folder beside the script.
-    conf = conf_folder()
-    place = quote_path(f"file://{conf}")
-    groups = [f"hydra.searchpath=[{place}]", "hydra/job_logging=lines"] if conf.is_dir() else []
+    # The stored config does not contain Hydra's own groups; they come from filterscope's folder.
+    groups = [f"hydra.searchpath=[{quote_path(f'file://{CONF}')}]", "hydra/job_logging=lines"]
     stored = ["--config-path", str(folder / ".hydra"), "--config-name", "config"]
     return [
         *stored,
@@ -86,7 +84,7 @@ def check_stored_config(folder: Path, config_dirs: list[Path] | None = None) -> 
         raise UserError(f"{file} is not the config of a training run")
     if re.search(r"^\s*#", text, re.MULTILINE) or {"hydra", "defaults"} & content.keys():
         raise UserError(f"{file} is not as filterscope stored it: it configures more than the run")
-    named = targets_of([conf_folder(), *plugin_folders(), *(config_dirs or [])], _GROUPS)
+    named = targets_of([CONF, *plugin_folders(), *(config_dirs or [])], _GROUPS)
     for where, key, value in _leaves(content, "config"):
         if key == "_target_" and not (isinstance(value, str) and (value in named or is_registered(value))):
             raise UserError(f"{file}: {where}={value!r} is not something filterscope builds from a stored config")

@@ -1,7 +1,6 @@
 """Find the config groups of filterscope and of plugins, and suggest names for unknown ones; imports nothing heavy."""
 
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import entry_points
@@ -16,6 +15,9 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from filterscope.errors import suggestion
 from filterscope.registry import PLUGINS
+
+CONF = (Path(__file__).parent.parent / "conf").resolve()
+"""The folder of filterscope's own config groups."""
 
 _UNKNOWN_CHOICE = re.compile(r"Could not (?:find|load) '([\w/.-]+)/([^'/]+)'")
 _UNKNOWN_OPTION = re.compile(r"Could not (?:override|delete|append)[^']*'([^'=]+)")
@@ -33,11 +35,6 @@ class PluginConfigs(SearchPathPlugin):
 def add_plugin_configs() -> None:
     """Make Hydra find the config groups of plugins."""
     Plugins.instance().register(PluginConfigs)
-
-
-def conf_folder() -> Path:
-    """Return the folder `conf` beside the running script."""
-    return Path(sys.argv[0]).resolve().parent / "conf"
 
 
 @cache
@@ -62,13 +59,13 @@ def suggest(message: str) -> str:
         return suggestion(option, group_options(group))
     if found := _UNKNOWN_OPTION.search(message):
         name = found[1].lstrip("+~").partition("@")[0]
-        return suggestion(name, [known for known in sorted(set(_option_names(conf_folder()))) if known != name])
+        return suggestion(name, [known for known in sorted(set(_option_names(CONF))) if known != name])
     return ""
 
 
 def list_groups() -> str:
     """Return the config groups with their options for `--help`, one group a line, such as `head: append, keep`."""
-    folders = (conf_folder(), *plugin_folders())
+    folders = (CONF, *plugin_folders())
     groups = sorted({path.name for folder in folders for path in folder.glob("*") if path.is_dir()} - {"hydra"})
     return "\n".join(f"{group}: {', '.join(group_options(group))}" for group in groups)
 
@@ -80,7 +77,7 @@ def hide_bases(message: str) -> str:
 
 def group_options(group: str) -> list[str]:
     """Return the options of a config group; files such as `_base.yaml` are only included by others."""
-    folders = (conf_folder(), *plugin_folders())
+    folders = (CONF, *plugin_folders())
     names = {path.stem for folder in folders for path in (folder / group).glob("*.yaml")}
     return sorted(name for name in names if not name.startswith("_"))
 

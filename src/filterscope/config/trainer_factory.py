@@ -119,6 +119,11 @@ def silence_libraries() -> None:
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torchmetrics|torch")
 
 
+def seed_everything(seed: int) -> None:
+    """Seed the global random states, which decide new weights."""
+    pl.seed_everything(seed, workers=True, verbose=False)
+
+
 def precision_for(accelerator: str) -> str:
     """Return `bf16-mixed` if the processor computes in bfloat16, else `32-true`, and log the choice."""
     on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -130,16 +130,21 @@ def convolutions(layers: Mapping[str, Layer]) -> list[str]:
     return [layer.name for layer in layers.values() if layer.kind == "conv"]
 
 
-def block_ends(layers: Mapping[str, Layer]) -> list[str]:
+def block_ends(layers: Mapping[str, Layer], kinds: Collection[str] = ("conv",)) -> list[str]:
     """Return the names of the layers at which blocks end.
 
     These are the `blockN_pool` layers of a chain; in other networks the topmost modules that contain convolutions
     (`layer1 … layer4` of a ResNet); in a chain without pools its last convolution.
+
+    Args:
+        layers: of the network.
+        kinds: of the layers that make a module a block; with `linear` too, transformers have blocks (`blocks.11`),
+            whose outputs need not be feature maps.
     """
     pools = [name for name in layers if re.fullmatch(r"block\d+_pool", name)]
     if pools:
         return pools
-    paths = [layer.path for layer in layers.values() if layer.kind == "conv"]
+    paths = [layer.path for layer in layers.values() if layer.kind in kinds]
     containers = _block_containers(paths)
     return [name for name, layer in layers.items() if layer.path in containers] or convolutions(layers)[-1:]
 

@@ -66,6 +66,8 @@ def timm_backbone(
         except Exception as error:  # the ways in which a download from the hub fails are many
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise UserError(f"could not get the weights of {name} from timm ({reason}); give model.weights") from error
+    if isinstance(network.get_classifier(), tuple | list):  # type: ignore[operator]
+        raise UserError(f"{name} has several classifiers, which no head can replace; choose a network with one")
     about: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
     subset = infer_imagenet_subset(network) if weights == "imagenet" else None
     return Backbone(

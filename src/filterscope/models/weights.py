@@ -2,14 +2,18 @@
 
 import logging
 import re
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.hub import get_dir
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -21,8 +25,13 @@ from filterscope.storage.safe_load import LOAD_ERRORS, load_error_reason, load_p
 
 log = logging.getLogger(__name__)
 
-_IN_RUN = "classifier.backbone.network."
-"""What the names of a network's tensors begin with in the checkpoint of a run; its head has another place."""
+_CONTAINERS = (
+    *("state_dict_ema", "model_ema", "ema", "ema_state_dict"),
+    *("state_dict", "model_state_dict", "model", "net", "network", "weights", "params"),
+)
+"""Keys under which checkpoints of torchvision, timm, Lightning and courses keep a state dict; averages come first."""
+
+_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
 def download_weights(url: str, name: str) -> Path:
@@ -63,12 +72,12 @@ def download_weights(url: str, name: str) -> Path:
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Return the named tensors of a state-dict file; nothing in the file is executed.
+    """Return the named tensors of a weights file; nothing in the file is executed.
 
     Raises:
         UserError: the file is missing or damaged, or contains anything but named tensors.
     """
-    content = _read(path)
+    content, _ = _read(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} does not hold a state dict (names and tensors) but {_describe(content)}")
     return content
@@ -79,9 +88,11 @@ def build_with_weights(
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """Build a network and load a weights file into it.
 
-    A state dict may hold the whole network or a part of it, for example the convolutional part; one log line names
-    the missing tensors. A file with a list of tensors holds the weights of all convolutions and Linears in the
-    network's order, and all biases are zero.
+    The file may be a state dict (`.pth`, safetensors), a checkpoint that contains one, or a run folder. It may hold the
+    whole network or a part of it, for example the convolutional part; what stands before the network's names in
+    the file (`module.`, `model.`, `features.` missing …) is removed or added, and tensors of a different classifier are
+    left out. One log line says so. A file with a list of tensors holds the weights of all convolutions and Linears in
+    the network's order, and all biases are zero.
 
     Args:
         build: returns the network with a given number of classes.
@@ -95,11 +106,12 @@ def build_with_weights(
     Raises:
         UserError: the file is for another network: it has an unknown name or another shape.
     """
-    content = _read(path)
+    content, notes = _read(path)
     with on_meta_device():
         network = build(num_classes)
         last, _ = last_layer(network)
         tensors = content if isinstance(content, dict) else _named(content, network, path=path, name=name)
+        tensors, more = _rename_like(tensors, network.state_dict())
         rows = tensors[f"{last}.weight"].shape if f"{last}.weight" in tensors else ()
         num_classes = rows[0] if rows else num_classes
         network = build(num_classes)
@@ -107,8 +119,8 @@ def build_with_weights(
     if isinstance(content, list):
         biases = (f"{layer}.bias" for layer in weighted_layers(network))
         tensors |= {bias: torch.zeros(own[bias].shape) for bias in biases if bias in own}
-    tensors = dict(_renamed(tensors, own))
-    _refuse_another_network(tensors, own, path, name)
+    other = _unfitting(tensors, own, last.partition(".")[0], path, name)
+    tensors = {key: tensor for key, tensor in tensors.items() if key not in other}
     missing = [key for key in own if key not in tensors]
     if missing:
         network = build(num_classes)  # with random tensors where the file has none
@@ -117,8 +129,12 @@ def build_with_weights(
     state.update({key: tensor.to(own[key].dtype).contiguous() for key, tensor in tensors.items()})
     network.load_state_dict(state, assign=not missing)
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    notes += more
+    notes += [f"{abbreviate(other)} left out, of another classifier"] if other else []
     if missing:
-        log.info("%s does not hold %s: random weights are used there", path, abbreviate(missing))
+        notes.append(f"does not hold {abbreviate(missing)}: random weights are used there")
+    if notes:
+        log.info("%s: %s", path, "; ".join(notes))
     return network, tuple(missing)
 
 
@@ -146,8 +162,8 @@ def abbreviate(names: Sequence[str], limit: int = 12) -> str:
     return ", ".join(layers[:limit]) + rest
 
 
-def _read(path: str | Path) -> dict[str, Tensor] | list[Tensor]:
-    """Return the named tensors or the list of tensors in a weights file."""
+def _read(path: str | Path) -> tuple[dict[str, Tensor] | list[Tensor], list[str]]:
+    """Return the named tensors or the list of tensors in a weights file, and notes on where they were found."""
     file = Path(path).expanduser()
     if file.is_dir():
         file = file / "checkpoints" / "best.ckpt"
@@ -156,18 +172,29 @@ def _read(path: str | Path) -> dict[str, Tensor] | list[Tensor]:
             f"model.weights: no file at {file}; give imagenet, the path of a state dict, a run folder or null"
         )
     try:
-        content = load_plain(file)
-    except LOAD_ERRORS as error:
+        content = _aligned(load_file(file)) if file.suffix == ".safetensors" else load_plain(file, allowed=[Namespace])
+    except (*LOAD_ERRORS, SafetensorError) as error:
         raise UserError(f"{file} is not a readable weights file: {load_error_reason(error)}") from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
+    notes = []
+    while isinstance(content, dict) and (found := next((key for key in _CONTAINERS if _is_state(content, key)), "")):
+        content = content[found]
+        if found.endswith("ema"):
+            notes.append(f"holds a moving average of the weights ({found}), which is used")
     if isinstance(content, list) and content and all(isinstance(v, Tensor) for v in content):
-        return content
+        return content, notes
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise UserError(f"{file} does not hold a state dict (names and tensors) but {_describe(content)}")
-    tensors = {str(name): tensor for name, tensor in content.items()}
-    of_run = {key.removeprefix(_IN_RUN): tensor for key, tensor in tensors.items() if key.startswith(_IN_RUN)}
-    return of_run or tensors
+    return {str(name): tensor for name, tensor in content.items()}, notes
+
+
+def _aligned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    # In the file they lie anywhere, and kernels round differently where a tensor does not start at a multiple of 64.
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def _is_state(content: dict[Any, Any], key: str) -> bool:
+    inner = content.get(key)
+    return isinstance(inner, dict) and any(isinstance(each, Tensor | dict) for each in inner.values())
 
 
 def _named(tensors: Sequence[Tensor], network: nn.Module, *, path: Path, name: str) -> dict[str, Tensor]:
@@ -182,23 +209,61 @@ def _named(tensors: Sequence[Tensor], network: nn.Module, *, path: Path, name: s
     return {f"{layer}.weight": tensor for layer, tensor in zip(layers, tensors, strict=True)}
 
 
-def _renamed(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    for key, tensor in tensors.items():
-        # DenseNet was published with norm.1 for norm1; the auxiliary classifiers of the Inceptions are left out.
-        name = re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=\d)", r"\1", key)
-        if name in own or not re.match(r"(aux[12]|AuxLogits)\.", name):
-            yield name, tensor
+def _rename_like(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the tensors by their names in the network, and notes on what was removed from or added to the names.
+
+    The start of the names (`module.`, `model.`) is the one with which most tensors fit the network by name and shape;
+    tensors without it (metrics, a second network) are left out. Wrappers inside a name (torch.compile's `_orig_mod`)
+    are removed.
+    """
+    plain = {_published_name(_WRAPPERS.sub("", key)): tensor for key, tensor in tensors.items()}
+    plain.pop("n_averaged", None)  # of torch's AveragedModel
+    # GoogLeNet and the Inceptions are built without the auxiliary classifiers.
+    plain = {key: each for key, each in plain.items() if key in own or not re.match(r"(aux[12]|AuxLogits)\.", key)}
+    starts = {key.removesuffix(name) for key in plain for name in _ends(key) if name in own}
+    missing = (
+        {name.removesuffix(key) for key in plain for name in own if name.endswith(f".{key}")} if not starts else {}
+    )
+    candidates: list[tuple[dict[str, Tensor], str]] = [(plain, "")]
+    for start in sorted(starts - {""}):
+        chosen = {key.removeprefix(start): each for key, each in plain.items() if key.startswith(start)}
+        candidates.append((chosen, f"names without {start!r}"))
+    for start in sorted(missing):
+        candidates.append(({start + key: each for key, each in plain.items()}, f"names with {start!r} added"))
+    best, note = max(candidates, key=lambda each: sum(k in own and t.shape == own[k].shape for k, t in each[0].items()))
+    rest = len(plain) - len(best)
+    return best, [note + (f", {rest} tensors of other parts left out" if rest else "")] if note else []
 
 
-def _refuse_another_network(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path, name: str) -> None:
-    unknown = [key for key in tensors if key not in own]
-    if unknown:
-        raise UserError(f"{path} is not for {name}: it holds {unknown[0]!r}, which {name} does not have")
-    for key, tensor in tensors.items():
-        if tensor.shape != own[key].shape:
-            raise UserError(
-                f"{path} is not for {name}: {key} is {tuple(tensor.shape)} there and {tuple(own[key].shape)} in {name}"
-            )
+def _ends(key: str) -> Iterator[str]:
+    """Yield a name without its first parts: first as it is."""
+    while key:
+        yield key
+        key = key.partition(".")[2]
+
+
+def _published_name(key: str) -> str:
+    return re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=\d)", r"\1", key)  # DenseNet was published with norm.1 for norm1
+
+
+def _unfitting(
+    tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], classifier: str, path: Path, name: str
+) -> list[str]:
+    """Return the names of tensors that do not fit, all of which belong to the network's classifier.
+
+    Raises:
+        UserError: others do not fit, so the file is for another network.
+    """
+    wrong = [key for key, tensor in tensors.items() if key not in own or tensor.shape != own[key].shape]
+    fitting = len(tensors) - len(wrong)
+    for key in wrong:
+        if fitting and key.split(".")[0] == classifier:
+            continue
+        if key not in own:
+            raise UserError(f"{path} is not for {name}: it holds {key!r}, which {name} does not have")
+        there, here = tuple(tensors[key].shape), tuple(own[key].shape)
+        raise UserError(f"{path} is not for {name}: {key} is {there} there and {here} in {name}")
+    return wrong
 
 
 def _describe(content: object) -> str:

@@ -4,10 +4,11 @@
 """
 
 import pickle
+import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,13 @@ _DEPTH = 100
 _MAX_EXPANDED = 1 << 26  # bytes of expanded tensors, whose elements share memory, once they are copied
 
 
-def load_plain(path: Path, *, mmap: bool = False) -> Any:
+def load_plain(path: Path, *, mmap: bool = False, allowed: Sequence[type] = ()) -> Any:
     """Return the content of a file that `torch.save` wrote: tensors, numbers, strings, lists and dicts.
 
     Args:
         path: of the file.
         mmap: map the tensors into memory instead of reading them.
+        allowed: further classes that the file may hold; they must do nothing when they are restored.
 
     Raises:
         One of `LOAD_ERRORS`: the file is damaged, holds anything else, or would need more memory than its size.
@@ -50,10 +52,10 @@ def load_plain(path: Path, *, mmap: bool = False) -> Any:
         raise FileNotFoundError(2, "no such file", str(path))
     if zipfile.is_zipfile(path):
         _refuse_compressed(path)
-    with warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(list(allowed)):
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     expanded = 0
-    for tensor in _tensors(content, _DEPTH, set()):
+    for tensor in _tensors(content, _DEPTH, set(), tuple(allowed)):
         if tensor.layout != torch.strided:
             raise ValueError("it holds a sparse tensor")
         size = tensor.numel() * tensor.itemsize
@@ -66,7 +68,10 @@ def load_plain(path: Path, *, mmap: bool = False) -> Any:
 def load_error_reason(error: BaseException) -> str:
     """Return in a few words why a file could not be read."""
     if isinstance(error, pickle.PickleError):
-        return "it is damaged or holds more than plain data"
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        return (
+            f"it holds a {found[1]}, more than plain data" if found else "it is damaged or holds more than plain data"
+        )
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     return str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
@@ -80,7 +85,7 @@ def _refuse_compressed(path: Path) -> None:
         raise ValueError(f"it would unpack to {unpacked:,} bytes")
 
 
-def _tensors(content: Any, depth: int, seen: set[int]) -> Iterator[Tensor]:
+def _tensors(content: Any, depth: int, seen: set[int], allowed: tuple[type, ...]) -> Iterator[Tensor]:
     """Yield all tensors once; anything but plain data is refused."""
     if depth == 0:
         raise ValueError("it is nested too deeply")
@@ -94,6 +99,8 @@ def _tensors(content: Any, depth: int, seen: set[int]) -> Iterator[Tensor]:
             if not isinstance(key, str | int | float | tuple):
                 raise ValueError(f"it has a {type(key).__name__} as a key")
         for value in content.values() if isinstance(content, dict) else content:
-            yield from _tensors(value, depth - 1, seen)
+            yield from _tensors(value, depth - 1, seen, allowed)
+    elif isinstance(content, allowed):
+        yield from _tensors(vars(content), depth - 1, seen, allowed)
     elif content is not None and not isinstance(content, _PLAIN):
         raise ValueError(f"it holds a {type(content).__name__}")

@@ -44,13 +44,15 @@ class FeatureCache(pl.Callback):
         self.validation: list[tuple[Features, Tensor]] = []
         self._validation_complete = False
         self._data: ImageDataModule | None = None
+        self._asked = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Split the network at the last frozen layer and let the datamodule ask for features."""
         del stage
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if self._data is not None or not isinstance(pl_module, FinetuneModule) or not isinstance(data, ImageDataModule):
+        if self._asked or not isinstance(pl_module, FinetuneModule) or not isinstance(data, ImageDataModule):
             return
+        self._asked = True
         if not pl_module.policy.freezes_trunk(0):
             return
         self.split_network = split_at(pl_module.classifier, pl_module.policy.last_frozen_layer(pl_module.classifier))

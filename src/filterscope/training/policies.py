@@ -160,6 +160,7 @@ class LastBlocks(Full):
     def last_frozen_layer(self, classifier: Classifier) -> str:
         """Return the name of the last layer before the blocks."""
         ends = block_ends(classifier.layers)
+        ends = ends if len(ends) > 1 else block_ends(classifier.layers, ("conv", "linear"))
         if not 0 < self.blocks < len(ends):
             raise UserError(
                 f"finetune.blocks={self.blocks}: {classifier.backbone.name} has {len(ends)} blocks, of which the last "

@@ -1,0 +1,79 @@
+"""Finetune a CNN and see, epoch by epoch, what its filters learn: `filterscope train` and `train.py`."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from filterscope.cli.main import (
+    check_paths,
+    report_errors,
+    resolve_config,
+    run_folder,
+    run_in_subprocess,
+    run_script,
+)
+from filterscope.cli.search_path import CONF
+from filterscope.cli.sweeps import record_metrics
+from filterscope.runtime.processes import is_first_process
+from filterscope.runtime.signals import stop_request
+from filterscope.runtime.slurm import record_job
+
+log = logging.getLogger("filterscope")
+
+
+def train(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
+    """Finetune a network as the config says, write all results to the run folder and return the metrics."""
+    from filterscope.config import factory, trainer_factory
+    from filterscope.training import results, resume
+
+    trainer_factory.silence_libraries()
+    trainer_factory.seed_everything(cfg["seed"])
+    data = factory.build_data(cfg)
+    classifier = factory.build_classifier(cfg, data)
+    visuals = factory.supported_visuals(factory.build_visuals(cfg), classifier)
+    results.check_export_format(classifier, cfg["export"])
+    module = factory.build_module(cfg, classifier, data)
+    trainer = trainer_factory.build_trainer(cfg, folder, visuals)
+    trainer_factory.log_summary(module, data)
+
+    checkpoint = resume.find_resume_checkpoint(folder, trainer) if cfg["resume"] else None
+    if cfg["resume"] and trainer.is_global_zero:
+        resume.remove_later_outputs(folder, checkpoint)
+    if checkpoint is not None:
+        resume.resume_training(trainer, module, data, checkpoint)
+    else:
+        trainer_factory.log_skipped_files(trainer, data)
+        trainer.validate(module, data, verbose=False)  # epoch 0: the network before training
+        if trainer.max_epochs == 0:
+            trainer_factory.draw_untrained(trainer, module)
+        else:
+            trainer.fit(module, data)
+    stop_request.check()
+    return results.finish_run(trainer, module, data, cfg, folder)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
+def main(cfg: DictConfig) -> float | None:
+    """Run one job and return its monitored metric, which sweepers optimize."""
+    score = None
+    with report_errors(resumable=True):
+        config = resolve_config(cfg)
+        check_paths(config)
+        if is_first_process():
+            overrides = HydraConfig.get().overrides
+            record_job(run_folder(), [*overrides.hydra, *overrides.task])
+        monitor = config["callbacks"]["checkpoint"]["monitor"]
+        metrics = run_in_subprocess(config)
+        if metrics is None:
+            metrics = train(config, run_folder())
+        record_metrics(metrics, monitor)
+        score = metrics.get(monitor)
+    return score  # noqa: RET504 (mypy believes that a return inside the block is always reached)
+
+
+if __name__ == "__main__":
+    run_script(main)
