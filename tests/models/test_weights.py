@@ -307,8 +307,8 @@ def test_one_line_says_what_was_renamed_and_left_out(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "filterscope"):
         backbone = torchvision_backbone(name="resnet18", weights=file)
     assert caplog.messages == [
-        f"{file}: names without 'net.', 1 tensors of other parts left out; fc.1 left out, of another classifier; does not "
-        "hold fc: random weights are used there"
+        f"{file}: names without 'net.', 1 tensors of other parts left out; fc.1 left out, of another classifier; "
+        "does not hold fc: random weights are used there"
     ]
     assert backbone.missing == ("fc.weight", "fc.bias")
 
