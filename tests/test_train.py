@@ -1,11 +1,13 @@
 import csv
 from collections.abc import Callable
 from pathlib import Path
+from shutil import copy, copytree
 from typing import Any
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torchvision.transforms.v2.functional import to_pil_image
 from train import train
 
 from filterscope.analysis.activations import activations
@@ -221,3 +223,39 @@ def test_early_stopping_stops(composed: Compose, tmp_path: Path) -> None:
     cfg = composed(*TINY, "visuals=none", "trainer.max_epochs=30", "optimizer.lr=0", *stopping)
     train(cfg, tmp_path)
     assert len(rows_of(tmp_path)) < 8
+
+
+CHANGES: dict[str, tuple[Callable[[Path], object], str | None]] = {
+    "moved": (lambda data: data.rename(data.parent / "elsewhere"), None),
+    "an image more": (lambda data: copy(data / "ant" / "0.png", data / "ant" / "new.png"), r"1[0-9] \w+ images, not"),
+    "an image less": (lambda data: (data / "ant" / "1.png").unlink(), r"1[0-9] \w+ images, not"),
+    "another class": (lambda data: (data / "ant").rename(data / "bug"), "class 0 is 'bee', not 'ant'"),
+    "another image": (lambda data: copy(data / "bee" / "1.png", data / "bee" / "0.png"), r"other \w+ images or labels"),
+    "a class more": (lambda data: copytree(data / "ant", data / "fly"), "3 classes, not 2"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_run_resumes_with_moved_data_but_not_with_other_data(change: str, composed: Compose, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for name in ("ant", "bee"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(8):
+            pixels = torch.randint(0, 256, (3, 24, 24 + number), generator=generator, dtype=torch.uint8)
+            to_pil_image(pixels).save(tmp_path / "data" / name / f"{number}.png")
+    tiny = [option for option in TINY if "num_" not in option]
+    own = ["data=folder", "data.batch_size=8", "data.num_workers=0", "visuals=none", "trainer.max_epochs=1"]
+    options = composed(*tiny, *own, f"data.root={tmp_path / 'data'}")
+    train(options, tmp_path / "run")
+    changing, refusal = CHANGES[change]
+    changing(tmp_path / "data")
+    root = "elsewhere" if change == "moved" else "data"
+    more = composed(*tiny, *own, "trainer.max_epochs=2", f"data.root={tmp_path / root}", f"resume={tmp_path / 'run'}")
+    if refusal is None:
+        train(more, tmp_path / "run")
+        assert len(rows_of(tmp_path / "run")) == 3
+        return
+    with pytest.raises(UserError, match=f"the data is not what .*last.ckpt was trained on: .*{refusal}") as caught:
+        train(more, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert len(rows_of(tmp_path / "run")) == 2

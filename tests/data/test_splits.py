@@ -1,15 +1,16 @@
 import pytest
 import torch
 
-from filterscope.data.splits import spread_over_classes, stratified_split
+from filterscope.data.splits import hashed_numbers, seeded_split, spread_over_classes
 from filterscope.errors import UserError
 
 NAMES = ("ant", "bee", "cat")
 LABELS = torch.tensor([0] * 40 + [1] * 20 + [2] * 7)
 
 
-def split(labels=LABELS, fractions=(0.15, 0.15), names=NAMES, seed=0):
-    return stratified_split(labels, fractions, class_names=names, seed=seed)
+def split(labels=LABELS, fractions=(0.15, 0.15), names=NAMES, seed=0, keys=None):
+    keys = [f"{index}.jpg" for index in range(len(labels))] if keys is None else keys
+    return seeded_split(labels, hashed_numbers(keys, seed=seed), fractions, class_names=names)
 
 
 def test_parts_are_disjoint_and_complete():
@@ -17,9 +18,22 @@ def test_parts_are_disjoint_and_complete():
     assert sorted(torch.cat(parts).tolist()) == list(range(len(LABELS)))
 
 
-def test_every_part_has_its_share_of_every_class():
+def test_every_part_has_an_image_of_every_class_and_its_share_on_average():
     counts = [torch.bincount(LABELS[part], minlength=3).tolist() for part in split()]
-    assert counts == [[28, 14, 5], [6, 3, 1], [6, 3, 1]]
+    assert all(count > 0 for part in counts for count in part)
+    _, val, test = map(len, split(torch.tensor([0] * 20_000), names=("ant",)))
+    assert abs(val - 3000) < 200
+    assert abs(test - 3000) < 200
+
+
+def test_added_images_move_no_trained_image_and_removed_ones_none_at_all():
+    keys = [f"{index}.jpg" for index in range(400)]
+    parts = split(torch.zeros(300, dtype=torch.int64), names=("ant",), keys=keys[:300])
+    before = {key: part for part, members in enumerate(parts) for key in (keys[i] for i in members.tolist())}
+    shuffled = [keys[i] for i in torch.randperm(400, generator=torch.Generator().manual_seed(0)).tolist()]
+    parts = split(torch.zeros(400, dtype=torch.int64), names=("ant",), keys=shuffled)
+    after = {key: part for part, members in enumerate(parts) for key in (shuffled[i] for i in members.tolist())}
+    assert all(after[key] == part for key, part in before.items())
 
 
 def test_the_same_seed_splits_the_same_way_and_another_does_not():
@@ -29,7 +43,7 @@ def test_the_same_seed_splits_the_same_way_and_another_does_not():
 
 def test_leaving_a_class_out_moves_no_image_of_another():
     remaining = LABELS != 0
-    without = split(LABELS[remaining] - 1, names=NAMES[1:])
+    without = split(LABELS[remaining] - 1, names=NAMES[1:], keys=[f"{i}.jpg" for i in remaining.nonzero().flatten()])
     indices = remaining.nonzero().flatten()
     for whole, part in zip(split(), without, strict=True):
         assert torch.equal(whole[LABELS[whole] != 0], indices[part])

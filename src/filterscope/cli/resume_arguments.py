@@ -16,6 +16,7 @@ from filterscope.runtime.slurm import find_requeued_run, is_multirun, literal_pa
 _OWN_VARIABLE = re.compile(r"\$\{oc\.env:(?:FILTERSCOPE_[A-Z]+|MLFLOW_TRACKING_URI),[\w./]*\}")
 _REMOVABLE = ("visuals", "recipe", "experiment", "callbacks", "logger", "hydra")
 _RESOLVER = re.compile(r"\$\{[^}]*[:$]")
+_CHANGEABLE = ("trainer.", "data.root=")
 _CONFIG_DIR = ("--config-dir", "-cd")
 
 _GROUPS = ("callbacks", "logger", "optimizer", "recipe", "schedule", "trainer")
@@ -25,8 +26,9 @@ _GROUPS = ("callbacks", "logger", "optimizer", "recipe", "schedule", "trainer")
 def resume_arguments(arguments: list[str]) -> list[str]:
     """Return the arguments that resume the run of `resume=<run>`, or the given ones if no run is to be resumed.
 
-    The stored config is used unchanged; only `trainer.` options may differ. `--config-dir`, if the run was started
-    with one, is to be given again. A job that Slurm has requeued resumes by itself.
+    The stored config is used unchanged; only `trainer.` options may differ, and `data.root` if the data was moved.
+    `--config-dir`, if the run was started with one, is to be given again. A job that Slurm has requeued resumes by
+    itself.
 
     Raises:
         UserError: there is no such run, another option is to be changed, or a new run would overwrite an old one.
@@ -40,13 +42,14 @@ def resume_arguments(arguments: list[str]) -> list[str]:
             _refuse_removed_groups(arguments)
             _refuse_taken_folder(arguments)
             return arguments
-        others = [argument for argument in others if argument.startswith("trainer.")]
+        others = [argument for argument in others if argument.startswith(_CHANGEABLE)]
     else:
         folder = Path(given[-1].removeprefix("resume=")).expanduser().resolve()
     for argument in others:
-        if not argument.lstrip("+~").startswith("trainer."):
+        if not argument.lstrip("+~").startswith(_CHANGEABLE):
             raise UserError(
-                f"{argument} cannot be changed on resume: the stored config is used, only trainer.… may differ"
+                f"{argument} cannot be changed on resume: the stored config is used, only trainer.… and data.root may "
+                "differ"
             )
     check_stored_config(folder, [Path(each.partition("=")[2] or each) for each in folders if each not in _CONFIG_DIR])
     # The stored config does not contain Hydra's own groups; they come from filterscope's folder.

@@ -41,6 +41,8 @@ def train(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
     trainer_factory.log_summary(module, data)
 
     checkpoint = resume.find_resume_checkpoint(folder, trainer) if cfg["resume"] else None
+    if checkpoint is not None:
+        resume.check_same_data(module.about, checkpoint)
     if cfg["resume"] and trainer.is_global_zero:
         resume.remove_later_outputs(folder, checkpoint)
     if checkpoint is not None:

@@ -31,6 +31,7 @@ def build_data(cfg: Config, stage: str = "fit") -> ImageDataModule:
     data: ImageDataModule = instantiate(cfg["data"], where="data")
     data.prepare_data()
     data.setup(stage)
+    cfg["data"]["bit_depth"] = data.bit_depth  # stored, so that single images are drawn as those of the data
     return data
 
 
@@ -115,5 +116,6 @@ def build_module(cfg: Config, classifier: Classifier, data: ImageDataModule) -> 
             "config": cfg,
             "class_names": list(data.class_names),
             "image_size": data.image_size,
+            "data": data.fingerprint(),
         },
     )

@@ -12,7 +12,7 @@ import torch
 from filterscope.config.factory import build_data, build_published
 from filterscope.config.instantiate import instantiate
 from filterscope.data.datamodule import ImageDataModule
-from filterscope.data.image_io import read_image
+from filterscope.data.image_io import Decoding, read_image
 from filterscope.data.preprocessing import fixed_transform, to_float
 from filterscope.errors import UserError, first_line
 from filterscope.models.classifier import Classifier
@@ -117,7 +117,8 @@ def load_subject(cfg: dict[str, Any]) -> Subject:
     nothing = torch.empty(0, classifier.in_channels, classifier.image_size or 0, classifier.image_size or 0)
     examples = Examples(images=nothing)
     if cfg["images"]:
-        examples = _files(cfg["images"], classifier)
+        stored = run.config["data"] if run else cfg["data"]
+        examples = _files(cfg["images"], classifier, stored.get("bit_depth"))
     elif "_target_" in cfg["data"]:
         if run:
             cfg["data"]["image_size"] = classifier.image_size
@@ -176,8 +177,9 @@ def _of_the_same_data(run: Run, count: int, *, seed: int) -> Examples:
     return examples
 
 
-def _files(paths: Sequence[str], classifier: Classifier) -> Examples:
+def _files(paths: Sequence[str], classifier: Classifier, bit_depth: int | None) -> Examples:
     view = fixed_transform(image_size=classifier.image_size or 224, resize_ratio=1.0)
-    pixels = [view(read_image(str(Path(p).expanduser()), num_channels=classifier.in_channels)) for p in paths]
+    channels, decoding = classifier.in_channels, Decoding(bit_depth=bit_depth)
+    pixels = [view(read_image(str(Path(p).expanduser()), num_channels=channels, decoding=decoding)) for p in paths]
     names = tuple(Path(path).name for path in paths)
     return Examples(images=to_float(torch.stack(pixels)), names=names, class_names=classifier.class_names)

@@ -134,11 +134,11 @@ def precision_for(accelerator: str) -> str:
 
 
 def log_summary(module: FinetuneModule, data: ImageDataModule) -> None:
-    """Log the number of trained parameters, the number of classes and the image size."""
+    """Log the number of trained parameters, what was taken for splits and classes with counts, and the image size."""
     trained = sum(p.numel() for p in module.classifier.parameters() if p.requires_grad)
     total = sum(p.numel() for p in module.classifier.parameters())
     log.info("%s: %s of %s parameters are trained", module.classifier.backbone.name, f"{trained:,}", f"{total:,}")
-    log.info("%d classes, images of %d×%d pixels", data.num_classes, data.image_size, data.image_size)
+    log.info("%s: %s; %d×%d pixels", data.location, data.describe(), data.image_size, data.image_size)
 
 
 def log_skipped_files(trainer: pl.Trainer, data: ImageDataModule) -> None:

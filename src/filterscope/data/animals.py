@@ -32,7 +32,7 @@ KAGGLE = "alessiocorrado99/animals10"
 class AnimalsDataModule(ImageDataModule):
     """The images in `animals10/raw-img/<Italian name>` or `raw-img/<Italian name>` below `root`.
 
-    The data set has no splits of its own: validation and test images are cut off, stratified and seeded.
+    The data set has no splits of its own: validation and test images are cut off, seeded by the files' own names.
     """
 
     resize_ratio: ResizeRatio = 256 / 224

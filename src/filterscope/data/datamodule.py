@@ -1,10 +1,11 @@
 """The base class of all data sets: options, splits, checks and loaders. A data set only lists its images."""
 
+import hashlib
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -15,7 +16,7 @@ from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
 from filterscope.data.decode_cache import CachedFiles, cache_files
-from filterscope.data.image_io import check_image, find_damaged
+from filterscope.data.image_io import MEGAPIXELS, Decoding, check_image, find_damaged, stored_bits
 from filterscope.data.images import DataSplits, Files, Images
 from filterscope.data.loader import ImageLoader, TransformedImages, identity_collate
 from filterscope.data.preprocessing import Augmentation, RandomTransform, fixed_transform, to_float
@@ -29,6 +30,8 @@ Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 """A fraction of the training images that is held out."""
 ResizeRatio = Annotated[float, Field(ge=1)]
+
+_SAMPLED = 200  # images whose values decide the bit depth
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -53,11 +56,15 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         augment: the random changes of training images; None: training images get the same transform as the others.
         resize_ratio: the shorter side is resized to `image_size × resize_ratio` pixels, then the center is cropped.
         cache: a folder for decoded and resized images, shared by epochs and runs; None: no cache.
+        bit_depth: of images with more than 8 bits a value: 2^bit_depth − 1 becomes white; None: the smallest of 8, 10,
+            12, 14, 16, 24, 32 that holds a sample of the images; set by `setup` if it matters.
+        max_megapixels: larger images are refused as possible decompression bombs.
 
     Attributes:
         batch_source: may be set to a function that gets a split's name and returns an iterator over batches to yield
             instead of the images, or None.
         class_names: the names of the labels, set by `setup`.
+        location: where the images lie and what was taken for a split, set by `setup`.
         skipped: the damaged files that were left out, set by `setup`.
     """
 
@@ -73,15 +80,19 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     augment: Augmentation | None = None
     resize_ratio: ResizeRatio = 1.0
     cache: str | None = None
+    bit_depth: Annotated[int, Field(ge=8, le=32)] | None = None
+    max_megapixels: Annotated[float, Field(gt=0)] = MEGAPIXELS
 
     def __post_init__(self) -> None:
         super().__init__()
         self._fixed_transform = fixed_transform(image_size=self.image_size, resize_ratio=self.resize_ratio)
         self._splits: dict[str, Images] = {}
         self._unlabelled_reason = ""
+        self._for_training = False
         self._epoch = 0
         self.batch_source: Callable[[str], Iterator[Any] | None] | None = None
         self.class_names: tuple[str, ...] = ()
+        self.location = ""
         self.skipped: tuple[str, ...] = ()
 
     @abstractmethod
@@ -121,19 +132,26 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         return "test" in self._splits
 
     def setup(self, stage: str | None = None) -> None:
-        """Find, check and split the images, and build the cache; the stage `predict` needs no labels.
+        """Find, check and split the images, and build the cache.
+
+        For the stage `predict`, in which nothing is trained, the images need no labels, and a class may have one image.
 
         Raises:
             UserError: the data is missing, damaged, without labels, or does not fit the options.
         """
-        if not self._splits:
+        training = stage != "predict"
+        if not self._splits or (training and not self._for_training):
             self.prepare_data()
             found = self.find()
-            names, splits = prepare_splits(found, exclude=[str(name) for name in self.exclude], seed=self.seed)
-            self._splits = {split: self._without_damaged(images) for split, images in splits.items()}
+            exclude = [str(name) for name in self.exclude]
+            names, splits = prepare_splits(found, exclude=exclude, seed=self.seed, training=training)
+            if self.on_corrupt == "skip":
+                splits = self._without_damaged(splits)
             if self.skipped:
                 log.warning("left out %d damaged files, the first: %s", len(self.skipped), self.skipped[0])
-                check_trainable(self._splits, names, location=found.location)
+                if training:
+                    check_trainable(splits, names, location=found.location)
+            self._splits = self._with_bit_depth(splits)
             if self.cache is not None:
                 self._splits = cache_files(
                     self._splits,
@@ -143,8 +161,23 @@ class ImageDataModule(pl.LightningDataModule, ABC):
                     num_workers=max(map(self._num_workers, self._splits.values())),
                 )
             self.class_names, self._unlabelled_reason = names, found.unlabelled_reason
-        if self._unlabelled_reason and stage != "predict":
+            self.location, self._for_training = found.location, training
+        if self._unlabelled_reason and training:
             raise UserError(self._unlabelled_reason)
+
+    def describe(self) -> str:
+        """Return the number of images in each split and of classes, and the smallest class, as text."""
+        counts = ", ".join(f"{split} {len(images)}" for split, images in self._splits.items())
+        per_class = torch.bincount(self.labels("train"), minlength=self.num_classes)
+        smallest = int(per_class.argmin())
+        return (
+            f"{counts} images in {self.num_classes} classes; "
+            f"smallest class {self.class_names[smallest]!r}: {int(per_class[smallest])}"
+        )
+
+    def fingerprint(self) -> dict[str, list[int | str]]:
+        """Return the number of images of each split, and a hash of their keys, sizes and labels in their order."""
+        return {split: [len(images), _hash(images)] for split, images in self._splits.items()}
 
     def train_dataloader(self) -> ImageLoader:
         """Return a loader of the augmented training images in random order."""
@@ -218,20 +251,34 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             raise UserError(f"the data has no {split} split; it has {', '.join(self._splits)}")
         return self._splits[split]
 
-    def _without_damaged(self, images: Images) -> Images:
-        """Check the headers of all files, or leave out the damaged ones, as `on_corrupt` says."""
-        if not isinstance(images, Files):
-            return images
-        if self.on_corrupt == "error":
-            for path in images.paths:
-                check_image(path)
-            return images
-        errors = find_damaged(images.paths, num_workers=self._num_workers(images))
-        for error in filter(None, errors):
-            log.warning("left out: %s (%s)", error.path, error.reason)
-            self.skipped += (error.path,)
-        sound = torch.tensor([index for index, error in enumerate(errors) if error is None], dtype=torch.int64)
-        return images.select(sound, images.labels[sound])
+    def _without_damaged(self, splits: Mapping[str, Images]) -> dict[str, Images]:
+        """Decode all files and leave out the damaged ones."""
+        kept, skipped = dict(splits), []
+        for split, images in splits.items():
+            if not isinstance(images, Files):
+                continue
+            errors = find_damaged(images.paths, num_workers=self._num_workers(images), decoding=self._decoding)
+            for error in filter(None, errors):
+                log.warning("left out: %s (%s)", error.path, error.reason)
+                skipped.append(error.path)
+            sound = torch.tensor([index for index, error in enumerate(errors) if error is None], dtype=torch.int64)
+            kept[split] = images.select(sound, images.labels[sound])
+        self.skipped = tuple(skipped)
+        return kept
+
+    def _with_bit_depth(self, splits: Mapping[str, Images]) -> dict[str, Images]:
+        """Check the headers of all files, and return images that are decoded with one bit depth."""
+        files = {split: images for split, images in splits.items() if isinstance(images, Files)}
+        deep = [path for images in files.values() for path in images.paths if check_image(path, self._decoding)]
+        if deep and self.bit_depth is None:
+            self.bit_depth = max(map(stored_bits, deep[:: -(-len(deep) // _SAMPLED)]))
+            log.info("%d images have more than 8 bits a value; their white is 2^%d − 1 (data.bit_depth=%d)",
+                len(deep), self.bit_depth, self.bit_depth)  # fmt: skip
+        return {**splits, **{split: replace(images, decoding=self._decoding) for split, images in files.items()}}
+
+    @property
+    def _decoding(self) -> Decoding:
+        return Decoding(bit_depth=self.bit_depth, max_megapixels=self.max_megapixels)
 
     def _num_workers(self, images: Images) -> int:
         if self.num_workers is not None:
@@ -291,3 +338,11 @@ def _rank_and_world_size() -> tuple[int, int]:
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     return 0, 1
+
+
+def _hash(images: Images) -> str:
+    digest = hashlib.sha256(images.labels.numpy().tobytes())
+    sizes = [os.stat(path).st_size for path in images.paths] if isinstance(images, Files) else [0] * len(images)  # noqa: PTH116
+    for index, size in enumerate(sizes):
+        digest.update(f"{size} {images.key(index)}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()

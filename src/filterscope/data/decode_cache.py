@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from rich.progress import track
 from torch import Tensor
 
 from filterscope.data import image_io, preprocessing
-from filterscope.data.image_io import BadImageError, decode_files
+from filterscope.data.image_io import BadImageError, Decoding, decode_files
 from filterscope.data.images import Files, Images
 from filterscope.data.preprocessing import resize
 from filterscope.storage.disk_cache import build_once, cache_key
@@ -37,9 +37,7 @@ class CachedFiles(Files):
     def select(self, indices: Tensor, labels: Tensor) -> "CachedFiles":
         """Return the images at these indices with new labels."""
         paths = tuple(self.paths[i] for i in indices.tolist())
-        return CachedFiles(
-            paths=paths, labels=labels, folder=self.folder, rows=self.rows[indices], num_channels=self.num_channels
-        )
+        return replace(self, paths=paths, labels=labels, rows=self.rows[indices])
 
     @cached_property
     def _pixels(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -73,31 +71,38 @@ def cache_files(
     Raises:
         UserError: the folder cannot be written or has too little space, or a file is damaged.
     """
-    paths = sorted({path for images in splits.values() if isinstance(images, Files) for path in images.paths})
+    files = [images for images in splits.values() if isinstance(images, Files)]
+    paths = sorted({path for images in files for path in images.paths})
     if not paths:
         return dict(splits)
-    identity = Files(paths=tuple(paths), labels=torch.empty(0)).identity()
+    decoding = files[0].decoding
+    identity = Files(paths=tuple(paths), labels=torch.empty(0), decoding=decoding).identity()
     entry = build_once(
         folder / "images",
         key=cache_key((identity, side, num_channels), code=(image_io, preprocessing)),
         num_bytes=len(paths) * side * side * num_channels,
         option="data.cache",
-        build=partial(_build, paths=paths, side=side, num_channels=num_channels, num_workers=num_workers),
+        build=partial(
+            _build, paths=paths, side=side, num_channels=num_channels, num_workers=num_workers, decoding=decoding
+        ),
     )
     row = {path: number for number, path in enumerate(paths)}
     cached: dict[str, Images] = dict(splits)
     for split, images in splits.items():
         if isinstance(images, Files):
             rows = torch.tensor([row[path] for path in images.paths])
-            cached[split] = CachedFiles(
-                paths=images.paths, labels=images.labels, folder=entry, rows=rows, num_channels=num_channels
-            )
+            about = {name: getattr(images, name) for name in Files.__dataclass_fields__}
+            cached[split] = CachedFiles(**about, folder=entry, rows=rows, num_channels=num_channels)
     return cached
 
 
-def _build(folder: Path, paths: Sequence[str], *, side: int, num_channels: int, num_workers: int) -> dict[str, Any]:
+def _build(
+    folder: Path, paths: Sequence[str], *, side: int, num_channels: int, num_workers: int, decoding: Decoding
+) -> dict[str, Any]:
     """Write `pixels.bin`, the images one after the other as `(H, W, C)`, and `shapes.npy`: start, height, width."""
-    decoded = decode_files(paths, partial(resize, side=side), num_channels=num_channels, num_workers=num_workers)
+    decoded = decode_files(
+        paths, partial(resize, side=side), num_channels=num_channels, num_workers=num_workers, decoding=decoding
+    )
     shapes, start = [], 0
     with (folder / "pixels.bin").open("wb") as file:
         for image in track(decoded, description="decoding", total=len(paths), transient=True):

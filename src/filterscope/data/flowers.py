@@ -11,7 +11,7 @@ from scipy.io.matlab import MatReadError
 from torchvision.datasets import Flowers102
 
 from filterscope.data.datamodule import ImageDataModule, ResizeRatio
-from filterscope.data.folder import display_names, list_files, split_files, split_folders
+from filterscope.data.folder import Layout, display_names, find_layout, list_files, split_files
 from filterscope.data.images import DataSplits, Files
 from filterscope.errors import UserError
 from filterscope.registry import register
@@ -58,12 +58,12 @@ class FlowersDataModule(ImageDataModule):
         official = self._official()
         if official:
             return _find_official(official)
-        folders = self._class_folders()
-        assert folders is not None
-        order, files = split_files(split_folders(folders))
+        layout = self._class_folders()
+        assert layout is not None
+        order, files = split_files(layout.splits)
         return DataSplits(
-            location=str(folders),
-            class_names=display_names(order, folders, otherwise=_class_name),
+            location=layout.location,
+            class_names=display_names(order, layout.folder, self.folder, otherwise=_class_name),
             train=files["train"],
             val=files.get("val"),
             test=files.get("test"),
@@ -74,9 +74,9 @@ class FlowersDataModule(ImageDataModule):
         folders = (self.folder / "flowers-102", self.folder)
         return next((f for f in folders if (f / "jpg").is_dir() and all((f / t).is_file() for t in _TABLES)), None)
 
-    def _class_folders(self) -> Path | None:
-        folders = (self.folder / "flower_data", self.folder)
-        return next((folder for folder in folders if "train" in split_folders(folder)), None)
+    def _class_folders(self) -> Layout | None:
+        folders = [each for each in (self.folder / "flower_data", self.folder) if each.is_dir()]
+        return next((layout for layout in map(find_layout, folders) if "train" in layout.splits), None)
 
 
 def _download(folder: Path) -> None:

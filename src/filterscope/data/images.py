@@ -1,6 +1,7 @@
 """Labelled images, either files that are decoded when they are read, or pixels in memory."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from filterscope.data.image_io import read_image
+from filterscope.data.image_io import Decoding, read_image
 from filterscope.storage.disk_cache import hash_tensor
 
 
@@ -28,6 +29,9 @@ class Images(Protocol):
     def name(self, index: int) -> str:
         """Return the name of an image for captions."""
 
+    def key(self, index: int) -> str:
+        """Return a name of an image that stays the same when the data is moved or images are added."""
+
     def select(self, indices: Tensor, labels: Tensor) -> "Images":
         """Return the images at these indices with new labels."""
 
@@ -37,30 +41,44 @@ class Images(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """Image files, decoded each time they are read."""
+    """Image files, decoded each time they are read.
+
+    Args:
+        paths: of the files.
+        labels: int64 `(N,)`.
+        root: a folder, to which the keys of the files are relative.
+        decoding: how they are decoded.
+    """
 
     paths: tuple[str, ...]
     labels: Tensor
+    root: str = ""
+    decoding: Decoding = field(default_factory=Decoding)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def read(self, index: int, *, num_channels: int) -> Tensor:
         """Decode one file, `(num_channels, H, W)` uint8."""
-        return read_image(self.paths[index], num_channels=num_channels)
+        return read_image(self.paths[index], num_channels=num_channels, decoding=self.decoding)
 
     def name(self, index: int) -> str:
         """Return a file's path."""
         return self.paths[index]
+
+    def key(self, index: int) -> str:
+        """Return a file's path below `root`."""
+        return self.paths[index].removeprefix(self.root).replace(os.sep, "/")
 
     def select(self, indices: Tensor, labels: Tensor) -> "Files":
         """Return the files at these indices with new labels."""
         return dataclasses.replace(self, paths=tuple(self.paths[i] for i in indices.tolist()), labels=labels)
 
     def identity(self) -> list[object]:
-        """Return every file's path, size and modification time."""
+        """Return the decoding, and every file's path, size and modification time."""
         stats = [Path(path).stat() for path in self.paths]
-        return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in zip(self.paths, stats, strict=True)]
+        files = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in zip(self.paths, stats, strict=True)]
+        return [self.decoding, *files]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +114,10 @@ class Pixels:
     def name(self, index: int) -> str:
         """Return the title and the image's number."""
         return f"{self.title} {int(self.numbers[index])}"
+
+    def key(self, index: int) -> str:
+        """Return the title and the image's number."""
+        return self.name(index)
 
     def select(self, indices: Tensor, labels: Tensor) -> "Pixels":
         """Return the images at these indices with new labels."""

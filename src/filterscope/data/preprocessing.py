@@ -6,6 +6,7 @@ The augmentation is not torchvision's because a resumed run must see the same im
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, cast
 
 import numpy as np
@@ -22,6 +23,7 @@ from filterscope.registry import register
 Transform = Callable[[Tensor], Tensor]
 Numbers = np.ndarray[Any, np.dtype[Any]]
 
+_LONGEST = 8  # the longer side of an image that is resized as a whole, in shorter sides
 _TRIES = 10  # attempts to find a crop that fits into the image, as in torchvision's RandomResizedCrop
 _NUM_RANDOM = 2 * _TRIES + 6  # random numbers for each image: attempts, position (2), flip (1), colours (3)
 
@@ -108,13 +110,19 @@ def fixed_transform(*, image_size: int, resize_ratio: float) -> Transform:
 
     The shorter side is resized to `image_size × resize_ratio` pixels, then the center is cropped.
     """
-    steps = [v2.Resize(round(image_size * resize_ratio), antialias=True), v2.CenterCrop(image_size)]
+    steps = [partial(resize, side=round(image_size * resize_ratio)), v2.CenterCrop(image_size)]
     return cast(Transform, v2.Compose(steps))
 
 
 def resize(image: Tensor, side: int) -> Tensor:
-    """Return a uint8 image `(C, H, W)` resized so that its shorter side has `side` pixels."""
-    return image if min(image.shape[-2:]) == side else cast(Tensor, v2.functional.resize(image, [side], antialias=True))
+    """Return a uint8 image `(C, H, W)` resized so that its shorter side has `side` pixels.
+
+    Of a strip only the middle is kept, as it would take gigabytes to enlarge an image of 30,000×2 pixels.
+    """
+    shorter = min(image.shape[-2:])
+    if max(image.shape[-2:]) > _LONGEST * shorter:
+        image = v2.functional.center_crop(image, [min(each, _LONGEST * shorter) for each in image.shape[-2:]])
+    return image if shorter == side else cast(Tensor, v2.functional.resize(image, [side], antialias=True))
 
 
 def to_float(images: Tensor) -> Tensor:

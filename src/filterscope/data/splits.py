@@ -1,18 +1,25 @@
-"""Split a data set into training, validation and test images: stratified, seeded, disjoint."""
+"""Split a data set into training, validation and test images: seeded, disjoint, unchanged if images are added."""
 
-import zlib
+import hashlib
+import logging
+import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from filterscope.data.images import DataSplits, Images
+from filterscope.data.images import DataSplits, Files, Images
 from filterscope.data.sampler import generator
 from filterscope.errors import UserError, suggestion
 
+log = logging.getLogger(__name__)
+
 
 def prepare_splits(
-    found: DataSplits, *, exclude: Sequence[str], seed: int
+    found: DataSplits, *, exclude: Sequence[str], seed: int, training: bool = True
 ) -> tuple[tuple[str, ...], dict[str, Images]]:
     """Exclude classes and cut off the splits that a data set lacks.
 
@@ -20,32 +27,41 @@ def prepare_splits(
         found: the data set as it was found.
         exclude: names of classes to leave out; labels of the others become consecutive.
         seed: decides which images are cut off.
+        training: whether the images are trained on; otherwise classes may have any number of images, and what is too
+            few to be split is in `val`.
 
     Returns:
         The names of the remaining classes, and the images of `train`, `val` and, if there are any, `test`. Without
         labels all images are in `val`: they can be visualized, not trained on.
 
     Raises:
-        UserError: an excluded class does not exist, fewer than two classes remain, or a class has no training images.
+        UserError: an excluded class does not exist, fewer than two classes remain, a class has no training images, or
+            a file has two labels.
     """
+    found = replace(found, **_without_repeated(found))
     if not len(found.train):
         raise UserError(f"{found.location} holds no images")
     if not found.class_names:
         return (), {"val": found.train}
-    names = _remaining_classes(found, exclude)
+    names = _remaining_classes(found, exclude, at_least=2 if training else 1)
     splits = {
         split: _relabel(images, found.class_names, names)
         for split, images in (("train", found.train), ("val", found.val), ("test", found.test))
         if images is not None
     }
-    check_trainable({"train": splits["train"]}, names, location=found.location)
+    if training:
+        check_trainable({"train": splits["train"]}, names, location=found.location)
     missing = [split for split in ("val", "test") if split not in splits]
     fractions = [found.held_out[split] for split in missing]
     train = splits["train"]
-    parts = stratified_split(train.labels, fractions, class_names=names, seed=seed)
-    for split, part in zip(["train", *missing], parts, strict=True):
-        if len(part):
-            splits[split] = train.select(part, train.labels[part])
+    if any(fractions):
+        numbers = hashed_numbers([train.key(i) for i in range(len(train))], seed=seed)
+        parts = seeded_split(train.labels, numbers, fractions, class_names=names, training=training)
+        for split, part in zip(["train", *missing], parts, strict=True):
+            if len(part) or split == "train":
+                splits[split] = train.select(part, train.labels[part])
+    if not len(splits.get("val", ())) and not training:
+        splits["val"] = train
     if not len(splits.get("val", ())):
         raise UserError(f"{found.location} has no validation images and data.val_fraction is 0; give one or the other")
     return names, splits
@@ -67,19 +83,31 @@ def check_trainable(splits: Mapping[str, Images], names: Sequence[str], *, locat
             )
 
 
-def stratified_split(
-    labels: Tensor, fractions: Sequence[float], *, class_names: Sequence[str], seed: int
-) -> tuple[Tensor, ...]:
-    """Split images at random so that each class is divided in the same proportions.
+def hashed_numbers(keys: Sequence[str], *, seed: int) -> Tensor:
+    """Return a uniform number in [0, 1) for each key, float64 `(N,)`, that follows from the seed and the key alone."""
+    digests = (hashlib.blake2b(f"{seed} {key}".encode(errors="surrogateescape"), digest_size=6) for key in keys)
+    return torch.tensor([int.from_bytes(each.digest()) / 2**48 for each in digests], dtype=torch.float64)
 
-    The order of a class follows from the seed and the class's name only, so excluding a class moves no image of another
-    one. Each part with a fraction above 0 gets at least one image of each class.
+
+def seeded_split(
+    labels: Tensor,
+    numbers: Tensor,
+    fractions: Sequence[float],
+    *,
+    class_names: Sequence[str],
+    training: bool = True,
+) -> tuple[Tensor, ...]:
+    """Split images by their own random numbers, so that no other image of the class moves if one is added or removed.
+
+    The fractions are therefore met on average. Each part with a fraction above 0 gets at least one image of each class;
+    only where a class has too few images for that, an added image may move another one.
 
     Args:
         labels: int64 `(N,)`.
+        numbers: of the images, uniform in [0, 1), `(N,)`.
         fractions: of the images for each part besides the training images.
         class_names: the names of the labels.
-        seed: of the random order.
+        training: whether a class with fewer images than there are parts is an error.
 
     Returns:
         Ascending indices: those that remain for training, then one tensor for each fraction.
@@ -93,21 +121,22 @@ def stratified_split(
     needed = 1 + sum(f > 0 for f in fractions)
     for label, name in enumerate(class_names):
         members = (labels == label).nonzero().flatten()
-        if 0 < len(members) < needed:
+        if training and 0 < len(members) < needed:
             raise UserError(
                 f"class {name!r} has {len(members)} image{'s' * (len(members) > 1)}, too few for {needed} splits; "
                 f"leave it out with data.exclude=[{name}]"
             )
-        members = members[torch.randperm(len(members), generator=generator(seed, zlib.crc32(name.encode())))]
-        total = len(members)
+        members = members[numbers[members].argsort(stable=True)]
+        start = 0
         for part, fraction in enumerate(fractions, start=1):
-            wanted = max(round(fraction * total), 1) if fraction > 0 else 0
-            reserved = 1 + sum(f > 0 for f in fractions[part:])  # one image for each part that follows
-            count = max(min(wanted, len(members) - reserved), 0)
-            parts[part].append(members[:count])
-            members = members[count:]
-        parts[0].append(members)
-    return tuple(torch.cat(part).sort().values for part in parts)
+            if fraction > 0:
+                below = int((numbers[members] < sum(fractions[:part])).sum())
+                reserved = 1 + sum(f > 0 for f in fractions[part:]) if len(members) >= needed else 0
+                end = min(max(below, start + 1), len(members) - reserved)
+                parts[part].append(members[start:end])
+                start = max(end, start)
+        parts[0].append(members[start:])
+    return tuple(torch.cat(part).sort().values if part else torch.empty(0, dtype=torch.int64) for part in parts)
 
 
 def spread_over_classes(labels: Tensor, count: int, *, seed: int) -> Tensor:
@@ -123,7 +152,47 @@ def spread_over_classes(labels: Tensor, count: int, *, seed: int) -> Tensor:
     return chosen[torch.argsort(labels[chosen], stable=True)]
 
 
-def _remaining_classes(found: DataSplits, exclude: Sequence[str]) -> tuple[str, ...]:
+def _without_repeated(found: DataSplits) -> dict[str, Any]:
+    """Return the files of each split without those that are listed twice in it, also through links."""
+    kept: dict[str, Any] = {}
+    seen: dict[object, tuple[str, int]] = {}  # the split and the label of each file
+    shared: Counter[tuple[str, str]] = Counter()
+    repeated = 0
+    for split, images in (("train", found.train), ("val", found.val), ("test", found.test)):
+        if not isinstance(images, Files):
+            continue
+        once = []
+        for index, (path, label) in enumerate(zip(images.paths, images.labels.tolist(), strict=True)):
+            key = _file_id(path)
+            known = key in seen
+            owner, other = seen.setdefault(key, (split, label))
+            if label != other:
+                names = " and ".join(repr(found.class_names[each]) for each in (other, label))
+                raise UserError(f"{path} is in two classes, {names}; leave it in one of them")
+            if known and owner == split:
+                repeated += 1
+                continue
+            if known:
+                shared[owner, split] += 1
+            once.append(index)
+        if len(once) < len(images):
+            kept[split] = images.select(torch.tensor(once), images.labels[once])
+    if repeated:
+        log.warning("%d of the files in %s are listed twice; they are used once", repeated, found.location)
+    for (one, later), count in shared.items():
+        log.warning("%d of the %s images are %s images, too, in %s", count, later, one, found.location)
+    return kept
+
+
+def _file_id(path: str) -> object:
+    try:
+        about = os.stat(path)  # noqa: PTH116 (a million of them)
+    except OSError:  # is reported as a damaged file
+        return path
+    return (about.st_dev, about.st_ino) if about.st_ino else path
+
+
+def _remaining_classes(found: DataSplits, exclude: Sequence[str], *, at_least: int) -> tuple[str, ...]:
     unknown = [name for name in exclude if name not in found.class_names]
     if unknown:
         raise UserError(
@@ -131,8 +200,8 @@ def _remaining_classes(found: DataSplits, exclude: Sequence[str]) -> tuple[str, 
             f"{found.location}; its classes are {', '.join(found.class_names)}"
         )
     names = tuple(name for name in found.class_names if name not in exclude)
-    if len(names) < 2:
-        raise UserError(f"{found.location} has {len(names)} class(es) to tell apart; at least 2 are needed")
+    if len(names) < at_least:
+        raise UserError(f"{found.location} has {len(names)} class(es) to tell apart; at least {at_least} are needed")
     return names
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,34 @@ def remove_later_outputs(folder: Path, checkpoint: Path | None) -> None:
             path.unlink()
     if checkpoint is None:
         (folder / "metrics.csv").unlink(missing_ok=True)
+
+
+def check_same_data(about: Mapping[str, Any], checkpoint: Path) -> None:
+    """Check that a run's data is what its checkpoint was trained on.
+
+    Args:
+        about: what the module stores now: the class names and, for each split, its number of images and their hash.
+        checkpoint: holds what was stored then.
+
+    Raises:
+        UserError: they differ.
+    """
+    seen = load_training_checkpoint(checkpoint, mmap=True)["filterscope"]
+    names, before = list(about["class_names"]), list(map(str, seen["class_names"]))
+    differences = [f"{len(names)} classes, not {len(before)}"] if len(names) != len(before) else []
+    renamed = [f"class {i} is {a!r}, not {b!r}" for i, (a, b) in enumerate(zip(names, before, strict=False)) if a != b]
+    differences += renamed[:1]
+    for split in {**about["data"], **seen.get("data", {})}:
+        now, then = about["data"].get(split, [0, ""]), seen.get("data", {}).get(split, [0, ""])
+        if now[0] != then[0]:
+            differences.append(f"{now[0]} {split} images, not {then[0]}")
+        elif now != then:
+            differences.append(f"other {split} images or labels")
+    if differences:
+        raise UserError(
+            f"the data is not what {checkpoint} was trained on: {', '.join(differences)}; put it back as it was "
+            "(data.root=… if it was moved), or start a new run"
+        )
 
 
 def resume_training(
