@@ -110,6 +110,9 @@ def build_module(cfg: Config, classifier: Classifier, data: ImageDataModule) -> 
         schedule_interval=cfg["schedule"].get("interval", "step"),
         seed=cfg["seed"],
         label_smoothing=cfg["label_smoothing"],
+        class_weights=data.class_weights() if cfg["class_weights"] == "balanced" else None,
+        mix=instantiate(cfg["mix"], where="mix")(num_classes=data.num_classes),
+        test_augment=cfg["test"]["augment"],
         channels_last=cfg["channels_last"],
         compile_steps=cfg.get("compile", False),
         about={

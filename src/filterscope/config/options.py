@@ -16,10 +16,12 @@ ROOT: dict[str, Any] = {
     "seed": Annotated[int, Field(ge=0, le=2**32 - 1)],
     "num_examples": _Count,
     "label_smoothing": _Share,
+    "class_weights": Literal["balanced"] | None,
     "channels_last": bool,
     "compile": bool,
     "export": Literal["state_dict", "tensors"] | None,
 }
+TEST: dict[str, Any] = {"augment": Literal["flip", "five_crop"] | None}
 TRAINER: dict[str, Any] = {
     "max_epochs": _Count,
     "num_nodes": Annotated[int, Field(ge=1)],
@@ -32,7 +34,7 @@ TRAINER: dict[str, Any] = {
 }
 """Where filterscope accepts less than `pytorch_lightning.Trainer` declares."""
 
-_GROUPS = ("model", "head", "finetune", "optimizer", "schedule", "trainer")
+_GROUPS = ("model", "head", "finetune", "optimizer", "schedule", "trainer", "mix", "test")
 
 
 def check_config(cfg: Mapping[str, Any]) -> None:
@@ -45,9 +47,13 @@ def check_config(cfg: Mapping[str, Any]) -> None:
         node = cfg.get(group)
         if group in cfg and not (isinstance(node, Mapping) and node):
             raise UserError(f"{group}={node!r}: choose one of the group's options, or set {group}.<option>=…")
-        if node and "_target_" not in node:
+        if node and group != "test" and "_target_" not in node:
             raise UserError(f"{group} has no _target_: choose one of the group's options")
-    for where, options, hints in (("", cfg, ROOT), ("trainer.", cfg.get("trainer", {}), TRAINER)):
+    for where, options, hints in (
+        ("", cfg, ROOT),
+        ("test.", cfg.get("test", {}), TEST),
+        ("trainer.", cfg.get("trainer", {}), TRAINER),
+    ):
         for key, hint in hints.items():
             if key in options:
                 check_value(options[key], hint, where=where + key)

@@ -22,6 +22,7 @@ from filterscope.training.log_visuals import LogVisuals
 from filterscope.training.loggers import log_numbers
 from filterscope.training.metrics_log import MetricsLog
 from filterscope.training.module import FinetuneModule
+from filterscope.training.weight_average import is_averaging
 from filterscope.visuals.visual import Visual
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,8 @@ def build_callbacks(cfg: Config, folder: Path, visuals: dict[str, Visual]) -> li
         if not node or (name == "progress_bar" and not cfg["trainer"].get("enable_progress_bar", True)):
             continue
         built[name] = instantiate(node, where=f"callbacks.{name}", offered={"folder": folder, "visuals": visuals})
-    return list(built.values())
+    # Averaging first: a checkpoint inside an epoch must hold the average of the step that it holds.
+    return sorted(built.values(), key=lambda callback: not is_averaging(callback))
 
 
 def build_loggers(cfg: Config, folder: Path) -> list[Any]:

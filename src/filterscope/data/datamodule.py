@@ -50,6 +50,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             none where the images lie in memory.
         pin_memory: whether batches are copied to page-locked memory; None: if there is a GPU.
         seed: of the splits, the order and the augmentation.
+        sampling: `uniform`: each training image once in an epoch; `balanced`: as many images, drawn with equal
+            probability from each class.
         exclude: names of classes to leave out.
         on_corrupt: `error` stops at a damaged file; `skip` decodes all files before training and leaves out the
             damaged ones.
@@ -75,6 +77,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     num_workers: NonNegativeInt | None = None
     pin_memory: bool | None = None
     seed: NonNegativeInt = 0
+    sampling: Literal["uniform", "balanced"] = "uniform"
     exclude: Sequence[str | int] = ()
     on_corrupt: Literal["error", "skip"] = "error"
     augment: Augmentation | None = None
@@ -199,6 +202,11 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """Return the labels of a split's images in their own order, int64 `(N,)`."""
         return self._images(split).labels
 
+    def class_weights(self) -> Tensor:
+        """Return one weight per class, inverse to its number of training images and 1 on average over the images."""
+        counts = torch.bincount(self.labels("train"), minlength=self.num_classes)
+        return counts.sum() / (len(counts) * counts)
+
     def ordered(self, split: str, *, augmentation_epoch: int | None) -> ImageLoader:
         """Return a loader of a split's images in their own order, each once over all processes.
 
@@ -307,6 +315,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             epoch=epoch or (lambda: self.epoch),
             seed=self.seed,
             shuffle=shuffle,
+            weights=self.class_weights()[images.labels] if shuffle and self.sampling == "balanced" else None,
             rank=rank,
             world_size=world_size,
             num_seen=self._num_seen if shuffle else int,

@@ -49,6 +49,7 @@ class EpochSampler(SequentialSampler):
         seed: the order follows from (seed, epoch).
         shuffle: yield a random order, with equally many images on every rank (some twice if they do not divide);
             otherwise rank r gets r, r + world_size, …, each image once.
+        weights: of the images, `(N,)`, to draw them with, with replacement; None: each once.
         rank: of this process.
         world_size: the number of processes.
         num_seen: returns how many images to leave out at the start of the epoch, because the run was trained on them
@@ -60,6 +61,7 @@ class EpochSampler(SequentialSampler):
     epoch: Callable[[], int]
     seed: int
     shuffle: bool
+    weights: torch.Tensor | None = None
     rank: int = 0
     world_size: int = 1
     num_seen: Callable[[], int] = int
@@ -68,7 +70,11 @@ class EpochSampler(SequentialSampler):
         epoch = self.epoch()
         order = torch.arange(self.length)
         if self.shuffle:
-            order = torch.randperm(self.length, generator=generator(self.seed, epoch))
+            draws = generator(self.seed, epoch)
+            if self.weights is None:
+                order = torch.randperm(self.length, generator=draws)
+            else:
+                order = torch.multinomial(self.weights.double(), self.length, replacement=True, generator=draws)
             order = torch.cat([order, order[: -self.length % self.world_size]])
         for index in order[self.rank :: self.world_size][self.num_seen() :].tolist():
             yield epoch, index

@@ -73,7 +73,7 @@ class FeatureCache(pl.Callback):
 
     def features(self, module: FinetuneModule) -> Tensor | None:
         """Return the features of all training images for this epoch, or None if the epoch needs the images."""
-        if self.store is None or not module.policy.freezes_trunk(module.epoch):
+        if self.store is None or module.mix is not None or not module.policy.freezes_trunk(module.epoch):
             return None
         cached: int | None = getattr(module.policy, "cached_augmentations", None)
         if self.store.data.augment is None or cached == 0:

@@ -20,6 +20,7 @@ from filterscope.models.adapter import as_classifier, find_network
 from filterscope.models.classifier import Classifier
 from filterscope.training.loggers import log_numbers, run_options, show_pictures, tensorboard_writer
 from filterscope.training.metrics_log import MetricsLog
+from filterscope.training.weight_average import averaged_weights
 from filterscope.visuals.output.outputs import Output, Table
 from filterscope.visuals.output.writer import write_outputs
 from filterscope.visuals.visual import (
@@ -132,7 +133,8 @@ class LogVisuals(pl.Callback):
             return
         self.state.epoch, self.state.last = epoch, epoch == trainer.max_epochs
         self._remember_run(trainer, pl_module, epoch=epoch)
-        shown = self._draw(trainer, pl_module, epoch=epoch)
+        with averaged_weights(trainer, pl_module):
+            shown = self._draw(trainer, pl_module, epoch=epoch)
         self.state.gathered.clear()
         numbers = {tag: output for tag, output in shown.items() if isinstance(output, float)}
         numbers = trainer.strategy.broadcast(numbers)

@@ -18,6 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.split_network import SplitNetwork
+from filterscope.training.mix import Views, logits_over_views
 from filterscope.training.policies import Policy
 from filterscope.training.schedules import takes_total_steps
 
@@ -47,10 +48,16 @@ class FinetuneModule(pl.LightningModule):
             watches `val/loss`.
         seed: dropout depends on (seed, step, rank) alone, so that a resumed run draws the same numbers.
         label_smoothing: of the training loss, 0 to 1.
+        class_weights: of the training loss, `(classes,)`; None: all 1.
+        mix: mixes a batch of training images and labels; None: they stay apart. Training accuracy is that of the labels
+            before.
+        test_augment: predictions for test images are averaged over these views; None: each image is seen once.
         channels_last: run convolutions in the channels-last memory layout, which most processors prefer.
         compile_steps: compile the training step with `torch.compile`; the first steps take long.
         about: plain data that every checkpoint carries under `filterscope` (config, class names, image size).
     """
+
+    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -62,6 +69,9 @@ class FinetuneModule(pl.LightningModule):
         schedule_interval: Literal["step", "epoch"] = "step",
         seed: int = 0,
         label_smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
+        mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+        test_augment: Views | None = None,
         channels_last: bool = True,
         compile_steps: bool = False,
         about: dict[str, Any] | None = None,
@@ -74,6 +84,9 @@ class FinetuneModule(pl.LightningModule):
         self.schedule_interval = schedule_interval
         self.seed = seed
         self.label_smoothing = label_smoothing
+        self.register_buffer("class_weights", class_weights, persistent=False)
+        self.mix = mix
+        self.test_augment = test_augment
         self.channels_last = channels_last
         self.about = about or {}
         self.metrics = torch.nn.ModuleDict({f"{split}_": _metrics(classifier.num_classes) for split in _SPLITS})
@@ -105,8 +118,8 @@ class FinetuneModule(pl.LightningModule):
         return compute
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of a training batch."""
-        return F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+        """Return the loss of a training batch for labels, `(N,)`, or for class probabilities, `(N, classes)`."""
+        return F.cross_entropy(logits.float(), labels, weight=self.class_weights, label_smoothing=self.label_smoothing)
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer and the schedule.
@@ -169,12 +182,15 @@ class FinetuneModule(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor | Features, Tensor], _index: int) -> Tensor:
         """Return the loss of a batch of images or cached features."""
         inputs, labels = batch
+        targets = labels
         if isinstance(inputs, Features):
             assert self.split_network is not None
             logits = self.split_network.logits(inputs.outputs)
         else:
+            if self.mix is not None:
+                inputs, targets = self.mix(inputs, labels)
             logits = self(inputs)
-        loss = self.loss(logits, labels)
+        loss = self.loss(logits, targets)
         self._update_metrics("train", logits.detach(), labels, loss.detach())
         return loss
 
@@ -216,7 +232,9 @@ class FinetuneModule(pl.LightningModule):
     def _evaluate(self, split: str, batch: tuple[Tensor | Features, Tensor]) -> Tensor | None:
         inputs, labels = batch
         features: Tensor | None = None
-        if self.split_network is None:
+        if split == "test" and self.test_augment is not None and isinstance(inputs, Tensor):
+            logits = logits_over_views(self, inputs, self.test_augment)
+        elif self.split_network is None:
             logits = self(inputs).float()
         else:
             if isinstance(inputs, Features):

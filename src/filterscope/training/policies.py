@@ -1,5 +1,6 @@
 """Finetune policies: which parts of a classifier are trained, when, and how fast."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -110,8 +111,11 @@ class Full(Policy):
             pretrained weights, 10 for random ones, because at the common rate its kernels keep their initial noise.
         first_layer_weight_decay: weight decay of the first convolution; None: the optimizer's for pretrained weights,
             4 for random ones, so that the initial noise decays.
+        layer_decay: each block's learning rate as a multiple of that of the next block, in (0, 1], as in BEiT (Bao
+            et al. 2022).
     """
 
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     backbone_lr_factor: float | None = None
     first_layer_lr_factor: float | None = None
     first_layer_weight_decay: float | None = None
@@ -125,11 +129,12 @@ class Full(Policy):
         names = convolutions(classifier.layers)
         first = classifier.module_of(names[0]) if names else None
         first = first if first and next(first.parameters()).requires_grad else None
-        return [
+        groups = [
             *parameter_groups("head", classifier.head, lr, weight_decay),
             *parameter_groups("backbone", classifier.backbone, lr * factor, weight_decay, without=first),
             *(parameter_groups("first_layer", first, lr * factor * first_factor, first_decay) if first else []),
         ]
+        return groups if self.layer_decay == 1 else list(_decayed(groups, classifier, self.layer_decay))
 
 
 @register("policy")
@@ -159,8 +164,7 @@ class LastBlocks(Full):
 
     def last_frozen_layer(self, classifier: Classifier) -> str:
         """Return the name of the last layer before the blocks."""
-        ends = block_ends(classifier.layers)
-        ends = ends if len(ends) > 1 else block_ends(classifier.layers, ("conv", "linear"))
+        ends = blocks_of(classifier)
         if not 0 < self.blocks < len(ends):
             raise UserError(
                 f"finetune.blocks={self.blocks}: {classifier.backbone.name} has {len(ends)} blocks, of which the last "
@@ -186,6 +190,33 @@ class Gradual(Full):
     def freezes_trunk(self, epoch: int) -> bool:
         """Return whether the epoch is before the release."""
         return epoch < self.release_epoch
+
+
+def blocks_of(classifier: Classifier) -> list[str]:
+    """Return the names of the layers at which blocks end, those of a transformer too."""
+    ends = block_ends(classifier.layers)
+    return ends if len(ends) > 1 else block_ends(classifier.layers, ("conv", "linear"))
+
+
+def _decayed(groups: list[Group], classifier: Classifier, decay: float) -> Iterator[Group]:
+    """Yield the groups of the backbone block by block, each with its learning rate; those of the head stay."""
+    ends = {find_layer(classifier.layers, name).path: name for name in blocks_of(classifier)}
+    block = 0
+    numbers: dict[int, int] = {}  # of the block of each parameter
+    for path, module in classifier.named_modules():
+        begins = path in ends and next(module.children(), None) is not None  # of a container its layers follow
+        block += begins
+        numbers |= {id(parameter): block for parameter in module.parameters(recurse=False)}
+        block += path in ends and not begins
+    last = max(numbers[id(parameter)] for parameter in classifier.backbone.parameters())
+    for group in groups:
+        if group["name"].startswith("head"):
+            yield group
+            continue
+        for number in sorted({numbers[id(parameter)] for parameter in group["params"]}):
+            own = [parameter for parameter in group["params"] if numbers[id(parameter)] == number]
+            name = f"{group['name']}_{number}"
+            yield {**group, "name": name, "params": own, "lr": group["lr"] * decay ** (last - number)}
 
 
 def parameter_groups(
