@@ -2,7 +2,6 @@
 
 import os
 import signal
-from pathlib import Path
 
 import pytest
 import torch
@@ -106,7 +105,7 @@ def test_learning_rates_decay_block_by_block_towards_the_first(name, blocks):
     assert owners[id(classifier.head.weight)] == 1
 
 
-def test_balanced_sampling_and_weights_even_out_the_classes(composed):
+def test_balanced_sampling_and_weights_even_out_the_classes():
     from filterscope.data.synthetic_flowers import SyntheticFlowersDataModule
 
     data = SyntheticFlowersDataModule(image_size=24, num_train=60, num_val=30, num_test=20, sampling="balanced")
