@@ -1,6 +1,7 @@
 """Draw what the filters of a trained or published network have learned: `filterscope visualize` and `visualize.py`."""
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from omegaconf import DictConfig
 
 from filterscope.cli.main import check_paths, report_errors, resolve_config, run_folder, run_script
 from filterscope.cli.search_path import CONF
+from filterscope.errors import UserError
 
 log = logging.getLogger("filterscope")
 
@@ -19,7 +21,7 @@ def visualize(cfg: dict[str, Any], folder: Path) -> list[str]:
 
     from filterscope.config import factory, from_checkpoint
     from filterscope.training import results
-    from filterscope.visuals.output.outputs import Picture, Table
+    from filterscope.visuals.output.outputs import Arrays, Encoded, Picture, Table
     from filterscope.visuals.output.site import Site, check_site
     from filterscope.visuals.output.tables import table_text
     from filterscope.visuals.output.writer import write_outputs
@@ -41,10 +43,24 @@ def visualize(cfg: dict[str, Any], folder: Path) -> list[str]:
             log.info("%s", table_text(output, tag))
         elif isinstance(output, Site):
             log.info("%s: %.1f MB, open %s in a browser", tag, output.size / 1e6, folder / tag / "index.html")
-    if pictures := sum(isinstance(each, Picture) for each in shown.values()):
-        log.info("%d pictures in %s", pictures, folder / "pictures")
+    for kind, below in ((Picture, "pictures"), (Encoded, "pictures"), (Arrays, "")):
+        tags = [tag for tag, output in shown.items() if isinstance(output, kind)]
+        if tags:
+            noun = {Picture: "picture", Encoded: "file", Arrays: "array file"}[kind]
+            place = folder / below / (tags[0].partition("/")[0] if kind is not Picture else "")
+            log.info("%d %s%s in %s", len(tags), noun, "s" * (len(tags) > 1), place)
     log.info("%s", results.tensorboard_command(folder))
     return list(shown)
+
+
+def _serve(cfg: dict[str, Any], folder: Path) -> None:
+    from filterscope.cli.live_gallery import followed_checkpoint, serve_gallery
+
+    if "gallery" not in cfg["visuals"]:
+        raise UserError("serve=true serves a gallery: choose visuals=gallery or visuals=[…,gallery]")
+    checkpoint = followed_checkpoint(cfg["ckpt"])
+    draw = partial(visualize, {**cfg, "ckpt": str(checkpoint)}, folder)
+    serve_gallery(checkpoint, folder / "gallery", draw, port=0 if cfg["serve"] is True else cfg["serve"])
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="visualize")
@@ -53,6 +69,9 @@ def main(cfg: DictConfig) -> None:
     with report_errors():
         config = resolve_config(cfg)
         check_paths(config)
+        if config["serve"]:
+            _serve(config, run_folder())
+            return
         visualize(config, run_folder())
         if config["open"]:
             from filterscope.cli.tensorboard import open_in_browser

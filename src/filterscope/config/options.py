@@ -20,6 +20,7 @@ ROOT: dict[str, Any] = {
     "channels_last": bool,
     "compile": bool,
     "export": Literal["state_dict", "tensors"] | None,
+    "serve": bool | Annotated[int, Field(ge=1, le=65535)],
 }
 TEST: dict[str, Any] = {"augment": Literal["flip", "five_crop"] | None}
 TRAINER: dict[str, Any] = {

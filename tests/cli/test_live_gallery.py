@@ -1,0 +1,84 @@
+"""`serve=true` serves a gallery on this machine and draws it again after each checkpoint, until Ctrl-C."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from filterscope.cli.live_gallery import followed_checkpoint
+from filterscope.errors import UserError
+
+SERVE = """
+import logging, signal, sys
+from pathlib import Path
+from filterscope.cli.live_gallery import serve_gallery
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
+logging.basicConfig(level=logging.INFO, stream=sys.stdout)
+checkpoint, folder = map(Path, sys.argv[1:])
+def draw():
+    (folder / "index.html").write_text(f"<body>epoch {checkpoint.read_text()}</body>")
+serve_gallery(checkpoint, folder, draw)
+"""
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[str], str]]:
+    """A checkpoint that is followed, the process, and its address."""
+    checkpoint, folder = tmp_path / "last.ckpt", tmp_path / "gallery"
+    folder.mkdir()
+    (tmp_path / "secret").write_text("not to be served")
+    command = [sys.executable, "-u", "-c", SERVE, str(checkpoint), str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert "waiting for" in process.stdout.readline()
+        checkpoint.write_text("1")
+        line = process.stdout.readline()
+        address = re.search(r"http://[\d.]+:\d+", line)
+        assert address, line
+        yield checkpoint, process, address.group()
+        process.kill()
+
+
+def read(address: str, **headers: str) -> str:
+    request = urllib.request.Request(address, headers=headers)
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return str(answer.read().decode())
+
+
+def test_pages_are_drawn_again_after_each_checkpoint_until_interrupted(served) -> None:
+    checkpoint, process, address = served
+    assert "epoch 1" in read(address)
+    assert "location.reload" in read(address)
+    drawn = read(f"{address}/drawn")
+    checkpoint.write_text("2")
+    deadline = time.monotonic() + 60
+    while read(f"{address}/drawn") == drawn and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert "epoch 2" in read(address)
+    process.send_signal(signal.SIGINT)
+    assert "closed" in process.stdout.read()
+    assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "code"),
+    [("/../secret", {}, 404), ("/%2e%2e/secret", {}, 404), ("/", {"Host": "evil.example"}, 403)],
+)
+def test_only_the_gallery_is_served_and_only_under_the_name_of_this_machine(served, path, headers, code) -> None:
+    with pytest.raises(urllib.error.HTTPError) as error:
+        read(served[2] + path, **headers)
+    with error.value:
+        assert error.value.code == code
+
+
+def test_the_newest_checkpoint_of_a_run_is_followed(tmp_path: Path) -> None:
+    assert followed_checkpoint(str(tmp_path)) == tmp_path / "checkpoints" / "last.ckpt"
+    with pytest.raises(UserError, match="serve=true follows a run, and ckpt=null is none"):
+        followed_checkpoint(None)
