@@ -8,7 +8,7 @@ from PIL import Image
 from filterscope.config.instantiate import instantiate
 from filterscope.data.folder import FolderDataModule
 from filterscope.data.image_io import BadImageError
-from filterscope.data.preprocessing import Augmentation, fixed_transform
+from filterscope.data.preprocessing import Augmentation, RandomTransform, fixed_transform
 from filterscope.errors import UserError
 from filterscope.registry import target_of
 
@@ -132,3 +132,18 @@ def test_more_processes_than_images_are_an_error(flowers, monkeypatch):
 def test_impossible_augmentation_names_its_option(options):
     with pytest.raises(UserError, match=next(iter(options))):
         instantiate({"_target_": target_of(Augmentation), **options}, where="data.augment")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("options", [{"policy": "rand", "erase": 0.5}, {"policy": "trivial"}, {"erase": 1.0}])
+def test_library_augmentations_follow_from_seed_epoch_and_index_alone(options, channels):
+    transform = RandomTransform(augment=Augmentation(**options), image_size=32, resize_ratio=1.0, seed=3)
+    images = [torch.randint(0, 256, (channels, 40, 50), dtype=torch.uint8) for _ in range(4)]
+    state = torch.random.get_rng_state()
+    whole = transform(images, epoch=2, indices=[5, 6, 7, 8])
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.manual_seed(9)
+    assert torch.equal(transform(images[1:3], epoch=2, indices=[6, 7]), whole[1:3])
+    assert not torch.equal(transform(images, epoch=3, indices=[5, 6, 7, 8]), whole)
+    plain = RandomTransform(augment=Augmentation(), image_size=32, resize_ratio=1.0, seed=3)
+    assert not torch.equal(plain(images, epoch=2, indices=[5, 6, 7, 8]), whole)

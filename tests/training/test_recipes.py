@@ -1,5 +1,6 @@
 """Mixing, averaging, class weights, decayed rates: each does what it says, and a resumed run repeats it to the bit."""
 
+import logging
 import os
 import signal
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from train import train
 
+from filterscope.errors import UserError
 from filterscope.models import heads
 from filterscope.models.backbone import torchvision_backbone
 from filterscope.models.weights import on_meta_device
@@ -121,3 +123,17 @@ def test_balanced_sampling_and_weights_even_out_the_classes():
     assert counts.min() > 0.7 * counts.max()
     weights = data.class_weights()
     torch.testing.assert_close((weights * torch.bincount(data.labels("train"))).sum(), torch.tensor(float(len(keep))))
+
+
+def test_training_on_validation_images_too_keeps_the_last_epoch(composed, tmp_path, caplog):
+    config = composed(*TINY, "data.train_splits=[train,val]", "visuals=none", "schedule=constant")
+    with caplog.at_level(logging.INFO, "filterscope"):
+        train(config, tmp_path)
+    assert any("val/… is no measure" in line for line in caplog.messages)
+    assert "train 90, val 30, test 20 images" in caplog.text
+    checkpoints = [torch.load(tmp_path / "checkpoints" / f"{n}.ckpt", weights_only=True) for n in ("best", "last")]
+    assert all(
+        torch.equal(tensor, checkpoints[1]["state_dict"][k]) for k, tensor in checkpoints[0]["state_dict"].items()
+    )
+    with pytest.raises(UserError, match=r"callbacks\.early_stopping cannot watch val/"):
+        train(composed(*TINY, "data.train_splits=[train,val]", "callbacks=early_stopping"), tmp_path / "stopping")

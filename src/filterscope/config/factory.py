@@ -31,8 +31,24 @@ def build_data(cfg: Config, stage: str = "fit") -> ImageDataModule:
     data: ImageDataModule = instantiate(cfg["data"], where="data")
     data.prepare_data()
     data.setup(stage)
+    if data.trains_on_val and stage == "fit":
+        _keep_last_epoch(cfg)
     cfg["data"]["bit_depth"] = data.bit_depth  # stored, so that single images are drawn as those of the data
     return data
+
+
+def _keep_last_epoch(cfg: Config) -> None:
+    """Make the last epoch the best one, because validation images that are trained on cannot choose one."""
+    callbacks = cfg.get("callbacks") or {}
+    watching = [f"callbacks.{name}" for name, node in callbacks.items() if node and "val/" in str(node.get("monitor"))]
+    if watching not in ([], ["callbacks.checkpoint"]):
+        raise UserError(
+            f"data.train_splits=[train,val] trains on the validation images, so {watching[-1]} cannot watch "
+            "val/…; leave it out, or give it another monitor"
+        )
+    if watching:
+        callbacks["checkpoint"]["monitor"] = None
+    log.info("the validation images are trained on: val/… is no measure, and the last epoch is kept; the test decides")
 
 
 def build_classifier(cfg: Config, data: ImageDataModule) -> Classifier:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from filterscope.data.decode_cache import CachedFiles, cache_files
 from filterscope.data.image_io import MEGAPIXELS, Decoding, check_image, find_damaged, stored_bits
-from filterscope.data.images import DataSplits, Files, Images
+from filterscope.data.images import DataSplits, Files, Images, joined
 from filterscope.data.loader import ImageLoader, TransformedImages, identity_collate
 from filterscope.data.preprocessing import Augmentation, RandomTransform, fixed_transform, to_float
 from filterscope.data.sampler import EpochSampler, mix_seed
@@ -52,6 +52,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         seed: of the splits, the order and the augmentation.
         sampling: `uniform`: each training image once in an epoch; `balanced`: as many images, drawn with equal
             probability from each class.
+        train_splits: which splits are trained on; `[train, val]` trains on the validation images too.
         exclude: names of classes to leave out.
         on_corrupt: `error` stops at a damaged file; `skip` decodes all files before training and leaves out the
             damaged ones.
@@ -78,6 +79,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     pin_memory: bool | None = None
     seed: NonNegativeInt = 0
     sampling: Literal["uniform", "balanced"] = "uniform"
+    train_splits: Sequence[Literal["train", "val"]] = ("train",)
     exclude: Sequence[str | int] = ()
     on_corrupt: Literal["error", "skip"] = "error"
     augment: Augmentation | None = None
@@ -88,6 +90,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 
     def __post_init__(self) -> None:
         super().__init__()
+        if "train" not in self.train_splits:
+            raise UserError(f"data.train_splits={list(self.train_splits)}: must be [train] or [train, val]")
         self._fixed_transform = fixed_transform(image_size=self.image_size, resize_ratio=self.resize_ratio)
         self._splits: dict[str, Images] = {}
         self._unlabelled_reason = ""
@@ -130,6 +134,11 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         return len(self.class_names)
 
     @property
+    def trains_on_val(self) -> bool:
+        """Whether the validation images are trained on too, so that only the test images measure anything."""
+        return "val" in self.train_splits
+
+    @property
     def has_test(self) -> bool:
         """Whether there is a test split."""
         return "test" in self._splits
@@ -155,6 +164,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
                 if training:
                     check_trainable(splits, names, location=found.location)
             self._splits = self._with_bit_depth(splits)
+            if self.trains_on_val and training:
+                self._splits["train"] = joined(self._splits["train"], self._splits["val"])
             if self.cache is not None:
                 self._splits = cache_files(
                     self._splits,

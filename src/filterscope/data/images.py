@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from filterscope.data.image_io import Decoding, read_image
+from filterscope.errors import UserError
 from filterscope.storage.disk_cache import hash_tensor
 
 
@@ -149,6 +150,19 @@ class DataSplits:
     test: Images | None = None
     held_out: Mapping[str, float] = field(default_factory=lambda: {"val": 0.0, "test": 0.0})
     unlabelled_reason: str = ""
+
+
+def joined(first: Images, second: Images) -> Images:
+    """Return the images of both, which must be of one kind."""
+    labels = torch.cat([first.labels, second.labels])
+    if isinstance(first, Files) and isinstance(second, Files):
+        return dataclasses.replace(first, paths=first.paths + second.paths, labels=labels)
+    if isinstance(first, Pixels) and isinstance(second, Pixels):
+        pixels, numbers = (
+            torch.cat(each) for each in zip(*((i.pixels, i.numbers) for i in (first, second)), strict=True)
+        )
+        return dataclasses.replace(first, pixels=pixels, labels=labels, numbers=numbers)
+    raise UserError(f"{type(first).__name__} and {type(second).__name__} cannot be trained on together")
 
 
 def to_grey(images: Tensor) -> Tensor:

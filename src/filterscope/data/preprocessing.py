@@ -1,13 +1,14 @@
 """Resizing, cropping and random augmentation of images.
 
-The augmentation is not torchvision's because a resumed run must see the same images: all random numbers follow from
-(seed, epoch, index), and not from a global random state.
+Crops, flips and colours are not torchvision's because a resumed run must see the same images: all random numbers follow
+from (seed, epoch, index), not from a global random state. RandAugment, TrivialAugment and erasing are torchvision's,
+with the global state forked and seeded for each image, which is slower.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 from torchvision.transforms import v2
 
-from filterscope.data.sampler import random_numbers
+from filterscope.data.sampler import mix_seed, random_numbers
 from filterscope.errors import UserError
 from filterscope.registry import register
 
@@ -39,6 +40,10 @@ class Augmentation:
         crop_ratio: the smallest and largest width / height of a crop; not used if `crop_area` is None.
         flip: the probability of a horizontal flip.
         color: brightness, contrast and saturation are multiplied by a random factor in 1 ± this.
+        policy: `rand` for RandAugment (Cubuk et al. 2020), `trivial` for TrivialAugment (Müller and Hutter 2021), after
+            crop and flip; None: neither.
+        magnitude: of RandAugment's two operations, 0 to 30.
+        erase: the probability that a random rectangle becomes black (Zhong et al. 2020).
 
     Raises:
         UserError: a range is not two increasing numbers within its limits.
@@ -48,6 +53,9 @@ class Augmentation:
     crop_ratio: Sequence[float] = (0.75, 1.3333)
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
     color: Annotated[float, Field(ge=0, le=1)] = 0.0
+    policy: Literal["rand", "trivial"] | None = None
+    magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    erase: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     def __post_init__(self) -> None:
         if self.crop_area is not None and not (_is_range(self.crop_area) and self.crop_area[1] <= 1):
@@ -91,7 +99,23 @@ class RandomTransform:
             factors = 1 + self.augment.color * (2 * numbers[:, -3:] - 1)
             for out, (brightness, contrast, saturation) in zip(batch, factors.tolist(), strict=True):
                 out.copy_(_adjust_color(out, brightness, contrast, saturation))
+        if (changes := self._library_transforms()) is not None:
+            with torch.random.fork_rng(devices=[]):
+                for out, index in zip(batch, indices, strict=True):
+                    torch.default_generator.manual_seed(mix_seed(self.seed, epoch, index))
+                    out.copy_(changes(out))
         return batch
+
+    def _library_transforms(self) -> Transform | None:
+        """Return torchvision's transforms that the options ask for; they draw from torch's default generator."""
+        augment = self.augment
+        steps: list[Any] = {
+            None: [],
+            "rand": [v2.RandAugment(magnitude=augment.magnitude)],
+            "trivial": [v2.TrivialAugmentWide()],
+        }[augment.policy]
+        steps += [v2.RandomErasing(augment.erase)] if augment.erase else []
+        return cast(Transform, v2.Compose(steps)) if steps else None
 
     def _crop_boxes(self, sizes: Numbers, numbers: Numbers) -> Numbers:
         """Return top, left, height and width of the crops, `(N, 4)` int64, for image sizes `(N, 2)`."""

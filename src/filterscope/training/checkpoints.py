@@ -67,11 +67,11 @@ class RunCheckpoints(Checkpoint):
 
     Args:
         folder: the run folder; checkpoints are written to `checkpoints` below it.
-        monitor: name of a metric or of a number of a visual.
+        monitor: name of a metric or of a number of a visual; None: the last epoch is the best.
         mode: `max` or `min`, whichever is better.
     """
 
-    def __init__(self, folder: Path, *, monitor: str = "val/acc", mode: Literal["max", "min"] = "max") -> None:
+    def __init__(self, folder: Path, *, monitor: str | None = "val/acc", mode: Literal["max", "min"] = "max") -> None:
         super().__init__()
         self.folder = folder / "checkpoints"
         self.monitor = monitor
@@ -109,7 +109,7 @@ class RunCheckpoints(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse a number that no visual has measured, before an epoch is spent."""
         del pl_module
-        if self.monitor.split("/")[0] not in ("train", "val") and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if self.monitor is not None and self.monitor.split("/")[0] not in ("train", "val") and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._score(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -131,7 +131,8 @@ class RunCheckpoints(Checkpoint):
         """Write `last.ckpt`, and `best.ckpt` if this epoch is the best so far."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        score = self._score(trainer) if self._validated or not self.monitor.startswith("val/") else None
+        measured = self.monitor is not None and (self._validated or not self.monitor.startswith("val/"))
+        score = self._score(trainer) if measured else None
         improved = self._improves(score)
         if improved:
             self.best, self.best_epoch = score, epoch
@@ -162,6 +163,7 @@ class RunCheckpoints(Checkpoint):
 
     def _score(self, trainer: pl.Trainer) -> float:
         known = trainer.callback_metrics
+        assert self.monitor is not None
         if self.monitor not in known:
             similar = [name for name in known if name.split("/")[0] == self.monitor.split("/")[0]]
             measured = ", ".join(sorted(similar or known)) or "nothing yet"
