@@ -1,6 +1,8 @@
-"""`UserError`, the exception for a user's mistake, and two functions that word messages."""
+"""`UserError`, the exception for a user's mistake, and functions that make messages and names fit to be shown."""
 
 import difflib
+import logging
+import re
 from collections.abc import Iterable
 
 
@@ -10,6 +12,43 @@ class UserError(ValueError):
     The message is one line: what was wrong, what was given, what is possible. The scripts print it without a traceback
     and exit with a non-zero code. Any other exception is a bug of filterscope and keeps its traceback.
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(message, longest=2000))
+
+
+class PrintableFormatter(logging.Formatter):
+    """Formats log records so that the names in them cannot move the terminal's cursor or change its colours."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record's text; its lines stay lines."""
+        return "\n".join(printable(line, longest=100_000) for line in super().format(record).split("\n"))
+
+
+def printable(text: object, longest: int = 200) -> str:
+    r"""Return a text in one line of characters that a terminal, a picture and a file in UTF-8 can show.
+
+    Line breaks become spaces, other control characters are written as `\x1b`, bytes of a file's name that are not UTF-8
+    are read as Latin-1, and the middle of a long text is replaced by `…`.
+
+    Args:
+        text: such as the name of a file or a class.
+        longest: how many characters are kept.
+    """
+    short = str(text)
+    if len(short) > longest:
+        short = f"{short[: longest // 2]}…{short[len(short) - (longest - 1) // 2 :]}"
+    if short.isprintable():
+        return short
+    latin = re.sub("[\udc80-\udcff]", lambda found: chr(ord(found[0]) - 0xDC00), short)
+    return "".join(map(_shown, latin))
+
+
+def _shown(character: str) -> str:
+    if character.isspace():
+        return " "
+    joins_letters = character in "\u200c\u200d"
+    return character if character.isprintable() or joins_letters else character.encode("unicode_escape").decode()
 
 
 def suggestion(name: object, known: Iterable[object]) -> str:

@@ -32,7 +32,7 @@ from filterscope.cli.sweeps import (
     record_failure,
     write_sweep_table,
 )
-from filterscope.errors import UserError, first_line, suggestion
+from filterscope.errors import UserError, first_line, printable, suggestion
 from filterscope.runtime.processes import exit_with_parent, is_first_process, unique_dir, wait_for_process
 from filterscope.runtime.signals import Stopped, stop_request
 from filterscope.runtime.slurm import requeue
@@ -248,7 +248,7 @@ def _resume_hint(*, always: bool = False) -> str:
 
 
 def _fail(message: str) -> None:
-    line = " ".join(message.split())[:_LONGEST]
+    line = printable(" ".join(message.split()), longest=_LONGEST)
     log.error(line)
     if in_sweep():
         record_failure(line)
@@ -268,7 +268,7 @@ def _leave_stopped(stopped: Stopped, hint: str) -> NoReturn:
 
 
 def _end(message: str, code: int) -> NoReturn:
-    print(" ".join(message.split())[:_LONGEST], file=sys.stderr)
+    print(printable(" ".join(message.split()), longest=_LONGEST), file=sys.stderr)
     sys.exit(code)
 
 

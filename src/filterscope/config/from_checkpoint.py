@@ -14,7 +14,7 @@ from filterscope.config.instantiate import instantiate
 from filterscope.data.datamodule import ImageDataModule
 from filterscope.data.image_io import Decoding, read_image
 from filterscope.data.preprocessing import fixed_transform, to_float
-from filterscope.errors import UserError, first_line
+from filterscope.errors import UserError, first_line, printable
 from filterscope.models.classifier import Classifier
 from filterscope.models.weights import on_meta_device
 from filterscope.registry import Kind, is_registered
@@ -137,7 +137,7 @@ def load(path: str | Path) -> Classifier:
 
 
 def _classifier(about: Mapping[str, Any], digest: Any, path: Path) -> Classifier:
-    names, size = tuple(map(str, about["class_names"])), int(about["image_size"])
+    names, size = tuple(map(printable, about["class_names"])), int(about["image_size"])
     own = {key.removeprefix("classifier."): t for key, t in digest.items() if key.startswith("classifier.")}
     with on_meta_device():  # refuse a config that does not fit the weights before it takes memory
         _refuse_other_weights(_build(about["config"], len(names), path), own, path)

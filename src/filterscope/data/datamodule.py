@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from filterscope.data.loader import ImageLoader, TransformedImages, identity_col
 from filterscope.data.preprocessing import Augmentation, RandomTransform, fixed_transform, to_float
 from filterscope.data.sampler import EpochSampler, mix_seed
 from filterscope.data.splits import check_trainable, prepare_splits, spread_over_classes
-from filterscope.errors import UserError
+from filterscope.errors import UserError, printable
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +161,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             if self.on_corrupt == "skip":
                 splits = self._without_damaged(splits)
             if self.skipped:
-                log.warning("left out %d damaged files, the first: %s", len(self.skipped), self.skipped[0])
+                log.warning("left out %d damaged files, the first: %s", len(self.skipped), printable(self.skipped[0]))
                 if training:
                     check_trainable(splits, names, location=found.location)
             self._splits = self._with_bit_depth(splits)
@@ -174,7 +175,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
                     num_channels=self.num_channels,
                     num_workers=max(map(self._num_workers, self._splits.values())),
                 )
-            self.class_names, self._unlabelled_reason = names, found.unlabelled_reason
+            self.class_names, self._unlabelled_reason = _printable_names(names), found.unlabelled_reason
             self.location, self._for_training = found.location, training
         if self._unlabelled_reason and training:
             raise UserError(self._unlabelled_reason)
@@ -278,7 +279,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
                 continue
             errors = find_damaged(images.paths, num_workers=self._num_workers(images), decoding=self._decoding)
             for error in filter(None, errors):
-                log.warning("left out: %s (%s)", error.path, error.reason)
+                log.warning("left out: %s (%s)", printable(error.path), error.reason)
                 skipped.append(error.path)
             sound = torch.tensor([index for index, error in enumerate(errors) if error is None], dtype=torch.int64)
             kept[split] = images.select(sound, images.labels[sound])
@@ -358,6 +359,13 @@ def _rank_and_world_size() -> tuple[int, int]:
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     return 0, 1
+
+
+def _printable_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Return names that can be shown, and that still differ where long ones are shortened."""
+    shown = list(map(printable, names))
+    counts = Counter(shown)
+    return tuple(f"{name} ({label})" if counts[name] > 1 else name for label, name in enumerate(shown))
 
 
 def _hash(images: Images) -> str:

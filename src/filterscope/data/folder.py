@@ -16,7 +16,7 @@ import torch
 from filterscope.data.datamodule import Fraction, ImageDataModule
 from filterscope.data.image_io import is_image
 from filterscope.data.images import DataSplits, Files
-from filterscope.errors import UserError, suggestion
+from filterscope.errors import UserError, printable, suggestion
 from filterscope.registry import register
 
 log = logging.getLogger(__name__)
@@ -168,7 +168,9 @@ def labelled_files(folder: Path, classes: tuple[str, ...]) -> Files:
     if others:
         kinds = Counter(Path(path).suffix.lower() or "no extension" for path in others)
         counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
-        log.info("left out %d files that are not images (%s), the first: %s", len(others), counted, others[0])
+        log.info(
+            "left out %d files that are not images (%s), the first: %s", len(others), counted, printable(others[0])
+        )
     return Files(paths=tuple(paths), labels=torch.tensor(labels, dtype=torch.int64), root=str(folder))
 
 

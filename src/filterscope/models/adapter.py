@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from filterscope.errors import UserError
+from filterscope.errors import UserError, printable
 from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
 from filterscope.models.output_shapes import output_shapes
@@ -54,7 +54,7 @@ def as_classifier(
     )
     num_classes = shapes[""][0] if "" in shapes else backbone.num_classes
     classifier = Classifier(backbone, nn.Identity(), num_classes=num_classes, head_path="")
-    classifier.class_names, classifier.image_size = tuple(class_names), size
+    classifier.class_names, classifier.image_size = tuple(map(printable, class_names)), size
     return classifier.to(next(model.parameters()).device)
 
 

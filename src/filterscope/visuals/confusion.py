@@ -20,7 +20,7 @@ from filterscope.visuals.drawing.grid import (
     Pixels,
     grid,
 )
-from filterscope.visuals.drawing.text import fitting, font, text_width
+from filterscope.visuals.drawing.text import draw_text, fitting, text_width
 from filterscope.visuals.output.outputs import Picture, Table
 from filterscope.visuals.visual import name_of
 
@@ -119,14 +119,15 @@ def _named_matrix(counts: Tensor, names: Sequence[str]) -> Pixels:
     for i, name in enumerate(names):
         text, fitted = fitting(name, width=left - 12, size=min(size, step))
         middle = i * step + step / 2
-        pen.text((left - 12, middle), text, font=font(fitted), fill=INK, anchor="rm")
+        draw_text(pen, (left - 12, middle), text, size=fitted, colour=INK, anchor="rm")
         upright = Image.new("RGB", (left, step), BACKGROUND)
-        ImageDraw.Draw(upright).text((left - 12, step / 2), text, font=font(fitted), fill=FAINT, anchor="rm")
+        draw_text(ImageDraw.Draw(upright), (left - 12, step / 2), text, size=fitted, colour=FAINT, anchor="rm")
         image.paste(upright.rotate(90, expand=True), (left + i * step, tile.shape[0]))
         for j, count in enumerate(counts[i].tolist()):
             if count:
                 share = count / max(int(counts[i].sum()), 1)
                 number, fits = fitting(str(count), width=step - 6, size=min(34, step - 4))
                 colour = BACKGROUND if share > 0.15 else INK
-                pen.text((left + j * step + step / 2, middle), number, font=font(fits), fill=colour, anchor="mm")
+                at = (left + j * step + step / 2, middle)
+                draw_text(pen, at, number, size=fits, colour=colour, anchor="mm")
     return np.asarray(image)

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from filterscope.analysis.hooks import Precision, compute_precision
-from filterscope.errors import UserError, suggestion
+from filterscope.errors import UserError, printable, suggestion
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions
 from filterscope.registry import find
@@ -37,6 +37,10 @@ class Examples:
     class_names: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     more: Callable[[int], "Examples"] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "class_names", tuple(map(printable, self.class_names)))
+        object.__setattr__(self, "names", tuple(map(printable, self.names)))
 
     def __len__(self) -> int:
         return len(self.images)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from filterscope.visuals.drawing.text import CAPTION, NAME, NOTE, SMALLEST, TITLE, fitting, font, text_width, wrap
+from filterscope.visuals.drawing.text import CAPTION, NAME, NOTE, SMALLEST, TITLE, draw_text, fitting, text_width, wrap
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 """Colours as uint8, `(H, W, 3)` where nothing else is said."""
@@ -141,7 +141,7 @@ def grid(
     _write(draw, title, (left, MARGIN - 6), width=title_room, size=TITLE, colour=INK, anchor="l")
     _write(draw, header_note, (WIDTH - MARGIN, MARGIN - 6), width=WIDTH, size=TITLE, colour=FAINT, anchor="r")
     for i, line in enumerate(lines):
-        draw.text((left, _UNDER_TITLE + i * _LINE), line, FAINT, font(NOTE, bold=False))
+        draw_text(draw, (left, _UNDER_TITLE + i * _LINE), line, size=NOTE, colour=FAINT, bold=False)
     if legend is not None:
         _draw_legend(image, draw, legend)
     _draw_key(draw, key, (left, key_top))
@@ -182,7 +182,8 @@ def _draw_tile(image: Image.Image, draw: ImageDraw.ImageDraw, cell: Cell, at: tu
         size = 56
         left += width - size
         draw.rectangle((left, top, left + size - 1, top + size - 1), fill=cell.frame or INK)
-        draw.text((left + size / 2, top + size / 2), cell.mark, BACKGROUND, font(50), anchor="mm")
+        at_middle = (left + size / 2, top + size / 2)
+        draw_text(draw, at_middle, cell.mark, size=50, colour=BACKGROUND, anchor="mm")
 
 
 def _draw_key(draw: ImageDraw.ImageDraw, key: Sequence[tuple[str, Colour]], at: tuple[int, int]) -> None:
@@ -194,7 +195,7 @@ def _draw_key(draw: ImageDraw.ImageDraw, key: Sequence[tuple[str, Colour]], at: 
         size -= 1
     for text, colour in key:
         draw.rectangle((left, top + 4, left + size - 4, top + size), fill=colour)
-        draw.text((left + size + 4, top), text, colour, font(size))
+        draw_text(draw, (left + size + 4, top), text, size=size, colour=colour)
         left += size + 4 + round(text_width(text, size)) + 2 * GAP
 
 
@@ -207,8 +208,8 @@ def _legend_width(legend: Legend | None) -> int:
 def _draw_legend(image: Image.Image, draw: ImageDraw.ImageDraw, legend: Legend) -> None:
     left = WIDTH - MARGIN - _legend_width(legend) + 2 * GAP
     bar_left = left + round(text_width(legend.low, NOTE)) + GAP
-    draw.text((left, _UNDER_TITLE), legend.low, FAINT, font(NOTE))
-    draw.text((bar_left + _BAR + GAP, _UNDER_TITLE), legend.high, FAINT, font(NOTE))
+    draw_text(draw, (left, _UNDER_TITLE), legend.low, size=NOTE, colour=FAINT)
+    draw_text(draw, (bar_left + _BAR + GAP, _UNDER_TITLE), legend.high, size=NOTE, colour=FAINT)
     columns = np.linspace(0, len(legend.colours) - 1, _BAR).round().astype(int)
     image.paste(Image.fromarray(np.tile(legend.colours[columns], (26, 1, 1))), (bar_left, _UNDER_TITLE + 6))
 
@@ -246,4 +247,4 @@ def _write(
     text, fitted = fitting(text, width=width, size=size)
     x = at[0] + width / 2 if anchor == "m" else at[0]
     # All labels of a line have one baseline, also those that had to shrink.
-    draw.text((x, at[1] + 0.95 * size), text, colour, font(fitted), anchor=f"{anchor}s")
+    draw_text(draw, (x, at[1] + 0.95 * size), text, size=fitted, colour=colour, anchor=f"{anchor}s")

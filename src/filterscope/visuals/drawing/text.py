@@ -3,12 +3,19 @@
 It shrinks the 1000 pixels of a picture by taking the nearest ones, so only strokes three pixels wide survive.
 """
 
+import logging
 import re
+import unicodedata
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
 import matplotlib
-from PIL import ImageFont
+from matplotlib.font_manager import findSystemFonts
+from matplotlib.ft2font import FT2Font
+from PIL import ImageDraw, ImageFont, features
+
+log = logging.getLogger(__name__)
 
 TITLE = 46
 NOTE = 30
@@ -17,19 +24,92 @@ NAME = 26
 SMALLEST = 18
 
 
-@lru_cache
-def font(size: int, bold: bool = True) -> ImageFont.FreeTypeFont:
-    """Return DejaVu Sans, which matplotlib ships, in a size in pixels."""
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
-    # The basic layout is faster, and draws the same where the library for complex scripts is missing.
-    return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
+def draw_text(
+    draw: ImageDraw.ImageDraw,
+    at: tuple[float, float],
+    text: str,
+    *,
+    size: int,
+    colour: tuple[int, int, int],
+    bold: bool = True,
+    anchor: str = "la",
+) -> None:
+    """Draw a text in a font that has its letters; letters that no installed font has are drawn as their numbers.
+
+    Args:
+        draw: draws on the picture.
+        at: the position of the anchor in pixels.
+        text: of one line.
+        size: of the font in pixels.
+        colour: of the letters.
+        bold: whether the letters are bold.
+        anchor: Pillow's text anchor.
+    """
+    shown, path, shaped = _lettered(text, bold)
+    draw.text(at, shown, colour, _font(path, size, shaped), anchor=anchor)
 
 
 @lru_cache(maxsize=1 << 12)
 def text_width(text: str, size: int, *, bold: bool = True) -> float:
     """Return how many pixels wide a text is."""
-    return float(font(size, bold).getlength(text))
+    shown, path, shaped = _lettered(text, bold)
+    return float(_font(path, size, shaped).getlength(shown))
+
+
+@lru_cache
+def _font(path: str, size: int, shaped: bool) -> ImageFont.FreeTypeFont:
+    # The basic layout is faster, and draws the same except for scripts that join or stack letters.
+    layout = ImageFont.Layout.RAQM if shaped and features.check("raqm") else ImageFont.Layout.BASIC
+    return ImageFont.truetype(path, size, layout_engine=layout)
+
+
+@lru_cache(maxsize=1 << 12)
+def _lettered(text: str, bold: bool) -> tuple[str, str, bool]:
+    """Return a text as it is drawn, the path of a font that has its letters, and whether letters join or stack."""
+    text = unicodedata.normalize("NFC", text)
+    own = _own_font(bold)
+    shaped = any(unicodedata.bidirectional(c) in ("R", "AL") or unicodedata.category(c) in ("Mn", "Mc") for c in text)
+    missing = {ord(c) for c in text} - _letters(own)
+    if not missing:
+        return text, own, shaped
+    for path in _other_fonts(bold):
+        if {ord(c) for c in text} <= _letters(path):
+            return text, path, shaped
+    _warn_once()
+    return "".join(f"[{ord(c):X}]" if ord(c) in missing else c for c in text), own, shaped
+
+
+def _own_font(bold: bool) -> str:
+    """Return the path of DejaVu Sans, which matplotlib ships."""
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name)
+
+
+@lru_cache
+def _letters(path: str) -> frozenset[int]:
+    """Return the code points that a font can draw in any size."""
+    try:
+        ImageFont.truetype(path, NOTE)  # fails for fonts that are bitmaps of one size, such as coloured emoji
+        return frozenset(FT2Font(path).get_charmap())
+    except (OSError, RuntimeError):
+        return frozenset()
+
+
+def _other_fonts(bold: bool) -> Iterator[str]:
+    yield from sorted(_system_fonts(), key=lambda path: (("bold" in Path(path).stem.lower()) != bold, path))
+
+
+@lru_cache
+def _system_fonts() -> tuple[str, ...]:
+    return tuple(findSystemFonts())
+
+
+@lru_cache
+def _warn_once() -> None:
+    log.warning(
+        "no installed font has all letters of the names: those are drawn as numbers, such as [5411]; "
+        "a font such as Noto Sans CJK has them"
+    )
 
 
 def fitting(text: str, *, width: float, size: int, smallest: int = SMALLEST) -> tuple[str, int]:
