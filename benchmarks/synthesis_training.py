@@ -1,7 +1,7 @@
 """What synthesis takes of an epoch: AlexNet on flowers, everything trained, nothing cached, default knobs.
 
-Eight pictures of each of five convolutions go on from the epoch before; epoch 0 and the last one, whose pictures are
-made from noise, do not count. Decoding runs in the same process, so that processor time, which other work on the
+Pictures are made from noise in every epoch, as many as `visuals.synthesis.share` allows; epoch 0 and the last one, which
+draw all, do not count. Decoding runs in the same process, so that processor time, which other work on the
 machine disturbs least, holds all there is. The fully connected layers, whose weights are not in REAL, start at random,
 which costs the same.
 
@@ -99,13 +99,15 @@ def measure(report: Report, epochs: int) -> None:
         trainer.callbacks.append(counted)
         trainer.fit(factory.build_module(cfg, classifier, data), data)
     knobs = cfg["visuals"]["synthesis"]
-    about = f"{knobs['channels']} pictures a layer, {knobs['steps']} steps of {cfg['recipe']['size']} px"
+    about = (
+        f"{knobs['channels']} pictures a layer at most, {cfg['recipe']['steps']} steps of {cfg['recipe']['size']} px"
+    )
     for place, kind in ((1, "processor"), (0, "wall")):
         shares = [taken[place] / epoch[place] for epoch, taken in counted.measured[:-1]]
         report.add(
             f"share of an epoch, {kind} time ({about})",
             statistics.median(shares),
-            at_most=0.05,
+            at_most=0.1,
             epoch_seconds=statistics.median(epoch[place] for epoch, _ in counted.measured[:-1]),
             synthesis_seconds=statistics.median(taken[place] for _, taken in counted.measured[:-1]),
             last_epoch_synthesis_seconds=counted.measured[-1][1][place],

@@ -73,7 +73,7 @@ def look(
         std: likewise.
         labels: `(N,)`, the classes of the images, if known.
         class_names: in the order of the network's outputs.
-        state: kept between calls for timelines and warm starts in a loop; the caller sets its `epoch`.
+        state: kept between calls for timelines in a loop; the caller sets its `epoch`.
 
     Raises:
         UserError: a network without convolutions, images that it cannot take, an unknown visual.

@@ -252,9 +252,7 @@ def test_statistics_are_those_of_the_rectified_means(grey):
     means = F.relu(F.conv2d(images, grey.backbone.network.conv1.weight, grey.backbone.network.conv1.bias)).mean((2, 3))
     assert torch.allclose(measured.largest, means.max(dim=0).values, atol=1e-6)
     assert torch.allclose(measured.mean, means.mean(dim=0), atol=1e-6)
-    assert measured.percentile(means.sort(dim=0).values[9, :3], [0, 1, 2]).tolist() == pytest.approx(
-        [47, 47, 47], abs=1
-    )
+    assert measured.percentile(means.sort(dim=0).values[9, :3], [0, 1, 2]).tolist() == pytest.approx([45] * 3, abs=1)
     assert measured.multiple(2 * measured.largest[:2], [0, 1]).tolist() == pytest.approx([2, 2])
 
 
@@ -262,7 +260,7 @@ def test_statistics_survive_a_checkpoint(grey, tmp_path):
     measured = measure_statistics(grey, torch.rand(4, 1, 32, 32), ["block1_conv1", "head"])
     torch.save(measured.to_dict(), tmp_path / "statistics.pt")
     back = ActivationStatistics.from_dict(torch.load(tmp_path / "statistics.pt", weights_only=True))
-    assert torch.equal(back.of("head").quantiles, measured.of("head").quantiles)
+    assert torch.allclose(back.of("head").sample, measured.of("head").sample, rtol=1e-3)
 
 
 @pytest.mark.parametrize(

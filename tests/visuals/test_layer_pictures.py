@@ -1,11 +1,13 @@
 """Filters, activations, responses and synthesis: one grid per layer."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from filterscope.analysis.synthesis import Recipe
+from filterscope.analysis.synthesis import LayerStatistics, Recipe, SynthesisResult
 from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
@@ -15,7 +17,7 @@ from filterscope.visuals.filters import Filters, draw_filters, filter_tiles
 from filterscope.visuals.map_grid import draw_maps
 from filterscope.visuals.responses import Responses
 from filterscope.visuals.synthesis import Synthesis
-from filterscope.visuals.trust import trust_captions
+from filterscope.visuals.trust import trust_captions, trust_sentences
 from filterscope.visuals.visual import Examples, Visual, VisualState
 
 RECIPE = Recipe(size=32, steps=6, objective="channel", precision="fp32")
@@ -191,7 +193,30 @@ def test_trust_is_told_only_where_there_is_something_to_compare_with(
     assert all(lines[-1] in ("not compared", "did not converge") for lines in trust_captions(made, [0, 1]))
     statistics = measure_statistics(classifier, examples.images, ["block2_conv1"]).of("block2_conv1")
     for lines, converged in zip(trust_captions(made, [0, 1], statistics), made.converged.tolist(), strict=True):
-        assert ("× · rank" in lines[0]) == converged
+        assert ("× best of 6" in lines[0]) == converged
+
+
+def test_captions_say_in_words_how_strong_and_how_specific_a_picture_is() -> None:
+    statistics = LayerStatistics.of_responses(torch.tensor([[1.0, 1.0, 0.0]]).repeat(300, 1))
+    result = SynthesisResult(
+        images=torch.zeros(4, 3, 8, 8), parameters=torch.zeros(4), curve=torch.zeros(1, 4),
+        activation=torch.tensor([4.0, 0.96, 3.0, 2.0]), rank=torch.tensor([0, 2, 1, 0]),
+        converged=torch.tensor([True, True, True, False]), responses=torch.zeros(4, 3),
+        agreement=torch.tensor([0.9, 0.9, torch.nan, 0.9]),
+    )  # fmt: skip
+    sentences = trust_sentences(result, [0, 1, 2, 0], statistics)
+    assert sentences[0] == (
+        "activates this filter 4× as strongly as any of 300 real images; "
+        "no other filter of the layer reacts more strongly"
+    )
+    assert sentences[1] == (
+        "activates this filter 0.9× as strongly as the best of 300 real images and more than 0% of them; "
+        "2 other filters react more strongly"
+    )
+    assert sentences[2].startswith("activates this filter, which none of 300 real images does; 1 other filter reacts")
+    assert sentences[3].startswith("did not converge; ")
+    doubtful = dataclasses.replace(result, agreement=torch.full((4,), -1.0))
+    assert trust_captions(doubtful, [0, 1, 2, 0], statistics)[0] == ("do not trust", "4× best of 300")
 
 
 def test_statistics_of_real_images_are_used_when_the_images_are_gone(

@@ -1,6 +1,5 @@
 """The synthesis visual: its grid, its comparison with real images, and what it keeps over a training."""
 
-import copy
 import dataclasses
 import io
 from pathlib import Path
@@ -10,11 +9,10 @@ import torch
 from rich.console import Console
 
 from filterscope.analysis.synthesis import Recipe, measure_statistics, renderer
-from filterscope.analysis.synthesis.parameterization import Parameterization
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.visuals.progress import progress_bar
-from filterscope.visuals.synthesis import TILE, Synthesis
+from filterscope.visuals.synthesis import Synthesis
 from filterscope.visuals.trust import real_statistics
 from filterscope.visuals.visual import Examples, VisualState, recording_validation
 
@@ -64,58 +62,61 @@ def test_classes_are_drawn_under_their_names(classifier: Classifier, examples: E
     assert (named.pixels != numbered.pixels).any()
 
 
-def test_every_sample_continues_from_its_own_parameters(classifier: Classifier, examples: Examples) -> None:
-    state = VisualState(epoch=0)
-    still = visual(samples=2, recipe=Recipe(size=24, steps=4, learning_rate=0.0, precision="fp32", objective="channel"))
-    still(classifier, examples, state)
-    left = state.store["synthesis"][LAYER]
+def change(classifier: Classifier) -> None:
     with torch.no_grad():
         classifier.module_of(LAYER).weight.mul_(1.1)  # type: ignore[operator, union-attr]
+
+
+def test_a_picture_during_training_is_the_one_that_the_network_of_that_epoch_gets_from_noise(
+    classifier: Classifier, examples: Examples
+) -> None:
+    state = VisualState(epoch=0, epoch_images=10**9)
+    visual()(classifier, examples, state)
+    change(classifier)
     state.epoch = 1
-    still(classifier, examples, state)
-    assert torch.equal(state.store["synthesis"][LAYER]["parameters"], left["parameters"])
-    assert len(left["parameters"]) == 4
-    assert len(left["tiles"]) == 2  # timelines show the first sample
+    visual()(classifier, examples, state)
+    scratch = VisualState(epoch=0)
+    visual()(classifier, examples, scratch)
+    assert torch.equal(state.store["synthesis"][LAYER]["tiles"], scratch.store["synthesis"][LAYER]["tiles"])
 
 
-def test_stored_parameters_take_half_the_bytes_and_look_the_same(classifier: Classifier, examples: Examples) -> None:
-    state, recipe = VisualState(epoch=0), Recipe(size=TILE, steps=40, precision="fp32")
-    visual(recipe=recipe)(classifier, examples, state)
-    left = state.store["synthesis"][LAYER]
-    assert left["parameters"].dtype == torch.float16
-    assert left["parameters"].float().abs().max() > 1
-    images = Parameterization(recipe=recipe, channels=3).images(left["parameters"].float())
-    shades = (images * 255).permute(0, 2, 3, 1) - left["tiles"].float()
-    assert shades.abs().max() <= 1.0  # half of that is rounding to whole shades
+def drawn_channels(classifier: Classifier, examples: Examples, images: int | None, **options: object) -> list[int]:
+    """Return how many channels are drawn in each of eight epochs after epoch 0; the eighth is the last."""
+    state = VisualState(epoch=0, epoch_images=images)
+    classifier.image_size = RECIPE.size
+    counts = []
+    for state.epoch in range(9):
+        state.last = state.epoch == 8
+        change(classifier)
+        tags = visual(channels=6, **options)(classifier, examples, state)
+        counts.append(len(state.store["synthesis"][LAYER]["channels"]) if tags else 0)
+    return counts
 
 
-def test_the_last_epoch_starts_from_the_first_noise(classifier: Classifier, examples: Examples) -> None:
-    state = VisualState(epoch=0)
-    drawn = visual(every=1)
-    drawn(classifier, examples, state)
-    with torch.no_grad():
-        classifier.module_of(LAYER).weight.mul_(1.1)  # type: ignore[operator, union-attr]
-    fresh = VisualState(epoch=0)
-    drawn(classifier, examples, fresh)
-    state.epoch, state.last = 3, True
-    drawn(classifier, examples, state)
-    ends = [each.store["synthesis"][LAYER]["parameters"] for each in (state, fresh)]
-    assert torch.equal(*ends)
+def test_pictures_of_an_epoch_cost_at_most_their_share_and_fewer_are_drawn_otherwise(
+    classifier: Classifier, examples: Examples
+) -> None:
+    assert drawn_channels(classifier, examples, 10**9) == [6] * 9
+    assert drawn_channels(classifier, examples, None) == [6] * 9
+    assert drawn_channels(classifier, examples, 1, share=None) == [6] * 9
+    assert drawn_channels(classifier, examples, 1) == [6, *[0] * 7, 6]
+    few = drawn_channels(classifier, examples, 30)
+    assert few[0] == few[-1] == 6
+    assert 0 in few[1:-1]
+    assert set(few[1:-1]) <= {0, 2, 3}  # at least two, so that the timeline has what it shows
+    assert sum(few[1:-1]) > 2  # what an epoch leaves is saved
 
 
-def test_outdated_pictures_get_more_steps(classifier: Classifier, examples: Examples) -> None:
-    steps = []
-    for sign in (1.0, -1.0):
-        state = VisualState(epoch=0)
-        network = copy.deepcopy(classifier)
-        strong = visual(recipe=dataclasses.replace(RECIPE, steps=60, learning_rate=0.2), steps=3)
-        strong(network, examples, state)
-        with torch.no_grad():
-            network.module_of(LAYER).weight.mul_(sign)  # type: ignore[operator, union-attr]
-        state.epoch = 1
-        strong(network, examples, state)
-        steps.append(strong._continuing_recipe(LAYER, state).steps)
-    assert steps == [3, 24]
+def test_a_picture_weaker_than_a_real_image_gives_way_to_the_best_real_patch(
+    classifier: Classifier, examples: Examples
+) -> None:
+    weak = Recipe(size=24, steps=1, learning_rate=0.0, objective="channel", precision="fp32")
+    (picture,) = visual(recipe=weak)(classifier, examples, VisualState()).values()
+    assert "*best real patch*" in picture.description
+    (picture,) = visual(recipe=dataclasses.replace(RECIPE, steps=60, learning_rate=0.2))(
+        classifier, examples, VisualState()
+    ).values()
+    assert "*best real patch*" not in picture.description
 
 
 def test_pictures_are_compared_with_the_whole_validation_pass(classifier: Classifier, examples: Examples) -> None:
@@ -162,7 +163,7 @@ def test_there_is_no_progress_bar_in_training_or_without_a_terminal(state: Visua
     assert text.getvalue() == ""
 
 
-@pytest.mark.parametrize(("option", "value"), [("samples", 0), ("patches", -1), ("catch_up", 0)])
+@pytest.mark.parametrize(("option", "value"), [("samples", 0), ("patches", -1), ("share", -0.1)])
 def test_numbers_out_of_range_are_refused(option: str, value: int) -> None:
-    with pytest.raises(UserError, match=rf"visuals\.synthesis\.{option}={value}"):
+    with pytest.raises(UserError, match=rf"Synthesis\({option}={value}\): input should be greater"):
         visual(**{option: value})

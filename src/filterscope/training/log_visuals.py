@@ -133,6 +133,7 @@ class LogVisuals(pl.Callback):
             return
         self.state.epoch, self.state.last = epoch, epoch == trainer.max_epochs
         self._remember_run(trainer, pl_module, epoch=epoch)
+        self.state.epoch_images = _images_per_epoch(trainer)
         with averaged_weights(trainer, pl_module):
             shown = self._draw(trainer, pl_module, epoch=epoch)
         self.state.gathered.clear()
@@ -309,6 +310,14 @@ class LogVisuals(pl.Callback):
                 raise UserError("LogVisuals needs images to draw: give examples=images, (N, C, H, W) in [0, 1]")
             self.examples = examples_of(data, self.num_examples, self.seed)
         return self.examples
+
+
+def _images_per_epoch(trainer: pl.Trainer) -> int | None:
+    """Return the number of training images of an epoch over all ranks, or None if the loader does not tell it."""
+    size = getattr(trainer.train_dataloader, "batch_size", None)
+    size = size or getattr(getattr(trainer.train_dataloader, "batch_sampler", None), "batch_size", None)
+    batches = trainer.num_training_batches
+    return None if size is None or math.isinf(batches) else int(batches) * int(size) * trainer.world_size
 
 
 def _rebuild(kind: type[LogVisuals], state: dict[str, Any]) -> LogVisuals:

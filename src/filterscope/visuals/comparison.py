@@ -36,8 +36,8 @@ _LABEL_WIDTH = 150  # pixels
 _DESCRIPTION = (
     "The same filters of **{layer}** by {count} recipes, one row each. Pictures of a recipe that does not bound its "
     "pixels are scaled to fill the range from black to white. The caption says how far to trust a picture **as it is "
-    "shown here**, given to the network like any image: **12×**, it activates the filter twelve times as much as the "
-    "best real image; **rank 1**, it activates its own filter more than any other of the layer. {compared}"
+    "shown here**, given to the network like any image: **4× best of 300**, it activates the filter four times as "
+    "strongly as any of 300 real images; **no filter reacts more**, no other filter of the layer does. {compared}"
 )
 
 
@@ -78,7 +78,7 @@ class Comparison(Visual):
         selected = self._select(classifier)
         known = real_statistics(classifier, list(selected), examples, state)
         jobs = [
-            Job(layer=layer, channels=tuple(own), recipe=recipe, seed=self.seed, statistics=known.layers.get(layer))
+            Job(layer=layer, channels=tuple(own), recipe=recipe, seed=self.seed, statistics=known)
             for layer, own in selected.items()
             for recipe in self.recipes.values()
         ]
@@ -159,7 +159,7 @@ def draw_comparison(
         columns=len(channels),
         title=layer,
         header_note=epoch,
-        notes=[f"pictures that activate each filter most, by recipe; {compared}"],
+        notes=[f"pictures made to activate each filter, by recipe; {compared}"],
         row_labels=list(results),
         label_width=_LABEL_WIDTH,
     )

@@ -52,16 +52,16 @@ class Directions(Visual):
         """Return one picture of all directions."""
         layer = find_layer(classifier.layers, self.layer or convolutions(classifier.layers)[-1]).name
         directions = self._tensor(classifier, layer)
-        statistics = None
+        known = None
         if len(examples):
-            statistics = measure_statistics(classifier, examples.images, [layer], directions=directions).of(layer)
+            known = measure_statistics(classifier, examples.images, [layer], directions=directions)
         indices = list(range(len(directions)))
         job = Job(
             layer=layer,
             channels=tuple(indices),
             recipe=self.recipe,
             seed=self.seed,
-            statistics=statistics,
+            statistics=known,
             directions=directions,
         )
         with progress_bar("directions", state) as progress:
@@ -73,7 +73,7 @@ class Directions(Visual):
             layer=layer,
             names=[_name(weights) for weights in self.directions],
             what="directions",
-            statistics=statistics,
+            statistics=None if known is None else known.of(layer),
             header_note=epoch_label(state),
         )
         return {f"directions/{layer}": picture}

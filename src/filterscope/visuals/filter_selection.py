@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from filterscope.analysis.health.verdict import Verdict
 from filterscope.errors import UserError
@@ -29,6 +29,10 @@ class FilterSelection:
     def word(self, place: int) -> tuple[str, ...]:
         """Return the verdict as a caption line, given the position in the grid; empty without verdicts."""
         return (self.verdicts[place],) if self.verdicts else ()
+
+    def first(self, count: int) -> "FilterSelection":
+        """Return the first `count` channels."""
+        return replace(self, channels=self.channels[:count], verdicts=self.verdicts[:count])
 
     @property
     def key(self) -> list[tuple[str, Colour]]:

@@ -80,7 +80,7 @@ class History(Visual):
         if "verdicts" in health:
             record["verdicts"] = list(health["verdicts"])
         synthesis = state.store.get("synthesis", {}).get(layer, {})
-        if "tiles" in synthesis:
+        if synthesis and synthesis["epoch"] == state.epoch:
             tiles = synthesis["tiles"].permute(0, 3, 1, 2).float()
             small = F.interpolate(tiles, (SYNTHESIS_PIXELS, SYNTHESIS_PIXELS), mode="bilinear", antialias=True)
             record["channels"] = list(synthesis["channels"])

@@ -1,26 +1,25 @@
 """Feature visualization of layers: pictures that activate each channel most, and references to compare them with."""
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
 
 from filterscope.analysis.health.causes import reinitialized_copy
 from filterscope.analysis.synthesis import (
     ActivationStatistics,
     Job,
-    LayerStatistics,
     Recipe,
     SynthesisResult,
     run_synthesis_worker,
     synthesize_all,
 )
+from filterscope.analysis.synthesis.network import profile_forward
 from filterscope.analysis.top_patches import top_patches
-from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions, find_layer
 from filterscope.registry import register
@@ -30,11 +29,12 @@ from filterscope.visuals.output.outputs import Picture
 from filterscope.visuals.progress import progress_bar
 from filterscope.visuals.synthesis_sheet import ReferenceColumns, draw_synthesis
 from filterscope.visuals.trust import cache_folder, real_statistics, recording_real_statistics
-from filterscope.visuals.visual import Examples, RecordLabels, Visual, VisualState, layer_note
+from filterscope.visuals.visual import AtLeastOne, Examples, RecordLabels, Visual, VisualState, layer_note
 
-_LARGEST = torch.finfo(torch.float16).max
 TILE = 88
 """Height and width in pixels of the tiles that the timeline shows of earlier epochs."""
+FEWEST = 2
+"""The smallest number of channels of a layer that are drawn in an epoch, as many as the timeline shows."""
 
 
 @register("visual", "synthesis")
@@ -42,8 +42,8 @@ TILE = 88
 class Synthesis(Visual):
     """Draw one grid of feature visualizations per layer: `synthesis/<layer>`.
 
-    During training a picture is continued from the previous epoch. After the last epoch it is made with all steps and
-    from the same noise as before training, so that these two can be compared.
+    Every picture is made from noise with all steps of the recipe, so that it shows what the filter of its epoch
+    responds to. All of them are drawn before training and after the last epoch; between, as many as `share` allows.
 
     Attributes:
         recipe: how pictures are made.
@@ -54,9 +54,9 @@ class Synthesis(Visual):
         untrained: whether each channel's row has the picture of the network with random weights.
         order: `number`, or `verdict`: a fair sample from useful to dead, the same during a training, with frames; needs
             the health visual.
-        steps: number of steps when a picture is continued; None: as many as the recipe has.
-        catch_up: factor on `steps` where in the previous epoch most pictures of a layer activated their channels less
-            than real images do, or others more, because the network changes faster than they do.
+        share: the largest share of the computation of an epoch, counted in multiplications, that pictures take. What an
+            epoch leaves is saved for later ones. An epoch draws the first channels of every layer, at least
+            `FEWEST` of each, or nothing. None: no limit.
         cache: folder of finished pictures, which are not made again, also after an interruption; used outside training
             only. None: no cache.
         seed: of the initial noise.
@@ -66,41 +66,38 @@ class Synthesis(Visual):
     recipe: Recipe = field(default_factory=Recipe)
     layers: Sequence[str] | None = None
     channels: list[int] | int | None = 8
-    samples: int = 1
-    patches: int = 0
+    samples: AtLeastOne = 1
+    patches: Annotated[int, Field(ge=0)] = 0
     untrained: bool = False
     order: str = "number"
-    steps: int | None = 2
-    catch_up: int = 8
+    share: Annotated[float, Field(ge=0)] | None = 0.1
     cache: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check the ranges of the options."""
+        """Check the options."""
+        super().__post_init__()
         check_order(self.order, where="visuals.synthesis.order")
-        for name, least in (("samples", 1), ("patches", 0), ("catch_up", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"visuals.synthesis.{name}={getattr(self, name)}; it must be at least {least}")
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Picture]:
-        """Return a picture of every layer that has changed; other ranks must call `run_worker` at the same time."""
+        """Return a picture of every layer that is drawn; other ranks must call `run_worker` at the same time."""
         layers = self._layer_names(classifier)
         selected = {
             layer: select_filters(classifier, layer, self.channels, state, order=self.order, keep=f"synthesis/{layer}")
             for layer in layers
         }
         notes = {layer: layer_note(classifier, layer, f"synthesis/{layer}", state) for layer in layers}
-        due = [layer for layer in layers if notes[layer] is not None]
+        selected = self._affordable(classifier, {n: selected[n] for n in layers if notes[n] is not None}, state)
+        due = list(selected)
         known = real_statistics(classifier, due, examples, state)
-        jobs = [self._job(layer, selected[layer].channels, known, state) for layer in due]
+        jobs = [self._job(layer, selected[layer].channels, known) for layer in due]
         with progress_bar("synthesis", state) as progress:
             cache = cache_folder(self.cache, state)
             results = dict(zip(due, synthesize_all(classifier, jobs, cache=cache, progress=progress), strict=True))
         untrained = self._untrained(classifier, jobs, state)
         pictures = {}
         for layer in due:
-            statistics = known.layers.get(layer)
-            self._remember(layer, selected[layer].channels, results[layer], statistics, state)
+            self._remember(layer, selected[layer].channels, results[layer], state)
             pictures[f"synthesis/{layer}"] = draw_synthesis(
                 results[layer],
                 selected[layer],
@@ -109,10 +106,11 @@ class Synthesis(Visual):
                 names=classifier.class_names if layer == "head" else (),
                 samples=self.samples,
                 references=ReferenceColumns(
-                    patches=self._patches(classifier, layer, selected[layer], examples),
+                    patches=self._patches(classifier, layer, selected[layer].channels, examples, self.patches),
                     untrained=untrained.get(layer),
                 ),
-                statistics=statistics,
+                replacements=self._replacements(classifier, jobs[due.index(layer)], results[layer], examples),
+                statistics=known.layers.get(layer),
                 header_note=notes[layer] or "",
             )
         return pictures
@@ -131,73 +129,60 @@ class Synthesis(Visual):
         names = self.layers if self.layers is not None else convolutions(classifier.layers)
         return [find_layer(classifier.layers, name).name for name in names]
 
-    def _job(self, layer: str, channels: list[int], known: ActivationStatistics, state: VisualState) -> Job:
-        start = self._start(layer, channels, state)
-        return Job(
-            layer=layer,
-            channels=self._repeated(channels),
-            recipe=self.recipe if start is None else self._continuing_recipe(layer, state),
-            # A continued picture needs other random transforms in every epoch.
-            seed=self.seed if start is None else self.seed + (state.epoch or 0),
-            start=start,
-            statistics=known.layers.get(layer),
-        )
+    def _affordable(
+        self, classifier: Classifier, selected: Mapping[str, FilterSelection], state: VisualState
+    ) -> dict[str, FilterSelection]:
+        """Return the channels that are drawn in this epoch, the same number of each layer; empty if there are none."""
+        if self.share is None or not state.epoch or state.last or state.epoch_images is None or not selected:
+            return dict(selected)
+        size = classifier.image_size or classifier.backbone.image_size
+        last = list(classifier.layers)[-1]
+        passes = profile_forward(classifier, [[last]], size)[0].modules
+        trained = sum(work for path, work in passes.items() if _is_trained(classifier.get_submodule(path)))
+        # The backward pass of a trained layer computes two gradients, each as costly as the forward pass.
+        saved = state.store.get("synthesis_saved", 0.0) + self.share * 3 * trained * state.epoch_images
+        profiles = profile_forward(classifier, [[layer] for layer in selected], self.recipe.size)
+        costs = [self.samples * self.recipe.passes * profile.work for profile in profiles]
 
-    def _repeated(self, channels: Sequence[int]) -> tuple[int, ...]:
-        """Return the channel of each picture: all samples of one channel, then those of the next."""
-        return tuple(channel for channel in channels for _ in range(self.samples))
+        def cost(count: int) -> float:
+            pairs = zip(costs, selected.values(), strict=True)
+            return sum(each * min(count, len(selection.channels)) for each, selection in pairs)
 
-    def _continuing_recipe(self, layer: str, state: VisualState) -> Recipe:
-        """Return the recipe for pictures that are continued from the previous epoch."""
-        if self.steps is None:
-            return self.recipe
-        outdated = state.store["synthesis"][layer].get("outdated", False)
-        return dataclasses.replace(self.recipe, steps=self.steps * (self.catch_up if outdated else 1))
+        most = max(len(selection.channels) for selection in selected.values())
+        count = max((n for n in range(min(FEWEST, most), most + 1) if cost(n) <= saved), default=0)
+        state.store["synthesis_saved"] = saved - cost(count)
+        return {layer: selection.first(count) for layer, selection in selected.items()} if count else {}
 
-    def _start(self, layer: str, channels: list[int], state: VisualState) -> Tensor | None:
-        """Return the parameters of the pictures in the previous epoch; None if they start from noise."""
-        previous: dict[str, Any] = state.store.get("synthesis", {}).get(layer, {})
-        if state.epoch is None or state.last or not set(channels) <= set(previous.get("channels", ())):
-            return None
-        start: Tensor = previous["parameters"].float()
-        if len(start) != len(previous["channels"]) * self.samples:
-            return None
-        firsts = (previous["channels"].index(channel) * self.samples for channel in channels)
-        return start[[first + sample for first in firsts for sample in range(self.samples)]]
+    def _job(self, layer: str, channels: list[int], known: ActivationStatistics) -> Job:
+        # All samples of one channel, then those of the next.
+        repeated = tuple(channel for channel in channels for _ in range(self.samples))
+        return Job(layer=layer, channels=repeated, recipe=self.recipe, seed=self.seed, statistics=known)
 
-    def _remember(
-        self,
-        layer: str,
-        channels: list[int],
-        result: SynthesisResult,
-        statistics: LayerStatistics | None,
-        state: VisualState,
-    ) -> None:
-        """Store the pictures for the next epoch and for the timeline."""
+    def _remember(self, layer: str, channels: list[int], result: SynthesisResult, state: VisualState) -> None:
+        """Store small pictures for the timeline and the history."""
         tiles = torch.stack([torch.from_numpy(photo(image, TILE)) for image in result.images[:: self.samples]])
-        state.store.setdefault("synthesis", {})[layer] = {
-            "channels": channels,
-            # Every checkpoint contains them; half precision changes a picture by less than one of its 256 levels.
-            "parameters": result.parameters.clamp(-_LARGEST, _LARGEST).half(),
-            "tiles": tiles,
-            "outdated": self._outdated(result, channels, statistics),
-        }
+        state.store.setdefault("synthesis", {})[layer] = {"channels": channels, "tiles": tiles, "epoch": state.epoch}
 
-    def _outdated(self, result: SynthesisResult, channels: list[int], statistics: LayerStatistics | None) -> bool:
-        """Return whether most pictures no longer activate their channels more than real images do."""
-        if statistics is None or self.recipe.minimizes:
-            return False
-        outdated = statistics.multiple(result.activation, self._repeated(channels)) < 1
-        if "specific" in self.recipe.weights:
-            outdated |= result.rank > 0
-        return bool(outdated.float().mean() >= 0.5)
+    def _replacements(
+        self, classifier: Classifier, job: Job, result: SynthesisResult, examples: Examples
+    ) -> dict[int, Tensor]:
+        """Return the best real patch in place of each picture that activates its channel less than a real image does.
+
+        The keys are the indices of these pictures.
+        """
+        if job.known is None or self.recipe.minimizes:
+            return {}
+        multiples = job.known.multiple(result.activation, job.channels)
+        weak = [i for i, channel in enumerate(job.channels) if multiples[i] < 1 and job.known.largest[channel] > 0]
+        patches = self._patches(classifier, job.layer, [job.channels[i] for i in weak], examples, 1) if weak else None
+        return {} if patches is None else dict(zip(weak, patches[:, 0], strict=True))
 
     def _patches(
-        self, classifier: Classifier, layer: str, selected: FilterSelection, examples: Examples
+        self, classifier: Classifier, layer: str, channels: list[int], examples: Examples, count: int
     ) -> Tensor | None:
-        if not self.patches or not len(examples):
+        if not count or not len(examples):
             return None
-        return top_patches(classifier, examples.images, layer, selected.channels, count=self.patches)
+        return top_patches(classifier, examples.images, layer, channels, count=count)
 
     def _untrained(self, classifier: Classifier, jobs: Sequence[Job], state: VisualState) -> dict[str, Tensor]:
         """Return a picture of each channel of the network with random weights, by layer, made once in a training."""
@@ -216,3 +201,7 @@ class Synthesis(Visual):
             images = (result.images * 255).round().to(torch.uint8)
             known[job.layer] = {"channels": list(job.channels), "images": images}
         return {job.layer: known[job.layer]["images"].float() / 255 for job in needed}
+
+
+def _is_trained(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters(recurse=False))

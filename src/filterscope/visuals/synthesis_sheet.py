@@ -1,6 +1,6 @@
 """The grid of a layer's feature visualizations with captions on how far to trust them, and reference columns."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -11,8 +11,9 @@ from filterscope.visuals.drawing.text import caption_lines
 from filterscope.visuals.drawing.tiles import photo
 from filterscope.visuals.filter_selection import FilterSelection
 from filterscope.visuals.output.outputs import Picture
-from filterscope.visuals.trust import CAPTION_HELP, trust_captions
+from filterscope.visuals.trust import CAPTION_HELP, is_trusted, trust_captions
 
+REAL_PATCH = "best real patch"
 _LABEL_WIDTH = 110  # pixels
 
 
@@ -51,6 +52,7 @@ def draw_synthesis(
     what: str = "channels",
     samples: int = 1,
     references: ReferenceColumns | None = None,
+    replacements: Mapping[int, Tensor] | None = None,
     statistics: LayerStatistics | None = None,
     header_note: str = "",
 ) -> Picture:
@@ -65,54 +67,71 @@ def draw_synthesis(
         what: what is visualized, in the plural.
         samples: number of pictures of a channel.
         references: columns to compare with.
+        replacements: real patches that are drawn in place of pictures, by the index of the picture.
         statistics: of the real images that pictures are compared with.
         header_note: text at the right of the title.
     """
     channels = selected.channels
-    references = references or ReferenceColumns()
+    references, replaced = references or ReferenceColumns(), replacements or {}
     columns = samples + len(references.labels)
     rows = columns > 1
     columns = columns if rows else column_count(len(channels), most=4)
     size = tile_size(columns, labels=_LABEL_WIDTH if rows else 0)
-    captions = trust_captions(result, [channel for channel in channels for _ in range(samples)], statistics)
+    repeated = [channel for channel in channels for _ in range(samples)]
+    captions = trust_captions(result, repeated, statistics)
     cells = []
     for row, channel in enumerate(channels):
         for index in range(row * samples, (row + 1) * samples):
             name = (names[channel],) if names else () if rows else (str(channel),)
-            caption = (*(caption_lines(name[0], width=size) if name else ()), *captions[index], *selected.word(row))
+            lines, image = captions[index], result.images[index]
+            if index in replaced:
+                lines, image = (REAL_PATCH, f"picture: {captions[index][0]}"), replaced[index]
+            caption = (*(caption_lines(name[0], width=size) if name else ()), *lines, *selected.word(row))
             cells.append(
                 Cell(
-                    pixels=photo(result.images[index], size),
+                    pixels=photo(image, size),
                     caption=caption,
-                    toned=1 if selected.verdicts else len(captions[index]),
-                    frame=selected.frame(row) or (None if result.converged[index] else VERMILION),
+                    toned=1 if selected.verdicts else len(lines),
+                    frame=selected.frame(row) or (None if is_trusted(result, index) else VERMILION),
                 )
             )
         cells += references.cells(row, size)
     share = f"{len(channels)} of {total}" if total and len(channels) < total else f"all {len(channels)}"
     count = f"{share} {what}"
     real = f"{statistics.count} real images" if statistics else ""
-    compared = f"× = times the best of {real}" if real else "not compared with real images"
+    compared = _compared(result, repeated, statistics) if statistics else "not compared with real images"
     drawn = grid(
         cells,
         columns=columns,
         title=layer,
         header_note=header_note,
-        notes=[f"{count}: pictures that activate each most; {compared}"],
+        notes=[f"{count}: made to activate each; {compared}"],
         key=selected.key,
         row_labels=[str(channel) for channel in channels] if rows else (),
         column_labels=["synthesized"] * samples + references.labels if rows else (),
         label_width=_LABEL_WIDTH if rows else 0,
     )
-    return Picture(pixels=drawn, description=f"**{layer}**: {count}. {_description(references, real)}")
+    return Picture(pixels=drawn, description=f"**{layer}**: {count}. {_description(references, real, bool(replaced))}")
 
 
-def _description(references: ReferenceColumns, real: str) -> str:
+def _compared(result: SynthesisResult, channels: Sequence[int], statistics: LayerStatistics) -> str:
+    """Say how many pictures activate their channels more than any real image."""
+    more = int((statistics.multiple(result.activation, channels) >= 1).sum())
+    share = "all" if more == len(channels) else f"{more} of {len(channels)}"
+    return f"{share} do so more than any of {statistics.count} real images"
+
+
+def _description(references: ReferenceColumns, real: str, replaced: bool) -> str:
     sentences = [
         "Each picture was optimized from noise by gradient ascent to activate one channel as much as possible.",
         CAPTION_HELP,
         f"Compared with {real}." if real else "There were no real images to compare with.",
     ]
+    if replaced:
+        sentences.append(
+            f"*{REAL_PATCH}*: the patch of the examples that activates the filter most, in place of a picture that "
+            "activates it less than a real image does."
+        )
     if references.patches is not None:
         sentences.append(
             "*real*: the top-activating patches of the examples, as large as the channel's receptive field."

@@ -133,6 +133,6 @@ def _record(
         "response": torch.from_numpy(signed_maps(maps[channels], TILE)),
     }
     synthesis = state.store.get("synthesis", {}).get(layer, {})
-    if "tiles" in synthesis and set(channels) <= set(synthesis["channels"]):
+    if synthesis.get("epoch") == state.epoch and set(channels) <= set(synthesis["channels"]):
         record["synthesis"] = synthesis["tiles"][[synthesis["channels"].index(channel) for channel in channels]]
     return record

@@ -7,16 +7,18 @@ from pathlib import Path
 
 from filterscope.analysis.synthesis import ActivationStatistics, LayerStatistics, SynthesisResult, measure_statistics
 from filterscope.analysis.synthesis.statistics_recorder import recording_statistics
+from filterscope.analysis.synthesis.trust import LEAST_AGREEMENT, reference_layers
 from filterscope.models.classifier import Classifier
-from filterscope.models.layers import find_layer
 from filterscope.visuals.layer_state import fingerprints, is_frozen
 from filterscope.visuals.visual import Examples, RecordLabels, VisualState
 
 CAPTION_HELP = (
-    "The caption says how far to trust a picture. **12×**: it activates the channel twelve times as much as the best "
-    "real image does (∞×: no real image activates it at all). **rank 1**: it activates its own channel more than any "
-    "other of the layer. *beats 54%*: the percentage of real images that activate the channel less, if not all do. "
-    "*did not converge*: the optimization did not increase the activation, so the picture means nothing."
+    "The caption says how far to trust a picture. **4× best of 300**: it activates this filter 4 times as strongly as "
+    "any of 300 real images (∞×: no real image activates it at all). *beats 54%*: the percentage of real images that "
+    "activate it less, if not all do. **no filter reacts more**: no other filter of the layer reacts more strongly to "
+    "the picture, each in units of its spread on real images; otherwise their number. **do not trust**: the layer "
+    "before responds to the picture in another way than to the real images that activate the filter most. **did not "
+    "converge**: the optimization did not increase the activation. In these two cases the picture explains nothing."
 )
 
 
@@ -31,7 +33,7 @@ def recording_real_statistics(
 ) -> Iterator[RecordLabels]:
     """Record a validation pass, and put the statistics of its images into `state.gathered` at its end."""
     # All ranks must record the same layers, but only rank 0 knows the statistics of frozen layers.
-    names = dict.fromkeys(find_layer(classifier.layers, layer).name for layer in layers)
+    names = _with_references(classifier, layers)
     due = [layer for layer in names if not (state.epoch and is_frozen(classifier, layer))]
     with recording_statistics(classifier, due) as recorder:
         yield lambda _labels: recorder.add()
@@ -46,6 +48,7 @@ def real_statistics(
     They come from the recorded validation pass. Stored ones are used while the layer is unchanged and they are from at
     least as many images as there are examples; otherwise they are measured on the examples and stored.
     """
+    layers = _with_references(classifier, layers)
     store = state.store.setdefault("statistics", {})
     states = fingerprints(classifier, layers)
     recorded = ActivationStatistics(layers=state.gathered.get("statistics", {})).to_dict()
@@ -64,23 +67,76 @@ def real_statistics(
     )
 
 
+def _with_references(classifier: Classifier, layers: Sequence[str]) -> list[str]:
+    """Return the layers and those before them in which pictures are compared with real images."""
+    return list(dict.fromkeys(name for layer in layers for name in reference_layers(classifier, layer)))
+
+
 def trust_captions(
     result: SynthesisResult, channels: Sequence[int], statistics: LayerStatistics | None = None
 ) -> list[tuple[str, ...]]:
-    """Return the caption lines of each picture: multiple of the best real image and rank, then the percentile."""
-    lines: list[tuple[str, ...]] = [("not compared",)] * len(channels)
-    if statistics is not None:
-        multiples = statistics.multiple(result.activation, channels).tolist()
-        percentiles = statistics.percentile(result.activation, channels).tolist()
-        ranks = (result.rank + 1).tolist()
-        lines = [_caption(*each) for each in zip(multiples, percentiles, ranks, strict=True)]
-    return [
-        each if converged else ("did not converge", *each[1:])
-        for each, converged in zip(lines, result.converged.tolist(), strict=True)
-    ]
+    """Return short caption lines for each picture: its comparison with real images and other filters, or a warning."""
+    captions = []
+    for i, channel in enumerate(channels):
+        lines: tuple[str, ...] = ("not compared",)
+        if statistics is not None:
+            multiple, percentile = _compare(result, i, channel, statistics)
+            real = f"{_times(multiple)} best of {statistics.count}"
+            lines = (real,) if multiple >= 1 else (f"{real}, beats {percentile:.0f}%",)
+            lines = (*lines, _others(int(result.rank[i]), short=True))
+        warning = _warning(result, i)
+        captions.append((warning, *lines[:1]) if warning else lines)
+    return captions
 
 
-def _caption(multiple: float, percentile: float, rank: int) -> tuple[str, ...]:
-    times = "∞" if math.isinf(multiple) else f"{multiple:.0f}" if multiple >= 9.95 else f"{multiple:.1f}"
-    line = f"{times}× · rank {rank}"
-    return (line,) if multiple >= 1 else (line, f"beats {percentile:.0f}%")
+def trust_sentences(
+    result: SynthesisResult, channels: Sequence[int], statistics: LayerStatistics | None = None
+) -> list[str]:
+    """Return one sentence for each picture that says how far to trust it."""
+    sentences = []
+    for i, channel in enumerate(channels):
+        parts = ["not compared with real images"]
+        if statistics is not None:
+            multiple, percentile = _compare(result, i, channel, statistics)
+            if math.isinf(multiple):
+                strength = f"activates this filter, which none of {statistics.count} real images does"
+            elif multiple >= 1:
+                strength = (
+                    f"activates this filter {_times(multiple)} as strongly as any of {statistics.count} real images"
+                )
+            else:
+                best = f"the best of {statistics.count} real images and more than {percentile:.0f}% of them"
+                strength = f"activates this filter {_times(multiple)} as strongly as {best}"
+            parts = [strength, _others(int(result.rank[i]))]
+        warning = _warning(result, i)
+        sentences.append("; ".join([warning, *parts] if warning else parts))
+    return sentences
+
+
+def is_trusted(result: SynthesisResult, index: int) -> bool:
+    """Return whether a picture carries no warning."""
+    return not _warning(result, index)
+
+
+def _compare(result: SynthesisResult, index: int, channel: int, statistics: LayerStatistics) -> tuple[float, float]:
+    activation = result.activation[[index]]
+    return float(statistics.multiple(activation, [channel])), float(statistics.percentile(activation, [channel]))
+
+
+def _times(multiple: float) -> str:
+    # Rounded down, so that a picture below the best real image is never called equal to it.
+    rounded = "∞" if math.isinf(multiple) else f"{multiple:.0f}" if multiple >= 9.95 else f"{multiple - 0.0499:.1f}"
+    return f"{rounded.removesuffix('.0')}×"
+
+
+def _others(rank: int, *, short: bool = False) -> str:
+    if not rank:
+        return "no filter reacts more" if short else "no other filter of the layer reacts more strongly"
+    filters = "1 filter reacts" if rank == 1 else f"{rank} filters react"
+    return f"{filters} more" if short else f"{filters.replace('filter', 'other filter')} more strongly"
+
+
+def _warning(result: SynthesisResult, index: int) -> str:
+    if not result.converged[index]:
+        return "did not converge"
+    return "do not trust" if result.agreement[index] < LEAST_AGREEMENT else ""

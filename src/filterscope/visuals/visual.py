@@ -64,6 +64,7 @@ class VisualState:
         gathered: the records of the last validation pass; kept until the visuals are drawn, and in no checkpoint.
         last: whether this is the last epoch that was planned.
         ended: whether training has ended and the best epoch is drawn once more.
+        epoch_images: number of training images of an epoch; None if unknown.
     """
 
     epoch: int | None = None
@@ -71,6 +72,7 @@ class VisualState:
     gathered: dict[str, Any] = field(default_factory=dict)
     last: bool = False
     ended: bool = False
+    epoch_images: int | None = None
 
 
 Every = Annotated[int, Field(ge=0)]

@@ -21,7 +21,7 @@ from filterscope.models.classifier import Classifier
 from filterscope.storage.atomic import write_file
 
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
-_MEASURES = ("curve", "activation", "rank", "converged", "responses")
+_MEASURES = ("curve", "activation", "rank", "converged", "responses", "agreement")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,8 @@ class PictureCache:
     ) -> "PictureCache":
         """Return the cache of a job's pictures."""
         recipe = job.recipe
-        statistics = () if job.statistics is None else vars(job.statistics).values()
+        layers = {} if job.statistics is None else job.statistics.layers
+        statistics = [value for name in sorted(layers) for value in vars(layers[name]).values()]
         tensors = [value for value in (*statistics, job.directions) if isinstance(value, Tensor)]
         device = device_of(classifier)
         settings = (

@@ -15,7 +15,6 @@ from filterscope.analysis.synthesis.network import ForwardProfile, frozen_copy, 
 from filterscope.analysis.synthesis.optimize import uses_bf16
 from filterscope.analysis.synthesis.renderer import Job, LayerRenderer, SynthesisResult, merge_results
 from filterscope.models.classifier import Classifier
-from filterscope.models.layers import find_layer
 
 Progress = Callable[[str, float], None]
 """Is called with the name of the current layer and the finished fraction of all work, 0 to 1."""
@@ -75,7 +74,7 @@ def synthesize_all(
             parts.append([((index,), result) for index, result in finished.items()])
             for indices in job.batches(size, finished):
                 pictures = len(indices) if job.recipe.compares_samples else size
-                work = profile.work * pictures * job.recipe.steps
+                work = round(profile.work * pictures * job.recipe.passes)
                 batches.append(_Batch(job=number, indices=indices, work=work))
         plan = _Plan(jobs=jobs, profiles=profiles, caches=caches, batches=batches)
         for batch, result in zip(batches, _run_on_all_ranks(classifier, plan, progress), strict=True):
@@ -128,8 +127,7 @@ def _run(
         kind = job.recipe.normalize, uses_bf16(job.recipe, device_of(classifier))
         if kind not in copies:
             copies[kind] = frozen_copy(classifier)
-        profile = plan.profiles[number] if job.objective is None else None  # it may need further layers
-        renderer = LayerRenderer(classifier, job, profile=profile, copied=copies[kind])
+        renderer = LayerRenderer(classifier, job, profile=plan.profiles[number], copied=copies[kind])
         for batch in group:
             result = renderer.render(batch.indices, _step_counter(progress, job, done / total, batch.work / total))
             results.append(result if cache is None else cache.put([job.pairs[i] for i in batch.indices], result))
@@ -142,7 +140,7 @@ def _profiles(classifier: Classifier, jobs: Sequence[Job]) -> list[ForwardProfil
     profiles: dict[int, ForwardProfile] = {}
     for size in {job.recipe.size for job in jobs}:
         numbers = [number for number, job in enumerate(jobs) if job.recipe.size == size]
-        groups = [[find_layer(classifier.layers, jobs[number].layer).name] for number in numbers]
+        groups = [jobs[number].layers(classifier) for number in numbers]
         profiles.update(zip(numbers, profile_forward(classifier, groups, size), strict=True))
     return [profiles[number] for number in range(len(jobs))]
 

@@ -45,16 +45,19 @@ class ForwardProfile:
         calls: number of times each layer runs.
         elements: number of elements of all activations together.
         largest: number of elements of the largest activation.
-        work: number of multiplications.
-        modules: paths of the modules that run.
+        modules: number of multiplications of each module that runs, by path.
     """
 
     shapes: dict[str, tuple[int, ...]]
     calls: dict[str, int]
     elements: int
     largest: int
-    work: int
-    modules: tuple[str, ...]
+    modules: dict[str, int]
+
+    @property
+    def work(self) -> int:
+        """Number of multiplications of the forward pass."""
+        return sum(self.modules.values())
 
 
 def profile_forward(classifier: Classifier, groups: Sequence[Sequence[str]], size: int) -> list[ForwardProfile]:
@@ -103,13 +106,15 @@ def profile_forward(classifier: Classifier, groups: Sequence[Sequence[str]], siz
     profiles = []
     for group in groups:
         passed = runs[: max(last_call[name] for name in group)]
+        modules = dict.fromkeys((path for path, _, _ in passed), 0)
+        for path, _, work in passed:
+            modules[path] += work
         profile = ForwardProfile(
             shapes={name: shapes[name] for name in group},
             calls={name: calls[name] for name in group},
             elements=sum(elements for _, elements, _ in passed),
             largest=max(elements for _, elements, _ in passed),
-            work=sum(work for _, _, work in passed),
-            modules=tuple(dict.fromkeys(path for path, _, _ in passed)),
+            modules=modules,
         )
         profiles.append(profile)
     return profiles

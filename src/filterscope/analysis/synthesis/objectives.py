@@ -31,6 +31,9 @@ class LayerResponse:
         dead_unit_weight: the weight of `dead_unit_term`.
         measure: returns the layer's statistics on real images, or on noise with a natural spectrum where there are
             none.
+        imitate: returns the z-scores of the layer's channels for the real images that activate each picture's own
+            channel most, `(N, K)`.
+        visualized: whether this is the layer whose channels the pictures visualize.
     """
 
     output: Tensor
@@ -38,6 +41,8 @@ class LayerResponse:
     slope: float = 0.0
     dead_unit_weight: float = 0.0
     measure: Callable[[], LayerStatistics]
+    imitate: Callable[[], Tensor]
+    visualized: bool = True
 
     def own(self, values: Tensor) -> Tensor:
         """Return each picture's own channel of `(N, K, …)` in at least float32, `(N, …)`."""
@@ -89,6 +94,7 @@ class Objective:
         slope: float = 0.0,
         dead_unit_weight: float = 0.0,
         measure: Callable[[str], LayerStatistics] | None = None,
+        imitate: Callable[[str], Tensor] | None = None,
     ) -> Tensor:
         """Return the scores `(N,)` of N pictures.
 
@@ -99,6 +105,7 @@ class Objective:
             slope: see `LayerResponse`.
             dead_unit_weight: see `LayerResponse`.
             measure: returns a layer's statistics; only objectives that compare channels need it.
+            imitate: returns the z-scores of a layer that the pictures should have; only `likeness` needs it.
         """
         scores = []
         for weight, term in self.terms:
@@ -110,6 +117,8 @@ class Objective:
                 slope=slope,
                 dead_unit_weight=dead_unit_weight,
                 measure=partial(measure or _no_statistics, name),
+                visualized=name == layer,
+                imitate=partial(imitate or _no_statistics, name),
             )
             scores.append(weight * term.function(response))
         return torch.stack(scores).sum(dim=0) + self.constant
@@ -221,6 +230,35 @@ def specific(response: LayerResponse, *, margin: float = 0.7, weight: float = 3.
 
 
 @register("objective")
+def natural(response: LayerResponse, *, least: float = 1.5, weight: float = 10.0) -> Tensor:
+    """Return the logarithm of the channel's mean response in units of the largest one to a real image.
+
+    Its unit is the distance from the mean to the largest real response. Below `least` units the score falls linearly,
+    `weight` for each, so that no other term of the objective keeps a picture weaker than the best real image. A recipe
+    with this objective adds the `likeness` of the layer and of layers before it.
+    """
+    statistics = response.measure()
+    mean = statistics.mean.to(response.output.device)[response.channels]
+    unit = (statistics.largest - statistics.mean).maximum(statistics.spread).to(mean)[response.channels]
+    own = (response.own_mean() + response.dead_unit_term() - mean) / unit
+    return (own.clamp_min(least) / least).log() - weight * F.relu(least - own)
+
+
+@register("objective")
+def likeness(response: LayerResponse, *, largest: float = 50.0) -> Tensor:
+    """Return minus the mean distance, in z-scores, between a layer's mean responses and those to real images.
+
+    The real images are those that activate the picture's own channel most. That channel itself does not count.
+    Distances beyond `largest` count as `largest`.
+    """
+    z = response.measure().to(response.output.device).scores(mean_response(response.output, response.slope))
+    distance = (z - response.imitate().to(z)).abs().clamp_max(largest)
+    if response.visualized:
+        distance = distance.scatter(1, response.channels[:, None], 0.0)
+    return -distance.mean(dim=1)
+
+
+@register("objective")
 @compares_samples
 def diversity(response: LayerResponse) -> Tensor:
     """Return minus the mean cosine similarity of a picture's Gram matrix to those of its channel's other samples.
@@ -233,5 +271,5 @@ def diversity(response: LayerResponse) -> Tensor:
     return -(others * (grams @ grams.T)).sum(dim=1) / others.sum(dim=1).clamp_min(1.0)
 
 
-def _no_statistics(layer: str) -> LayerStatistics:
+def _no_statistics(layer: str) -> Any:
     raise ValueError(f"this objective needs statistics of {layer}; give `measure`")

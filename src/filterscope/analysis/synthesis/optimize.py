@@ -51,7 +51,9 @@ def optimize(
     for step in range(recipe.steps):
         with torch.enable_grad():
             images = parameterization.images(parameters)
-            seen = images if transforms is None or step >= untransformed else transform(images, transforms[step])
+            seen = images
+            if transforms is not None and step < untransformed:
+                seen = transform(images, transforms[step], recipe.seen)
             slope = recipe.leaky_slope if step < leaky else 0.0
             scores = score(network(seen, slope), slope)
             penalized = scores.sum() - _penalty(recipe, images)
@@ -93,22 +95,23 @@ def learning_rate_at(step: int, recipe: Recipe) -> float:
 def draw_transforms(recipe: Recipe, generators: Sequence[torch.Generator]) -> Tensor:
     """Draw the affine maps of all steps for `transform`, `(steps, N, 2, 3)`, each picture's from its own generator.
 
-    Shift, scale and rotation make a picture robust: without them it can depend on single pixels.
+    Shift, scale and rotation make a picture robust: without them it can depend on single pixels. Where the recipe has a
+    crop, the maps also choose which part of the picture is seen.
     """
+    part = recipe.seen / recipe.size
     draws = torch.stack([2 * torch.rand(recipe.steps, 4, generator=g) - 1 for g in generators], dim=1)
     angle = draws[..., 0] * math.radians(recipe.rotate)
-    scale = 1 + draws[..., 1] * recipe.scale
-    shift = draws[..., 2:] * (2 * recipe.jitter / recipe.size)
+    scale = (1 + draws[..., 1] * recipe.scale) / part
+    shift = draws[..., 2:] * (1 - part + 2 * recipe.jitter / recipe.size)
     cos, sin = angle.cos() / scale, angle.sin() / scale
     return torch.stack(
         [torch.stack([cos, -sin, shift[..., 0]], -1), torch.stack([sin, cos, shift[..., 1]], -1)], dim=-2
     )
 
 
-def transform(images: Tensor, affine: Tensor) -> Tensor:
-    """Resample images by affine maps `(N, 2, 3)`; beyond its edges an image is continued by its reflection."""
+def transform(images: Tensor, affine: Tensor, side: int) -> Tensor:
+    """Resample images by affine maps `(N, 2, 3)` to `side` pixels; beyond its edges an image is reflected."""
     # As F.affine_grid, whose matrix product rounds differently in batches of different sizes.
-    side = images.shape[-1]
     centres = (2 * torch.arange(side, device=images.device) + 1) / side - 1
     columns = affine[:, None, None, :, 0] * centres[:, None]
     rows = affine[:, None, None, :, 1] * centres[:, None, None] + affine[:, None, None, :, 2]

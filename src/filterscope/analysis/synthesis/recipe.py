@@ -23,8 +23,12 @@ class Recipe:
     Args:
         objective: the name of a registered objective, or weights of several, `{channel: 1.0, diversity: 0.5}`; a
             negative weight minimizes.
+        likeness: weight of the likeness to real images that `natural` adds: how much the layer and the layers before it
+            respond to the picture as they do to the real images that activate the channel most.
         parameterization: what is optimized: `fourier` coefficients or `pixels`.
         size: height and width of the picture in pixels.
+        crop: height and width of the random part of a larger picture that the network sees in each step, except in the
+            last, `untransformed` ones; None: the whole picture.
         steps: number of optimization steps.
         learning_rate: of Adam, or the length of a normalized gradient step.
         anneal: fraction of the steps, at the end, over which the learning rate falls linearly to 0.
@@ -52,8 +56,10 @@ class Recipe:
     """
 
     objective: str | Mapping[str, float] = "specific"
+    likeness: Amount = 3.0
     parameterization: Literal["fourier", "pixels"] = "fourier"
     size: Count = 128
+    crop: Count | None = None
     steps: Count = 128
     learning_rate: Amount = 0.1
     anneal: Fraction = 0.5
@@ -109,7 +115,18 @@ class Recipe:
     @property
     def transforms(self) -> bool:
         """Whether pictures are shifted, scaled or rotated at random while they are optimized."""
-        return bool(self.jitter or self.scale or self.rotate)
+        return bool(self.jitter or self.scale or self.rotate or self.seen < self.size)
+
+    @property
+    def seen(self) -> int:
+        """Height and width in pixels of what the network sees in each step."""
+        return min(self.crop or self.size, self.size)
+
+    @property
+    def passes(self) -> float:
+        """The computation of a picture, in forward passes of the whole picture."""
+        part = (self.seen / self.size) ** 2
+        return 2 * self.steps * (self.untransformed + (1 - self.untransformed) * part)
 
 
 def objective_compares(objective: str) -> bool:

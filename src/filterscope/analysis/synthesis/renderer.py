@@ -14,7 +14,15 @@ from filterscope.analysis.synthesis.objectives import Objective, direction, obje
 from filterscope.analysis.synthesis.optimize import optimize, uses_bf16
 from filterscope.analysis.synthesis.parameterization import Parameterization, stretch_contrast
 from filterscope.analysis.synthesis.recipe import Recipe, objective_compares
-from filterscope.analysis.synthesis.trust import ActivationStatistics, LayerStatistics, mean_along, mean_response, ranks
+from filterscope.analysis.synthesis.trust import (
+    ActivationStatistics,
+    LayerStatistics,
+    mean_along,
+    mean_response,
+    rank_correlation,
+    ranks,
+    reference_layers,
+)
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
@@ -36,6 +44,8 @@ class SynthesisResult:
         converged: whether the activation ended above that of the noise from which an optimization starts, or above
             those of all real images, `(N,)`. For a recipe that minimizes: whether the objective ended above its start.
         responses: mean responses of all channels of the layer, `(N, K)`.
+        agreement: rank correlation, over the channels of the convolution before the layer, between the responses to the
+            picture and to the real images that activate the channel most, in z-scores, `(N,)`; nan if unknown.
     """
 
     images: Tensor
@@ -45,6 +55,7 @@ class SynthesisResult:
     rank: Tensor
     converged: Tensor
     responses: Tensor
+    agreement: Tensor
 
     def select(self, indices: Sequence[int]) -> "SynthesisResult":
         """Return some of the pictures."""
@@ -63,8 +74,8 @@ class Job:
         recipe: how to make the pictures.
         seed: together with layer, channel and sample it determines all random numbers of a picture.
         start: `SynthesisResult.parameters` of earlier pictures, `(N, …)`, or `start_from(images, recipe)`; None: noise.
-        statistics: of real images, for `specific` and the ranks; None: `specific` uses statistics of noise with a
-            natural spectrum, and channels are ranked by activation.
+        statistics: of real images, of the layer and of `reference_layers`; None: `natural` becomes `channel`,
+            `specific` uses statistics of noise with a natural spectrum, and channels are ranked by activation.
         directions: `(D, K)` in channel space, to be visualized instead of channels; `channels` and `statistics` then
             refer to them.
         objective: an objective instead of the recipe's.
@@ -78,7 +89,7 @@ class Job:
     recipe: Recipe
     seed: int = 0
     start: Tensor | None = None
-    statistics: LayerStatistics | None = None
+    statistics: ActivationStatistics | None = None
     directions: Tensor | None = None
     objective: Objective | None = None
     micro_batch: int | None = None
@@ -87,6 +98,50 @@ class Job:
     def pairs(self) -> list[tuple[int, int]]:
         """The channel of each picture and its number among the samples of that channel, from 0."""
         return [(channel, self.channels[:i].count(channel)) for i, channel in enumerate(self.channels)]
+
+    @property
+    def known(self) -> LayerStatistics | None:
+        """The layer's own statistics."""
+        return None if self.statistics is None else self.statistics.layers.get(self.layer)
+
+    @cached_property
+    def channel_set(self) -> list[int]:
+        """The different channels, each once."""
+        return list(dict.fromkeys(self.channels))
+
+    def compared_layers(self, classifier: Classifier) -> list[str]:
+        """Return the reference layers that were measured together with this one, itself last."""
+        if self.statistics is None or self.directions is not None:
+            return []
+        names = reference_layers(classifier, self.layer)
+        return [name for name in names if self.statistics.top_scores(self.layer, [0], name) is not None]
+
+    def total_objective(self, classifier: Classifier) -> Objective:
+        """Return the objective, or that of the recipe.
+
+        Directions replace objectives of single channels by the mean along them. `natural` adds the likeness of the
+        compared layers; without statistics it is replaced by `channel`.
+        """
+        if self.objective is not None:
+            return self.objective
+        terms = []
+        for name, weight in self.recipe.weights.items():
+            if self.directions is not None and not objective_compares(name):
+                terms.append(weight * objective(direction, directions=self.directions))
+            elif name == "natural" and self.known is None:
+                terms.append(weight * objective("channel"))
+            else:
+                terms.append(weight * objective(name))
+                layers = self.compared_layers(classifier) if name == "natural" else []
+                share = weight * self.recipe.likeness / max(1, len(layers))
+                terms += [share * objective("likeness", layer=layer) for layer in layers]
+        total: Objective = sum(terms[1:], start=terms[0])
+        return total
+
+    def layers(self, classifier: Classifier) -> tuple[str, ...]:
+        """Return the layers that are computed: the visualized one, those of the objective, and the one before it."""
+        own = find_layer(classifier.layers, self.layer).name
+        return tuple(dict.fromkeys((own, *self.total_objective(classifier).layers, *self.compared_layers(classifier))))
 
     def batch_size(self, classifier: Classifier, profile: ForwardProfile) -> int:
         """Return the number of pictures in a micro-batch.
@@ -155,10 +210,11 @@ class LayerRenderer:
         self.recipe = job.recipe
         self.layer = find_layer(classifier.layers, job.layer).name
         self.parameterization = Parameterization(recipe=job.recipe, channels=classifier.in_channels)
-        self.objective = job.objective or _recipe_objective(job.recipe, job.directions)
+        self.objective = job.total_objective(classifier)
+        self.before = next(iter(job.compared_layers(classifier)[-2:-1]), None)
         self.network = TruncatedNetwork(
             classifier,
-            tuple(dict.fromkeys((self.layer, *self.objective.layers))),
+            job.layers(classifier),
             size=job.recipe.size,
             normalize=job.recipe.normalize,
             bf16=uses_bf16(job.recipe, device_of(classifier)),
@@ -167,6 +223,7 @@ class LayerRenderer:
         )
         self.batch_size = job.batch_size(classifier, self.network.profile)
         self._noise_statistics = cache(self._measure_on_noise)
+        self._top_scores = cache(self._find_top_scores)
 
     def render(self, indices: Sequence[int], on_step: Callable[[int], None] = lambda _step: None) -> SynthesisResult:
         """Return one micro-batch: the pictures of the job at some indices.
@@ -188,16 +245,18 @@ class LayerRenderer:
             on_step=on_step,
         )
         images = self.parameterization.images(parameters)
-        responses = self._responses(images)
+        outputs = self.network(images)
+        responses = self._responses(outputs)
         activation = responses[torch.arange(len(own)), torch.tensor(own)]
         result = SynthesisResult(
             images=(images if self.recipe.bounded else stretch_contrast(images)).cpu(),
             parameters=parameters.cpu(),
             curve=curve.cpu(),
             activation=activation,
-            rank=ranks(responses, own, job.statistics),
+            rank=ranks(responses, own, job.known),
             converged=(curve[-1] > curve[0]).cpu() if self.recipe.minimizes else self._above_noise(filled, activation),
             responses=responses,
+            agreement=self._agreement(outputs, own),
         )
         return result.select(range(len(indices))) if missing else result
 
@@ -209,10 +268,30 @@ class LayerRenderer:
             slope=slope,
             dead_unit_weight=self.recipe.leaky_slope,
             measure=self._statistics_of,
+            imitate=lambda layer: self._imitated(layer, channels),
         )
 
+    def _imitated(self, layer: str, channels: Sequence[int]) -> Tensor:
+        """Return the z-scores of a layer for the real images that activate each picture's channel most, `(N, K)`."""
+        return self._top_scores(layer)[[self.job.channel_set.index(channel) for channel in channels]]
+
+    def _find_top_scores(self, layer: str) -> Tensor:
+        known = self.job.statistics
+        scores = None if known is None else known.top_scores(self.job.layer, self.job.channel_set, layer)
+        if scores is None:
+            raise UserError(f"the objective likeness needs statistics of real images of {layer} and {self.layer}")
+        return scores
+
+    def _agreement(self, outputs: dict[str, Tensor], channels: Sequence[int]) -> Tensor:
+        if self.before is None or self.job.statistics is None:
+            return torch.full((len(channels),), torch.nan)
+        z = self.job.statistics.of(self.before).scores(mean_response(outputs[self.before]).cpu())
+        return rank_correlation(z, self._imitated(self.before, channels))
+
     def _statistics_of(self, layer: str) -> LayerStatistics:
-        known = self.job.statistics if self.job.directions is None and layer == self.layer else None
+        if self.job.directions is not None or self.job.statistics is None:
+            return self._noise_statistics(layer)
+        known = self.job.known if layer == self.layer else self.job.statistics.layers.get(layer)
         return known or self._noise_statistics(layer)
 
     def _measure_on_noise(self, layer: str) -> LayerStatistics:
@@ -228,9 +307,9 @@ class LayerRenderer:
     def _above_noise(self, indices: Sequence[int], activation: Tensor) -> Tensor:
         """Return for each picture whether its activation is above that of the noise an optimization starts from."""
         own = [self.job.channels[i] for i in indices]
-        if self.job.statistics is not None and bool((activation > self.job.statistics.largest[own]).all()):
+        if self.job.known is not None and bool((activation > self.job.known.largest[own]).all()):
             return torch.ones(len(own), dtype=torch.bool)  # above all real images: noise need not be measured
-        before = self._responses(self.parameterization.images(self._noise(self._generators(indices))))
+        before = self._responses(self.network(self.parameterization.images(self._noise(self._generators(indices)))))
         return activation > before[torch.arange(len(own)), torch.tensor(own)]
 
     def _generators(self, indices: Sequence[int]) -> list[torch.Generator]:
@@ -243,8 +322,8 @@ class LayerRenderer:
     def _noise(self, generators: Sequence[torch.Generator]) -> Tensor:
         return self.parameterization.draw(generators).to(self.network.device)
 
-    def _responses(self, images: Tensor) -> Tensor:
-        output = self.network(images)[self.layer]
+    def _responses(self, outputs: dict[str, Tensor]) -> Tensor:
+        output = outputs[self.layer]
         directions = self.job.directions
         return (mean_response(output) if directions is None else mean_along(output, directions)).cpu()
 
@@ -285,7 +364,7 @@ def synthesize(
         recipe=recipe,
         seed=seed,
         start=start,
-        statistics=None if statistics is None else statistics.layers.get(layer),
+        statistics=statistics,
         objective=objective,
         micro_batch=micro_batch,
     )
@@ -335,16 +414,6 @@ def micro_batch_size(profile: ForwardProfile, recipe: Recipe, device: torch.devi
     cached = _LARGEST_BATCH if device.type != "cpu" else max(1, _CACHE_ELEMENTS // profile.largest)
     most = max(1, min(fitting, cached, _LARGEST_BATCH, pictures))
     return -(-pictures // -(-pictures // most))
-
-
-def _recipe_objective(recipe: Recipe, directions: Tensor | None) -> Objective:
-    """Return the recipe's objective; directions replace all objectives of single channels by the mean along them."""
-    terms = []
-    for name, weight in recipe.weights.items():
-        replaced = directions is not None and not objective_compares(name)
-        terms.append(weight * (objective(direction, directions=directions) if replaced else objective(name)))
-    total: Objective = sum(terms[1:], start=terms[0])
-    return total
 
 
 def _step_counter(progress: Callable[[int, int], None] | None, before: int, total: int) -> Callable[[int], None]:

@@ -14,11 +14,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from filterscope.analysis.hooks import recording
-from filterscope.analysis.synthesis.trust import ActivationStatistics, LayerStatistics, mean_response, quantiles
+from filterscope.analysis.synthesis.trust import ActivationStatistics, LayerStatistics, mean_response
 from filterscope.models.classifier import Classifier
 
-SAMPLE = 1024
-"""Quantiles are taken from at most this number of images."""
+SAMPLE = 512
+"""The largest number of images whose responses are kept; checkpoints hold them."""
 
 
 @dataclass
@@ -66,7 +66,7 @@ class RunningStatistics:
             largest=self.largest,
             mean=mean.float(),
             std=(square - mean.square()).clamp_min(0).sqrt().float(),
-            quantiles=quantiles(self.sample),
+            sample=self.sample,
             count=self.count,
         )
 

@@ -1,10 +1,9 @@
 """Statistics of real images' responses, which show how far to trust a picture and make channels comparable."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,8 +11,12 @@ from torch import Tensor
 from filterscope.analysis.hooks import observing, run_model, tapping
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
+from filterscope.models.layers import convolutions, find_layer
 
-LEVELS = torch.linspace(0, 1, 101)
+TOP = 9
+"""The number of real images that stand for what activates a channel most."""
+LEAST_AGREEMENT = 0.0
+"""Pictures with a lower `SynthesisResult.agreement` are not to be trusted."""
 _BATCH = 16
 
 
@@ -54,14 +57,15 @@ class LayerStatistics:
         largest: the largest response of each channel, `(K,)`.
         mean: `(K,)`.
         std: standard deviation, `(K,)`.
-        quantiles: at 0, 1, … 100 %, `(101, K)`.
+        sample: the responses to all images, or to evenly spaced ones of many, `(n, K)`. Its rows are the same images
+            for all layers that were measured together.
         count: number of images.
     """
 
     largest: Tensor
     mean: Tensor
     std: Tensor
-    quantiles: Tensor
+    sample: Tensor
     count: int
 
     @classmethod
@@ -71,9 +75,13 @@ class LayerStatistics:
             largest=responses.max(dim=0).values,
             mean=responses.mean(dim=0),
             std=responses.std(dim=0, correction=0),
-            quantiles=quantiles(responses),
+            sample=responses,
             count=len(responses),
         )
+
+    def to(self, device: torch.device) -> "LayerStatistics":
+        """Return the statistics with mean and standard deviation on a device."""
+        return replace(self, mean=self.mean.to(device), std=self.std.to(device))
 
     @property
     def spread(self) -> Tensor:
@@ -86,8 +94,7 @@ class LayerStatistics:
 
     def percentile(self, values: Tensor, channels: Sequence[int]) -> Tensor:
         """Return the percentage of real images whose response of `channels[i]` is below `values[i]`, 0 to 100."""
-        below = (self.quantiles[:, list(channels)] < values).sum(dim=0)
-        return (below - 1).clamp(0, 100).float()
+        return 100 * (self.sample[:, list(channels)] < values).float().mean(dim=0)
 
     def multiple(self, values: Tensor, channels: Sequence[int]) -> Tensor:
         """Return `values[i]` divided by the largest real response of `channels[i]`; inf where that is 0."""
@@ -111,26 +118,42 @@ class ActivationStatistics:
             raise UserError(f"no statistics of {layer!r} were measured, only of {', '.join(self.layers)}")
         return self.layers[layer]
 
+    def top_scores(self, layer: str, channels: Sequence[int], of: str) -> Tensor | None:
+        """Return how a layer responds to the real images that activate each channel of another layer most.
+
+        Args:
+            layer: of the channels.
+            channels: indices.
+            of: the layer whose responses are returned.
+
+        Returns:
+            The mean z-scores `(len(channels), K)` of the `TOP` images; None if the two layers were not measured
+            together.
+        """
+        if not {layer, of} <= self.layers.keys():
+            return None
+        own, other = self.layers[layer], self.layers[of]
+        if len(own.sample) != len(other.sample) or own.count != other.count:
+            return None
+        top = own.sample[:, list(channels)].topk(min(TOP, len(own.sample)), dim=0).indices
+        return other.scores(other.sample[top]).mean(dim=0)
+
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Return dicts of tensors and numbers, for a checkpoint."""
-        return {name: dict(vars(layer)) for name, layer in self.layers.items()}
+        """Return dicts of tensors and numbers, for a checkpoint; the sample in half precision."""
+        largest = torch.finfo(torch.float16).max
+        return {
+            name: vars(layer) | {"sample": layer.sample.clamp(-largest, largest).half()}
+            for name, layer in self.layers.items()
+        }
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Mapping[str, Any]]) -> "ActivationStatistics":
         """Return the statistics that `to_dict` turned into dicts."""
-        return cls(layers={name: LayerStatistics(**layer) for name, layer in stored.items()})
-
-
-def quantiles(responses: Tensor) -> Tensor:
-    """Return the quantiles at `LEVELS` of the responses `(images, K)`, `(101, K)`, equal to those of `torch.quantile`.
-
-    NumPy sorts each channel separately with vector instructions, which is several times faster.
-    """
-    ordered = torch.from_numpy(np.sort(responses.T.contiguous().cpu().numpy(), axis=1))
-    position = LEVELS.double() * (len(responses) - 1)
-    below, above = position.floor().long(), position.ceil().long()
-    values = torch.lerp(ordered[:, below], ordered[:, above], (position - below).to(ordered.dtype))
-    return values.masked_fill_(ordered[:, -1:].isnan(), torch.nan).T.contiguous()  # nan is sorted last
+        return cls(
+            layers={
+                name: LayerStatistics(**{**layer, "sample": layer["sample"].float()}) for name, layer in stored.items()
+            }
+        )
 
 
 def measure_statistics(
@@ -176,3 +199,22 @@ def ranks(responses: Tensor, channels: Sequence[int], statistics: LayerStatistic
     scores = responses if statistics is None else statistics.scores(responses)
     own = scores[torch.arange(len(scores)), torch.tensor(list(channels))]
     return (scores > own[:, None]).sum(dim=1)
+
+
+def reference_layers(classifier: Classifier, layer: str, most: int = 5) -> list[str]:
+    """Return the layers in which a picture is compared with real images: some convolutions, then the layer itself.
+
+    The convolutions are the last one before the layer and others evenly spaced before it, at most `most` layers in all.
+    """
+    name = find_layer(classifier.layers, layer).name
+    order = list(classifier.layers)
+    before = [each for each in convolutions(classifier.layers) if order.index(each) < order.index(name)]
+    count = min(len(before), most - 1)
+    return [*(before[round((i + 1) * len(before) / count) - 1] for i in range(count)), name]
+
+
+def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
+    """Return Spearman's rank correlation of each row of `(N, K)` with the same row of another `(N, K)`, `(N,)`."""
+    orders = (values.argsort(dim=1).argsort(dim=1).float() for values in (first, second))
+    centred = [F.normalize(order - order.mean(dim=1, keepdim=True), dim=1) for order in orders]
+    return (centred[0] * centred[1]).sum(dim=1)

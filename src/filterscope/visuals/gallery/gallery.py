@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from filterscope.analysis.activations import activations
-from filterscope.analysis.synthesis import ActivationStatistics, LayerStatistics, Recipe, synthesize
+from filterscope.analysis.synthesis import ActivationStatistics, Recipe, synthesize
 from filterscope.analysis.top_patches import measure_responses
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
@@ -30,7 +30,7 @@ from filterscope.visuals.health.findings import filter_facts
 from filterscope.visuals.health.health import Health
 from filterscope.visuals.output.site import Site
 from filterscope.visuals.progress import progress_bar
-from filterscope.visuals.trust import real_statistics, trust_captions
+from filterscope.visuals.trust import real_statistics, trust_sentences
 from filterscope.visuals.visual import AtLeastOne, Every, Examples, Visual, VisualState, example_name
 
 log = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ class Gallery(Visual):
             for name, count in counts.items():
                 report = partial(_report, progress, name, done / total, count / total)
                 findings = LayerFindings(
-                    samples=self._synthesize(classifier, name, count, statistics.layers.get(name), report),
+                    samples=self._synthesize(classifier, name, count, statistics, report),
                     top=top.get(name),
                     patches=self.patches,
                     maps=activations(classifier, shown, [name])[name] if len(shown) else None,
@@ -181,12 +181,11 @@ class Gallery(Visual):
         classifier: Classifier,
         layer: str,
         count: int,
-        statistics: LayerStatistics | None,
+        known: ActivationStatistics,
         report: Callable[[float], None],
     ) -> list[SampleSet]:
         """Synthesize `samples` images of every filter of a layer by every recipe."""
         channels = [i for _ in range(self.samples) for i in range(count)]
-        known = None if statistics is None else ActivationStatistics(layers={layer: statistics})
         sets = []
         for number, (name, recipe) in enumerate(self.recipes.items()):
             made = synthesize(
@@ -198,7 +197,7 @@ class Gallery(Visual):
                 statistics=known,
                 progress=lambda step, steps, n=number: report((n + step / steps) / len(self.recipes)),  # type: ignore[misc]
             )
-            captions = [", ".join(lines) for lines in trust_captions(made, channels, statistics)]
+            captions = trust_sentences(made, channels, known.layers.get(layer))
             images = (made.images * 255).round().to(torch.uint8)
             for start in range(0, len(channels), count):
                 part = slice(start, start + count)
