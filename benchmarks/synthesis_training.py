@@ -1,7 +1,7 @@
 """What synthesis takes of an epoch: AlexNet on flowers, everything trained, nothing cached, default knobs.
 
-Pictures are made from noise in every epoch, as many as `visuals.synthesis.share` allows; epoch 0 and the last one, which
-draw all, do not count. Decoding runs in the same process, so that processor time, which other work on the
+Pictures are made from noise in every epoch, as many as `visuals.synthesis.share` allows; epoch 0 and the last
+one, which draw all, do not count. Decoding runs in the same process, so that processor time, which other work on the
 machine disturbs least, holds all there is. The fully connected layers, whose weights are not in REAL, start at random,
 which costs the same.
 
