@@ -191,8 +191,6 @@ def events(run: Path) -> dict[str, list[Any]]:
         read = EventAccumulator(str(file), size_guidance={"images": 0, "scalars": 0, "tensors": 0})
         read.Reload()
         tags = read.Tags()
-        for tag in tags["scalars"]:
-            found.setdefault(tag, []).extend((each.step, each.value) for each in read.Scalars(tag))
         for tag in tags["images"]:
             found.setdefault(tag, []).extend((each.step, each.encoded_image_string) for each in read.Images(tag))
         for tag in tags["tensors"]:

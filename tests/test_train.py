@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torchvision.transforms.v2.functional import to_pil_image
 from train import train
 
+from events import scalars_of
 from filterscope.analysis.activations import activations
 from filterscope.analysis.health.activity import POSITIONS, sample_positions
 from filterscope.config.factory import build_data
@@ -81,15 +82,23 @@ def test_every_epoch_writes_every_picture_to_the_folder_and_to_tensorboard(run: 
 
 
 def test_metrics_have_one_row_per_epoch_and_equal_names_in_csv_and_tensorboard(run: Path) -> None:
-    rows, events = rows_of(run), events_of(run)
+    rows, logged = rows_of(run), scalars_of(run)
     assert [row["epoch"] for row in rows] == ["0", "1", "2"]
     for name in ("val/loss", "val/acc", "health/useful/all", "health/apoz/block2_conv1"):
-        assert [scalar.step for scalar in events.Scalars(name)] == [0, 1, 2]
-        for row, scalar in zip(rows, events.Scalars(name), strict=True):
-            assert float(row[name]) == pytest.approx(scalar.value, rel=1e-5)
-    assert [scalar.step for scalar in events.Scalars("train/acc")] == [1, 2]
+        assert [step for step, _ in logged[name]] == [0, 1, 2]
+        for row, (_, value) in zip(rows, logged[name], strict=True):
+            assert float(row[name]) == pytest.approx(value, rel=1e-5)
+    assert [step for step, _ in logged["train/acc"]] == [1, 2]
     assert rows[0]["train/acc"] == ""
     assert float(rows[-1]["test/acc"]) >= 0
+
+
+def test_every_number_in_tensorboard_has_a_description(run: Path) -> None:
+    events = events_of(run)
+    tags = [tag for tag in events.Tags()["tensors"] if events.SummaryMetadata(tag).plugin_data.plugin_name == "scalars"]
+    assert {"val/acc", "train/loss", "health/useful/all"} <= set(tags)
+    assert [tag for tag in tags if not events.SummaryMetadata(tag).summary_description] == []
+    assert "custom_scalars__config__" in events.Tags()["tensors"]
 
 
 def test_one_start_writes_one_event_file_and_hparams_with_the_final_metric(run: Path) -> None:

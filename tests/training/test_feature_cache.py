@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from train import train
 
+from events import scalars_of
 from filterscope.config import factory
 from filterscope.config.trainer_factory import build_trainer
 from filterscope.data.folder import FolderDataModule
@@ -148,9 +148,7 @@ def test_a_run_on_cached_features_learns_the_same(
 
 
 def steps_of(folder: Path) -> dict[int, float]:
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    return {scalar.step: scalar.value for scalar in events.Scalars("train/loss_step")}
+    return dict(scalars_of(folder)["train/loss_step"])
 
 
 @pytest.mark.parametrize("option", ["trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=0.05"])

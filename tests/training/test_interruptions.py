@@ -65,11 +65,10 @@ def events_of(run: Path) -> dict[str, list[tuple[int, Any]]]:
     for file in sorted(files, key=lambda file: (file.name.split(".")[3], int(file.suffix[1:]))):
         events = EventAccumulator(str(file), size_guidance={"images": 0, "scalars": 0, "tensors": 0})
         events.Reload()
-        for tag in events.Tags()["scalars"]:
-            found.setdefault(tag, []).extend((each.step, each.value) for each in events.Scalars(tag))
         for tag in events.Tags()["tensors"]:
             found.setdefault(tag, []).extend(
-                (each.step, each.tensor_proto.string_val[-1]) for each in events.Tensors(tag)
+                (each.step, [*each.tensor_proto.string_val, *each.tensor_proto.float_val][-1])
+                for each in events.Tensors(tag)
             )
     return found
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning import LightningModule, Trainer
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from train import train
 
+from events import scalars_of
 from filterscope.config import factory
 from filterscope.config.trainer_factory import build_trainer
 from filterscope.training.module import FinetuneModule
@@ -27,10 +27,8 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def scalars_of(folder: Path, tag: str) -> list[int]:
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    return [scalar.step for scalar in events.Scalars(tag)] if tag in events.Tags()["scalars"] else []
+def steps_of(folder: Path, tag: str) -> list[int]:
+    return [step for step, _ in scalars_of(folder).get(tag, [])]
 
 
 def last_checkpoint(folder: Path) -> dict[str, Any]:
@@ -41,7 +39,7 @@ def last_checkpoint(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("finetune", FINETUNE)
 def test_the_loss_of_every_nth_step_is_logged(finetune: str, composed: Compose, tmp_path: Path) -> None:
     train(composed(*QUICK, f"finetune={finetune}", "trainer.log_every_n_steps=2"), tmp_path)
-    assert scalars_of(tmp_path, "train/loss_step") == [2, 4, 6]
+    assert steps_of(tmp_path, "train/loss_step") == [2, 4, 6]
 
 
 @pytest.mark.parametrize("finetune", FINETUNE)
@@ -118,10 +116,9 @@ def test_schedules_of_torch_are_advanced_every_epoch(composed: Compose, tmp_path
     monitor = "+callbacks.lr_monitor={_target_: pytorch_lightning.callbacks.LearningRateMonitor}"
     options = ("finetune=linear_probe", "trainer.max_epochs=3", "optimizer.lr=1", "trainer.log_every_n_steps=1")
     train(composed(*QUICK, *options, "schedule=step", "schedule.step_size=1", monitor), tmp_path)
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
-    (tag,) = (name for name in events.Tags()["scalars"] if name.startswith("lr-") and name.endswith("/head"))
-    rates = [scalar.value for scalar in events.Scalars(tag)]
+    logged = scalars_of(tmp_path)
+    (tag,) = (name for name in logged if name.startswith("lr-") and name.endswith("/head"))
+    rates = [value for _, value in logged[tag]]
     assert rates == pytest.approx([1, 0.1, 0.01])
 
 
@@ -145,7 +142,7 @@ def test_metrics_reach_every_logger_with_the_number_of_finished_epochs(composed:
     with file.open() as content:
         rows = list(csv.DictReader(content))
     assert [row["step"] for row in rows if row["val/acc"]] == ["0", "1", "2"]
-    assert scalars_of(tmp_path, "val/acc") == [0, 1, 2]
+    assert steps_of(tmp_path, "val/acc") == [0, 1, 2]
 
 
 def test_the_best_checkpoint_is_tested_by_its_name(composed: Compose, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
 from filterscope.visuals.output.outputs import Output, Picture
+from filterscope.visuals.output.scalars import LAYOUT, write_scalar
 
 EVENTS = "events.out.tfevents.*"
 
@@ -26,6 +27,16 @@ class RunTensorBoardLogger(TensorBoardLogger):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(save_dir=folder, name="", version="", default_hp_metric=False)
+        self._has_layout = False
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write numbers with their descriptions, and before the first ones the layout of CUSTOM SCALARS."""
+        if step == 0 and not self._has_layout:
+            self.experiment.add_custom_scalars(LAYOUT)
+            self._has_layout = True
+        for tag, value in metrics.items():
+            write_scalar(self.experiment, tag, float(value), step or 0)
 
     @rank_zero_only
     def save(self) -> None:

@@ -19,6 +19,7 @@ from tensorboard.summary.writer import record_writer
 
 from filterscope.storage.atomic import write_file
 from filterscope.visuals.output.outputs import Arrays, Encoded, Output, Picture, Table
+from filterscope.visuals.output.scalars import write_scalar
 from filterscope.visuals.output.site import Site, write_site
 from filterscope.visuals.output.tables import table_csv, table_markdown
 
@@ -102,4 +103,4 @@ def _write_events(writer: Any, tag: str, output: Output, png: bytes, step: int) 
     elif isinstance(output, Site):
         writer.add_text(tag, output.description, step)
     elif isinstance(output, float):
-        writer.add_scalar(tag, output, step)
+        write_scalar(writer, tag, output, step)

@@ -1,0 +1,57 @@
+"""Numbers in TensorBoard: each with a description, and the layout of the tab CUSTOM SCALARS."""
+
+from typing import Any
+
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.compat.proto.types_pb2 import DT_FLOAT
+from tensorboard.plugins.scalar.metadata import create_summary_metadata
+
+from filterscope.analysis.health.measures import all_measures
+from filterscope.analysis.health.verdict import Verdict
+
+LAYOUT = {
+    "Training": {
+        "accuracy": ["Multiline", ["^(train|val|test)/acc$"]],
+        "loss": ["Multiline", ["^(train|val|test)/loss$"]],
+    },
+    "Filters": {"share of each verdict": ["Multiline", ["^health/.*/all$"]]},
+}
+"""The charts of the tab CUSTOM SCALARS, as `SummaryWriter.add_custom_scalars` takes them."""
+
+_SPLITS = {
+    "train": "training images, augmented and during the epoch",
+    "val": "validation images",
+    "test": "test images",
+}
+_METRICS = {"loss": "Mean loss", "acc": "Share of correct predictions, 0 to 1"}
+
+
+def describe_scalar(tag: str) -> str:
+    """Return what a number means, in one sentence; empty if its tag is not one of filterscope's."""
+    first, _, rest = tag.partition("/")
+    name, _, layer = rest.rpartition("/")
+    if tag == "train/loss_step":
+        return "The loss of single optimizer steps; the step counts these, not epochs."
+    if first in _SPLITS and rest in _METRICS:
+        return f"{_METRICS[rest]} of the {_SPLITS[first]}."
+    if first == "health":
+        where = "all convolutions" if layer == "all" else layer
+        if name in list(Verdict):
+            return f"Share of the filters of {where} that are judged {name}: {Verdict(name).meaning}."
+        measure = all_measures().get(name)
+        return f"Of the filters of {where}: {measure.description}" if measure else ""
+    if first.startswith("lr-"):
+        return "Learning rate of a group of parameters."
+    return ""
+
+
+def write_scalar(writer: Any, tag: str, value: float, step: int) -> None:
+    """Write a number with its description to a `SummaryWriter`.
+
+    `SummaryWriter.add_scalar` writes none, and TensorBoard's default loader drops that of a `simple_value`.
+    """
+    tensor = TensorProto(dtype=DT_FLOAT, float_val=[value], tensor_shape=TensorShapeProto())
+    about = create_summary_metadata(display_name=tag, description=describe_scalar(tag))
+    writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, tensor=tensor, metadata=about)]), step)
