@@ -1,9 +1,17 @@
-"""Describe faults of the machine in one line: memory, disk, other processes; imports nothing heavy."""
+"""Describe every error in one line, and write its traceback to the log; imports nothing heavy."""
 
 import errno
+import logging
 import re
+import sys
+from typing import NoReturn
 
-from filterscope.errors import UserError
+from filterscope.errors import UserError, first_line, printable
+
+FAULT = "a fault of filterscope or of this machine, not of your input"
+"""Begins the line of an error that nobody foresaw."""
+
+_LONGEST = 2000  # characters of an error line, which may quote a value of any length
 
 _PEER = re.compile(
     r"closed by peer|Connection reset|Broken pipe|connectFullMesh|NCCL|heartbeat|Timed out waiting", re.I
@@ -21,6 +29,34 @@ ADVICE = {
     errno.EPERM: "choose a place that you may read and write, for outputs with hydra.run.dir=…",
     errno.EMFILE: "too many open files: a smaller data.num_workers, or a higher ulimit -n",
 }
+
+
+def one_line(message: str) -> str:
+    """Return a message as one printable line of bounded length."""
+    return printable(" ".join(message.split()), longest=_LONGEST)
+
+
+def exit_with_message(message: str, code: int) -> NoReturn:
+    """Print one line to the standard error and exit."""
+    print(one_line(message), file=sys.stderr)
+    sys.exit(code)
+
+
+def describe_fault(error: BaseException) -> str:
+    """Return the line of an error that nobody foresaw, and write its traceback to the log files that are open."""
+    files = [each for each in logging.getLogger().handlers if isinstance(each, logging.FileHandler)]
+    log_traceback(error)
+    place = f"the traceback is in {files[0].baseFilename}" if files else "HYDRA_FULL_ERROR=1 shows the traceback"
+    return f"{FAULT}: {type(error).__name__}: {first_line(error)}; {place}"
+
+
+def log_traceback(error: BaseException, message: str = "unexpected error") -> None:
+    """Write an error's traceback to the log files, but not to the screen."""
+    details = (type(error), error, error.__traceback__)
+    record = logging.LogRecord("filterscope", logging.ERROR, __file__, 0, message, None, details)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
 
 
 def describe_error(error: BaseException) -> str | None:

@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -20,8 +21,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from filterscope.cli.error_messages import describe_error
-from filterscope.cli.resume_arguments import quote_path, resume_arguments
+from filterscope.cli.error_messages import (
+    describe_error,
+    describe_fault,
+    exit_with_message,
+    log_traceback,
+    one_line,
+)
+from filterscope.cli.resume_arguments import quote_path, repeated_arguments, resume_arguments, store_config
+from filterscope.cli.run_folder import claim_folder, unique_dir
 from filterscope.cli.search_path import add_plugin_configs, hide_bases, list_groups, suggest
 from filterscope.cli.sweeps import (
     SweepJob,
@@ -32,10 +40,17 @@ from filterscope.cli.sweeps import (
     record_failure,
     write_sweep_table,
 )
-from filterscope.errors import UserError, first_line, printable, suggestion
-from filterscope.runtime.processes import exit_with_parent, is_first_process, unique_dir, wait_for_process
+from filterscope.errors import UserError, first_line, suggestion
+from filterscope.runtime.processes import (
+    PARENT,
+    exit_with_parent,
+    is_first_process,
+    separate_forked_processes,
+    wait_for_process,
+)
 from filterscope.runtime.signals import Stopped, stop_request
-from filterscope.runtime.slurm import requeue
+from filterscope.runtime.slurm import record_job, requeue
+from filterscope.runtime.terminal import protect_output
 
 log = logging.getLogger("filterscope")
 
@@ -56,7 +71,9 @@ COMPOSE_ERRORS = (ValueError, TypeError, LookupError, AttributeError, AssertionE
 
 @contextmanager
 def report_errors(*, resumable: bool = False) -> Iterator[None]:
-    """Turn a user's mistake, a fault of the machine or a signal into one log line and a non-zero exit code.
+    """Turn any error and any signal into one log line and a non-zero exit code.
+
+    The traceback of an error that nobody foresaw is in the run folder's log; with `HYDRA_FULL_ERROR=1` it is shown.
 
     Args:
         resumable: end the line with the command that resumes the run, if there is a checkpoint.
@@ -64,19 +81,25 @@ def report_errors(*, resumable: bool = False) -> Iterator[None]:
     os.environ.pop("HYDRA_FULL_ERROR", None) if _ours else None  # child processes must not inherit it
     try:
         yield
+        stop_request.check()  # the exception of a signal can be lost inside a destructor
     except Stopped as stopped:
         _leave_stopped(stopped, _resume_hint(always=True) if resumable else "")
-    except (UserError, OSError, RuntimeError, MemoryError) as error:
+    except Exception as error:
         line = describe_error(error)
-        if line is None:
+        if line is None and not _ours:
             raise
-        _fail(line + (_resume_hint() if resumable else ""))
+        hint = _resume_hint() if resumable else ""
+        _fail((line or describe_fault(error)) + hint, 2 if line else 1)
 
 
 def run_script(main: Callable[[], Any]) -> None:
     """Run a script's Hydra main, for a new or a resumed run, and exit with a code other than 0 after an error."""
+    protect_output()
     stop_request.install()
     exit_with_parent()
+    separate_forked_processes()
+    _silence_tracebacks()
+    _given[:] = sys.argv[1:]
     try:
         sys.argv[1:] = resume_arguments(sys.argv[1:])
         check_launcher(sys.argv[1:])
@@ -89,7 +112,7 @@ def run_script(main: Callable[[], Any]) -> None:
     except (UserError, OSError) as error:
         # Hydra's error for an unknown option is an OSError too.
         hint = suggest(str(error)) if isinstance(error, HydraException) else ""
-        _end(hide_bases(describe_error(error) or str(error)) + hint, 2)
+        exit_with_message(hide_bases(describe_error(error) or str(error)) + hint, 2)
     except launcher_errors() as error:
         finish_sweep(
             f"one was killed or did not start ({first_line(error)}); see the logs in .submitit in the sweep's folder"
@@ -97,11 +120,13 @@ def run_script(main: Callable[[], Any]) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else ""
         message = f"{error} {cause}"
-        _end(describe_error(error) or message + suggest(message), 1)
-    except COMPOSE_ERRORS as error:
-        if HydraConfig.initialized():
+        exit_with_message(describe_error(error) or message + suggest(message), 1)
+    except Exception as error:
+        if not HydraConfig.initialized() and isinstance(error, COMPOSE_ERRORS):
+            exit_with_message(f"the command line cannot be parsed: {error or type(error).__name__}", 1)
+        if "HYDRA_FULL_ERROR" in os.environ:
             raise
-        _end(f"the command line cannot be parsed: {error or type(error).__name__}", 1)
+        exit_with_message(describe_error(error) or describe_fault(error), 1)
 
 
 def run_command() -> None:
@@ -162,6 +187,24 @@ def finish_sweep(unfinished: str = "") -> None:
         sys.exit(1)
 
 
+def begin_run(cfg: DictConfig) -> dict[str, Any]:
+    """Check the config of a training run, claim and fill its folder, and return the config as plain data.
+
+    Raises:
+        UserError: the config has a mistake, or the folder is not to be written.
+    """
+    config = resolve_config(cfg)
+    check_paths(config)
+    if is_first_process() and not _needs_subprocess(config):
+        overrides, folder = HydraConfig.get().overrides, run_folder()
+        claim_folder(folder, resume=bool(config["resume"]))
+        record_job(folder, [*overrides.hydra, *overrides.task])
+        if not config["resume"]:
+            raw = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
+            store_config(raw, config, folder=folder, cwd=Path(HydraConfig.get().runtime.cwd))
+    return config
+
+
 def run_in_subprocess(cfg: Mapping[str, Any]) -> dict[str, float] | None:
     """Run a job of a sweep that needs several devices in a subprocess and return the last row of its metrics.
 
@@ -171,9 +214,7 @@ def run_in_subprocess(cfg: Mapping[str, Any]) -> dict[str, float] | None:
     Returns:
         The metrics, or None if the job belongs to no sweep or needs one device; then nothing was run.
     """
-    trainer = cfg["trainer"]
-    several = trainer["devices"] not in (1, "1") or trainer["num_nodes"] > 1 or trainer["strategy"] != "auto"
-    if HydraConfig.get().mode != RunMode.MULTIRUN or not several:
+    if not _needs_subprocess(cfg):
         return None
     job = run_folder()
     stored = ["--config-path", str(job / ".hydra"), "--config-name", "config"]
@@ -186,6 +227,7 @@ def run_in_subprocess(cfg: Mapping[str, Any]) -> dict[str, float] | None:
         "hydra.output_subdir=null",
     ]
     environment = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
+    environment[PARENT] = str(os.getpid())
     code = wait_for_process(subprocess.Popen(command, env=environment))
     stop_request.check()
     if code:
@@ -193,6 +235,12 @@ def run_in_subprocess(cfg: Mapping[str, Any]) -> dict[str, float] | None:
     with (job / "metrics.csv").open(encoding="utf-8") as file:
         *_, last = csv.DictReader(file)
     return {name: float(value) for name, value in last.items() if value and name != "epoch"}
+
+
+def _needs_subprocess(cfg: Mapping[str, Any]) -> bool:
+    trainer = cfg["trainer"]
+    several = trainer["devices"] not in (1, "1") or trainer["num_nodes"] > 1 or trainer["strategy"] != "auto"
+    return several and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def run_folder() -> Path:
@@ -244,16 +292,17 @@ def _resume_hint(*, always: bool = False) -> str:
     if not always and not any((folder / "checkpoints" / name).is_file() for name in ("last.ckpt", "midway.ckpt")):
         return ""
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    return f"; to resume: {program('train')} {shlex.quote(f'resume={shown}')}"
+    arguments = shlex.join([f"resume={shown}", *repeated_arguments(_given)])
+    return f"; to resume: {program('train')} {arguments}"
 
 
-def _fail(message: str) -> None:
-    line = printable(" ".join(message.split()), longest=_LONGEST)
-    log.error(line)
+def _fail(message: str, code: int) -> None:
+    line = one_line(message)
+    log.error("%s", line)
     if in_sweep():
         record_failure(line)
         return
-    sys.exit(2)
+    sys.exit(code)
 
 
 def _leave_stopped(stopped: Stopped, hint: str) -> NoReturn:
@@ -267,9 +316,13 @@ def _leave_stopped(stopped: Stopped, hint: str) -> NoReturn:
     sys.exit(stopped.exit_code)
 
 
-def _end(message: str, code: int) -> NoReturn:
-    print(printable(" ".join(message.split()), longest=_LONGEST), file=sys.stderr)
-    sys.exit(code)
+def _silence_tracebacks() -> None:
+    """Write tracebacks of threads and destructors to the log only; logging itself never prints one."""
+    if "HYDRA_FULL_ERROR" in os.environ:
+        return
+    logging.raiseExceptions = False
+    threading.excepthook = lambda found: log_traceback(found.exc_value, "in a thread") if found.exc_value else None
+    sys.unraisablehook = lambda found: log_traceback(found.exc_value, "in a destructor") if found.exc_value else None
 
 
 @contextmanager
@@ -286,7 +339,7 @@ def _raising_errors() -> Iterator[None]:
             os.environ.pop("HYDRA_FULL_ERROR", None)
 
 
-_LONGEST = 2000  # characters of an error line, which may quote a value of any length
+_given: list[str] = []  # the arguments as the user gave them
 _ours = False  # whether HYDRA_FULL_ERROR was set here and not by the user
 _EXAMPLES = {"model.name": "model.name=resnet50, or another name of torchvision.models.list_models()"}
 

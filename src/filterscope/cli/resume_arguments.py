@@ -1,19 +1,20 @@
-"""Turn `resume=<run>` into the arguments that resume the run, after a check of the run's stored config."""
+"""Store a run's config, and turn `resume=<run>` into the arguments that resume it, after a check of that config."""
 
 import re
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from filterscope.cli.run_folder import claim_folder
 from filterscope.cli.search_path import CONF, plugin_folders, targets_of
 from filterscope.errors import UserError, first_line
 from filterscope.registry import is_registered
-from filterscope.runtime.processes import is_first_process
-from filterscope.runtime.slurm import find_requeued_run, is_multirun, literal_path
+from filterscope.runtime.slurm import find_requeued_run
+from filterscope.storage.atomic import write_file
 
-_OWN_VARIABLE = re.compile(r"\$\{oc\.env:(?:FILTERSCOPE_[A-Z]+|MLFLOW_TRACKING_URI),[\w./]*\}")
 _REMOVABLE = ("visuals", "recipe", "experiment", "callbacks", "logger", "hydra")
 _RESOLVER = re.compile(r"\$\{[^}]*[:$]")
 _CHANGEABLE = ("trainer.", "data.root=")
@@ -21,6 +22,9 @@ _CONFIG_DIR = ("--config-dir", "-cd")
 
 _GROUPS = ("callbacks", "logger", "optimizer", "recipe", "schedule", "trainer")
 """Config groups whose YAML files name classes of Lightning, torch and filterscope that are not registered."""
+
+_PATHS = (("data", "root"), ("data", "cache"), ("model", "weights"), ("", "feature_cache"))
+"""Options that name a file or a folder of this machine; a run that is resumed elsewhere must find the same one."""
 
 
 def resume_arguments(arguments: list[str]) -> list[str]:
@@ -40,7 +44,6 @@ def resume_arguments(arguments: list[str]) -> list[str]:
         folder = find_requeued_run(arguments)
         if folder is None:
             _refuse_removed_groups(arguments)
-            _refuse_taken_folder(arguments)
             return arguments
         others = [argument for argument in others if argument.startswith(_CHANGEABLE)]
     else:
@@ -52,6 +55,7 @@ def resume_arguments(arguments: list[str]) -> list[str]:
                 "differ"
             )
     check_stored_config(folder, [Path(each.partition("=")[2] or each) for each in folders if each not in _CONFIG_DIR])
+    claim_folder(folder, resume=True)
     # The stored config does not contain Hydra's own groups; they come from filterscope's folder.
     groups = [f"hydra.searchpath=[{quote_path(f'file://{CONF}')}]", "hydra/job_logging=lines"]
     stored = ["--config-path", str(folder / ".hydra"), "--config-name", "config"]
@@ -65,12 +69,41 @@ def resume_arguments(arguments: list[str]) -> list[str]:
     ]
 
 
+def repeated_arguments(arguments: list[str]) -> list[str]:
+    """Return those of a start's arguments that are to be given again when the run is resumed."""
+    resumed = any(argument.startswith("resume=") and argument != "resume=null" for argument in arguments)
+    changed = [argument for argument in arguments if argument.lstrip("+~").startswith(_CHANGEABLE)]
+    return _config_dirs(arguments) + (changed if resumed else [])
+
+
+def store_config(raw: dict[str, Any], resolved: dict[str, Any], *, folder: Path, cwd: Path) -> None:
+    """Write the config of a run to `.hydra/config.yaml` in its folder, in a form that means the same later.
+
+    References to other options stay, so that `trainer.…` on resume reaches all that depends on it. Other references
+    (the environment, the time) are replaced by their values, and relative paths become absolute.
+
+    Args:
+        raw: the config with its references.
+        resolved: the same without references; its paths become absolute here.
+        folder: the run folder.
+        cwd: the folder in which the run was started.
+    """
+    for group, name in _PATHS:
+        for config in (raw, resolved):
+            node = config.get(group) or {} if group else config
+            value = node.get(name)
+            if isinstance(value, str) and not _RESOLVER.search(value) and (name != "weights" or (cwd / value).exists()):
+                node[name] = str(cwd / Path(value).expanduser())
+    content = yaml.safe_dump(_without_resolvers(raw, resolved), sort_keys=False, allow_unicode=True)
+    write_file(folder / ".hydra" / "config.yaml", content.encode())
+
+
 def check_stored_config(folder: Path, config_dirs: list[Path] | None = None) -> None:
     """Check that a run folder holds a config as filterscope stores it, before any of it is composed or built.
 
-    The file may come from a stranger. It may only name registered parts and the classes in the YAML files of
-    filterscope, of installed plugins and of the user's own `--config-dir`; nothing but references to other options
-    and the variables of filterscope is resolved; and it may not configure Hydra itself.
+    The file may come from a stranger. It may only name registered parts, torch's optimizers and schedulers, and the
+    classes in the YAML files of filterscope, of installed plugins and of the user's own `--config-dir`; nothing but
+    references to other options is resolved; and it may not configure Hydra itself.
 
     Raises:
         UserError: there is no config, it is damaged, or it asks for more.
@@ -87,13 +120,16 @@ def check_stored_config(folder: Path, config_dirs: list[Path] | None = None) -> 
         raise UserError(f"{file} is not the config of a training run")
     if re.search(r"^\s*#", text, re.MULTILINE) or {"hydra", "defaults"} & content.keys():
         raise UserError(f"{file} is not as filterscope stored it: it configures more than the run")
-    named = targets_of([CONF, *plugin_folders(), *(config_dirs or [])], _GROUPS)
+    known = targets_of([CONF, *plugin_folders()], _GROUPS) | targets_of(config_dirs or [], [""])
     for where, key, value in _leaves(content, "config"):
-        if key == "_target_" and not (isinstance(value, str) and (value in named or is_registered(value))):
-            raise UserError(f"{file}: {where}={value!r} is not something filterscope builds from a stored config")
+        if key == "_target_" and not (isinstance(value, str) and (value in known or _is_buildable(value))):
+            raise UserError(
+                f"{file}: {where}={value!r} is not something filterscope builds from a stored config; for a class of "
+                "your own give --config-dir=<the folder whose YAML file names it> again"
+            )
         if key in ("_args_", "_recursive_", "_convert_"):
             raise UserError(f"{file}: {where} is not something filterscope stores")
-        if isinstance(value, str) and _RESOLVER.search(_OWN_VARIABLE.sub("", value)):
+        if isinstance(value, str) and _RESOLVER.search(value):
             raise UserError(f"{file}: {where}={value!r} is more than a reference to another option")
 
 
@@ -113,6 +149,24 @@ def _config_dirs(arguments: list[str]) -> list[str]:
     return found
 
 
+def _is_buildable(name: str) -> bool:
+    """Return whether a name is registered or that of a class of `torch.optim`."""
+    module, _, kind = name.rpartition(".")
+    if module not in ("torch.optim", "torch.optim.lr_scheduler"):
+        return is_registered(name)
+    return isinstance(getattr(import_module(module), kind, None), type)
+
+
+def _without_resolvers(raw: Any, resolved: Any) -> Any:
+    if isinstance(raw, dict):
+        return {key: _without_resolvers(each, resolved[key]) for key, each in raw.items()}
+    if isinstance(raw, list):
+        return [_without_resolvers(each, other) for each, other in zip(raw, resolved, strict=True)]
+    if not (isinstance(raw, str) and _RESOLVER.search(raw)):
+        return raw
+    return resolved.replace("${", "\\${") if isinstance(resolved, str) else resolved
+
+
 def _leaves(value: Any, where: str) -> Iterator[tuple[str, str, Any]]:
     for key, each in value.items() if isinstance(value, dict) else enumerate(value):
         place = f"{where}.{key}"
@@ -128,14 +182,6 @@ def _refuse_removed_groups(arguments: list[str]) -> None:
         name = argument.removeprefix("~").partition("=")[0]
         if argument.startswith("~") and name.split(".")[0] not in _REMOVABLE:
             raise UserError(f"{argument}: {name} cannot be removed, only {', '.join(_REMOVABLE)}; give it a value")
-
-
-def _refuse_taken_folder(arguments: list[str]) -> None:
-    folder = literal_path(arguments, "hydra.run.dir")
-    if folder is None or "hydra.output_subdir=null" in arguments or is_multirun(arguments) or not is_first_process():
-        return
-    if any((folder / name).exists() for name in ("checkpoints", "metrics.csv")):
-        raise UserError(f"{folder} holds a run already: resume={folder} resumes it, or choose another hydra.run.dir")
 
 
 class _PlainLoader(yaml.SafeLoader):

@@ -14,6 +14,8 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from filterscope.cli.error_messages import describe_error, exit_with_message
+from filterscope.cli.run_folder import claim_folder
 from filterscope.errors import UserError
 from filterscope.storage.atomic import write_file
 
@@ -38,15 +40,16 @@ class SweepJob:
     monitor: str
 
 
-class SweepResults(Callback):
-    """Remember the folder of a sweep before its jobs start, and remove the results of an older sweep in it."""
+class ClaimFolder(Callback):
+    """Claim the folder of a run or a sweep before Hydra writes into it; one that holds another is refused."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Claim the folder of a run."""
+        _claim(config.hydra.run.dir)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Remember the folder."""
-        folder = Path(config.hydra.sweep.dir)
-        _sweeps[:] = [folder]
-        for note in (folder / NOTES).glob("*.json"):
-            note.unlink()
+        """Claim and remember the folder of a sweep."""
+        _sweeps[:] = [_claim(config.hydra.sweep.dir)]
 
 
 def in_sweep() -> bool:
@@ -128,6 +131,14 @@ def check_launcher(arguments: Sequence[str]) -> None:
             raise UserError(
                 f"{argument}: there is no Slurm (srun) here; hydra/launcher=workers uses this machine's cores"
             )
+
+
+def _claim(folder: str) -> Path:
+    try:
+        claim_folder(Path(folder))
+    except (UserError, OSError) as error:  # Hydra turns exceptions of its callbacks into warnings
+        exit_with_message(describe_error(error) or str(error), 2)
+    return Path(folder)
 
 
 def _record(content: dict[str, Any]) -> None:

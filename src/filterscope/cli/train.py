@@ -5,22 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from filterscope.cli.main import (
-    check_paths,
-    report_errors,
-    resolve_config,
-    run_folder,
-    run_in_subprocess,
-    run_script,
-)
+from filterscope.cli.main import begin_run, report_errors, run_folder, run_in_subprocess, run_script
 from filterscope.cli.search_path import CONF
 from filterscope.cli.sweeps import record_metrics
-from filterscope.runtime.processes import is_first_process
 from filterscope.runtime.signals import stop_request
-from filterscope.runtime.slurm import record_job
 
 log = logging.getLogger("filterscope")
 
@@ -63,11 +53,7 @@ def main(cfg: DictConfig) -> float | None:
     """Run one job and return its monitored metric, which sweepers optimize."""
     score = None
     with report_errors(resumable=True):
-        config = resolve_config(cfg)
-        check_paths(config)
-        if is_first_process():
-            overrides = HydraConfig.get().overrides
-            record_job(run_folder(), [*overrides.hydra, *overrides.task])
+        config = begin_run(cfg)
         monitor = config["callbacks"]["checkpoint"]["monitor"]
         metrics = run_in_subprocess(config)
         if metrics is None:

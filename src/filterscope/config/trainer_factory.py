@@ -17,6 +17,7 @@ from filterscope.config.options import TRAINER
 from filterscope.data.datamodule import ImageDataModule
 from filterscope.errors import UserError
 from filterscope.runtime.malloc import keep_freed_memory
+from filterscope.runtime.processes import ranks
 from filterscope.training.checkpoints import AtomicCheckpointIO, RunCheckpoints
 from filterscope.training.log_visuals import LogVisuals
 from filterscope.training.loggers import log_numbers
@@ -78,6 +79,7 @@ def build_trainer(cfg: Config, folder: Path, visuals: dict[str, Visual]) -> pl.T
         )
     except UserError as error:
         raise _with_options(error, node) from error
+    ranks.watch(trainer.strategy.launcher)
     return trainer
 
 

@@ -14,6 +14,7 @@ from filterscope.data.images import Images
 from filterscope.data.preprocessing import RandomTransform, Transform, empty_batch, to_float
 from filterscope.data.sampler import Key
 from filterscope.errors import UserError, first_line
+from filterscope.runtime.signals import stop_request
 
 Batch = tuple[Tensor, Tensor]
 
@@ -80,6 +81,7 @@ class ImageLoader(DataLoader[Batch]):
             # A process that is killed while it sends a batch leaves a broken connection (EOFError, ConnectionError).
             if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
+            stop_request.check()  # a signal to the whole process group has ended them
             cause = error if isinstance(error, RuntimeError) else _await_worker_error() or error
             raise UserError(
                 f"a loader process died ({first_line(cause)}), probably because memory ran out; "

@@ -1,16 +1,18 @@
-"""The processes of one run: rank zero, waiting, exiting together, and a run folder that only one process creates."""
+"""The processes of one run: rank zero, waiting, process groups, and exiting together."""
 
-import itertools
 import os
+import signal
 import subprocess
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from filterscope.runtime.signals import stop_request
+from filterscope.runtime.terminal import print_safely
 
-_made: dict[str, str] = {}
+PARENT = "FILTERSCOPE_PARENT"
+"""The environment variable that names the process that starts another one for the same run."""
 
 
 def is_first_process() -> bool:
@@ -19,17 +21,72 @@ def is_first_process() -> bool:
 
 
 def exit_with_parent() -> None:
-    """Exit this worker when the process that spawned it has died; only workers that Lightning spawned do so."""
-    if os.environ.get("LOCAL_RANK", "0") == "0" or "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ:
+    """Exit this process when the one that started it for the same run has died, also if it has died already."""
+    named = os.environ.pop(PARENT, None)
+    if named is None and "TORCHELASTIC_RUN_ID" not in os.environ:
         return
     parent = os.getppid()
+    if named is not None and int(named) != parent and not Path("/proc", named).exists():
+        parent = int(named)
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
+        print_safely("the process that started this one has ended, so this one ends too\n")
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def separate_forked_processes() -> None:
+    """Give processes that this one forks a group of their own.
+
+    A signal to a whole group (Ctrl-C in a terminal, `kill -- -<group>`) then reaches no loader process, without which
+    the epoch could not be saved. Loader processes end by themselves when their parent has ended.
+    """
+    os.register_at_fork(after_in_child=lambda: os.setpgid(0, 0))
+
+
+class Ranks:
+    """The processes that Lightning has started for the other ranks, watched in place of Lightning.
+
+    Its own watch kills this process without a message. It watches the launcher's list, which is emptied here.
+    """
+
+    def __init__(self) -> None:
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def watch(self, launcher: Any) -> None:
+        """Watch the processes that a launcher of Lightning is going to start, if it starts any."""
+        count = getattr(launcher, "num_processes", 1) - 1
+        if count > 0 and hasattr(launcher, "procs") and not launcher.cluster_environment.creates_processes_externally:
+            os.environ[PARENT] = str(os.getpid())
+            threading.Thread(target=self._watch, args=(launcher, count), daemon=True).start()
+
+    def kill(self) -> None:
+        """End the processes."""
+        for process in self._started:
+            process.kill()
+
+    def _watch(self, launcher: Any, count: int) -> None:
+        while len(launcher.procs) < count:
+            time.sleep(0.1)
+        os.environ.pop(PARENT, None)
+        self._started, launcher.procs[:] = list(launcher.procs), []
+        while any(each.poll() is None for each in self._started) and not any(each.returncode for each in self._started):
+            time.sleep(0.5)
+        ended = [each.returncode for each in self._started if each.returncode]
+        if not ended:
+            return
+        time.sleep(10)  # usually the next collective operation fails in this process too, with a message
+        how = f"signal {signal.Signals(-ended[0]).name}" if ended[0] < 0 else f"exit code {ended[0]}"
+        print_safely(f"another process of this run has ended ({how}); the last checkpoint is intact\n")
+        self.kill()
+        os._exit(1)
+
+
+ranks = Ranks()
+"""The other ranks that this process has started."""
 
 
 def wait_for_process(process: subprocess.Popen[bytes]) -> int:
@@ -44,23 +101,3 @@ def wait_for_process(process: subprocess.Popen[bytes]) -> int:
     finally:
         stop_request.deferred = False
     return process.returncode
-
-
-def unique_dir(path: str) -> str:
-    """Create a folder that no other run has created and return its path: `path`, or `path_2`, `path_3` … if it exists.
-
-    Calls with the same path return the same folder. Processes other than the first of a run take the path as it is.
-    """
-    if path not in _made:
-        _made[path] = path if not is_first_process() else _make_unique(Path(path))
-    return _made[path]
-
-
-def _make_unique(path: Path) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
-        made = path if number == 1 else path.with_name(f"{path.name}_{number}")
-        with suppress(FileExistsError):
-            made.mkdir()
-            return str(made)
-    raise AssertionError

@@ -2,13 +2,19 @@
 
 import os
 import signal
-import sys
 import threading
 import time
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGUSR1,) if "SLURM_JOB_ID" in os.environ else ()))
-"""Ctrl-C, termination, and the signal that Slurm sends before a time limit with `--signal=USR1@120`."""
+from filterscope.runtime.terminal import print_safely
+
+SIGNALS = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    *((signal.SIGHUP,) if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else ()),
+    *((signal.SIGUSR1,) if "SLURM_JOB_ID" in os.environ else ()),
+)
+"""Ctrl-C, termination, a closed terminal (unless `nohup` ignores it), and Slurm's early signal (`--signal=USR1`)."""
 
 _ONE_PRESS = 0.5  # seconds within which one Ctrl-C can arrive through two processes
 
@@ -37,9 +43,11 @@ class StopRequest:
         self.requested: int | None = None
         self.deferred = False
         self._when = 0.0
+        self._process = 0
 
     def install(self) -> None:
-        """Install the signal handlers, if this is the main thread."""
+        """Install the handlers for this process, but not for those it forks, if this is the main thread."""
+        self._process = os.getpid()
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 signal.signal(number, self._take)
@@ -50,6 +58,8 @@ class StopRequest:
             raise Stopped(self.requested)
 
     def _take(self, number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # a loader process, which its parent ends
         if self.requested is not None:
             if time.monotonic() - self._when < _ONE_PRESS:
                 return
@@ -58,11 +68,7 @@ class StopRequest:
         if not self.deferred:
             raise Stopped(number)
         name = signal.Signals(number).name
-        # Neither logging nor print: the signal may have interrupted one of them.
-        os.write(
-            sys.__stderr__.fileno() if sys.__stderr__ else 2,
-            f"\n{name}: saving, then exiting; the same signal again exits at once\n".encode(),
-        )
+        print_safely(f"\n{name}: saving, then exiting; the same signal again exits at once\n")
 
 
 stop_request = StopRequest()

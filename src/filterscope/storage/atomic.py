@@ -7,8 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from filterscope.errors import UserError
+
 PARTIAL = ".partial"
 """The suffix of temporary names."""
+
+_bounds: list[tuple[Path, Path]] = []  # folders as they were given and without links
+
+
+def keep_below(folder: Path) -> None:
+    """Refuse from now on to write files of this folder through links that lead out of it."""
+    _bounds.append((folder, folder.resolve()))
 
 
 @contextmanager
@@ -22,6 +31,7 @@ def atomic_write(path: Path, *, sync: bool = False) -> Iterator[IO[bytes]]:
         path: the final name; missing folders are created.
         sync: flush the file and its folder to the disk before the block ends, so that a power cut loses nothing.
     """
+    _check_bounds(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
         with _open_for_writing(temporary) as file:
@@ -83,6 +93,12 @@ def remove_partial_files(folder: Path) -> None:
     """Remove the temporary files and folders that interrupted writes left in a folder and its subfolders."""
     for leftover in list(folder.rglob(f".*{PARTIAL}")):
         shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+
+
+def _check_bounds(path: Path) -> None:
+    for folder, place in _bounds:
+        if path.is_relative_to(folder) and not path.parent.resolve().is_relative_to(place):
+            raise UserError(f"{path.parent} is a link that leads out of {folder}; only files below it are written")
 
 
 def _open_for_writing(path: Path) -> IO[bytes]:

@@ -1,9 +1,5 @@
 """Stopping between two steps without losing one, checkpoints inside long epochs, and the end of a diverged run."""
 
-import os
-import signal
-import subprocess
-import threading
 import time
 from typing import Annotated, Any
 
@@ -14,6 +10,7 @@ from pydantic import Field
 from torchmetrics import Metric
 
 from filterscope.errors import UserError
+from filterscope.runtime.processes import ranks
 from filterscope.runtime.signals import Stopped, stop_request
 from filterscope.training.checkpoints import RunCheckpoints
 from filterscope.training.resume import resume_conditions
@@ -77,17 +74,7 @@ class Preemption(pl.Callback):
         self._group: Any = None
         self._pending: tuple[torch.Tensor, Any] | None = None
         self._metric_states: list[list[dict[str, torch.Tensor]]] | None = None
-        self._children: list[subprocess.Popen[bytes]] | None = None
         self._saved_at = time.monotonic()
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Watch the processes that Lightning has started."""
-        del pl_module, stage
-        started = getattr(trainer.strategy.launcher, "procs", None)
-        if self._children is None and started and isinstance(started[0], subprocess.Popen):
-            # Lightning's own watch kills this process without a message; it watches this list.
-            self._children, started[:] = list(started), []
-            threading.Thread(target=_watch, args=(self._children,), daemon=True).start()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Handle the signals in place of Lightning, whose handler communicates with other processes."""
@@ -101,14 +88,22 @@ class Preemption(pl.Callback):
             self._agreed = LEAVE + stop_request.requested
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Handle the signals in place of Lightning."""
+        """Handle the signals in place of Lightning, and stop if one has come."""
         del trainer, pl_module
         stop_request.install()
+        if not stop_request.deferred:
+            stop_request.check()
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Handle the signals in place of Lightning."""
-        del trainer, pl_module
-        stop_request.install()
+        """Handle the signals in place of Lightning, and stop if one has come."""
+        self.on_validation_start(trainer, pl_module)
+
+    def on_test_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Stop if a signal has come whose exception was lost inside a destructor."""
+        del trainer, pl_module, batch, batch_idx, dataloader_idx
+        stop_request.check()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop between two epochs if a signal has come."""
@@ -170,8 +165,7 @@ class Preemption(pl.Callback):
         del trainer, pl_module
         stop_request.deferred = False
         if not isinstance(exception, Stopped):
-            for child in self._children or ():
-                child.kill()
+            ranks.kill()
 
     def _vote(self, trainer: pl.Trainer) -> None:
         wish = self._wish(trainer)
@@ -228,18 +222,3 @@ def _not_finite(which: str, trainer: pl.Trainer) -> str:
         f"the {which} loss became NaN or infinite in epoch {trainer.current_epoch + 1}; a smaller optimizer.lr, "
         "trainer.gradient_clip_val=1 or trainer.precision=32-true may help"
     )
-
-
-def _watch(children: list[subprocess.Popen[bytes]]) -> None:
-    """End this process if one that it has started has died and this one does not notice."""
-    while any(child.poll() is None for child in children) and not any(child.returncode for child in children):
-        time.sleep(0.5)
-    ended = [child.returncode for child in children if child.returncode]
-    if not ended:
-        return
-    time.sleep(10)  # usually the next collective operation fails in this process too, with a message
-    how = f"signal {signal.Signals(-ended[0]).name}" if ended[0] < 0 else f"exit code {ended[0]}"
-    os.write(2, f"another process of this run has ended ({how}); the last checkpoint is intact\n".encode())
-    for child in children:
-        child.kill()
-    os._exit(1)
