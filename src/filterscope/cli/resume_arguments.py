@@ -20,9 +20,6 @@ _RESOLVER = re.compile(r"\$\{[^}]*[:$]")
 _CHANGEABLE = ("trainer.", "data.root=")
 _CONFIG_DIR = ("--config-dir", "-cd")
 
-_GROUPS = ("callbacks", "logger", "optimizer", "recipe", "schedule", "trainer")
-"""Config groups whose YAML files name classes of Lightning, torch and filterscope that are not registered."""
-
 _PATHS = (("data", "root"), ("data", "cache"), ("model", "weights"), ("", "feature_cache"))
 """Options that name a file or a folder of this machine; a run that is resumed elsewhere must find the same one."""
 
@@ -120,7 +117,7 @@ def check_stored_config(folder: Path, config_dirs: list[Path] | None = None) -> 
         raise UserError(f"{file} is not the config of a training run")
     if re.search(r"^\s*#", text, re.MULTILINE) or {"hydra", "defaults"} & content.keys():
         raise UserError(f"{file} is not as filterscope stored it: it configures more than the run")
-    known = targets_of([CONF, *plugin_folders()], _GROUPS) | targets_of(config_dirs or [], [""])
+    known = targets_of([CONF, *plugin_folders(), *(config_dirs or [])])
     for where, key, value in _leaves(content, "config"):
         if key == "_target_" and not (isinstance(value, str) and (value in known or _is_buildable(value))):
             raise UserError(

@@ -46,9 +46,9 @@ def plugin_folders() -> tuple[Path, ...]:
     return tuple(place for place in places if place.is_dir())
 
 
-def targets_of(folders: Iterable[Path], groups: Iterable[str]) -> frozenset[str]:
-    """Return the `_target_` names in the YAML files of some config groups."""
-    files = (file for folder in folders for group in groups for file in (folder / group).rglob("*.yaml"))
+def targets_of(folders: Iterable[Path]) -> frozenset[str]:
+    """Return the `_target_` names in all YAML files of folders."""
+    files = (file for folder in folders for file in folder.rglob("*.yaml"))
     return frozenset(name for f in files for name in re.findall(r"_target_:\s*([\w.]+)", f.read_text(encoding="utf-8")))
 
 
