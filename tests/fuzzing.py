@@ -60,7 +60,7 @@ def overrides() -> st.SearchStrategy[list[str]]:
 def set_up(given: list[str], folder: Path) -> str | None:
     """Do everything that a run with these overrides does before its first step; return the error line, or None."""
     from filterscope.config import factory, trainer_factory
-    from filterscope.training import results
+    from filterscope.models import export
 
     os.environ.setdefault("https_proxy", "http://127.0.0.1:9")  # no download can succeed
     try:
@@ -74,7 +74,7 @@ def set_up(given: list[str], folder: Path) -> str | None:
         data = factory.build_data(cfg)
         classifier = factory.build_classifier(cfg, data)
         visuals = factory.supported_visuals(factory.build_visuals(cfg), classifier)
-        results.check_export_format(classifier, cfg["export"])
+        export.check_exportable(classifier, cfg["export"])
         module = factory.build_module(cfg, classifier, data)
         trainer_factory.build_trainer(cfg, folder, visuals)
         del module

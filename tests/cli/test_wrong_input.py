@@ -106,7 +106,7 @@ def tiny(*overrides: str) -> list[str]:
         (("recipe.objective=chanel",), r"unknown objective 'chanel' \(did you mean channel\?\)"),
         (("+optimizer.weight_deccay=1",), r"no option 'weight_deccay' \(did you mean weight_decay\?\)"),
         (("callbacks.checkpoint.monitor=val/ac",), r"'val/ac' is not measured \(did you mean val/acc\?\)"),
-        (("export=onnx",), "export='onnx'.*state_dict"),
+        (("export=onxx",), "export='onxx'.*state_dict"),
         (("finetune.release_epoch=2", "finetune=full"), "release_epoch"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

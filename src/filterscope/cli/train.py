@@ -18,6 +18,7 @@ log = logging.getLogger("filterscope")
 def train(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
     """Finetune a network as the config says, write all results to the run folder and return the metrics."""
     from filterscope.config import factory, trainer_factory
+    from filterscope.models import export
     from filterscope.training import results, resume
 
     trainer_factory.silence_libraries()
@@ -25,7 +26,7 @@ def train(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
     data = factory.build_data(cfg)
     classifier = factory.build_classifier(cfg, data)
     visuals = factory.supported_visuals(factory.build_visuals(cfg), classifier)
-    results.check_export_format(classifier, cfg["export"])
+    export.check_exportable(classifier, cfg["export"])
     module = factory.build_module(cfg, classifier, data)
     trainer = trainer_factory.build_trainer(cfg, folder, visuals)
     trainer_factory.log_summary(module, data)

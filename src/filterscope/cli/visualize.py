@@ -20,6 +20,7 @@ def visualize(cfg: dict[str, Any], folder: Path) -> list[str]:
     from torch.utils.tensorboard import SummaryWriter
 
     from filterscope.config import factory, from_checkpoint
+    from filterscope.models import export
     from filterscope.training import results
     from filterscope.visuals.output.outputs import Arrays, Encoded, Picture, Table
     from filterscope.visuals.output.site import Site, check_site
@@ -30,14 +31,14 @@ def visualize(cfg: dict[str, Any], folder: Path) -> list[str]:
     subject = from_checkpoint.load_subject(cfg)
     visuals = factory.supported_visuals(factory.build_visuals(cfg), subject.classifier)
     visuals = factory.drawable_visuals(visuals, subject.examples)
-    results.check_export_format(subject.classifier, cfg["export"])
+    export.check_exportable(subject.classifier, cfg["export"])
     for visual in visuals.values():
         if visual.site:
             check_site(folder / visual.site)  # before minutes of work
     with SummaryWriter(str(folder)) as writer:
         shown = render(visuals, subject.classifier, subject.examples, subject.state)
         write_outputs(shown, folder=folder, writer=writer)
-    results.export_weights(subject.classifier, cfg["export"], folder)
+    export.export_weights(subject.classifier, cfg["export"], folder)
     for tag, output in shown.items():
         if isinstance(output, Table) and output.terminal:
             log.info("%s", table_text(output, tag))

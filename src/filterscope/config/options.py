@@ -10,6 +10,7 @@ from filterscope.errors import UserError
 
 _Count: TypeAlias = Annotated[int, Field(ge=0)]
 _Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+_Format: TypeAlias = Literal["state_dict", "tensors", "safetensors", "onnx", "torch_export"]
 _Limit: TypeAlias = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] | None
 
 ROOT: dict[str, Any] = {
@@ -19,7 +20,7 @@ ROOT: dict[str, Any] = {
     "class_weights": Literal["balanced"] | None,
     "channels_last": bool,
     "compile": bool,
-    "export": Literal["state_dict", "tensors"] | None,
+    "export": _Format | list[_Format] | None,
     "serve": bool | Annotated[int, Field(ge=1, le=65535)],
 }
 TEST: dict[str, Any] = {"augment": Literal["flip", "five_crop"] | None}

@@ -5,13 +5,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytorch_lightning as pl
-import torch
 import torch.distributed as dist
 
 from filterscope.data.datamodule import ImageDataModule
-from filterscope.errors import UserError
-from filterscope.models.classifier import Classifier
-from filterscope.storage.atomic import atomic_write
+from filterscope.models.export import export_weights
 from filterscope.training.checkpoints import RunCheckpoints, load_checkpoint
 from filterscope.training.log_visuals import LogVisuals
 from filterscope.training.loggers import RunTensorBoardLogger, run_options, tensorboard_writer
@@ -67,26 +64,6 @@ def leave_process_group(trainer: pl.Trainer) -> None:
     if dist.is_available() and dist.is_initialized():
         trainer.strategy.barrier()
         dist.destroy_process_group()
-
-
-def check_export_format(classifier: Classifier, kind: str | None) -> None:
-    """Raise a `UserError` if weights cannot be exported in that format, before anything is trained or drawn."""
-    if kind not in (None, "state_dict", "tensors"):
-        raise UserError(f"export={kind!r} is not possible; export=state_dict, tensors or null")
-    if kind is not None:
-        classifier.check_exportable()
-
-
-def export_weights(classifier: Classifier, kind: str | None, folder: Path) -> None:
-    """Write the weights in a format that other programs load; None: write nothing."""
-    if kind is None:
-        return
-    check_export_format(classifier, kind)
-    content = classifier.export_tensors() if kind == "tensors" else classifier.export_state_dict()
-    path = folder / f"{classifier.backbone.name}{'_tensors' if kind == 'tensors' else ''}.pt"
-    with atomic_write(path) as file:
-        torch.save(content, file)
-    log.info("exported %s", path)
 
 
 def tensorboard_command(folder: Path) -> str:
