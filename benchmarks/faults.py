@@ -1,6 +1,6 @@
 """Kill runs, fill disks, damage files and try random overrides; nothing may be lost and no error may go unexplained.
 
-    python benchmarks/faults.py [--quick] [--only kills,signals,disk,long,images,fuzz] [--seed 0] [--json FILE]
+    python benchmarks/faults.py [--quick] [--only kills,signals,disk,long,images,labels,fuzz] [--seed 0] [--json FILE]
 
 Runs are forked from this process, which has imported everything, so that a run takes seconds.
 """
@@ -17,10 +17,11 @@ import faults_disk
 import faults_fuzz
 import faults_images
 import faults_kills
+import faults_labels
 import faults_long
 from report import Report, arguments, real_data
 
-PARTS = ("kills", "signals", "disk", "long", "images", "fuzz")
+PARTS = ("kills", "signals", "disk", "long", "images", "labels", "fuzz")
 
 
 def main() -> int:
@@ -59,6 +60,8 @@ def main() -> int:
                 print("images: skipped, FILTERSCOPE_REAL is not set")
             else:
                 faults_images.damaged(report, place, real, count=400 if quick else 2000, bad=50, seed=given.seed)
+        if "labels" in parts:
+            faults_labels.labels(report, place, seed=given.seed, count=120 if quick else 600)
         if "fuzz" in parts:
             faults_fuzz.fuzz(report, place, seed=given.seed, count=200 if quick else 1200)
     return 0 if report.show(given.json) else 1

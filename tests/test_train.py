@@ -268,3 +268,11 @@ def test_a_run_resumes_with_moved_data_but_not_with_other_data(change: str, comp
         train(more, tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert len(rows_of(tmp_path / "run")) == 2
+
+
+def test_batch_norm_on_single_values_is_refused_in_words(composed: Compose, tmp_path: Path) -> None:
+    options = [each for each in TINY if not each.startswith(("model", "data.batch_size"))]
+    network = ["model=torchvision", "model.name=resnet18", "model.weights=null", "head=replace", "visuals=none"]
+    message = r"batch norm cannot train on one value per channel \(a batch of 1 image\); .*data\.batch_size"
+    with pytest.raises(UserError, match=message):
+        train(composed(*options, *network, "data.batch_size=1"), tmp_path)

@@ -1,6 +1,7 @@
 """Every kind of wrong input ends in a `UserError`, which the scripts report in one line."""
 
 import csv
+import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -146,9 +147,32 @@ def test_wrong_input_to_visualize(overrides: tuple[str, ...], message: str, comp
         visualize(composed(*overrides, config="visualize"), tmp_path)
 
 
-def test_a_missing_image_is_named() -> None:
-    with pytest.raises(UserError, match=r"no image at nowhere\.jpg"):
-        check_paths({"images": ["nowhere.jpg"]})
+def test_missing_images_are_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "empty").mkdir()
+    wrong = ["nowhere.jpg", "*.jpg", str(tmp_path / "pipe.jpg"), str(tmp_path / "empty"), "https://a.org/b.jpg", "~x/y"]
+    for images in [*wrong, ["nowhere.jpg"], [""], [3]]:
+        with pytest.raises(UserError, match="no image at"):
+            check_paths({"images": images})
+
+
+def test_images_are_files_folders_and_patterns(tmp_path: Path) -> None:
+    names = ["a.jpg", "my photo, 1.PNG", "[x].jpg", "below/b.webp"]
+    for name in (*names, "notes.txt", "below/labels.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    expected = {
+        str(tmp_path): sorted(names),
+        f"{tmp_path}/*.jpg": ["[x].jpg", "a.jpg"],
+        f"{tmp_path}/[x].jpg": ["[x].jpg"],
+        f"{tmp_path}/my photo, 1.PNG": ["my photo, 1.PNG"],
+        f"{tmp_path}/**/b.*": ["below/b.webp"],
+    }
+    for images, found in expected.items():
+        for given in (images, [images]):
+            cfg = {"images": given}
+            check_paths(cfg)
+            assert cfg["images"] == [str(tmp_path / name) for name in found], images
 
 
 def test_a_file_that_is_not_an_image_is_named(composed: Compose, tmp_path: Path) -> None:

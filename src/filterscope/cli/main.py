@@ -1,7 +1,9 @@
 """Run the scripts: report errors in one line with an exit code, finish sweeps; imports nothing heavy."""
 
 import csv
+import glob
 import logging
+import mimetypes
 import os
 import runpy
 import shlex
@@ -264,8 +266,8 @@ def resolve_config(cfg: DictConfig) -> dict[str, Any]:
     return config
 
 
-def check_paths(cfg: Mapping[str, Any]) -> None:
-    """Check that the files named in the config exist, before anything heavy is imported.
+def check_paths(cfg: dict[str, Any]) -> None:
+    """Check that the files named in the config exist, before anything heavy is imported, and list those of `images`.
 
     Raises:
         UserError: one does not.
@@ -274,10 +276,27 @@ def check_paths(cfg: Mapping[str, Any]) -> None:
     in_run = f"{weights}/checkpoints/best.ckpt"
     if weights not in (None, "imagenet") and not _is_file(weights) and not _is_file(in_run):
         raise UserError(f"no weights file at {weights} (model.weights is a path, a run folder, imagenet or null)")
-    images = cfg.get("images") or []
-    for image in images if isinstance(images, list) else [images]:
-        if not _is_file(image) or not isinstance(images, list):
-            raise UserError(f"no image at {image} (images is a list of paths, images=[photo.jpg], or null)")
+    if cfg.get("images"):
+        cfg["images"] = list(_images(cfg["images"] if isinstance(cfg["images"], list) else [cfg["images"]]))
+        if len(cfg["images"]) > _MOST_IMAGES:
+            raise UserError(f"images are {len(cfg['images'])} files, more than the {_MOST_IMAGES} that can be drawn")
+
+
+def _images(places: list[Any]) -> Iterator[str]:
+    """Yield the image files that `images` names: files, patterns such as `photos/*.jpg`, and folders."""
+    for place in places:
+        path = os.path.expanduser(place) if isinstance(place, str) and "\0" not in place else ""  # noqa: PTH111
+        if _is_file(path):
+            yield path
+            continue
+        pattern = f"{glob.escape(path)}/**/*" if Path(path).is_dir() and path else path
+        found = filter(_is_file, sorted(glob.glob(pattern, recursive=True)))  # noqa: PTH207 (a path that begins anywhere)
+        files = [each for each in found if str(mimetypes.guess_type(each)[0]).startswith("image/")]
+        if not files:
+            raise UserError(
+                f"no image at {place} (images is a list of files, folders and patterns, images=[photo.jpg], or null)"
+            )
+        yield from files
 
 
 def _is_file(path: Any) -> bool:
@@ -340,6 +359,7 @@ def _raising_errors() -> Iterator[None]:
 
 
 _given: list[str] = []  # the arguments as the user gave them
+_MOST_IMAGES = 1000
 _ours = False  # whether HYDRA_FULL_ERROR was set here and not by the user
 _EXAMPLES = {"model.name": "model.name=resnet50, or another name of torchvision.models.list_models()"}
 

@@ -182,7 +182,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 
     def describe(self) -> str:
         """Return the number of images in each split and of classes, and the smallest class, as text."""
-        counts = ", ".join(f"{split} {len(images)}" for split, images in self._splits.items())
+        ordered = [split for split in ("train", "val", "test") if split in self._splits]
+        counts = ", ".join(f"{split} {len(self._splits[split])}" for split in ordered)
         per_class = torch.bincount(self.labels("train"), minlength=self.num_classes)
         smallest = int(per_class.argmin())
         return (

@@ -185,11 +185,11 @@ class FinetuneModule(pl.LightningModule):
         targets = labels
         if isinstance(inputs, Features):
             assert self.split_network is not None
-            logits = self.split_network.logits(inputs.outputs)
+            logits = self._train_forward(inputs.outputs, self.split_network.logits)
         else:
             if self.mix is not None:
                 inputs, targets = self.mix(inputs, labels)
-            logits = self(inputs)
+            logits = self._train_forward(inputs)
         loss = self.loss(logits, targets)
         self._update_metrics("train", logits.detach(), labels, loss.detach())
         return loss
@@ -217,6 +217,17 @@ class FinetuneModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the confusion matrices: resuming a run that only lacks its test runs no validation."""
         self.confusion = dict(checkpoint.get("filterscope", {}).get("confusion", {}))
+
+    def _train_forward(self, inputs: Tensor, forward: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        try:
+            return (forward or self)(inputs)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                f"batch norm cannot train on one value per channel (a batch of {len(inputs)} image); "
+                "choose a larger data.batch_size or data.image_size"
+            ) from error
 
     def _schedule_length(self) -> dict[str, int]:
         """Return `total_steps` if the schedule takes it and was given none."""
