@@ -110,7 +110,7 @@ def test_a_training_loop_with_one_state_draws_a_timeline():
         (Own, IMAGES * 4 - 2, {}, r"images must lie in \[0, 1\], but these range from -2 to 2"),
         (Own, IMAGES[:, :1], {}, "images of 1 channels; the network takes 3"),
         (Own, None, {}, r"activations need images, "),
-        (Own, IMAGES, {"mean": [0.5]}, r"mean=\[0.5\]: Own takes images of 3 channels"),
+        (Own, IMAGES, {"mean": [0.5]}, r"mean=\[0.5\]: must be 3 finite numbers, one per channel"),
         (Own, IMAGES[:, :, :4, :4], {}, r"images of 3×4×4 cannot pass through Own"),
         (lambda: nn.Linear(3, 3), IMAGES, {}, "Linear has no convolutions"),
     ],

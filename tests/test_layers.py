@@ -24,8 +24,9 @@ LAYERS: dict[str, float] = {
     "registry": 1,
     "runtime": 1,
     "storage": 1,
+    "models.network_copy": 2,
+    "models.forward_trace": 2,
     "models.layers": 2,
-    "models.output_shapes": 2,
     "models": 3,
     "data": 3,
     **{f"data.{name}": 4 for name in DATA_SETS},
@@ -60,7 +61,7 @@ NOWHERE = {"matplotlib.pyplot", "lightning"}
 PRIVATE = {
     "torch.cpu._is_avx512_bf16_supported": "torch has no public test whether the processor computes in bfloat16.",
     "torch.nn.Module._forward_hooks": "And its siblings: torch cannot list hooks, which must be left out of copies and "
-    "removed after an analysis (`models.layers.hooks_of`).",
+    "removed after an analysis (`models.network_copy.hooks_of`).",
 }
 # Public names that two modules define for good reason.
 SHARED_NAMES: dict[str, str] = {

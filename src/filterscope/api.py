@@ -3,16 +3,18 @@
 import base64
 import html
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from filterscope.errors import UserError
 from filterscope.models.adapter import adapted
 from filterscope.visuals.output.outputs import Output, Picture, Table
 from filterscope.visuals.output.writer import encode_png, write_outputs
-from filterscope.visuals.visual import Examples, Visual, VisualState, render, resolve_visuals
+from filterscope.visuals.visual import Examples, Visual, VisualState, examples_from, render, resolve_visuals
 
 ROWS = 40  # of a table that a notebook shows
 
@@ -54,57 +56,69 @@ class LookResult(Mapping[str, Output]):
 
 def look(
     model: nn.Module,
-    images: Tensor | None = None,
+    images: Any = None,
     *,
     visuals: Iterable[str | Visual] | Mapping[str, Visual] = ("filters", "activations"),
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    labels: Tensor | None = None,
+    labels: Any = None,
     class_names: Sequence[str] = (),
     state: VisualState | None = None,
 ) -> LookResult:
-    """Draw visuals of a network and return them; the network is left bit-identical.
+    """Draw visuals of a network and return them; the network is not touched.
+
+    A copy runs that shares the weights, so the network may be in use meanwhile, and its training goes on as it was.
 
     Args:
-        model: any network with convolutions that takes images, wherever it was trained.
-        images: `(N, C, H, W)` or `(C, H, W)`, in [0, 1] or uint8, not normalised; None if the visuals need none.
+        model: any network with convolutions that takes images, wherever it was trained: in any mode and floating point
+            type, compiled or wrapped in `DataParallel`, with logits that are a tensor or part of a dict, tuple or
+            dataclass.
+        images: `(N, C, H, W)`, `(N, H, W, C)` or one image, a tensor, an array, a Pillow image or a list of them, in
+            [0, 1] or uint8, not normalised; None if the visuals need none. A tuple holds images and the further
+            inputs of the network.
         visuals: names, `filters activations synthesis responses predictions health …`, or visual objects with options.
         mean: per channel, of the normalisation the network was trained with; None: images enter unchanged.
         std: likewise.
-        labels: `(N,)`, the classes of the images, if known.
-        class_names: in the order of the network's outputs.
+        labels: the class of each image, if known.
+        class_names: in the order of the network's outputs; two for a network with one logit.
         state: kept between calls for timelines in a loop; the caller sets its `epoch`.
 
     Raises:
         UserError: a network without convolutions, images that it cannot take, an unknown visual.
     """
     chosen = resolve_visuals(visuals)
-    seen = None if images is None else _in_range(images)
-    size = None if seen is None else int(seen.shape[-1])
-    with adapted(model, mean=mean, std=std, image_size=size, class_names=class_names) as classifier:
-        if seen is None:
-            seen = torch.empty(0, classifier.in_channels, *2 * [classifier.image_size or 0])
-            lacking = [name for name, visual in chosen.items() if visual.needs_images]
+    with torch.inference_mode(mode=False):
+        return LookResult(_drawn(model, images, labels, chosen, class_names, state, mean=mean, std=std))
+
+
+def _drawn(
+    model: nn.Module,
+    images: Any,
+    labels: Any,
+    visuals: Mapping[str, Visual],
+    class_names: Sequence[str],
+    state: VisualState | None,
+    **statistics: Sequence[float] | None,
+) -> dict[str, Output]:
+    channels = next((each.in_channels for each in model.modules() if isinstance(each, nn.Conv2d)), None)
+    examples, others = Examples(images=torch.empty(0), class_names=tuple(class_names)), tuple[Any, ...]()
+    if images is not None:
+        usual = channels if channels in (1, 3) else None
+        examples, others = examples_from(images, labels, class_names, num_channels=usual)
+    given = examples.images if images is not None else None
+    with adapted(model, class_names=class_names, images=given, others=others, **statistics) as classifier:
+        if images is None:
+            lacking = [name for name, visual in visuals.items() if visual.needs_images]
             if lacking:
                 raise UserError(f"{', '.join(lacking)} need images, (N, C, H, W) in [0, 1]")
-        elif seen.shape[1] != classifier.in_channels:
-            raise UserError(f"images of {seen.shape[1]} channels; the network takes {classifier.in_channels}")
-        examples = Examples(images=seen, labels=labels, class_names=tuple(class_names))
-        return LookResult(render(chosen, classifier, examples, state or VisualState()))
-
-
-def _in_range(images: Tensor) -> Tensor:
-    if images.dim() not in (3, 4):
-        raise UserError(f"images of shape {tuple(images.shape)}; they must be (N, C, H, W) or (C, H, W)")
-    batch = (images if images.dim() == 4 else images[None]).detach().cpu()
-    values = batch.float() / 255 if batch.dtype == torch.uint8 else batch.float()
-    low, high = (float(values.min()), float(values.max())) if values.numel() else (0.0, 1.0)
-    if low < 0 or high > 1:
-        raise UserError(
-            f"images must lie in [0, 1], but these range from {low:.2g} to {high:.2g}: pass them before normalisation, "
-            "and the normalisation as mean=… and std=…"
-        )
-    return values
+            size = classifier.image_size or 0
+            examples = replace(examples, images=torch.empty(0, classifier.in_channels, size, size))
+        count = classifier.label_count
+        if examples.labels is not None and count and int(examples.labels.max()) >= count:
+            raise UserError(
+                f"labels go up to {int(examples.labels.max())}, but the network has classes 0 to {count - 1}"
+            )
+        return render(visuals, classifier, examples, state or VisualState())
 
 
 def _html(tag: str, output: Output) -> str:

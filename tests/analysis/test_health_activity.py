@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from filterscope.analysis.health.activity import POSITIONS, BatchActivity, RunningSums, activity, sample_positions
 from filterscope.analysis.health.classes import class_information
-from filterscope.analysis.health.recorder import output_module, recording_activity
+from filterscope.analysis.health.recorder import output_tap, recording_activity
 from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone, small_cnn_backbone
 from filterscope.models.classifier import Classifier
@@ -172,8 +172,8 @@ def test_recording_leaves_no_hooks_even_after_an_error():
 def test_a_convolution_is_recorded_after_its_norm():
     parts = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3))
     classifier = Classifier(Backbone(parts, name="tiny", mean=[0], std=[1]), nn.Flatten(), num_classes=4)
-    assert output_module(classifier, "block1_conv1") is parts[1]
-    assert output_module(classifier, "conv_2") is parts[4]
+    assert output_tap(classifier, "block1_conv1").module is parts[1]
+    assert output_tap(classifier, "conv_2").module is parts[4]
 
 
 def test_eta_squared_and_selectivity_follow_their_definitions():

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from filterscope.analysis.activations import activations
-from filterscope.analysis.hooks import observing, recording, tapping
+from filterscope.analysis.hooks import Tap, observing, recording, tapping
 from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
 
@@ -112,8 +112,8 @@ def test_the_gradient_mode_of_the_caller_is_restored(classifier: Classifier) -> 
 
 
 def test_each_forward_pass_records_the_reduced_outputs_anew(classifier: Classifier) -> None:
-    modules = {"conv": classifier.backbone.network[0], "head": classifier.head}
-    with torch.no_grad(), recording(modules, lambda output: output.sum()) as recorded:
+    taps = {"conv": Tap(classifier.backbone.network[0]), "head": Tap(classifier.head)}
+    with torch.no_grad(), recording(classifier, taps, lambda output: output.sum()) as recorded:
         for value in (0.0, 1.0):
             images = torch.full((2, 3, 8, 8), value)
             logits = classifier(images)

@@ -11,7 +11,7 @@ from filterscope.errors import UserError
 from filterscope.models import heads
 from filterscope.models.backbone import Backbone, SmallCNN, small_cnn_backbone, torchvision_backbone
 from filterscope.models.classifier import Classifier
-from filterscope.models.output_shapes import output_shapes
+from filterscope.models.forward_trace import output_shapes
 from filterscope.models.weights import on_meta_device
 
 

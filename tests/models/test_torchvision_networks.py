@@ -11,8 +11,8 @@ from filterscope.errors import UserError
 from filterscope.models import heads
 from filterscope.models.backbone import Backbone, torchvision_backbone
 from filterscope.models.classifier import Classifier
+from filterscope.models.forward_trace import output_shapes
 from filterscope.models.layers import block_ends, convolutions
-from filterscope.models.output_shapes import output_shapes
 from filterscope.models.weights import on_meta_device
 
 NETWORKS = list_models(module=torchvision.models)

@@ -27,10 +27,27 @@ def activations(classifier: Classifier, images: Tensor, layers: Sequence[str]) -
         return {name: outputs[name].float().cpu() for name in layers}
 
 
-def probabilities(classifier: Classifier, images: Tensor) -> Tensor:
-    """Return the class probabilities `(N, classes)` of images in [0, 1], float32 on the CPU."""
+def network_outputs(classifier: Classifier, images: Tensor) -> Tensor:
+    """Return what the network outputs for images in [0, 1], float32 on the CPU."""
     with observing(classifier), torch.no_grad():
-        return run_model(classifier, images).float().softmax(dim=1).cpu()
+        return run_model(classifier, images).float().cpu()
+
+
+def probabilities(classifier: Classifier, images: Tensor) -> Tensor:
+    """Return the class probabilities `(N, classes)` of images in [0, 1], float32 on the CPU.
+
+    A network with one logit has two classes; the logit is that of the second. Outputs that are probabilities already,
+    because the network ends in a sigmoid or softmax, are returned as they are.
+
+    Raises:
+        UserError: the network does not output one number per class.
+    """
+    classifier.check_logits()
+    outputs = network_outputs(classifier, images)
+    if classifier.num_classes == 1:
+        chance = outputs if classifier.ends_in_probabilities else outputs.sigmoid()
+        return torch.cat([1 - chance, chance], dim=1)
+    return outputs if classifier.ends_in_probabilities else outputs.softmax(dim=1)
 
 
 def published_probabilities(classifier: Classifier, images: Tensor) -> Tensor:

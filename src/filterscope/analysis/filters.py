@@ -33,8 +33,11 @@ def shared_patterns(weights: Tensor) -> tuple[Tensor, Tensor]:
         weights: `(n, inputs, kh, kw)`.
 
     Returns:
-        Patterns `(n, kh, kw)` of unit norm (zero for a constant kernel) and shares `(n,)` in [0, 1].
+        Patterns `(n, kh, kw)` of unit norm (zero for a constant kernel, or one that is not finite) and shares `(n,)` in
+        [0, 1].
     """
+    finite = weights.isfinite().flatten(1).all(1)
+    weights = torch.where(finite[:, None, None, None], weights, 0)
     matrices = weights.flatten(2).double()
     matrices = matrices - matrices.mean(dim=2, keepdim=True)
     values, vectors = torch.linalg.eigh(matrices.mT @ matrices)

@@ -1,15 +1,17 @@
 """Run a network and record its layers without changing it or the random numbers that follow."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from filterscope.models.classifier import Classifier
-from filterscope.models.layers import hooks_of
+from filterscope.models.layers import find_layer
+from filterscope.models.network_copy import restored, same_random_numbers
 
 T = TypeVar("T")
 Precision = Callable[[], AbstractContextManager[Any]]
@@ -36,63 +38,78 @@ def run_model(model: nn.Module, images: Tensor) -> Tensor:
 
 @contextmanager
 def observing(model: nn.Module) -> Iterator[None]:
-    """Put the model in evaluation mode within the block, and restore it exactly as it was afterwards.
+    """Put the model in evaluation mode within the block, and give it back exactly as it was (`restored`).
 
-    Every module gets its own training flag back, the random states of CPU and GPUs are forked, and hooks that were
-    added inside are removed, also after an exception. Inside, inference mode is off and gradients are on, whatever the
-    caller set, so that gradients of images can be computed (with `torch.autograd.grad`, never `.backward()`).
+    Random states stay as they are (`same_random_numbers`). Inside, inference mode is off and gradients are on,
+    whatever the caller set, so that gradients of images can be computed (with `torch.autograd.grad`, never
+    `.backward()`), and compiled modules run uncompiled, because compiled code leaves hooks out.
     """
-    flags = {module: module.training for module in model.modules()}
-    hooks = [(hooks, set(hooks)) for module in model.modules() for hooks in hooks_of(module)]
     devices = sorted({p.get_device() for p in model.parameters() if p.is_cuda})
-    try:
+    with restored(model):
         model.eval()
-        with torch.random.fork_rng(devices=devices), torch.inference_mode(False):
+        with (
+            same_random_numbers(devices),
+            torch.inference_mode(mode=False),
+            torch.compiler.set_stance("force_eager"),
+        ):
             yield
-    finally:
-        for module, training in flags.items():
-            module.training = training
-        for registered, before in hooks:
-            for key in [key for key in registered if key not in before]:
-                del registered[key]
+
+
+class Tap(NamedTuple):
+    """A module, and which of its runs in a forward pass is recorded, of how many."""
+
+    module: nn.Module
+    call: int = 0
+    calls: int = 1
 
 
 @contextmanager
-def recording(modules: Mapping[str, nn.Module], reduce: Callable[[Tensor], T]) -> Iterator[dict[str, T]]:
+def recording(
+    network: nn.Module, taps: Mapping[str, Tap], reduce: Callable[[Tensor], T], *, copied: bool = False
+) -> Iterator[dict[str, T]]:
     """Record the outputs of modules while the caller runs the network inside the block.
 
     Args:
-        modules: by the name under which each is recorded.
+        network: contains the modules; each forward pass of it counts their runs anew.
+        taps: by the name under which each is recorded.
         reduce: is called with each output and returns what is recorded of it.
+        copied: pass a copy of each recorded output on, so that no in-place operation can overwrite what was recorded.
 
     Yields:
         A dict that every forward pass fills anew.
     """
     recorded: dict[str, T] = {}
-    handles = []
+    runs = dict.fromkeys(taps, 0)
 
-    def record(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            recorded[name] = reduce(output)
+    def record(name: str, _module: nn.Module, _inputs: object, output: Tensor) -> Tensor | None:
+        # The remainder counts where the modules run without the network's own forward.
+        number, runs[name] = runs[name] % taps[name].calls, runs[name] + 1
+        if number != taps[name].call:
+            return None
+        recorded[name] = reduce(output)
+        return output.clone() if copied else None
 
-        return hook
-
-    try:
-        for name, module in modules.items():
-            handles.append(module.register_forward_hook(record(name)))
+    with ExitStack() as stack:
+        reset = network.register_forward_pre_hook(lambda *_: runs.update(dict.fromkeys(taps, 0)))
+        stack.callback(reset.remove)
+        for name, tap in taps.items():
+            stack.callback(tap.module.register_forward_hook(partial(record, name)).remove)
         yield recorded
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+def taps_of(classifier: Classifier, layers: Iterable[str]) -> dict[str, Tap]:
+    """Return where named layers are recorded."""
+    found = {name: find_layer(classifier.layers, name) for name in layers}
+    return {name: Tap(classifier.get_submodule(each.path), each.call, each.calls) for name, each in found.items()}
 
 
 def tapping(classifier: Classifier, layers: Sequence[str]) -> AbstractContextManager[dict[str, Tensor]]:
     """Record the outputs of named layers inside the block, attached to the graph if there is one.
 
-    A convolution's output is the one before its ReLU: `Backbone` switches in-place modules off, and outputs are cloned
-    because functional in-place operations would still overwrite them.
+    A convolution's output is the one before its ReLU, also where that works in place.
     """
-    return recording({name: classifier.module_of(name) for name in layers}, Tensor.clone)
+    taps = taps_of(classifier, layers)
+    return recording(classifier.backbone.network, taps, lambda output: output, copied=True)
 
 
 def device_of(model: nn.Module) -> torch.device:

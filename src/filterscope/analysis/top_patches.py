@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from filterscope.analysis.health.recorder import output_module
-from filterscope.analysis.hooks import device_of, observing, recording, run_model, tapping
+from filterscope.analysis.health.recorder import output_tap
+from filterscope.analysis.hooks import device_of, observing, recording, run_model, tapping, taps_of
 from filterscope.analysis.synthesis.network import frozen_copy
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
@@ -72,10 +72,10 @@ def measure_responses(
     """
     if not len(images):
         raise UserError("top-activating patches need at least one image")
-    find = output_module if after_norm else Classifier.module_of
     batches: dict[str, list[TopResponses]] = {name: [] for name in layers}
-    modules = {name: find(classifier, name) for name in layers}
-    with observing(classifier), torch.no_grad(), recording(modules, _top_responses) as recorded:
+    taps = {name: output_tap(classifier, name) for name in layers} if after_norm else taps_of(classifier, layers)
+    network = classifier.backbone.network
+    with observing(classifier), torch.no_grad(), recording(network, taps, _top_responses) as recorded:
         for batch in torch.split(images, batch_size):
             run_model(classifier, batch)
             for name in layers:

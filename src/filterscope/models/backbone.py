@@ -1,5 +1,6 @@
 """Backbones: networks that normalise their images first, and the builders for torchvision and the small CNN."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from torchvision.models import get_model, get_model_weights, list_models
 
 from filterscope.errors import UserError, suggestion
 from filterscope.models.layers import last_layer
+from filterscope.models.network_copy import switch_off_inplace
 from filterscope.models.weights import build_with_weights, download_weights
 from filterscope.registry import register
 
@@ -34,6 +36,9 @@ class Backbone(nn.Module):
         allow_random: whether heads may keep layers that are in `missing`.
         num_classes: number of outputs of the network's own last layer.
         categories: class names of these outputs; empty if the weights were published without names.
+
+    Args:
+        owned: whether the network may be changed: its in-place activation functions are replaced by others.
     """
 
     mean: Tensor
@@ -51,12 +56,11 @@ class Backbone(nn.Module):
         missing: Sequence[str] = (),
         allow_random: bool = False,
         categories: Sequence[str] = (),
+        owned: bool = True,
     ) -> None:
         super().__init__()
-        for module in network.modules():
-            # An in-place ReLU would overwrite the convolution output that a tap returns.
-            if getattr(module, "inplace", False) is True:
-                module.inplace = False  # type: ignore[assignment]
+        if owned:
+            switch_off_inplace(network)  # an in-place ReLU would overwrite the features that are cached
         self.network = network
         _, last = last_layer(network)
         self.num_classes = last.out_channels if isinstance(last, nn.Conv2d) else last.out_features
@@ -146,8 +150,8 @@ def torchvision_backbone(
     return Backbone(
         network,
         name=name,
-        mean=per_channel("mean", mean, preset.mean),
-        std=per_channel("std", std, preset.std),
+        mean=per_channel("model.mean", mean, preset.mean),
+        std=per_channel("model.std", std, preset.std),
         image_size=image_size,
         pretrained=weights is not None,
         missing=missing,
@@ -233,8 +237,8 @@ def small_cnn_backbone(
     return Backbone(
         network,
         name="small_cnn",
-        mean=per_channel("mean", mean, [0.0] * in_channels),
-        std=per_channel("std", std, [1.0] * in_channels),
+        mean=per_channel("model.mean", mean, [0.0] * in_channels),
+        std=per_channel("model.std", std, [1.0] * in_channels),
         image_size=image_size,
         pretrained=weights is not None,
         missing=missing,
@@ -251,13 +255,18 @@ def _with_weights(
 
 
 def per_channel(option: str, given: Sequence[float] | None, published: Sequence[float]) -> Sequence[float]:
-    """Return the given statistics, or the published ones for None; a wrong number of channels is a `UserError`."""
+    """Return the given statistics, or the published ones for None.
+
+    Raises:
+        UserError: there is another number of channels, or a number that is not finite or, in `std`, not positive.
+    """
     if given is None:
         return published
-    if len(given) != len(published) or (option == "std" and min(given) <= 0):
-        positive = "positive " if option == "std" else ""
-        raise UserError(f"model.{option}={list(given)}: must be {len(published)} {positive}numbers, one per channel")
-    return given
+    numbers = [float(each) for each in given]
+    positive = "positive " if option.endswith("std") else ""
+    if len(numbers) != len(published) or not all(map(math.isfinite, numbers)) or (positive and min(numbers) <= 0):
+        raise UserError(f"{option}={numbers}: must be {len(published)} finite {positive}numbers, one per channel")
+    return numbers
 
 
 def _set_dropout(network: nn.Module, dropout: float, name: str) -> None:

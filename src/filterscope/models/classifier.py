@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone
-from filterscope.models.layers import Layer, find_layer, name_layers, weighted_layers
-from filterscope.models.output_shapes import Shape, accepted_sizes, output_shapes
+from filterscope.models.forward_trace import ModuleCall, Shape, accepted_sizes, calls_without_values
+from filterscope.models.layers import Layer, find_layer, is_leaf, name_layers, weighted_layers
 from filterscope.models.weights import abbreviate
 
 
@@ -19,11 +19,13 @@ class Classifier(nn.Module):
     Attributes:
         backbone: normalises the images and runs the network.
         head: maps the backbone's output to logits.
-        num_classes: number of logits.
+        num_classes: number of logits; 0 for a network whose output is not one number per class.
+        output_shape: of the output for one image.
         head_path: path of the head in the published network (`classifier.6` in AlexNet); `""` if the network is
             complete without a head, None if the published network has no layer in its place.
         class_names: in the order of the logits; empty if unknown.
         image_size: height and width of the data's images in pixels; None if unknown.
+        traced: an image size and the runs of the network's modules at that size, if they are known already.
     """
 
     def __init__(
@@ -42,6 +44,8 @@ class Classifier(nn.Module):
         self.head_path = head_path
         self.class_names: tuple[str, ...] = ()
         self.image_size: int | None = None
+        self.output_shape: Shape = (num_classes,)
+        self.traced: tuple[int, list[ModuleCall]] | None = None
         # In a tuple, so that PyTorch neither trains nor saves a layer that was replaced.
         self._published = (published,)
 
@@ -57,8 +61,8 @@ class Classifier(nn.Module):
 
     @cached_property
     def layers(self) -> dict[str, Layer]:
-        """All layers that run, by name and in the network's order; the head is called `head`."""
-        layers = name_layers(self.backbone.network, self._shapes(), prefix="backbone.network.")
+        """All layers that run, by name in the order in which they run; the head is called `head`."""
+        layers = name_layers(self.backbone.network, self._calls(), prefix="backbone.network.")
         if isinstance(self.head, nn.Linear):
             number = 1 + sum(name.removeprefix("fc").isdigit() for name in layers)
             aliases = (self.head_path, f"fc{number}") if self.head_path and number > 1 else (self.head_path,)
@@ -102,17 +106,33 @@ class Classifier(nn.Module):
 
     def check_image_size(self, size: int) -> None:
         """Raise a `UserError` if the network does not accept images of `size` × `size` pixels."""
-        network = self.backbone.network
-        if output_shapes(network, in_channels=self.in_channels, image_size=size) is not None:
+        if self._calls_at(size) is not None:
             return
-        taken = accepted_sizes(network, in_channels=self.in_channels)
-        smallest, largest = taken or (0, 0)
-        possible = "no size does"
-        if smallest > size:
-            possible = f"the smallest it takes is {smallest}"
-        elif taken:
-            possible = f"it takes {smallest}" if smallest == largest else f"it takes {smallest} to {largest}"
+        network = self.backbone.network
+        known = self.backbone.image_size
+        possible = accepted_sizes(network, in_channels=self.in_channels, near=size, known=known)
         raise UserError(f"images of {size}×{size} pixels cannot pass through {self.backbone.name}; {possible}")
+
+    def check_logits(self) -> None:
+        """Raise a `UserError` if the network's output is not one number per class."""
+        if not self.num_classes:
+            shape = "×".join(map(str, self.output_shape))
+            what = f"{shape} numbers for each image instead of one per class" if any(self.output_shape) else "no logits"
+            raise UserError(f"{self.backbone.name} outputs {what}, so no class can be predicted")
+
+    @property
+    def label_count(self) -> int:
+        """Number of classes: one logit tells two classes apart."""
+        return 2 if self.num_classes == 1 else self.num_classes
+
+    @property
+    def ends_in_probabilities(self) -> bool:
+        """Whether the last layer is a sigmoid or softmax, or one of them processes its output."""
+        leaves = [layer for layer in self.layers.values() if is_leaf(self.get_submodule(layer.path))]
+        if not leaves:
+            return False
+        last = self.get_submodule(leaves[-1].path)
+        return isinstance(last, nn.Sigmoid | nn.Softmax) or bool({"sigmoid", "softmax"} & {*leaves[-1].next_functions})
 
     def check_exportable(self) -> None:
         """Raise a `UserError` if the published network has no layer in the head's place (`append`, `linear`)."""
@@ -147,10 +167,25 @@ class Classifier(nn.Module):
         layers = {*weighted_layers(self.backbone.network), self.head_path}
         return [state[f"{path}.weight"] for path, _ in self.backbone.network.named_modules() if path and path in layers]
 
-    def _shapes(self) -> dict[str, Shape]:
+    def output_shapes(self, size: int) -> dict[str, Shape]:
+        """Return the output shape of every module that runs, by its path, for images of `size` × `size` pixels.
+
+        Raises:
+            UserError: the network does not accept such images.
+        """
+        self.check_image_size(size)
+        calls = self._calls_at(size) or []
+        shapes = {f"backbone.network.{call.path}".rstrip("."): call.shape for call in reversed(calls)}
+        return {**shapes, "head": (self.num_classes,)}
+
+    def _calls_at(self, size: int) -> list[ModuleCall] | None:
+        if self.traced is not None and self.traced[0] == size:
+            return self.traced[1]
+        return calls_without_values(self.backbone.network, in_channels=self.in_channels, image_size=size)
+
+    def _calls(self) -> list[ModuleCall]:
         sizes = (self.image_size or self.backbone.image_size, self.backbone.image_size, *range(1, 513))
-        found = (output_shapes(self.backbone.network, in_channels=self.in_channels, image_size=s) for s in sizes)
-        return next((shapes for shapes in found if shapes is not None), {})
+        return next((calls for size in sizes if (calls := self._calls_at(size)) is not None), [])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,13 +220,15 @@ def summarize(classifier: Classifier, *, image_size: int) -> NetworkSummary:
     Raises:
         UserError: the network does not accept such images.
     """
-    classifier.check_image_size(image_size)
-    shapes = output_shapes(classifier, in_channels=classifier.in_channels, image_size=image_size) or {}
+    shapes = classifier.output_shapes(image_size)
     rows = []
     for layer in classifier.layers.values():
         module = classifier.get_submodule(layer.path)
-        own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
-        if own or next(module.children(), None) is None:
+        if layer.call:
+            continue
+        leaf = is_leaf(module)
+        own = sum(parameter.numel() for parameter in module.parameters(recurse=leaf))
+        if own or leaf:
             name = layer.name if layer.kind != "module" else f"{layer.name} ({type(module).__name__})"
             rows.append(LayerRow(layer=name, kind=layer.kind, shape=shapes[layer.path], parameters=own))
     parameters = list(classifier.parameters())

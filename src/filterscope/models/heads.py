@@ -5,8 +5,8 @@ from torch import nn
 from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
+from filterscope.models.forward_trace import output_shapes
 from filterscope.models.layers import last_layer
-from filterscope.models.output_shapes import output_shapes
 from filterscope.models.weights import abbreviate
 from filterscope.registry import register
 

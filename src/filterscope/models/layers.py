@@ -2,14 +2,15 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import takewhile
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count, takewhile
 from typing import Any
 
 from torch import nn
 
 from filterscope.errors import UserError, suggestion
+from filterscope.models.forward_trace import ModuleCall
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Sigmoid, nn.Tanh)
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
@@ -27,6 +28,11 @@ class Layer:
         kind: one of `conv linear activation pool norm module`.
         num_channels: of its output; None if the output is neither feature maps nor a vector.
         aliases: further accepted names.
+        call: which run of its module in a forward pass the layer is, from 0; a module that runs twice is two layers.
+        calls: how often the module runs.
+        next_layers: names of the layers without submodules that take its output.
+        next_functions: names of the torch functions that take its output, such as `batch_norm`, `relu`, `add`; those
+            that modules call count too.
     """
 
     name: str
@@ -34,38 +40,58 @@ class Layer:
     kind: str
     num_channels: int | None
     aliases: tuple[str, ...] = ()
+    call: int = 0
+    calls: int = 1
+    next_layers: tuple[str, ...] = ()
+    next_functions: tuple[str, ...] = ()
 
 
-def name_layers(network: nn.Module, shapes: Mapping[str, tuple[int, ...]], *, prefix: str = "") -> dict[str, Layer]:
-    """Name the layers of a network, in the network's order.
+def name_layers(network: nn.Module, calls: Sequence[ModuleCall], *, prefix: str = "") -> dict[str, Layer]:
+    """Name the layers of a network, in the order in which they run.
 
     In a plain chain (all convolutions in one run of nested `nn.Sequential`s: AlexNet, VGG) a block ends at a MaxPool
     and convolutions are counted within a block: `block1_conv1, block1_relu1, …, block5_pool`; Linears are
     `fc1, fc2, …`. In other networks the name of a layer is its module's path. In all networks the module's path and,
-    for convolutions, `conv_1, conv_2, …` (counted through the network) are accepted too.
+    for convolutions, `conv_1, conv_2, …` (counted through the network) are accepted too. The second of two layers that
+    would have the same name is called `<name>@2`, as is the second run of a module.
 
     Args:
         network: any network; a Linear that was replaced by `nn.Identity` does not count as a layer.
-        shapes: `{path: output shape without the batch dimension}` of the modules that run; others are left out.
+        calls: the runs of its modules; modules that do not run are left out, and so are those inside a layer of a known
+            kind, which compute its weights.
         prefix: is put before every path.
     """
-    chained = dict(_chain_names(_chain(network)))
+    modules = dict(network.named_modules())
+    for path, module in list(modules.items()):
+        if kind_of(module) != "module":
+            for below, _ in module.named_modules():
+                modules.pop(f"{path}.{below}", None)
+    runs = [call for call in calls if call.path and not isinstance(modules.get(call.path), nn.Identity | None)]
+    chained = _chain_names(modules, _chain(modules, runs))
+    times = Counter(call.path for call in runs)
     counts: Counter[str] = Counter()
     layers: dict[str, Layer] = {}
-    for path, module in network.named_modules():
-        if not path or path not in shapes or isinstance(module, nn.Identity):
-            continue
-        kind = kind_of(module)
-        counts[kind] += 1
-        name = chained.get(path, f"fc{counts[kind]}" if chained and kind == "linear" else path)
-        aliases = [path, f"conv_{counts[kind]}"] if kind == "conv" else [path]
+    for call in runs:
+        path, kind = call.path, kind_of(modules[call.path])
+        counts[kind] += call.number == 0
+        repeated = path if not call.number else f"{path}@{call.number + 1}"
+        number = f"fc{counts[kind]}" if chained and kind == "linear" and not call.number else repeated
+        name = _unique(chained.get((path, call.number), number), layers)
+        aliases = [repeated, f"conv_{counts[kind]}"] if kind == "conv" and not call.number else [repeated]
         layers[name] = Layer(
             name=name,
             path=f"{prefix}{path}",
             kind=kind,
-            num_channels=_num_channels(module, shapes[path]),
+            num_channels=_num_channels(modules[path], call.shape),
             aliases=tuple(alias for alias in aliases if alias != name),
+            call=call.number,
+            calls=times[path],
+            next_functions=tuple(call.next_functions),
         )
+    names = {(call.path, call.number): name for call, name in zip(runs, layers, strict=True)}
+    for call, name in zip(runs, list(layers), strict=True):
+        after = tuple(names[each] for each in call.next_modules if each in names)
+        layers[name] = replace(layers[name], next_layers=after)
     return layers
 
 
@@ -126,8 +152,8 @@ def last_layer(network: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
 
 
 def convolutions(layers: Mapping[str, Layer]) -> list[str]:
-    """Return the names of all convolutions, in the network's order."""
-    return [layer.name for layer in layers.values() if layer.kind == "conv"]
+    """Return the names of all convolutions, in the order in which they first run."""
+    return [layer.name for layer in layers.values() if layer.kind == "conv" and not layer.call]
 
 
 def block_ends(layers: Mapping[str, Layer], kinds: Collection[str] = ("conv",)) -> list[str]:
@@ -189,36 +215,40 @@ def _num_channels(module: nn.Module, shape: tuple[int, ...]) -> int | None:
     return own or (shape[0] if len(shape) in (1, 3) else None)
 
 
-def _chain(network: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return the leaves of the innermost container of all convolutions if the network nests only Sequentials."""
-    modules = dict(network.named_modules())
-    leaves = {path: module for path, module in modules.items() if next(module.children(), None) is None}
-    parents = [path.split(".")[:-1] for path, module in leaves.items() if isinstance(module, nn.Conv2d)]
-    if not all(path in leaves or path == "" or isinstance(modules[path], nn.Sequential) for path in modules):
+def is_leaf(module: nn.Module) -> bool:
+    """Return whether a module computes its output itself; what a convolution holds only computes its weights."""
+    return kind_of(module) != "module" or next(module.children(), None) is None
+
+
+def _unique(name: str, taken: Mapping[str, Layer]) -> str:
+    names = (name if number == 1 else f"{name}@{number}" for number in count(1))
+    return next(each for each in names if each not in taken)
+
+
+def _chain(modules: Mapping[str, nn.Module], runs: Sequence[ModuleCall]) -> list[ModuleCall]:
+    """Return the runs of leaves of the innermost container of all convolutions if only Sequentials are nested."""
+    if not all(path == "" or isinstance(module, nn.Sequential) or is_leaf(module) for path, module in modules.items()):
         return []
+    leaves = [run for run in runs if is_leaf(modules[run.path])]
+    parents = [run.path.split(".")[:-1] for run in leaves if kind_of(modules[run.path]) == "conv"]
     shared = takewhile(lambda names: len(set(names)) == 1, zip(*parents, strict=False))
     parent = "".join(f"{names[0]}." for names in shared)
-    return [(path, module) for path, module in leaves.items() if path.startswith(parent)]
+    return [run for run in leaves if run.path.startswith(parent)]
 
 
-def _chain_names(chain: list[tuple[str, nn.Module]]) -> Iterator[tuple[str, str]]:
+def _chain_names(modules: Mapping[str, nn.Module], chain: Sequence[ModuleCall]) -> dict[tuple[str, int], str]:
+    """Return the names by path and number of the run."""
+    names: dict[tuple[str, int], str] = {}
     block, conv = 1, 0
-    last = max((i for i, (_, module) in enumerate(chain) if isinstance(module, nn.Conv2d)), default=-1)
-    for i, (path, module) in enumerate(chain):
-        kind = kind_of(module)
+    kinds = [kind_of(modules[run.path]) for run in chain]
+    last = max((i for i, kind in enumerate(kinds) if kind == "conv"), default=-1)
+    for i, (run, kind) in enumerate(zip(chain, kinds, strict=True)):
         conv += kind == "conv"
-        if isinstance(module, nn.MaxPool2d):
-            yield path, f"block{block}_pool"
+        if isinstance(modules[run.path], nn.MaxPool2d):
+            names[run.path, run.number] = f"block{block}_pool"
             block, conv = block + 1, 0
             if i > last:
-                return
+                break
         elif kind in ("conv", "activation", "norm") and conv:
-            yield path, f"block{block}_{'relu' if kind == 'activation' else kind}{conv}"
-
-
-def hooks_of(module: nn.Module) -> list[dict[int, Any]]:
-    """Return the dictionaries in which torch keeps the forward and backward hooks of a module, by handle id.
-
-    These are attributes such as `_forward_pre_hooks`; torch has no public way to list or to leave out hooks.
-    """
-    return [value for name, value in vars(module).items() if re.match(r"_(forward|backward)(_pre)?_hooks", name)]
+            names[run.path, run.number] = f"block{block}_{'relu' if kind == 'activation' else kind}{conv}"
+    return names

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from filterscope.models.classifier import Classifier
-from filterscope.models.layers import find_layer, hooks_of
+from filterscope.models.layers import find_layer
+from filterscope.models.network_copy import hooks_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,8 +73,8 @@ def timm_backbone(
     return Backbone(
         network,
         name=name,
-        mean=per_channel("mean", mean, _fitted(about["mean"], in_channels)),
-        std=per_channel("std", std, _fitted(about["std"], in_channels)),
+        mean=per_channel("model.mean", mean, _fitted(about["mean"], in_channels)),
+        std=per_channel("model.std", std, _fitted(about["std"], in_channels)),
         image_size=about["input_size"][-1],
         pretrained=weights is not None,
         missing=missing,

@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from filterscope.data.datamodule import ImageDataModule
 from filterscope.errors import UserError
-from filterscope.models.adapter import as_classifier, find_network
+from filterscope.models.adapter import find_network
 from filterscope.models.classifier import Classifier
 from filterscope.training.loggers import log_numbers, run_options, show_pictures, tensorboard_writer
 from filterscope.training.metrics_log import MetricsLog
@@ -27,6 +28,7 @@ from filterscope.visuals.visual import (
     Examples,
     Visual,
     VisualState,
+    examples_from,
     recording_validation,
     render,
     resolve_visuals,
@@ -51,12 +53,12 @@ class LogVisuals(pl.Callback):
         visuals: registered names, visuals, or visuals by name.
         folder: where pictures and tables are written, such as the run folder; None: the loggers alone or, if none of
             them shows images, the Trainer's `default_root_dir`.
-        examples: the images to draw, `(N, C, H, W)` in [0, 1]; None: `num_examples` validation images of the
-            datamodule, which must be one of filterscope.
+        examples: the images to draw, in any form that `filterscope.look` takes, or `Examples`; None: `num_examples`
+            validation images of the datamodule, which must be one of filterscope.
         num_examples: how many validation images to take.
         seed: decides which ones.
-        network: the attribute of the LightningModule that holds the network; None: the only one that holds
-            convolutions, else the LightningModule itself.
+        network: the attribute of the LightningModule that holds the network; None: the network is found by running
+            the LightningModule's `forward`, or else its only part with convolutions that takes images.
         mean: of the normalisation that the network was trained with, per channel; None: images enter unchanged.
         std: likewise.
         draw_end: draw the visuals of the end of training in `on_fit_end`; False: `draw_final` is called instead.
@@ -77,7 +79,7 @@ class LogVisuals(pl.Callback):
         visuals: Iterable[str | Visual] | Mapping[str, Visual],
         *,
         folder: Path | str | None = None,
-        examples: Examples | Tensor | None = None,
+        examples: Any = None,
         num_examples: int = 16,
         seed: int = 0,
         network: str | None = None,
@@ -89,7 +91,7 @@ class LogVisuals(pl.Callback):
         super().__init__()
         self.visuals = resolve_visuals(visuals)
         self.folder = None if folder is None else Path(folder)
-        self.examples = Examples(images=examples) if isinstance(examples, Tensor) else examples
+        self.examples, self._other_inputs = _checked(examples)
         self.num_examples = num_examples
         self.seed = seed
         self.network = network
@@ -110,6 +112,14 @@ class LogVisuals(pl.Callback):
         transient = ("_adapted", "_adapted_from", "_recording", "_recorders", "log", "log_dict")
         state = {name: value for name, value in vars(self).items() if name not in transient}
         return _rebuild, (getattr(type(self), "_plain", type(self)), state)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Raise a `UserError` before training for options that are wrong."""
+        if self.visuals and not isinstance(getattr(pl_module, "classifier", None), Classifier):
+            self._examples(trainer)
+            if self.network is not None and self.network not in dict(pl_module.named_modules()):
+                parts = ", ".join(name for name, _ in pl_module.named_children())
+                raise UserError(f"{type(pl_module).__name__} has no network={self.network!r}; it has {parts}")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw epoch 0, the network before training."""
@@ -158,6 +168,10 @@ class LogVisuals(pl.Callback):
             return
         self.state.epoch = 0 if before else trainer.current_epoch + 1
         classifier = self._classifier(trainer, pl_module)
+        if classifier is None:
+            return
+        if any(hasattr(module, "_orig_mod") for module in pl_module.modules()):
+            self._recording.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code has no hooks
         for name, visual in self.visuals.items():
             with self._reported(name):
                 recording = recording_validation({name: visual}, classifier, self.state)
@@ -174,9 +188,10 @@ class LogVisuals(pl.Callback):
     ) -> None:
         """Pass the labels of a batch to the recorders."""
         del outputs, batch_idx, dataloader_idx
-        if not self._recorders:
+        classifier = self._classifier(trainer, pl_module) if self._recorders else None
+        if classifier is None:
             return
-        labels = self._labels(batch, self._classifier(trainer, pl_module).num_classes)
+        labels = self._labels(batch, classifier.label_count)
         for name, record in list(self._recorders.items()):
             with self._reported(name):
                 record(labels)
@@ -216,6 +231,8 @@ class LogVisuals(pl.Callback):
     def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, epoch: int) -> dict[str, Output]:
         """Draw on rank 0, help with it on the others, and return the outputs by tag (none on other ranks)."""
         classifier, outputs = self._classifier(trainer, pl_module), dict[str, Output]()
+        if classifier is None:
+            return outputs
         if not trainer.is_global_zero:
             run_workers(self.visuals, classifier, self.state)
             return outputs
@@ -264,39 +281,48 @@ class LogVisuals(pl.Callback):
             self._recorders.pop(name, None)
             if name in self.visuals:
                 self.visuals = {key: visual for key, visual in self.visuals.items() if key != name}
-            self._warn(name, f"{name} is left out from now on ({type(error).__name__}: {error}); training goes on")
+            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            self._warn(name, f"{name} is left out from now on ({reason}); training goes on")
 
     def _warn(self, key: str, message: str) -> None:
         if key not in self._warned:
             self._warned.add(key)
             log.warning("LogVisuals: %s", " ".join(message.split())[:500])
 
-    def _labels(self, batch: Any, num_classes: int) -> Tensor | None:
+    def _labels(self, batch: Any, count: int) -> Tensor | None:
         """Return the labels `(N,)` of a batch `(images, labels, …)`, or None if these are no class numbers."""
         labels = batch[1] if isinstance(batch, (list, tuple)) and len(batch) > 1 else None
         if not isinstance(labels, Tensor) or labels.dim() != 1 or labels.is_floating_point() or len(labels) == 0:
             return None
-        if labels.dtype == torch.bool or int(labels.min()) < 0 or int(labels.max()) >= num_classes:
-            self._warn("labels", f"labels are not class numbers from 0 to {num_classes - 1}, so classes are left out")
+        labels = labels.long()
+        if int(labels.min()) < 0 or int(labels.max()) >= count:
+            known = f"class numbers from 0 to {count - 1}" if count else "of classes, for the network predicts none"
+            self._warn("labels", f"labels are not {known}, so classes are left out")
             return None
-        return labels.long()
+        return labels
 
-    def _classifier(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Classifier:
-        """Return the network that is trained: a `Classifier`, or an adapter around any other network."""
+    def _classifier(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Classifier | None:
+        """Return the network that is trained: a `Classifier`, or an adapter around any other network.
+
+        None if no network is found that takes the examples; that is one warning.
+        """
         own = getattr(pl_module, "classifier", None)
         if isinstance(own, Classifier):
             return own
         if self._adapted is None or self._adapted_from is not pl_module:
             examples = self._examples(trainer)
             self._adapted_from = pl_module
-            self._adapted = as_classifier(
-                find_network(pl_module, self.network),
-                mean=self.mean,
-                std=self.std,
-                image_size=int(examples.images.shape[-1]),
-                class_names=examples.class_names,
-            )
-        return self._adapted.to(pl_module.device)
+            options: dict[str, Any] = {"mean": self.mean, "std": self.std, "others": self._other_inputs}
+            try:
+                self._adapted = find_network(
+                    pl_module, self.network, examples.images, class_names=examples.class_names, **options
+                )
+            except UserError as error:
+                if self.strict:
+                    raise
+                self._adapted, self.visuals = None, {}
+                self._warn("network", f"nothing is drawn ({error}); training goes on")
+        return self._adapted
 
     def _publish(self, trainer: pl.Trainer) -> None:
         """Put the newest numbers, which may be of an earlier epoch, where other callbacks look for metrics."""
@@ -318,6 +344,14 @@ def _images_per_epoch(trainer: pl.Trainer) -> int | None:
     size = size or getattr(getattr(trainer.train_dataloader, "batch_sampler", None), "batch_size", None)
     batches = trainer.num_training_batches
     return None if size is None or math.isinf(batches) else int(batches) * int(size) * trainer.world_size
+
+
+def _checked(examples: Any) -> tuple[Examples | None, tuple[Any, ...]]:
+    """Return examples in [0, 1], and further inputs of the network."""
+    if isinstance(examples, Examples):
+        checked, others = examples_from(examples.images)
+        return replace(examples, images=checked.images), others
+    return (None, ()) if examples is None else examples_from(examples)
 
 
 def _rebuild(kind: type[LogVisuals], state: dict[str, Any]) -> LogVisuals:

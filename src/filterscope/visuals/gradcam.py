@@ -94,6 +94,7 @@ def draw_gradcam(
 
 def overlaid(image: Tensor, values: Tensor) -> Tensor:
     """Return an image `(C, H, W)` in grey, covered with the colours of a map `(H, W)`; larger values cover more."""
+    values = values.nan_to_num()
     strength = values / values.max().clamp_min(1e-12)
     colours = torch.from_numpy(heat_colours(strength)).permute(2, 0, 1).float() / 255
     grey = image.mean(0, keepdim=True).expand(3, -1, -1)

@@ -6,13 +6,13 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from filterscope.analysis.activations import probabilities, published_probabilities
+from filterscope.analysis.activations import network_outputs, probabilities, published_probabilities
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.registry import register
 from filterscope.visuals.drawing.grid import BLUE, VERMILION, YELLOW, Cell, column_count, grid, tile_size
 from filterscope.visuals.drawing.text import caption_lines
-from filterscope.visuals.drawing.tiles import photo
+from filterscope.visuals.drawing.tiles import photo, short
 from filterscope.visuals.output.outputs import Picture
 from filterscope.visuals.visual import AtLeastOne, Examples, Visual, VisualState, epoch_label, example_name, name_of
 
@@ -49,6 +49,9 @@ class Predictions(Visual):
         images = examples.images[: self.images]
         labels = examples.labels[: self.images] if examples.labels is not None else None
         names = examples.class_names or classifier.class_names
+        binary = len(names) == 2 or (labels is not None and int(labels.max()) <= 1)
+        if classifier.num_classes == 1 and not binary:  # it may be an age or a score instead of a class
+            return {"predictions/val": draw_numbers(images, network_outputs(classifier, images), columns=self.columns)}
         picture = draw_predictions(
             images,
             probabilities(classifier, images),
@@ -124,6 +127,21 @@ def draw_published(
     note = "as published, before finetuning; below the true name the most probable category"
     pixels = grid(cells, columns=columns, title="published network", header_note=header_note, notes=[note])
     return Picture(pixels=pixels, description=_EXPLANATION_PUBLISHED)
+
+
+def draw_numbers(images: Tensor, numbers: Tensor, *, columns: int = 4) -> Picture:
+    """Draw images `(N, C, H, W)` with the only number that a network outputs for each, `(N, 1)`."""
+    columns = column_count(len(images), most=columns)
+    size = tile_size(columns)
+    values = numbers.flatten().tolist()
+    cells = [
+        Cell(pixels=photo(image, size), caption=(short(value),)) for image, value in zip(images, values, strict=True)
+    ]
+    note = "the network's only output; with labels of 0 and 1 or two class names it is the logit of the second class"
+    return Picture(
+        pixels=grid(cells, columns=columns, title="output", notes=[note]),
+        description="Each image with the number that the network outputs for it.",
+    )
 
 
 def draw_predictions(

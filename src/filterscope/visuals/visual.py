@@ -8,10 +8,12 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from typing import Annotated, Any, ClassVar, get_type_hints
 
+import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from filterscope.analysis.hooks import Precision, compute_precision
+from filterscope.data.image_io import image_batch
 from filterscope.errors import UserError, printable, suggestion
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions
@@ -51,6 +53,37 @@ class Examples:
             return self.more(count)
         labels = None if self.labels is None else self.labels[:count]
         return replace(self, images=self.images[:count], labels=labels, names=self.names[:count])
+
+
+def examples_from(
+    images: Any, labels: Any = None, class_names: Sequence[str] = (), *, num_channels: int | None = None
+) -> tuple[Examples, tuple[Any, ...]]:
+    """Return examples made of images that Python code holds in any form, and further inputs of the network.
+
+    Args:
+        images: see `image_batch`; a tuple holds images and the network's further inputs, one row for each image.
+        labels: one whole number per image, in any form; None: unknown.
+        class_names: in the order of the classes.
+        num_channels: see `image_batch`.
+
+    Raises:
+        UserError: these are no images in [0, 1], or no labels for them.
+    """
+    images, *others = images if isinstance(images, tuple) else (images,)
+    batch = image_batch(images, num_channels=num_channels)
+    names = tuple(map(str, class_names))
+    if labels is None:
+        return Examples(images=batch, class_names=names), tuple(others)
+    try:
+        numbers = torch.as_tensor(labels).detach().cpu().flatten()
+        whole = not numbers.is_complex() and bool((numbers == numbers.long()).all()) and bool((numbers >= 0).all())
+    except (TypeError, ValueError, RuntimeError):
+        numbers, whole = torch.empty(0), False
+    if not whole or len(numbers) != len(batch):
+        raise UserError(
+            f"labels must be {len(batch)} whole numbers from 0 on, one for each image; these are {labels!r}"
+        )
+    return Examples(images=batch, labels=numbers.long().clone(), class_names=names), tuple(others)
 
 
 @dataclass

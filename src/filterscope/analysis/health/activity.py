@@ -81,7 +81,7 @@ class RunningSums(Metric):
         squares = responses.square()
         self.images += len(responses)
         self.powers += torch.stack([each.sum(0) for each in (responses, squares, squares * responses, squares**2)])
-        if labels is not None:
+        if labels is not None and len(self.class_sizes):
             labels = labels.cpu()
             self.class_sizes += torch.bincount(labels, minlength=len(self.class_sizes)).double()
             self.class_sums.index_add_(0, labels, responses)

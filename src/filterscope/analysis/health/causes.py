@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from filterscope.analysis.health.recorder import output_module, record_activity
+from filterscope.analysis.health.recorder import output_tap, record_activity
 from filterscope.analysis.health.verdict import Verdict
 from filterscope.analysis.hooks import observing, run_model
 from filterscope.errors import UserError
@@ -51,7 +51,7 @@ def ablated(classifier: Classifier, filters: Filters) -> Iterator[None]:
             if not isinstance(classifier.module_of(layer), nn.Conv2d):
                 raise UserError(f"layer {layer!r} has no kernels, so none of its filters can be ablated")
             silence = partial(_silence, torch.as_tensor(indices, dtype=torch.long))
-            handles.append(output_module(classifier, layer).register_forward_hook(silence))
+            handles.append(output_tap(classifier, layer).module.register_forward_hook(silence))
         yield
     finally:
         for handle in handles:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from filterscope.analysis.health.activity import BatchActivity, RunningSums
-from filterscope.analysis.hooks import observing, recording, run_model
+from filterscope.analysis.hooks import Tap, observing, recording, run_model, taps_of
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
@@ -47,9 +47,9 @@ def recording_activity(classifier: Classifier, layers: Sequence[str]) -> Iterato
         filters = find_layer(classifier.layers, name).num_channels
         if not isinstance(classifier.module_of(name), nn.Conv2d) or filters is None:
             raise UserError(f"layer {name!r} has no kernels, so the activity of its filters cannot be recorded")
-        sums[name] = RunningSums(filters=filters, classes=classifier.num_classes)
-    modules = {name: output_module(classifier, name) for name in layers}
-    with recording(modules, BatchActivity.of_outputs) as batch:
+        sums[name] = RunningSums(filters=filters, classes=classifier.label_count)
+    taps = {name: output_tap(classifier, name) for name in layers}
+    with recording(classifier.backbone.network, taps, BatchActivity.of_outputs) as batch:
         yield ActivityRecorder(sums=sums, batch=batch)
 
 
@@ -78,14 +78,12 @@ def record_activity(
     return recorder.sums, {name: torch.cat(parts) for name, parts in responses.items()}
 
 
-def output_module(classifier: Classifier, layer: str) -> nn.Module:
-    """Return the module whose output is rectified next: the convolution itself or the batch norm right after it."""
-    layers = list(classifier.layers.values())
-    at = layers.index(find_layer(classifier.layers, layer))
-    after = classifier.get_submodule(layers[at + 1].path) if at + 1 < len(layers) else None
-    if isinstance(after, nn.BatchNorm2d) and after.num_features == layers[at].num_channels:
-        return after
-    return classifier.get_submodule(layers[at].path)
+def output_tap(classifier: Classifier, layer: str) -> Tap:
+    """Return where a convolution's output is recorded: behind the batch norm that follows it, or else its own."""
+    own = find_layer(classifier.layers, layer)
+    after = own.next_layers[0] if len(own.next_layers) == 1 else layer
+    norm = isinstance(classifier.module_of(after), nn.BatchNorm2d)
+    return taps_of(classifier, [after if norm else layer]).popitem()[1]
 
 
 def sum_over_ranks(sums: Mapping[str, RunningSums]) -> None:

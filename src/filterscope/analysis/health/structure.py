@@ -115,6 +115,9 @@ def variance_entropy(kernels: Tensor) -> float:
     """
     # In double precision before the product: float32 sums differ between processors by more than small shares.
     slices = kernels.detach().cpu().double().flatten(2).flatten(0, 1)
+    slices = slices[slices.isfinite().all(1)]
+    if not len(slices):
+        return math.nan
     centred = slices - slices.mean(0)
     variances = torch.linalg.eigvalsh(centred.T @ centred).clamp_min(0)
     shares = variances / variances.sum().clamp_min(1e-300)
@@ -123,6 +126,7 @@ def variance_entropy(kernels: Tensor) -> float:
 
 def _normalized_slices(kernels: Tensor) -> Tensor:
     flat = kernels.detach().cpu().float().flatten(2)
+    flat = torch.where(flat.isfinite().flatten(1).all(1)[:, None, None], flat, 0)  # without structure
     flat = flat - flat.mean(2, keepdim=True)
     size: Tensor = torch.linalg.vector_norm(flat, dim=(1, 2), keepdim=True, dtype=torch.float64)
     flat = flat * size.clamp_min(torch.finfo(torch.float32).tiny).reciprocal().float()

@@ -1,7 +1,6 @@
 """The part of a network up to a layer, as a frozen copy without hooks that computes nothing behind that layer."""
 
-import copy
-from collections import OrderedDict
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -10,11 +9,12 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from filterscope.errors import UserError, first_line
 from filterscope.models.classifier import Classifier
-from filterscope.models.layers import convolutions, hooks_of
+from filterscope.models.forward_trace import FAILED, ModuleCall, trace
+from filterscope.models.layers import convolutions, find_layer, is_leaf
+from filterscope.models.network_copy import copy_network, share, switch_off_inplace
 
 
 class _LayersReached(Exception):
@@ -26,14 +26,9 @@ def frozen_copy(classifier: Classifier) -> Classifier:
 
     The weights are shared, not copied; changes to the copy's modules leave the classifier as it is.
     """
-    memo: dict[int, object] = {}
-    for parameter in classifier.parameters():
-        memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
-    for buffer in classifier.buffers():
-        memo[id(buffer)] = buffer.detach()
-    for module in classifier.modules():
-        memo |= {id(hooks): OrderedDict() for hooks in hooks_of(module)}
-    return copy.deepcopy(classifier, memo).eval()
+    copied = copy_network(classifier, share).requires_grad_(requires_grad=False).eval()
+    switch_off_inplace(copied)
+    return copied
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +37,7 @@ class ForwardProfile:
 
     Attributes:
         shapes: shape of each layer's output, `(K, …)`.
-        calls: number of times each layer runs.
+        calls: the number of runs of each layer's module until the layer has run.
         elements: number of elements of all activations together.
         largest: number of elements of the largest activation.
         modules: number of multiplications of each module that runs, by path.
@@ -66,54 +61,45 @@ def profile_forward(classifier: Classifier, groups: Sequence[Sequence[str]], siz
     Raises:
         UserError: a layer is unknown or has no channels, or pictures of this size do not reach it.
     """
-    network = frozen_copy(classifier)
-    targets = {name: network.module_of(name) for names in groups for name in names}
-    calls = dict.fromkeys(targets, 0)
-    shapes: dict[str, tuple[int, ...]] = {}
-    last_call: dict[str, int] = {}
-    runs: list[tuple[str, int, int]] = []  # path, elements, multiplications
-    paths = {module: path for path, module in network.named_modules()}
-
-    def count(module: nn.Module, _inputs: object, output: object) -> None:
-        if isinstance(output, Tensor):
-            elements = output.numel() if next(module.children(), None) is None else 0
-            products = module.weight[0].numel() if isinstance(module, nn.Conv2d | nn.Linear) else 0
-            runs.append((paths[module], elements, elements * products))
-            for name in (name for name, target in targets.items() if target is module):
-                calls[name] += 1
-                shapes[name] = tuple(output.shape[1:])
-                last_call[name] = len(runs)
-
-    for module in network.modules():
-        module.register_forward_hook(count)
-    tensors = {name: t.to("meta") for name, t in (*network.named_parameters(), *network.named_buffers())}
-    image = torch.empty(1, network.in_channels, size, size, device="meta")
+    layers = {name: find_layer(classifier.layers, name) for names in groups for name in names}
+    ends = {(layer.path, layer.call): name for name, layer in layers.items()}
+    passed: list[ModuleCall] = []
+    device = next(classifier.parameters()).device
     try:
-        with torch.no_grad():
-            functional_call(network, tensors, (image,))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        missed = next((name for name, n in calls.items() if not n), None)
-        if missed is not None:
+        trace(classifier, torch.zeros(1, classifier.in_channels, size, size, device=device), calls=passed)
+    except FAILED as error:
+        missed = set(layers) - {ends.get((call.path, call.number)) for call in passed}
+        if missed:
             raise UserError(
-                f"pictures of {size}×{size} pixels do not reach {missed} of {network.backbone.name} "
-                f"({first_line(error)}); choose another recipe.size"
+                f"pictures of {size}×{size} pixels do not reach {min(missed, key=list(layers).index)} of "
+                f"{classifier.backbone.name} ({first_line(error)}); choose another recipe.size"
             ) from error
-    for name in targets:
+    runs: list[tuple[str, int, int]] = []  # path, elements, multiplications
+    shapes: dict[str, tuple[int, ...]] = {}
+    last_run: dict[str, int] = {}
+    for call in passed:
+        module = classifier.get_submodule(call.path)
+        elements = math.prod(call.shape) if is_leaf(module) else 0
+        products = module.weight[0].numel() if isinstance(module, nn.Conv2d | nn.Linear) else 0
+        runs.append((call.path, elements, elements * products))
+        if (call.path, call.number) in ends:
+            name = ends[call.path, call.number]
+            shapes[name], last_run[name] = call.shape, len(runs)
+    for name in layers:
         if len(shapes.get(name, ())) not in (1, 3):
-            raise UserError(
-                f"layer {name!r} has no channels to synthesize; choose one of {', '.join(convolutions(network.layers))}"
-            )
+            known = ", ".join(convolutions(classifier.layers))
+            raise UserError(f"layer {name!r} has no channels to synthesize; choose one of {known}")
     profiles = []
     for group in groups:
-        passed = runs[: max(last_call[name] for name in group)]
-        modules = dict.fromkeys((path for path, _, _ in passed), 0)
-        for path, _, work in passed:
+        needed = runs[: max(last_run[name] for name in group)]
+        modules = dict.fromkeys((path for path, _, _ in needed), 0)
+        for path, _, work in needed:
             modules[path] += work
         profile = ForwardProfile(
             shapes={name: shapes[name] for name in group},
-            calls={name: calls[name] for name in group},
-            elements=sum(elements for _, elements, _ in passed),
-            largest=max(elements for _, elements, _ in passed),
+            calls={name: layers[name].call + 1 for name in group},
+            elements=sum(elements for _, elements, _ in needed),
+            largest=max(elements for _, elements, _ in needed),
             modules=modules,
         )
         profiles.append(profile)
@@ -167,10 +153,11 @@ class TruncatedNetwork:
         remaining = dict(self.profile.calls)
 
         def record(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            leaky = bool(slope) and isinstance(module, nn.ReLU)
-            outputs[name] = F.leaky_relu(inputs[0], slope) if leaky else output
             remaining[name] -= 1
-            if not any(remaining.values()):
+            if not remaining[name]:
+                leaky = bool(slope) and isinstance(module, nn.ReLU)
+                outputs[name] = F.leaky_relu(inputs[0], slope) if leaky else output
+            if len(outputs) == len(remaining):
                 raise _LayersReached
 
         with ExitStack() as stack:

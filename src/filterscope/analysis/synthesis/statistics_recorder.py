@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from filterscope.analysis.hooks import recording
+from filterscope.analysis.hooks import recording, taps_of
 from filterscope.analysis.synthesis.trust import ActivationStatistics, LayerStatistics, mean_response
 from filterscope.models.classifier import Classifier
 
@@ -97,7 +97,7 @@ class StatisticsRecorder:
 @contextmanager
 def recording_statistics(classifier: Classifier, layers: Sequence[str]) -> Iterator[StatisticsRecorder]:
     """Record layers while the caller runs the network inside the block."""
-    with recording({name: classifier.module_of(name) for name in layers}, _means) as means:
+    with recording(classifier.backbone.network, taps_of(classifier, layers), _means) as means:
         yield StatisticsRecorder(running={name: RunningStatistics() for name in layers}, means=means)
 
 

@@ -64,7 +64,7 @@ def unsigned_maps(maps: Tensor, size: int) -> Pixels:
 
 def heat_colours(values: Tensor) -> Pixels:
     """Return values `(h, w)` in [0, 1] in the colours of `unsigned_maps`, one pixel each."""
-    levels = (values.clamp(0, 1) * (_LEVELS - 1)).round().long().cpu().numpy()
+    levels = (values.nan_to_num().clamp(0, 1) * (_LEVELS - 1)).round().long().cpu().numpy()
     return _lookup(UNSIGNED, levels)
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune, weight_norm
 
-from filterscope.models.output_shapes import output_shapes
+from filterscope.models.forward_trace import output_shapes
 
 
 def chain() -> nn.Sequential:
