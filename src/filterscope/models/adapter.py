@@ -91,14 +91,12 @@ def logits_of(output: Any, count: int) -> Tensor | None:
         return None if not fits else output[:, None] if output.dim() == 1 else output
     if isinstance(output, Mapping):
         parts = dict(output)
-    elif dataclasses.is_dataclass(output):
-        parts = {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
-    elif hasattr(output, "_asdict"):
-        parts = output._asdict()
-    elif isinstance(output, list | tuple):
-        parts = dict(enumerate(output))
     else:
-        parts = {}
+        parts = {name: getattr(output, name) for name in LOGITS if hasattr(output, name)}
+        if isinstance(output, list | tuple):
+            parts |= {str(number): each for number, each in enumerate(output)}
+        elif dataclasses.is_dataclass(output):
+            parts |= {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
     ordered = [*(parts[name] for name in LOGITS if name in parts), *parts.values()]
     return next((found for each in ordered if (found := logits_of(each, count)) is not None), None)
 
