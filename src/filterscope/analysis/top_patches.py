@@ -149,7 +149,9 @@ def receptive_field(classifier: Classifier, layer: str, size: int) -> ReceptiveF
                 setattr(module, name, pool)
             elif isinstance(child, nn.Conv2d | nn.Linear):
                 child.weight.data = torch.full_like(child.weight, 1.0 / child.weight[0].numel())
-    images = torch.zeros(1, network.in_channels, size, size, device=device_of(network), requires_grad=True)
+                child.bias = None  # all outputs are positive, so that a ReLU that is a function passes them
+    network.backbone.mean.zero_()
+    images = torch.ones(1, network.in_channels, size, size, device=device_of(network), requires_grad=True)
     with observing(network), torch.enable_grad(), tapping(network, [layer]) as outputs:
         network(images)
         output = outputs[layer]
@@ -160,6 +162,8 @@ def receptive_field(classifier: Classifier, layer: str, size: int) -> ReceptiveF
     for at in dict.fromkeys((middle, max(middle - 1, 0))):
         (gradient,) = torch.autograd.grad(output[0, 0, at, at], images, retain_graph=True)
         pixels = gradient[0, 0].abs().amax(dim=0).nonzero().flatten()
+        if not len(pixels):
+            return ReceptiveField(side=size, jump=0.0, first=0.0)
         boxes.append((at, int(pixels[0]), int(pixels[-1]) + 1))
     at, start, end = boxes[0]
     jump = float(start - boxes[1][1]) if len(boxes) > 1 else 0.0
