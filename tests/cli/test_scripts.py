@@ -133,10 +133,21 @@ def test_a_mistake_ends_in_one_line(script: Script) -> None:
     assert_refused(done, "unknown layer 'block7_conv1'", "block1_conv1")
 
 
-def test_a_missing_file_is_reported_before_torch_is_imported(script: Script) -> None:
-    done = script("train.py", "model.weights=nowhere.pth", PYTHONPROFILEIMPORTTIME="1")
-    assert_refused(done, "no weights file at nowhere.pth")
-    assert "torchvision" not in done.stderr
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("train.py model.weights=nowhere.pth", "no weights file at nowhere.pth"),
+        ("train.py data=folder data.root=nowhere", "data.root=nowhere: there is no such folder"),
+        ("visualize.py ckpt=nowhere", "no checkpoint at nowhere; give a run folder, a .ckpt file or latest"),
+        ("visualize.py ckpt=latest", "no run with a checkpoint below outputs"),
+        ("visualize.py visuals=gallery visuals.gallery.compare=nowhere", "compare=nowhere: there is no such folder"),
+    ],
+)
+def test_a_missing_file_is_reported_before_torch_is_imported(script: Script, command: str, message: str) -> None:
+    done = script(*command.split(), PYTHONPROFILEIMPORTTIME="1")
+    assert_refused(done, message)
+    assert "torch" not in done.stderr.split("import time:")[-1]
+    assert not re.search(r"\|\s+torch$", done.stderr, re.MULTILINE)
 
 
 def test_only_the_trainer_may_change_on_resume(script: Script) -> None:

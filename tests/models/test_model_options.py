@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from filterscope.errors import UserError
 from filterscope.models.weights import on_meta_device
 
 CONF = Path(__file__).parent.parent.parent / "conf"
@@ -38,6 +40,20 @@ def test_every_model_accepts_every_head(model, head):
 def test_the_groups_have_their_documented_options():
     assert {"alexnet", "vgg16", "vgg16_bn", "small_cnn", "resnet18", "torchvision"} <= set(MODELS)
     assert set(HEADS) == {"replace", "append", "linear", "keep"}
+
+
+@pytest.mark.parametrize(("model", "width", "parameters"), [("alexnet", 256, 2_472_266), ("vgg16_bn", 512, 14728266)])
+def test_without_fully_connected_layers_one_linear_on_pooled_features_is_left(model, width, parameters):
+    classifier = built(model, "replace", "model.fully_connected=false", "model.num_classes=10")
+    assert classifier.head.in_features == width
+    assert sum(parameter.numel() for parameter in classifier.parameters()) == parameters
+    with pytest.raises(UserError, match="no place for this head"):
+        classifier.check_exportable()
+
+
+def test_a_network_without_fully_connected_layers_says_so():
+    with pytest.raises(InstantiationException, match="resnet18 has no fully connected layers"):
+        built("resnet18", "replace", "model.fully_connected=false")
 
 
 def test_statistics_can_be_given_as_lists():

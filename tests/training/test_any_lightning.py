@@ -242,8 +242,13 @@ def test_an_error_of_a_visual_is_one_warning_and_the_training_goes_on(
         "LogVisuals: broken is left out from now on (ZeroDivisionError: division by zero); training goes on"
     ]
     assert (tmp_path / "pictures/filters/conv/epoch_002.png").is_file()
+
+    strict = LogVisuals(
+        {"filters": Filters(), "broken": Broken()}, examples=IMAGES[:2], folder=tmp_path / "strict", strict=True
+    )
     with pytest.raises(ZeroDivisionError):
-        fit(pl, tmp_path, [LogVisuals({"broken": Broken()}, examples=IMAGES[:2], strict=True)])
+        fit(pl, tmp_path, [strict])
+    assert (tmp_path / "strict/pictures/filters/conv/epoch_000.png").is_file(), "a picture is written once it is drawn"
 
 
 def test_weights_that_are_not_finite_do_not_end_the_training(tmp_path: Path) -> None:

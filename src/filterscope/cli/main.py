@@ -43,6 +43,7 @@ from filterscope.cli.sweeps import (
     write_sweep_table,
 )
 from filterscope.errors import UserError, first_line, suggestion
+from filterscope.runtime.cores import sleep_while_waiting
 from filterscope.runtime.processes import (
     PARENT,
     exit_with_parent,
@@ -99,6 +100,7 @@ def run_script(main: Callable[[], Any]) -> None:
     protect_output()
     stop_request.install()
     exit_with_parent()
+    sleep_while_waiting()
     separate_forked_processes()
     _silence_tracebacks()
     _given[:] = sys.argv[1:]
@@ -280,6 +282,16 @@ def check_paths(cfg: dict[str, Any]) -> None:
         cfg["images"] = list(_images(cfg["images"] if isinstance(cfg["images"], list) else [cfg["images"]]))
         if len(cfg["images"]) > _MOST_IMAGES:
             raise UserError(f"images are {len(cfg['images'])} files, more than the {_MOST_IMAGES} that can be drawn")
+    if isinstance(cfg.get("ckpt"), str) and cfg["ckpt"] and not cfg.get("serve"):
+        from filterscope.config.options import find_checkpoint
+
+        find_checkpoint(cfg["ckpt"])
+    data, visuals = cfg.get("data") or {}, cfg.get("visuals") or {}
+    if str(data.get("_target_", "")).endswith(".FolderDataModule") and not _is_folder(data.get("root")):
+        raise UserError(f"data.root={data.get('root')}: there is no such folder")
+    compare = (visuals.get("gallery") or {}).get("compare")
+    if compare is not None and not _is_folder(compare):
+        raise UserError(f"visuals.gallery.compare={compare}: there is no such folder")
 
 
 def _images(places: list[Any]) -> Iterator[str]:
@@ -297,6 +309,13 @@ def _images(places: list[Any]) -> Iterator[str]:
                 f"no image at {place} (images is a list of files, folders and patterns, images=[photo.jpg], or null)"
             )
         yield from files
+
+
+def _is_folder(path: Any) -> bool:
+    try:
+        return isinstance(path, str) and Path(path).expanduser().is_dir()
+    except (RuntimeError, ValueError):
+        return False
 
 
 def _is_file(path: Any) -> bool:

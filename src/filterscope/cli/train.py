@@ -19,8 +19,10 @@ def train(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
     """Finetune a network as the config says, write all results to the run folder and return the metrics."""
     from filterscope.config import factory, trainer_factory
     from filterscope.models import export
+    from filterscope.runtime.cores import limit_threads
     from filterscope.training import results, resume
 
+    limit_threads()
     trainer_factory.silence_libraries()
     trainer_factory.seed_everything(cfg["seed"])
     data = factory.build_data(cfg)
@@ -30,6 +32,8 @@ def train(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
     module = factory.build_module(cfg, classifier, data)
     trainer = trainer_factory.build_trainer(cfg, folder, visuals)
     trainer_factory.log_summary(module, data)
+    if trainer.is_global_zero and cfg["logger"]:
+        log.info("to watch it learn: %s", results.tensorboard_command(folder))
 
     checkpoint = resume.find_resume_checkpoint(folder, trainer) if cfg["resume"] else None
     if checkpoint is not None:

@@ -21,13 +21,15 @@ def visualize(cfg: dict[str, Any], folder: Path) -> list[str]:
 
     from filterscope.config import factory, from_checkpoint
     from filterscope.models import export
+    from filterscope.runtime.cores import limit_threads
     from filterscope.training import results
-    from filterscope.visuals.output.outputs import Arrays, Encoded, Picture, Table
+    from filterscope.visuals.output.outputs import Arrays, Encoded, Output, Picture, Table
     from filterscope.visuals.output.site import Site, check_site
     from filterscope.visuals.output.tables import table_text
     from filterscope.visuals.output.writer import write_outputs
     from filterscope.visuals.visual import render
 
+    limit_threads()
     subject = from_checkpoint.load_subject(cfg)
     visuals = factory.supported_visuals(factory.build_visuals(cfg), subject.classifier)
     visuals = factory.drawable_visuals(visuals, subject.examples)
@@ -36,8 +38,11 @@ def visualize(cfg: dict[str, Any], folder: Path) -> list[str]:
         if visual.site:
             check_site(folder / visual.site)  # before minutes of work
     with SummaryWriter(str(folder)) as writer:
-        shown = render(visuals, subject.classifier, subject.examples, subject.state)
-        write_outputs(shown, folder=folder, writer=writer)
+        shown: dict[str, Output] = {}
+        for visual in sorted(visuals.values(), key=lambda visual: visual.priority):
+            drawn = render({"": visual}, subject.classifier, subject.examples, subject.state)
+            write_outputs(drawn, folder=folder, writer=writer)  # at once: others may take minutes
+            shown |= drawn
     export.export_weights(subject.classifier, cfg["export"], folder)
     for tag, output in shown.items():
         if isinstance(output, Table) and output.terminal:

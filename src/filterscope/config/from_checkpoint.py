@@ -11,6 +11,7 @@ import torch
 
 from filterscope.config.factory import build_data, build_published
 from filterscope.config.instantiate import instantiate
+from filterscope.config.options import find_checkpoint
 from filterscope.data.datamodule import ImageDataModule
 from filterscope.data.image_io import Decoding, read_image
 from filterscope.data.preprocessing import fixed_transform, to_float
@@ -38,28 +39,6 @@ class Run:
     classifier: Classifier
     examples: Examples | None
     state: VisualState
-
-
-def find_checkpoint(ckpt: str, outputs: Path = Path("outputs")) -> Path:
-    """Return the checkpoint file: a given file, a run folder's `best.ckpt`, or that of the newest run for `latest`.
-
-    Raises:
-        UserError: there is none.
-    """
-    if ckpt == "latest":
-        found = sorted(outputs.glob("**/checkpoints/best.ckpt"), key=lambda path: path.stat().st_mtime)
-        if not found:
-            raise UserError(f"ckpt=latest: no run with a checkpoint below {outputs}")
-        return found[-1]
-    path = Path(ckpt).expanduser()
-    if path.is_dir():
-        best = path / "checkpoints" / "best.ckpt"
-        if not best.is_file():
-            raise UserError(f"{path} is not a run folder with a checkpoint: there is no {best}")
-        return best
-    if not path.is_file():
-        raise UserError(f"no checkpoint at {path}; give a run folder, a .ckpt file or latest")
-    return path
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

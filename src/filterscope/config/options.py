@@ -1,6 +1,7 @@
-"""Check the options that belong to no constructor of filterscope: those at the config's root and the Trainer's."""
+"""Check what can be checked without torch: options at the config's root, those of the Trainer, and the checkpoint."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field
@@ -59,3 +60,25 @@ def check_config(cfg: Mapping[str, Any]) -> None:
         for key, hint in hints.items():
             if key in options:
                 check_value(options[key], hint, where=where + key)
+
+
+def find_checkpoint(ckpt: str, outputs: Path = Path("outputs")) -> Path:
+    """Return the checkpoint file: a given file, a run folder's `best.ckpt`, or that of the newest run for `latest`.
+
+    Raises:
+        UserError: there is none.
+    """
+    if ckpt == "latest":
+        found = sorted(outputs.glob("**/checkpoints/best.ckpt"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise UserError(f"ckpt=latest: no run with a checkpoint below {outputs}")
+        return found[-1]
+    path = Path(ckpt).expanduser()
+    if path.is_dir():
+        best = path / "checkpoints" / "best.ckpt"
+        if not best.is_file():
+            raise UserError(f"{path} is not a run folder with a checkpoint: there is no {best}")
+        return best
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}; give a run folder, a .ckpt file or latest")
+    return path

@@ -24,6 +24,7 @@ from filterscope.data.preprocessing import Augmentation, RandomTransform, fixed_
 from filterscope.data.sampler import EpochSampler, mix_seed
 from filterscope.data.splits import check_trainable, prepare_splits, spread_over_classes
 from filterscope.errors import UserError, printable
+from filterscope.runtime.cores import available_cores
 
 log = logging.getLogger(__name__)
 
@@ -308,9 +309,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         # nothing has to be decoded.
         if not isinstance(images, Files) or (isinstance(images, CachedFiles) and not torch.cuda.is_available()):
             return 0
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         processes = self.trainer.num_devices if self.trainer else 1
-        return min(max(cores // processes, 1), 8)
+        return min(max(available_cores() // processes, 1), 8)
 
     def _loader(
         self, split: str, *, shuffle: bool = False, augmented: bool = False, epoch: Callable[[], int] | None = None

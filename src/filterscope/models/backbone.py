@@ -34,6 +34,7 @@ class Backbone(nn.Module):
         missing: names of the tensors that a weights file did not hold and that are random; empty for a network whose
             weights are all random on request.
         allow_random: whether heads may keep layers that are in `missing`.
+        published_layers: whether the layers are those of the published network, so that exported weights load there.
         num_classes: number of outputs of the network's own last layer.
         categories: class names of these outputs; empty if the weights were published without names.
 
@@ -55,6 +56,7 @@ class Backbone(nn.Module):
         pretrained: bool = False,
         missing: Sequence[str] = (),
         allow_random: bool = False,
+        published_layers: bool = True,
         categories: Sequence[str] = (),
         owned: bool = True,
     ) -> None:
@@ -69,6 +71,7 @@ class Backbone(nn.Module):
         self.pretrained = pretrained
         self.missing = tuple(missing)
         self.allow_random = allow_random
+        self.published_layers = published_layers
         self.categories = tuple(categories) if len(categories) == self.num_classes else ()
         self.register_buffer("mean", torch.tensor(list(mean)).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(list(std)).view(1, -1, 1, 1))
@@ -107,6 +110,7 @@ def torchvision_backbone(
     in_channels: Channels = 3,
     num_classes: Channels = 1000,
     dropout: Probability | None = None,
+    fully_connected: bool = True,
     allow_random: bool = False,
 ) -> Backbone:
     """Build a classifier of torchvision.
@@ -119,6 +123,8 @@ def torchvision_backbone(
         in_channels: must be 3.
         num_classes: of the network itself, before the head; a weights file overrides it.
         dropout: replaces the network's own dropout probability.
+        fully_connected: whether AlexNet and VGG have their three fully connected layers, which hold most parameters;
+            otherwise one Linear on the globally pooled output of the convolutions takes their place.
         allow_random: let heads keep layers that the weights file does not hold.
 
     Raises:
@@ -141,7 +147,7 @@ def torchvision_backbone(
 
     def build(num_classes: int) -> nn.Module:
         network: nn.Module = get_model(name, weights=None, num_classes=num_classes, **extra)
-        return network
+        return network if fully_connected else _pooled(network, num_classes, name)
 
     path = download_weights(published.url, name) if weights == "imagenet" else weights
     network, missing = _with_weights(build, path, name, num_classes=num_classes)
@@ -156,6 +162,7 @@ def torchvision_backbone(
         pretrained=weights is not None,
         missing=missing,
         allow_random=allow_random,
+        published_layers=fully_connected,
         categories=published.meta["categories"],
     )
 
@@ -267,6 +274,17 @@ def per_channel(option: str, given: Sequence[float] | None, published: Sequence[
     if len(numbers) != len(published) or not all(map(math.isfinite, numbers)) or (positive and min(numbers) <= 0):
         raise UserError(f"{option}={numbers}: must be {len(published)} finite {positive}numbers, one per channel")
     return numbers
+
+
+def _pooled(network: nn.Module, num_classes: int, name: str) -> nn.Module:
+    """Replace the fully connected layers of AlexNet or VGG by one Linear on globally pooled features."""
+    features: Any = getattr(network, "features", None)
+    last = [module for module in features.modules() if isinstance(module, nn.Conv2d)] if features else []
+    if not last or not isinstance(getattr(network, "classifier", None), nn.Sequential):
+        raise UserError(f"model.fully_connected=false: {name} has no fully connected layers before its last one")
+    network.avgpool = nn.AdaptiveAvgPool2d(1)
+    network.classifier = nn.Linear(last[-1].out_channels, num_classes)
+    return network
 
 
 def _set_dropout(network: nn.Module, dropout: float, name: str) -> None:

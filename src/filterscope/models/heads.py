@@ -80,7 +80,8 @@ def trunk(backbone: Backbone) -> Classifier:
 
 def _split(backbone: Backbone, path: str, head: nn.Linear, num_classes: int, *, published: nn.Linear) -> Classifier:
     _set(backbone.network, path, nn.Identity())
-    return Classifier(backbone, head, num_classes=num_classes, head_path=path, published=published)
+    path_there = path if backbone.published_layers else None
+    return Classifier(backbone, head, num_classes=num_classes, head_path=path_there, published=published)
 
 
 def _has_one_linear(network: nn.Module) -> bool:

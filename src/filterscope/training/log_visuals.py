@@ -241,9 +241,10 @@ class LogVisuals(pl.Callback):
         for visual in visuals_due(self.visuals, self.state):
             name = names[id(visual)]
             with self._reported(name):
-                outputs |= render({name: visual}, classifier, examples, self.state, precision=precision)
-        with self._reported("writing"):
-            self._write(trainer, outputs, epoch=epoch)
+                shown = render({name: visual}, classifier, examples, self.state, precision=precision)
+                outputs |= shown
+                with self._reported("writing"):  # at once: the first pictures are there while others are drawn
+                    self._write(trainer, shown, epoch=epoch)
         tables = {tag: each for tag, each in outputs.items() if isinstance(each, Table) and each.terminal}
         self.summaries |= {tag: (epoch, table) for tag, table in tables.items()}
         return outputs
@@ -266,6 +267,8 @@ class LogVisuals(pl.Callback):
             self.folder = Path(trainer.default_root_dir)
             log.info("no logger shows images; pictures are written to %s", self.folder / "pictures")
         write_outputs(outputs, folder=self.folder, writer=writer, epoch=epoch)
+        if writer is not None:
+            writer.flush()
         show_pictures(trainer, outputs, epoch=epoch)
         numbers = {tag: output for tag, output in outputs.items() if isinstance(output, float)}
         log_numbers(trainer, numbers, epoch=epoch, but=writer)

@@ -11,7 +11,7 @@ from filterscope.data.datamodule import ImageDataModule
 from filterscope.models.export import export_weights
 from filterscope.training.checkpoints import RunCheckpoints, load_checkpoint
 from filterscope.training.log_visuals import LogVisuals
-from filterscope.training.loggers import RunTensorBoardLogger, run_options, tensorboard_writer
+from filterscope.training.loggers import EVENTS, RunTensorBoardLogger, run_options, tensorboard_writer
 from filterscope.training.metrics_log import MetricsLog
 from filterscope.training.module import FinetuneModule
 from filterscope.visuals.confusion import accuracy_table, confusion_picture
@@ -66,6 +66,17 @@ def leave_process_group(trainer: pl.Trainer) -> None:
         dist.destroy_process_group()
 
 
+def folder_sizes(folder: Path) -> dict[str, int]:
+    """Return the bytes of a run folder's files by kind: checkpoints, pictures, events, other folders, other files."""
+    sizes: dict[str, int] = {}
+    for path in folder.rglob("*"):
+        if path.is_file():
+            kind = path.relative_to(folder).parts[0] if path.parent != folder else "other files"
+            kind = "events" if path.match(EVENTS) else kind
+            sizes[kind] = sizes.get(kind, 0) + path.stat().st_size
+    return dict(sorted(sizes.items(), key=lambda item: -item[1]))
+
+
 def tensorboard_command(folder: Path) -> str:
     """Return the command that shows all pictures of a run; by default TensorBoard shows a sample of ten."""
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
@@ -95,4 +106,7 @@ def _write_results(
         log.info("%s", table_text(table, f"{tag}, epoch {epoch}"))
     for name, value in sorted(overall.items()):
         log.info("%s %.4f", name, value)
+    sizes = folder_sizes(folder)
+    shares = ", ".join(f"{kind} {size / 1e6:.1f}" for kind, size in sizes.items() if size >= 5e4)
+    log.info("the run folder holds %.1f MB: %s", sum(sizes.values()) / 1e6, shares)
     log.info("%s", tensorboard_command(folder))
