@@ -29,7 +29,7 @@ from filterscope.visuals.drawing.grid import (
     grid,
     tile_size,
 )
-from filterscope.visuals.drawing.text import font
+from filterscope.visuals.drawing.text import draw_text
 from filterscope.visuals.drawing.tiles import photo
 from filterscope.visuals.filter_selection import convolution_names
 from filterscope.visuals.layer_state import fingerprints
@@ -279,7 +279,7 @@ def _wheel(
 
     for angle, text in labels:
         draw.line((place(angle, 0), place(angle, radius)), fill=EDGE, width=1)
-        draw.text(place(angle, radius + 32), text, INK, font(24), anchor="mm")
+        draw_text(draw, place(angle, radius + 32), text, size=24, colour=INK, anchor="mm")
     for i in used:
         x, y = place(turns[i], outward[i] * radius)
         image.paste(Image.fromarray(spots[i]), (round(x - SPOT / 2), round(y - SPOT / 2)))

@@ -80,10 +80,14 @@ def record_activity(
 
 def output_tap(classifier: Classifier, layer: str) -> Tap:
     """Return where a convolution's output is recorded: behind the batch norm that follows it, or else its own."""
+    return taps_of(classifier, [output_layer(classifier, layer)]).popitem()[1]
+
+
+def output_layer(classifier: Classifier, layer: str) -> str:
+    """Return the name of the batch norm that follows a convolution, or of the convolution itself."""
     own = find_layer(classifier.layers, layer)
-    after = own.next_layers[0] if len(own.next_layers) == 1 else layer
-    norm = isinstance(classifier.module_of(after), nn.BatchNorm2d)
-    return taps_of(classifier, [after if norm else layer]).popitem()[1]
+    after = own.next_layers[0] if len(own.next_layers) == 1 else own.name
+    return after if isinstance(classifier.module_of(after), nn.BatchNorm2d) else own.name
 
 
 def sum_over_ranks(sums: Mapping[str, RunningSums]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from filterscope.analysis.health.recorder import output_module
+from filterscope.analysis.health.recorder import output_layer
 from filterscope.analysis.hooks import observing
 from filterscope.analysis.synthesis.network import TruncatedNetwork
 from filterscope.analysis.top_patches import receptive_field
@@ -54,10 +54,7 @@ class StimulusResponses:
                 f"choose one of {', '.join(convolutions(classifier.layers))}"
             )
         self.channels = classifier.in_channels
-        output = output_module(classifier, found.name)
-        self._output = next(
-            each.name for each in classifier.layers.values() if classifier.get_submodule(each.path) is output
-        )
+        self._output = output_layer(classifier, found.name)
         self._classifier = classifier
         size = classifier.image_size or classifier.backbone.image_size
         self.window = self._find_window(found.name, size)
