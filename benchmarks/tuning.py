@@ -23,7 +23,7 @@ from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 
 from filterscope.analysis.filters import kernels
 from filterscope.analysis.selectivity import sentences
-from filterscope.analysis.selectivity.layer_tuning import LayerTuning, measure_tuning
+from filterscope.analysis.selectivity.measurement import LayerTuning, measure_tuning
 from filterscope.analysis.selectivity.stimuli import HUES
 from filterscope.models.adapter import as_classifier
 from filterscope.models.classifier import Classifier

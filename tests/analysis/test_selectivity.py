@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from filterscope.analysis.selectivity import sentences
 from filterscope.analysis.selectivity.curves import grating_tuning
 from filterscope.analysis.selectivity.exposure import StimulusResponses
-from filterscope.analysis.selectivity.layer_tuning import LayerTuning, measure_tuning
+from filterscope.analysis.selectivity.measurement import LayerTuning, measure_tuning
 from filterscope.analysis.selectivity.stimuli import (
     LUMA,
     Pattern,

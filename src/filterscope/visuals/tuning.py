@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from filterscope.analysis.selectivity import sentences
-from filterscope.analysis.selectivity.layer_tuning import LayerTuning, measure_tuning
+from filterscope.analysis.selectivity.measurement import LayerTuning, measure_tuning
 from filterscope.analysis.selectivity.stimuli import KINDS, hue_name
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of, convolutions

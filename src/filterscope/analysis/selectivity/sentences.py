@@ -1,6 +1,6 @@
 """Tuning in words: one sentence and one short caption for each filter."""
 
-from filterscope.analysis.selectivity.layer_tuning import LayerTuning
+from filterscope.analysis.selectivity.measurement import LayerTuning
 from filterscope.analysis.selectivity.stimuli import (
     BAR,
     BLOB,
