@@ -32,7 +32,7 @@ from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
 
 PLAIN = Recipe(objective="channel", learning_rate=0.15, anneal=0.3)
-SPECIFIC = Recipe()
+SPECIFIC = Recipe(objective="specific")
 
 
 @dataclass(frozen=True, kw_only=True)

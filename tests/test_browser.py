@@ -20,7 +20,7 @@ from filterscope.errors import UserError
 from tiny import REPOSITORY, TINY
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-SMALL = ("visuals.gallery.samples=1", *(f"visuals.gallery.recipes.{r}.{k}" for r in ("specific", "plain") for k in (
+SMALL = ("visuals.gallery.samples=1", *(f"visuals.gallery.recipes.{r}.{k}" for r in ("natural", "plain") for k in (
     "steps=2", "size=24")), "visuals.gallery.health.draws=19")  # fmt: skip
 EPOCHS = 2
 expect.set_options(timeout=120_000)  # on a machine with other things to do

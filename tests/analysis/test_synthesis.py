@@ -1,6 +1,7 @@
 import copy
 
 import pytest
+import scipy.stats
 import torch
 import torch.nn.functional as F
 
@@ -15,6 +16,7 @@ from filterscope.analysis.synthesis import (
     synthesize,
 )
 from filterscope.analysis.synthesis.objectives import LayerResponse, direction
+from filterscope.analysis.synthesis.optimize import draw_transforms, transform
 from filterscope.errors import UserError
 from filterscope.models import heads
 from filterscope.models.backbone import torchvision_backbone
@@ -306,3 +308,56 @@ def test_a_module_without_channels_is_refused():
 def test_parameters_of_0_are_grey():
     recipe = quick(size=16)
     assert start_from(torch.full((1, 3, 16, 16), 0.5), recipe).abs().max() < 1e-5
+
+
+def test_a_natural_picture_beats_every_real_image_and_resembles_those_that_activate_its_channel(grey):
+    torch.manual_seed(0)
+    images = F.interpolate(torch.rand(60, 1, 8, 8), 32, mode="bilinear")
+    layers = ["block1_conv1", "block2_conv1"]
+    statistics = measure_statistics(grey, images, layers)
+    channels = [c for c in range(20) if statistics.of(layers[1]).largest[c] > 0][:6]
+    recipes = [quick(objective=each, steps=60, jitter=1) for each in ("natural", "channel")]
+    natural, plain = (synthesize(grey, layers[1], channels, recipe=r, statistics=statistics) for r in recipes)
+    assert (statistics.of(layers[1]).multiple(natural.activation, channels) >= 1).all()
+    assert (natural.agreement >= plain.agreement - 0.05).all()
+    assert natural.agreement.mean() > plain.agreement.mean()
+
+
+def test_without_real_images_the_natural_recipe_is_the_plain_one(grey):
+    made = [synthesize(grey, "block2_conv1", [1, 2], recipe=quick(objective=o)) for o in ("natural", "channel")]
+    assert torch.equal(made[0].images, made[1].images)
+    assert made[0].agreement.isnan().all()
+
+
+def test_agreement_is_the_rank_correlation_with_the_real_images_that_activate_the_channel_most(grey):
+    images = torch.rand(30, 1, 32, 32)
+    layers = ["block1_conv1", "block2_conv1"]
+    statistics = measure_statistics(grey, images, layers)
+    made = synthesize(grey, layers[1], [4], recipe=quick(steps=3, precision="fp32"), statistics=statistics)
+    first, second = statistics.of(layers[0]), statistics.of(layers[1])
+    top = first.scores(first.sample[second.sample[:, 4].topk(9).indices]).mean(dim=0)
+    means = F.relu(F.conv2d(made.images, grey.backbone.network.conv1.weight, grey.backbone.network.conv1.bias))
+    expected = scipy.stats.spearmanr(first.scores(means.mean((2, 3)))[0].detach(), top).statistic
+    assert made.agreement.item() == pytest.approx(expected, abs=0.02)
+
+
+def test_no_bounded_picture_of_an_affine_first_layer_beats_its_closed_form(grey):
+    """A patch activates an affine filter most where it is white below positive and black below negative weights."""
+    conv = grey.module_of("block1_conv1")
+    bound = conv.weight.clamp_min(0).sum((1, 2, 3)) + conv.bias
+    recipe = quick(size=3, steps=200, learning_rate=0.3, decorrelate=False, jitter=0, scale=0, rotate=0)
+    channels = list(range(10))
+    made = synthesize(grey, "block1_conv1", channels, recipe=recipe)
+    assert (made.activation <= bound + 1e-4).all()
+    assert (made.activation >= 0.97 * bound).all()
+
+
+def test_the_network_sees_parts_of_a_picture_that_is_larger_than_the_crop():
+    recipe = Recipe(size=64, crop=32, jitter=0, scale=0, rotate=0, steps=200)
+    affine = draw_transforms(recipe, [torch.Generator().manual_seed(0)])
+    ramp = torch.linspace(0, 1, 64).expand(1, 1, 64, 64)
+    parts = torch.cat([transform(ramp, step, recipe.seen) for step in affine])
+    assert parts.shape == (200, 1, 32, 32)
+    assert torch.allclose(parts[..., -1] - parts[..., 0], torch.tensor(31 / 63), atol=1e-4)  # not magnified
+    assert parts[..., 0].min() < 0.02
+    assert parts[..., -1].max() > 0.98  # every part of the picture is seen

@@ -23,7 +23,7 @@ def test_a_recipe_file_has_every_option_and_builds(name, composed):
     content = composed(f"recipe={name}")["recipe"]
     assert list(content) == ["_target_", *(field.name for field in fields(Recipe))]
     recipe = instantiate(content, _convert_="all")
-    assert (recipe == Recipe()) is (name == "specific")
+    assert (recipe == Recipe()) is (name == "natural" and recipe.size == 128)
 
 
 @pytest.mark.parametrize("script", ["train", "visualize"])

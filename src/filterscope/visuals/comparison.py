@@ -57,7 +57,7 @@ class Comparison(Visual):
         every: see `Visual`.
     """
 
-    recipes: Mapping[str, Recipe] = field(default_factory=lambda: {"specific": Recipe()})
+    recipes: Mapping[str, Recipe] = field(default_factory=lambda: {"natural": Recipe()})
     layers: Sequence[str] | int | None = None
     channels: list[int] | int | None = 4
     pick: str = "first"

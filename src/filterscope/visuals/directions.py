@@ -27,7 +27,7 @@ class Directions(Visual):
     Attributes:
         directions: each the weights of some channels, `{3: 1.0, 17: -0.5}`.
         layer: name of the layer; None: the last convolution.
-        recipe: how pictures are made; `channel` and `specific` both mean the mean along the direction.
+        recipe: how pictures are made; `natural`, `channel` and `specific` all mean the mean along the direction.
         cache: folder of finished pictures, which are not made again; used outside training only. None: no cache.
         seed: of the initial noise.
         every: see `Visual`.

@@ -230,18 +230,27 @@ def specific(response: LayerResponse, *, margin: float = 0.7, weight: float = 3.
 
 
 @register("objective")
-def natural(response: LayerResponse, *, least: float = 1.5, weight: float = 10.0) -> Tensor:
+def natural(
+    response: LayerResponse, *, least: float = 1.3, weight: float = 10.0, others: float = 3.0, temperature: float = 0.3
+) -> Tensor:
     """Return the logarithm of the channel's mean response in units of the largest one to a real image.
 
     Its unit is the distance from the mean to the largest real response. Below `least` units the score falls linearly,
-    `weight` for each, so that no other term of the objective keeps a picture weaker than the best real image. A recipe
-    with this objective adds the `likeness` of the layer and of layers before it.
+    `weight` for each, so that no other term of the objective keeps a picture weaker than the best real image. `others`
+    is the weight of the excess of the soft maximum of all other channels over the own one, in z-scores relative to that
+    of the unit. A recipe with this objective adds the `likeness` of the layer and of layers before it.
     """
-    statistics = response.measure()
-    mean = statistics.mean.to(response.output.device)[response.channels]
-    unit = (statistics.largest - statistics.mean).maximum(statistics.spread).to(mean)[response.channels]
-    own = (response.own_mean() + response.dead_unit_term() - mean) / unit
-    return (own.clamp_min(least) / least).log() - weight * F.relu(least - own)
+    statistics = response.measure().to(response.output.device)
+    z = statistics.scores(mean_response(response.output, response.slope))
+    spread = statistics.spread
+    unit = ((statistics.largest.to(spread) - statistics.mean) / spread).clamp_min(1.0)[response.channels]
+    own_z = response.own(z) + response.dead_unit_term() / spread[response.channels]
+    own = own_z / unit
+    score = (own.clamp_min(least) / least).log() - weight * F.relu(least - own)
+    if z.shape[1] == 1 or response.slope:
+        return score
+    rivals = z.scatter(1, response.channels[:, None], -torch.inf) / temperature
+    return score - others * F.relu(temperature * torch.logsumexp(rivals, dim=1) - own_z) / unit
 
 
 @register("objective")

@@ -55,11 +55,11 @@ class Recipe:
         UserError: an option has a value of another type or out of its range, or an objective is not registered.
     """
 
-    objective: str | Mapping[str, float] = "specific"
+    objective: str | Mapping[str, float] = "natural"
     likeness: Amount = 3.0
     parameterization: Literal["fourier", "pixels"] = "fourier"
     size: Count = 128
-    crop: Count | None = None
+    crop: Count | None = 128
     steps: Count = 128
     learning_rate: Amount = 0.1
     anneal: Fraction = 0.5

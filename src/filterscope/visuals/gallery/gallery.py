@@ -81,9 +81,7 @@ class Gallery(Visual):
     at_end: ClassVar[bool] = True
 
     layers: Sequence[str] | None = None
-    recipes: Annotated[Mapping[str, Recipe], Field(min_length=1)] = field(
-        default_factory=lambda: {"specific": Recipe()}
-    )
+    recipes: Annotated[Mapping[str, Recipe], Field(min_length=1)] = field(default_factory=lambda: {"natural": Recipe()})
     samples: AtLeastOne = 2
     patches: AtLeastOne = 9
     images: AtLeastOne = 500

