@@ -90,7 +90,7 @@ def test_commonest_mistakes_are_in_order_and_no_right_ones() -> None:
 
 def test_accuracy_per_class_is_computed_from_the_rows() -> None:
     table = accuracy_table(torch.tensor([[3, 1, 0], [0, 0, 0], [2, 2, 4]]), ["ant", "bee"])
-    assert table.rows[0] == ("ant", 4, 3, 0.75, "bee", 1)
+    assert table.rows[0] == ("ant", 4, 3, 0.75, "bee", 1, 0.6, 6 / 9)
     assert table.rows[1][:3] == ("bee", 0, 0)
     assert math.isnan(table.rows[1][3])
     assert table.rows[2][:4] == ("class 2", 8, 4, 0.5)

@@ -260,6 +260,12 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         batch = torch.stack(pixels) if pixels else torch.empty(0, self.num_channels, self.image_size, self.image_size)
         return to_float(batch), images.labels[chosen], tuple(images.name(i) for i in chosen.tolist())
 
+    def read(self, split: str, indices: Sequence[int]) -> Tensor:
+        """Return images of a split, `(N, C, H, W)` float32 in [0, 1], not augmented."""
+        images = self._images(split)
+        pixels = [self._fixed_transform(images.read(index, num_channels=self.num_channels)) for index in indices]
+        return to_float(torch.stack(pixels))
+
     def _num_seen(self) -> int:
         """Return how many images of the epoch were trained on before an interruption."""
         loop = cast(Any, self.trainer).fit_loop if self.trainer else None

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, Metric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from torchmetrics.classification import MulticlassAccuracy
 
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
@@ -35,8 +35,8 @@ class FinetuneModule(pl.LightningModule):
     """Trains a classifier with cross-entropy and measures its accuracy.
 
     Logged per epoch, over all ranks: `train/loss train/acc val/loss val/acc test/loss test/acc`, and `…/acc_top5` for
-    more than ten classes. `confusion["val"]` and `confusion["test"]` are `(classes, classes)` counts, true classes in
-    rows, predicted ones in columns.
+    more than ten classes. `records["val"]` and `records["test"]` are `(4, N)`: label, predicted class, its probability
+    and the loss of each image, in the order of the split.
 
     Args:
         classifier: is trained in place.
@@ -90,7 +90,8 @@ class FinetuneModule(pl.LightningModule):
         self.channels_last = channels_last
         self.about = about or {}
         self.metrics = torch.nn.ModuleDict({f"{split}_": _metrics(classifier.num_classes) for split in _SPLITS})
-        self.confusion: dict[str, Tensor] = {}
+        self.records: dict[str, Tensor] = {}
+        self._batches: list[Tensor] = []  # the records of the running evaluation
         self.split_network: SplitNetwork | None = None
         self._backbone_trains = True
         # Only for training steps: validation and visuals come and go with hooks, which would compile again.
@@ -202,21 +203,25 @@ class FinetuneModule(pl.LightningModule):
         """Measure a test batch."""
         self._evaluate("test", batch)
 
+    def on_validation_epoch_start(self) -> None:
+        """Forget the predictions of an evaluation that was interrupted."""
+        self._batches.clear()
+
     def on_validation_epoch_end(self) -> None:
-        """Store the confusion matrix of the validation images."""
-        self._store_confusion("val")
+        """Store the predictions for the validation images."""
+        self._store_record("val")
 
     def on_test_epoch_end(self) -> None:
-        """Store the confusion matrix of the test images."""
-        self._store_confusion("test")
+        """Store the predictions for the test images."""
+        self._store_record("test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint self-contained."""
-        checkpoint.setdefault("filterscope", {}).update({**self.about, "confusion": dict(self.confusion)})
+        checkpoint.setdefault("filterscope", {}).update({**self.about, "records": dict(self.records)})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the confusion matrices: resuming a run that only lacks its test runs no validation."""
-        self.confusion = dict(checkpoint.get("filterscope", {}).get("confusion", {}))
+        """Restore the predictions: resuming a run that only lacks its test runs no validation."""
+        self.records = dict(checkpoint.get("filterscope", {}).get("records", {}))
 
     def _train_forward(self, inputs: Tensor, forward: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         try:
@@ -253,14 +258,14 @@ class FinetuneModule(pl.LightningModule):
             else:
                 features = self.split_network.features(self._to_layout(inputs))
             logits = self.split_network.logits(features).float()
-        self._update_metrics(split, logits, labels, F.cross_entropy(logits, labels))
-        self._metrics_of(split)["confusion"].update(logits, labels)
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        self._update_metrics(split, logits, labels, losses.mean())
+        confidence, predicted = logits.softmax(1).max(1)
+        self._batches.append(torch.stack([labels.float(), predicted.float(), confidence, losses]))
         return features
 
     def _update_metrics(self, split: str, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
         for name, metric in self._metrics_of(split).items():
-            if name == "confusion":
-                continue
             if name == "loss":
                 metric.update(loss, weight=len(labels))
             else:
@@ -286,17 +291,24 @@ class FinetuneModule(pl.LightningModule):
     def _metrics_of(self, split: str) -> dict[str, Metric]:
         return dict(self.metrics[f"{split}_"].items())  # type: ignore[operator]
 
-    def _store_confusion(self, split: str) -> None:
-        metric = self._metrics_of(split)["confusion"]
-        self.confusion[split] = metric.compute().cpu()
-        metric.reset()
+    def _store_record(self, split: str) -> None:
+        """Store the predictions of all processes in the order of the images, which take turns over the processes."""
+        own = torch.cat(self._batches, 1).cpu() if self._batches else torch.empty(4, 0)
+        self._batches.clear()
+        parts: list[Any] = [own]
+        if self.trainer.world_size > 1:
+            parts = [None] * self.trainer.world_size
+            dist.all_gather_object(parts, own)
+        record = torch.empty(4, sum(part.shape[1] for part in parts))
+        for rank, part in enumerate(parts):
+            record[:, rank :: len(parts)] = part
+        self.records[split] = record
 
 
 def _metrics(num_classes: int) -> torch.nn.ModuleDict:
     metrics: dict[str, Metric] = {
         "loss": MeanMetric(),
         "acc": MulticlassAccuracy(num_classes, average="micro"),
-        "confusion": MulticlassConfusionMatrix(num_classes),
     }
     if num_classes > 10:
         metrics["acc_top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)

@@ -1,6 +1,8 @@
 """The end of a run: the test, the final tables, the exported weights and the command that shows the result."""
 
 import logging
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,10 +13,11 @@ from filterscope.data.datamodule import ImageDataModule
 from filterscope.models.export import export_weights
 from filterscope.training.checkpoints import RunCheckpoints, load_checkpoint
 from filterscope.training.log_visuals import LogVisuals
-from filterscope.training.loggers import EVENTS, RunTensorBoardLogger, run_options, tensorboard_writer
+from filterscope.training.loggers import EVENTS, RunTensorBoardLogger, run_options, show_pictures, tensorboard_writer
 from filterscope.training.metrics_log import MetricsLog
+from filterscope.training.model_card import write_model_card
 from filterscope.training.module import FinetuneModule
-from filterscope.visuals.confusion import accuracy_table, confusion_picture
+from filterscope.visuals.evaluation import PredictionRecord, accuracy_interval, evaluation_outputs, summary_table
 from filterscope.visuals.output.outputs import Output
 from filterscope.visuals.output.tables import table_text
 from filterscope.visuals.output.writer import write_outputs
@@ -38,7 +41,9 @@ def finish_run(
     epoch = max(rows, default=0)
     if checkpoints is not None and checkpoints.best_epoch is not None and not trial:
         epoch = checkpoints.best_epoch
-        module.load_state_dict(load_checkpoint(checkpoints.best_path)["state_dict"])
+        best = load_checkpoint(checkpoints.best_path)
+        module.load_state_dict(best["state_dict"])
+        module.on_load_checkpoint(best)
     metrics = dict(rows.get(epoch, {}))
     if data.has_test:
         trainer.test(module, data, verbose=False)
@@ -49,7 +54,7 @@ def finish_run(
     if trial:
         log.info("trainer.fast_dev_run: every part has run; nothing was written")
     elif trainer.is_global_zero:
-        _write_results(trainer, module, cfg, folder, metrics)
+        _write_results(trainer, module, data, cfg, folder, metrics)
     leave_process_group(trainer)
     return metrics
 
@@ -84,29 +89,52 @@ def tensorboard_command(folder: Path) -> str:
 
 
 def _write_results(
-    trainer: pl.Trainer, module: FinetuneModule, cfg: dict[str, Any], folder: Path, metrics: dict[str, float]
+    trainer: pl.Trainer,
+    module: FinetuneModule,
+    data: ImageDataModule,
+    cfg: dict[str, Any],
+    folder: Path,
+    metrics: dict[str, float],
 ) -> None:
     # The numbers of single layers are in the tables of their visual and in metrics.csv.
     overall = {name: value for name, value in metrics.items() if name.count("/") == 1 or name.endswith("/all")}
-    for split, counts in module.confusion.items():
-        shown: dict[str, Output] = {
-            f"predictions/confusion_{split}": confusion_picture(counts, module.classifier.class_names),
-            f"predictions/per_class_{split}": accuracy_table(counts, module.classifier.class_names),
-        }
-        write_outputs(shown, folder=folder, writer=tensorboard_writer(trainer), epoch=trainer.current_epoch)
+    classifier = module.classifier
+    records = {split: PredictionRecord.of(values) for split, values in module.records.items() if values.numel()}
+    shown: dict[str, Output] = {"predictions/summary": summary_table(records, classifier.num_classes)}
+    for split, record in records.items():
+        shown |= evaluation_outputs(
+            split, record, classifier.class_names, num_classes=classifier.num_classes, read=partial(data.read, split)
+        )
+    write_outputs(shown, folder=folder, writer=tensorboard_writer(trainer), epoch=trainer.current_epoch)
+    show_pictures(trainer, shown, epoch=trainer.current_epoch)
     # After the tables: it flushes the event file, and nothing flushes it later.
     for logger in trainer.loggers:
         if isinstance(logger, RunTensorBoardLogger):
             logger.log_outcome(run_options(cfg), overall)
         else:
             logger.log_hyperparams(run_options(cfg))
-    export_weights(module.classifier, cfg["export"], folder)
     visuals = find_callback(trainer, LogVisuals)
+    write_model_card(
+        folder, classifier, data, records, options=run_options(cfg),
+        summaries={tag: table for tag, (_, table) in (visuals.summaries if visuals else {}).items()},
+    )  # fmt: skip
+    export_weights(classifier, cfg["export"], folder)
     for tag, (epoch, table) in visuals.summaries.items() if visuals else ():
         log.info("%s", table_text(table, f"{tag}, epoch {epoch}"))
+    log.info("%s", table_text(shown["predictions/summary"], "predictions, best epoch"))  # type: ignore[arg-type]
     for name, value in sorted(overall.items()):
-        log.info("%s %.4f", name, value)
+        log.info("%s %.4f%s", name, value, _interval(name, records))
     sizes = folder_sizes(folder)
     shares = ", ".join(f"{kind} {size / 1e6:.1f}" for kind, size in sizes.items() if size >= 5e4)
     log.info("the run folder holds %.1f MB: %s", sum(sizes.values()) / 1e6, shares)
     log.info("%s", tensorboard_command(folder))
+
+
+def _interval(name: str, records: Mapping[str, PredictionRecord]) -> str:
+    """Return the interval of an accuracy as text, ` (95 % interval 0.8102 to 0.8571)`; empty for other numbers."""
+    split, _, metric = name.partition("/")
+    if metric != "acc" or split not in records:
+        return ""
+    record = records[split]
+    low, high = accuracy_interval(int((record.predicted == record.labels).sum()), len(record.labels))
+    return f" (95 % interval {low:.4f} to {high:.4f})"

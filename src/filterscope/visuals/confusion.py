@@ -76,11 +76,16 @@ def accuracy_table(counts: Tensor, class_names: Sequence[str]) -> Table:
         other = int(wrong[i].argmax())
         mistaken = name_of(other, class_names) if int(wrong[i, other]) else ""
         accuracy = right / images if images else float("nan")
-        rows.append((name_of(i, class_names), images, right, accuracy, mistaken, int(wrong[i, other])))
+        called = int(counts[:, i].sum())
+        precision = right / called if called else float("nan")
+        score = 2 * right / (images + called) if images + called else float("nan")
+        row_end = (mistaken, int(wrong[i, other]), precision, score)
+        rows.append((name_of(i, class_names), images, right, accuracy, *row_end))
     return Table(
-        columns=("class", "images", "right", "accuracy", "most often mistaken for", "times"),
+        columns=("class", "images", "right", "accuracy", "most often mistaken for", "times", "precision", "F1"),
         rows=tuple(rows),
-        description="How many images of each class are recognised, and the class it is most often mistaken for.",
+        description="How many images of each class are recognised (accuracy, the same as recall), the class it is most "
+        "often mistaken for, the share of right predictions of it (precision), and F1.",
     )
 
 

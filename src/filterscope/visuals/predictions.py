@@ -152,6 +152,7 @@ def draw_predictions(
     *,
     columns: int = 4,
     header_note: str = "",
+    title: str = "predictions",
 ) -> Picture:
     """Draw images `(N, C, H, W)` with the most probable class of each.
 
@@ -162,6 +163,7 @@ def draw_predictions(
         class_names: in the order of the classes.
         columns: images per row, at most.
         header_note: at the right of the title.
+        title: of the picture.
     """
     columns = column_count(len(images), most=columns)
     size = tile_size(columns)
@@ -189,5 +191,5 @@ def draw_predictions(
     else:
         hits = int((guesses == labels.cpu()).sum())
         note, explanation = f"{hits} of {len(images)} right; below the true name the predicted one", _EXPLANATION
-    pixels = grid(cells, columns=columns, title="predictions", header_note=header_note, notes=[note])
+    pixels = grid(cells, columns=columns, title=title, header_note=header_note, notes=[note])
     return Picture(pixels=pixels, description=explanation)
