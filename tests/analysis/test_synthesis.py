@@ -202,13 +202,14 @@ def test_objectives_of_several_layers_add_up(grey):
     assert (made.curve[-1] > made.curve[0]).all()
 
 
-def test_objectives_and_numbers_form_sums_and_multiples(grey):
+def test_objectives_and_numbers_are_arithmetic(grey):
     outputs = activations(grey, torch.rand(2, 1, 32, 32), ["block2_conv1"])
     channel, logit = objective("channel"), objective("logit")
     a, b = (each(outputs, "block2_conv1", [4, 7]) for each in (channel, logit))
     for combined, expected in (
         (1 + channel, 1 + a), (channel - 1, a - 1), (1 - channel, 1 - a), (channel / 2, a / 2), (-channel, -a),
-        (sum([channel, logit]), a + b), (2 * (channel - logit * 3 + 1), 2 * (a - 3 * b + 1)),
+        (sum([channel, logit]), a + b), (channel ** 2, a**2), (2 ** channel, 2**a), (channel * logit, a * b),
+        (1 / (1 + channel ** 2), 1 / (1 + a**2)), (2 * (channel - logit * 3 + 1), 2 * (a - 3 * b + 1)),
     ):  # fmt: skip
         assert torch.allclose(combined(outputs, "block2_conv1", [4, 7]), expected)
 

@@ -13,6 +13,7 @@ from train import train
 from events import scalars_of
 from filterscope.config import factory
 from filterscope.config.trainer_factory import build_trainer
+from filterscope.errors import UserError
 from filterscope.training.module import FinetuneModule
 from tiny import TINY
 
@@ -157,3 +158,25 @@ def test_the_best_checkpoint_is_tested_by_its_name(composed: Compose, tmp_path: 
     assert all(torch.equal(tensor, best[name]) for name, tensor in module.state_dict().items())
     assert isinstance(module, LightningModule)
     assert last.keys() == best.keys()
+
+
+@pytest.mark.parametrize("finetune", FINETUNE)
+def test_training_that_diverges_ends_in_one_line_and_keeps_the_last_good_checkpoint(
+    finetune: str, composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = FinetuneModule.loss
+
+    def diverging(self: FinetuneModule, *arguments: Any) -> torch.Tensor:
+        return loss(self, *arguments) * (float("nan") if self.global_step >= STEPS + 1 else 1)
+
+    monkeypatch.setattr(FinetuneModule, "loss", diverging)
+    with pytest.raises(UserError) as caught:
+        train(composed(*QUICK, f"finetune={finetune}"), tmp_path)
+    message = str(caught.value)
+    assert message.startswith(
+        "training diverged: the loss is not finite since step 5 (epoch 2); try a smaller learning"
+    )
+    assert message.endswith("last.ckpt holds the network of the epoch before")
+    weights = last_checkpoint(tmp_path)["state_dict"]
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+    assert last_checkpoint(tmp_path)["global_step"] == STEPS

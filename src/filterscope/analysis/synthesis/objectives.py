@@ -5,8 +5,9 @@ An objective is one registered function from a `LayerResponse` to scores `(N,)`;
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -75,15 +76,20 @@ class Term:
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """A weighted sum of functions of layers' responses; objectives and numbers add, subtract and scale."""
+    """An arithmetic expression of functions of layers' responses: `2 * a - b / 3`, `sum([a, b])`, `(1 + a) ** 2`.
 
-    terms: tuple[tuple[float, Term], ...]
-    constant: float = 0.0
+    Attributes:
+        terms: the functions.
+        combine: returns the score from the scores of the terms, which are its arguments.
+    """
+
+    terms: tuple[Term, ...]
+    combine: Callable[..., Any]
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The layers that terms name, besides the visualized one."""
-        return tuple(dict.fromkeys(term.layer for _, term in self.terms if term.layer is not None))
+        return tuple(dict.fromkeys(term.layer for term in self.terms if term.layer is not None))
 
     def __call__(
         self,
@@ -108,7 +114,7 @@ class Objective:
             imitate: returns the z-scores of a layer that the pictures should have; only `likeness` needs it.
         """
         scores = []
-        for weight, term in self.terms:
+        for term in self.terms:
             name = term.layer or layer
             own = list(channels) if term.channel is None else [term.channel] * len(channels)
             response = LayerResponse(
@@ -120,34 +126,63 @@ class Objective:
                 visualized=name == layer,
                 imitate=partial(imitate or _no_statistics, name),
             )
-            scores.append(weight * term.function(response))
-        return torch.stack(scores).sum(dim=0) + self.constant
+            scores.append(term.function(response))
+        score: Tensor = self.combine(*scores)
+        return score
 
     def __add__(self, other: Objective | float) -> Objective:
-        if isinstance(other, Objective):
-            return Objective(terms=self.terms + other.terms, constant=self.constant + other.constant)
-        return replace(self, constant=self.constant + other)
+        return _join(operator.add, self, other)
 
-    __radd__ = __add__
+    def __radd__(self, other: float) -> Objective:
+        return _join(operator.add, other, self)
 
-    def __mul__(self, factor: float) -> Objective:
-        return Objective(
-            terms=tuple((factor * weight, term) for weight, term in self.terms), constant=factor * self.constant
-        )
+    def __sub__(self, other: Objective | float) -> Objective:
+        return _join(operator.sub, self, other)
 
-    __rmul__ = __mul__
+    def __rsub__(self, other: float) -> Objective:
+        return _join(operator.sub, other, self)
+
+    def __mul__(self, other: Objective | float) -> Objective:
+        return _join(operator.mul, self, other)
+
+    def __rmul__(self, other: float) -> Objective:
+        return _join(operator.mul, other, self)
+
+    def __truediv__(self, other: Objective | float) -> Objective:
+        return _join(operator.truediv, self, other)
+
+    def __rtruediv__(self, other: float) -> Objective:
+        return _join(operator.truediv, other, self)
+
+    def __pow__(self, other: Objective | float) -> Objective:
+        return _join(operator.pow, self, other)
+
+    def __rpow__(self, other: float) -> Objective:
+        return _join(operator.pow, other, self)
 
     def __neg__(self) -> Objective:
         return self * -1.0
 
-    def __sub__(self, other: Objective | float) -> Objective:
-        return self + -other
+    def __pos__(self) -> Objective:
+        return self
 
-    def __rsub__(self, other: float) -> Objective:
-        return -self + other
 
-    def __truediv__(self, divisor: float) -> Objective:
-        return self * (1.0 / divisor)
+def _join(operate: Callable[[Any, Any], Any], *operands: Objective | float) -> Objective:
+    left, right = (
+        each if isinstance(each, Objective) else Objective(terms=(), combine=partial(_same, each)) for each in operands
+    )
+    combine = partial(_combined, operate, len(left.terms), left.combine, right.combine)
+    return Objective(terms=left.terms + right.terms, combine=combine)
+
+
+def _combined(
+    operate: Callable[[Any, Any], Any], count: int, left: Callable[..., Any], right: Callable[..., Any], *scores: Tensor
+) -> Any:
+    return operate(left(*scores[:count]), right(*scores[count:]))
+
+
+def _same(score: Any) -> Any:
+    return score
 
 
 def objective(
@@ -165,7 +200,7 @@ def objective(
         UserError: no objective is registered under this name.
     """
     found: ObjectiveFunction = find("objective", function) if isinstance(function, str) else function
-    return Objective(terms=((1.0, Term(function=partial(found, **options), layer=layer, channel=channel)),))
+    return Objective(terms=(Term(function=partial(found, **options), layer=layer, channel=channel),), combine=_same)
 
 
 def compares_samples(function: ObjectiveFunction) -> ObjectiveFunction:

@@ -1,6 +1,5 @@
 """The layout of every picture: tiles in a grid with captions, below a header with title, notes and legends."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +7,18 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from filterscope.visuals.drawing.text import CAPTION, NAME, NOTE, SMALLEST, TITLE, draw_text, fitting, text_width, wrap
+from filterscope.visuals.drawing.text import (
+    CAPTION,
+    NAME,
+    NOTE,
+    SMALLEST,
+    TITLE,
+    draw_text,
+    fitting,
+    is_number,
+    text_width,
+    wrap,
+)
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 """Colours as uint8, `(H, W, 3)` where nothing else is said."""
@@ -162,7 +172,7 @@ def grid(
                     line,
                     (x + (8 - gap) // 2, y + height + 1 + round(k * 1.15 * CAPTION)),
                     width=width + gap - 8,
-                    size=sizes[_is_number(line)],
+                    size=sizes[is_number(line)],
                     colour=cell.frame if toned and cell.frame is not None else INK,
                 )
     draw.rectangle((0, 0, WIDTH - 1, image.height - 1), outline=EDGE, width=2)
@@ -225,12 +235,8 @@ def _caption_sizes(rows: Sequence[Sequence[Cell]], widths: Sequence[int], gap: i
     for row in rows:
         for cell, width in zip(row, widths, strict=False):
             for line in cell.caption:
-                sizes[_is_number(line)].append(fitting(line, width=width + gap - 8, size=CAPTION)[1])
+                sizes[is_number(line)].append(fitting(line, width=width + gap - 8, size=CAPTION)[1])
     return {True: min(sizes[True]), False: max(min(sizes[False]), NAME)}
-
-
-def _is_number(line: str) -> bool:
-    return re.fullmatch(r"[\d.…e%±−]+", line) is not None
 
 
 def _write(

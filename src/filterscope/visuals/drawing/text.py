@@ -113,12 +113,27 @@ def _warn_once() -> None:
 
 
 def fitting(text: str, *, width: float, size: int, smallest: int = SMALLEST) -> tuple[str, int]:
-    """Return the text and the largest size, not above `size`, at which it fits; the last resort is an ellipsis."""
+    """Return the text and the largest size, not above `size`, at which it fits.
+
+    The last resort is an ellipsis, but never in a number, which would then be another one.
+    """
+    smallest = 6 if is_number(text) else smallest
     while size > smallest and text_width(text, size) > width:
         size -= 1
     while len(text) > 2 and text_width(text, size) > width:
         text = text[:-2].rstrip() + "…"
     return text, size
+
+
+def is_number(text: str) -> bool:
+    """Return whether a text is a number, a share or a range of numbers."""
+    return re.fullmatch(r"[\d.…e%±−]+", text) is not None
+
+
+def range_lines(text: str, *, width: float) -> tuple[str, ...]:
+    """Return a range of numbers, `1e−4…3e−4`, in two lines if it does not fit into one."""
+    low, dots, high = text.partition("…")
+    return (text,) if not dots or text_width(text, SMALLEST) <= width else (f"{low}{dots}", high)
 
 
 def caption_lines(text: str, *, width: float, size: int = CAPTION, most: int = 2) -> tuple[str, ...]:
