@@ -180,3 +180,38 @@ def test_training_that_diverges_ends_in_one_line_and_keeps_the_last_good_checkpo
     weights = last_checkpoint(tmp_path)["state_dict"]
     assert all(tensor.isfinite().all() for tensor in weights.values())
     assert last_checkpoint(tmp_path)["global_step"] == STEPS
+
+
+@pytest.mark.parametrize(
+    ("capability", "machine", "finetune", "channels_last"),
+    [
+        ("AVX2", "x86_64", "full", False),
+        ("AVX2", "x86_64", "gradual finetune.release_epoch=1", False),
+        ("AVX2", "x86_64", "gradual finetune.release_epoch=9", True),
+        ("AVX2", "x86_64", "linear_probe", True),
+        ("AVX512", "x86_64", "full", True),
+        ("DEFAULT", "aarch64", "full", True),
+    ],
+)
+def test_the_memory_layout_follows_from_the_processor_and_the_policy(
+    capability: str,
+    machine: str,
+    finetune: str,
+    channels_last: bool,
+    composed: Compose,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    cfg = composed(*QUICK, *f"finetune={finetune}".split(), "model.allow_random=true")
+    data = factory.build_data(cfg)
+    module = factory.build_module(cfg, factory.build_classifier(cfg, data), data)
+    images = torch.rand(2, 3, 24, 24).contiguous(memory_format=torch.channels_last)
+    seen: list[torch.Tensor] = []
+    module.classifier.module_of("block1_conv1").register_forward_pre_hook(lambda _module, given: seen.append(given[0]))
+    module(images)
+    assert seen[0].is_contiguous(memory_format=torch.channels_last) == channels_last
+    given = composed(
+        *QUICK, *f"finetune={finetune}".split(), "model.allow_random=true", f"channels_last={not channels_last}"
+    )
+    assert factory.build_module(given, module.classifier, data).channels_last != channels_last

@@ -1,6 +1,9 @@
 """Build the parts of a run from its config: data, classifier, visuals, Lightning module."""
 
 import logging
+import platform
+
+import torch
 
 from filterscope.config.instantiate import Config, instantiate
 from filterscope.data.datamodule import ImageDataModule
@@ -9,6 +12,7 @@ from filterscope.models import heads
 from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
 from filterscope.training.module import FinetuneModule
+from filterscope.training.policies import Policy
 from filterscope.visuals.visual import Examples, Visual
 
 log = logging.getLogger(__name__)
@@ -114,13 +118,29 @@ def drawable_visuals(visuals: dict[str, Visual], examples: Examples) -> dict[str
     return {name: visual for name, visual in visuals.items() if name not in lacking}
 
 
+def prefers_contiguous(accelerator: str) -> bool:
+    """Return whether convolutions are trained faster in the contiguous memory layout than in channels-last.
+
+    On x86 processors without AVX-512 the gradients of a convolution's weights take 1.5 to 5 times as long in
+    channels-last; the forward pass and the gradients of its input take the same time.
+    """
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return on_cpu and x86 and torch.backends.cpu.get_cpu_capability() != "AVX512"
+
+
 def build_module(cfg: Config, classifier: Classifier, data: ImageDataModule) -> FinetuneModule:
     """Build the Lightning module."""
     classifier.class_names = tuple(data.class_names)
     schedule = {key: value for key, value in cfg["schedule"].items() if key != "interval"}
+    policy: Policy = instantiate(cfg["finetune"], where="finetune")
+    channels_last = cfg["channels_last"]
+    if channels_last is None:
+        trains_convolutions = policy.trains_backbone(cfg["trainer"]["max_epochs"])
+        channels_last = not (trains_convolutions and prefers_contiguous(cfg["trainer"]["accelerator"]))
     return FinetuneModule(
         classifier,
-        policy=instantiate(cfg["finetune"], where="finetune"),
+        policy=policy,
         optimizer=instantiate(cfg["optimizer"], where="optimizer"),
         schedule=instantiate(schedule, where="schedule"),
         schedule_interval=cfg["schedule"].get("interval", "step"),
@@ -129,7 +149,7 @@ def build_module(cfg: Config, classifier: Classifier, data: ImageDataModule) -> 
         class_weights=data.class_weights() if cfg["class_weights"] == "balanced" else None,
         mix=instantiate(cfg["mix"], where="mix")(num_classes=data.num_classes),
         test_augment=cfg["test"]["augment"],
-        channels_last=cfg["channels_last"],
+        channels_last=channels_last,
         compile_steps=cfg.get("compile", False),
         about={
             "config": cfg,

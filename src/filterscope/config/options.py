@@ -19,7 +19,7 @@ ROOT: dict[str, Any] = {
     "num_examples": _Count,
     "label_smoothing": _Share,
     "class_weights": Literal["balanced"] | None,
-    "channels_last": bool,
+    "channels_last": bool | None,
     "compile": bool,
     "export": _Format | list[_Format] | None,
     "serve": bool | Annotated[int, Field(ge=1, le=65535)],

@@ -53,7 +53,8 @@ class FinetuneModule(pl.LightningModule):
         mix: mixes a batch of training images and labels; None: they stay apart. Training accuracy is that of the labels
             before.
         test_augment: predictions for test images are averaged over these views; None: each image is seen once.
-        channels_last: run convolutions in the channels-last memory layout, which most processors prefer.
+        channels_last: run convolutions in the channels-last memory layout, which most processors prefer, instead of the
+            contiguous one.
         compile_steps: compile the training step with `torch.compile`; the first steps take long.
         about: plain data that every checkpoint carries under `filterscope` (config, class names, image size).
     """
@@ -320,7 +321,7 @@ class FinetuneModule(pl.LightningModule):
         return logits
 
     def _to_layout(self, images: Tensor) -> Tensor:
-        return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
+        return images.contiguous(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
 
     @property
     def _before_release(self) -> bool:
