@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +21,10 @@ from torch import nn
 from filterscope.analysis.synthesis import Recipe
 from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
-from filterscope.visuals.gallery.gallery import Gallery
+from filterscope.visuals.gallery.gallery import Gallery, draw_gallery
+from filterscope.visuals.gallery.layer_page import LayerPage
+from filterscope.visuals.gallery.pages import Info, build_site
+from filterscope.visuals.gallery.runs import DrawnRun, build_runs_site
 from filterscope.visuals.health.health import Health
 from filterscope.visuals.output.site import write_site
 from filterscope.visuals.visual import Examples, VisualState
@@ -35,13 +39,20 @@ PAGES = {
 }
 WIDE = 4096
 WIDE_PAGES = {
-    f"page of {WIDE} filters": "layers/block1_conv1.html",
-    f"page of one of {WIDE} filters": "filters/block1_conv1.html#200",
-    f"comparison of {WIDE} filters": "compare/block1_conv1.html",
+    f"page of {WIDE} filters": "runs/0/layers/block1_conv1.html",
+    f"page of one of {WIDE} filters": "runs/0/filters/block1_conv1.html#200",
+    f"two runs of {WIDE} filters": "layers/block1_conv1.html",
 }
 # Resolves when everything is loaded and a frame is drawn; returns the milliseconds since the page was opened.
 VIEW = """() => new Promise((done) => requestAnimationFrame(() => setTimeout(
     () => done(Math.max(performance.getEntriesByType("navigation")[0].loadEventEnd, performance.now())))))"""
+# Moves the slider, and returns the milliseconds until the next two frames are drawn.
+STEP = """(place) => new Promise((done) => {
+    const slider = document.getElementById("epoch"), begun = performance.now();
+    slider.value = place;
+    slider.dispatchEvent(new Event("input"));
+    requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now() - begun)));
+})"""
 
 
 def command(real: Path | None, quick: bool, folder: Path) -> list[str]:
@@ -55,20 +66,56 @@ def command(real: Path | None, quick: bool, folder: Path) -> list[str]:
 
 
 def wide(folder: Path) -> Path:
-    """Write two galleries of a layer of many random filters and return the second, which is compared with the first.
+    """Write a site of two networks with a layer of many random filters each, side by side, and return its folder.
 
     A single step of gradient ascent is enough: only the number of pictures matters here.
     """
+    runs = []
+    for name in ("first", "second"):
+        gallery = Gallery(recipes={"specific": Recipe(size=16, steps=1)}, samples=1, patches=3, response_images=1)
+        runs.append(_run(name, *_drawn(gallery, WIDE, VisualState())))
+    write_site(folder / "wide", build_runs_site(runs))
+    return folder / "wide"
+
+
+def _run(name: str, pages: list[LayerPage], info: Info) -> DrawnRun:
+    return DrawnRun(name=name, pages=pages, info=info)
+
+
+def recorded(folder: Path) -> Path:
+    """Write a gallery of 200 random filters, two pictures each, with the records of 12 epochs; return its folder."""
+    values = torch.Generator().manual_seed(0)
+    records = {
+        epoch: {
+            "kernel": torch.randint(256, (200, 5, 5, 3), generator=values, dtype=torch.uint8),
+            "response": torch.randint(256, (200, 20, 20), generator=values, dtype=torch.uint8),
+        }
+        for epoch in range(12)
+    }
+    state = VisualState(store={"history": {"block1_conv1": records}})
+    pages, info = _drawn(Gallery(recipes={"specific": Recipe(size=64, steps=1)}, samples=1, patches=3), 200, state)
+    write_site(folder / "recorded", build_site(pages, info))
+    return folder / "recorded"
+
+
+def _drawn(gallery: Gallery, filters: int, state: VisualState) -> tuple[list[LayerPage], Info]:
     images = F.interpolate(torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(0)), (32, 32))
     examples = Examples(images=images, labels=torch.arange(40) % 4, class_names=("ant", "bee", "cat", "dog"))
-    recipes, health = {"specific": Recipe(size=16, steps=1)}, Health(draws=19)
-    for name, compare in (("first", None), ("second", str(folder / "first"))):
-        network = nn.Sequential(nn.Conv2d(3, WIDE, 5, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        backbone = Backbone(network, name=name, mean=[0.5] * 3, std=[0.25] * 3, image_size=32)
-        classifier = Classifier(backbone, nn.Linear(WIDE, 4), num_classes=4)
-        gallery = Gallery(recipes=recipes, samples=1, patches=3, response_images=1, health=health, compare=compare)
-        write_site(folder / name / "gallery", gallery(classifier, examples, VisualState())["gallery"])
-    return folder / "second" / "gallery"
+    network = nn.Sequential(nn.Conv2d(3, filters, 5, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    backbone = Backbone(network, name="random", mean=[0.5] * 3, std=[0.25] * 3, image_size=32)
+    classifier = Classifier(backbone, nn.Linear(filters, 4), num_classes=4)
+    return draw_gallery(replace(gallery, health=Health(draws=19)), classifier, examples, state)
+
+
+def measure_slider(report: Report, browser: Browser, site: Path) -> None:
+    """Measure how long a step of the epoch slider takes until 400 pictures are drawn."""
+    page = browser.new_page(viewport={"width": 1440, "height": 1000})
+    page.goto((site / "layers" / "block1_conv1.html").as_uri())
+    page.locator("#kind").select_option("response")
+    times = [page.evaluate(STEP, place) for _ in range(3) for place in range(12)][12:]  # the first round loads files
+    report.add("a step of the epoch slider, 400 pictures, milliseconds (median)", sorted(times)[12], at_most=100)
+    report.add("the slowest of 24 steps", max(times))
+    page.close()
 
 
 def opened(browser: Browser, site: Path, name: str) -> tuple[float, float, float]:
@@ -88,8 +135,8 @@ def opened(browser: Browser, site: Path, name: str) -> tuple[float, float, float
     return view, seconds, float(found["TaskDuration"])
 
 
-def measure(report: Report, site: Path, pages: dict[str, str]) -> None:
-    """Measure how fast each page opens, five times."""
+def measure(report: Report, site: Path, pages: dict[str, str], slider: Path | None = None) -> None:
+    """Measure how fast each page opens, five times, and the slider of another site."""
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
     if found is None:
         print("no chromium: how fast pages open was not measured")
@@ -103,6 +150,8 @@ def measure(report: Report, site: Path, pages: dict[str, str]) -> None:
             report.add(f"{what}, seconds until its first view", view, at_most=1)
             report.add(f"{what}, seconds until a picture of it is taken, everything decoded", seconds)
             report.add(f"{what}, seconds of its main thread", computed)
+        if slider is not None:
+            measure_slider(report, browser, slider)
         browser.close()
 
 
@@ -123,7 +172,7 @@ def main() -> None:
         report.add("its size, MB (bound: 100)", sum(sizes) / 1e6, at_most=100)
         report.add("its files", len(sizes))
         measure(report, folder / "gallery", PAGES)
-        measure(report, wide(Path(place)), WIDE_PAGES)
+        measure(report, wide(Path(place)), WIDE_PAGES, recorded(Path(place)))
     raise SystemExit(not report.show(options.json))
 
 

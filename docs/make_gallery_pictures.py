@@ -1,6 +1,6 @@
 """Take the screenshots for the docs: `python docs/make_gallery_pictures.py GALLERY COMPARED RUN`.
 
-GALLERY is the folder of a gallery of RUN, COMPARED one made with `visuals.gallery.compare`; it may be the same.
+GALLERY is the folder of a gallery of RUN, COMPARED one made with `runs=[…]`.
 """
 
 import argparse
@@ -20,7 +20,7 @@ SHOTS = {
     "layer": ("layers/block1_conv1.html", 860, "dark"),
     "filter": ("filters/block3_conv3.html#30", 1180, "light"),
 }
-COMPARE = ("compare/block3_conv3.html", 890, "light")
+COMPARE = ("layers/block3_conv3.html", 890, "light")
 
 
 def shoot(browser: Browser, address: str, height: int, scheme: str = "light", wait: str | None = None) -> Image.Image:

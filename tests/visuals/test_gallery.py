@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import re
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,9 @@ from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
 from filterscope.visuals.drawing.grid import Pixels
 from filterscope.visuals.drawing.tiles import small_kernels
-from filterscope.visuals.gallery.gallery import Gallery
+from filterscope.visuals.gallery.gallery import Gallery, draw_gallery
 from filterscope.visuals.gallery.layer_page import preferred_classes
+from filterscope.visuals.gallery.runs import DrawnRun, build_runs_site, filter_changes
 from filterscope.visuals.gallery.sprites import draw_atlas, encode_webp, grid_shape, layout_rows
 from filterscope.visuals.health.health import Health
 from filterscope.visuals.output.site import Site, check_site, write_site
@@ -59,11 +61,6 @@ def _data(site: Site, layer: str) -> dict:
 def _sheet(site: Site, layer: str, number: int) -> Pixels:
     encoded = site.files[f"sprites/{layer}/{number}.js"].decode().partition("base64,")[2].partition('"')[0]
     return _pixels(base64.b64decode(encoded))
-
-
-def _compared(site: Site, layer: str) -> list:
-    script = site.files[f"compared/{layer}.js"].decode()
-    return json.loads(script.removeprefix("window.filterscopeCompared = ").rstrip().removesuffix(";"))
 
 
 def test_every_layer_has_its_pages_and_every_filter_its_sprite_sheet(made: Site) -> None:
@@ -242,71 +239,82 @@ def test_an_older_gallery_is_replaced_completely(made: Site, tmp_path: Path) -> 
     check_site(tmp_path / "gallery")
 
 
-def test_the_compared_gallery_is_copied_and_compared(
-    classifier: Classifier, many: Examples, made: Site, tmp_path: Path
-) -> None:
-    write_site(tmp_path / "gallery", made)
+@pytest.fixture
+def changed(classifier: Classifier) -> Classifier:
+    """A copy of the network in which filter 5 of the first layer has the other sign."""
+    copy = deepcopy(classifier)
+    copy.image_size = 32
+    with torch.no_grad():
+        copy.backbone.network[0].weight[5].neg_()
+        copy.backbone.network[0].bias[5].neg_()
+    return copy
+
+
+def drawn(classifier: Classifier, examples: Examples, name: str, **run: str) -> DrawnRun:
     classifier.image_size = 32
-    site = Gallery(**QUICK, compare=str(tmp_path))(classifier, many, VisualState())["gallery"]
-    assert site.files["compared/block1_conv1-kernels.webp"] == made.files["atlas/block1_conv1-kernels.webp"]
-    assert site.files["compared/block1_conv1-patches.webp"] == made.files["atlas/block1_conv1-patches.webp"]
-    assert site.files["compare/block1_conv1.html"].count(b"data-changed=") == 8
-    assert site.files["compare/block1_conv1.html"].count(b'patches-before"></span>') == 8
-    summaries = [summary for _, _, summary in _compared(site, "block1_conv1")]
-    assert all("kernel differs by 0 %" in each and "0 of 3 images new" in each for each in summaries)
+    state = VisualState(store={"run": run, "metrics": {0: {"val/acc": 0.5}}})
+    pages, info = draw_gallery(Gallery(**QUICK, title=name), classifier, examples, state)
+    return DrawnRun(name=name, pages=pages, info=info)
+
+
+def runs_data(site: Site, layer: str) -> dict:
+    script = site.files[f"data/{layer}.js"].decode()
+    return json.loads(script.removeprefix("window.filterscopeRuns = ").rstrip().removesuffix(";"))
+
+
+def test_runs_stand_side_by_side_with_their_metrics_and_the_options_that_differ(
+    classifier: Classifier, changed: Classifier, many: Examples
+) -> None:
+    runs = [
+        drawn(classifier, many, "one", seed="0", head="linear"),
+        drawn(changed, many, "two", seed="1", head="linear"),
+    ]
+    site = build_runs_site(runs)
+    overview = site.files["index.html"].decode()
+    assert re.search(r'<th scope="row">seed</th><td data-run="0">0</td><td data-run="1">1</td>', overview)
+    assert 'scope="row">head<' not in overview
+    assert re.search(r'data-metric="val/acc"><th scope="row">val/acc</th><td data-run="0">0.5</td>', overview)
+    assert site.files["layers/block1_conv1.html"].count(b"data-number=") == 8
+    assert {"runs/0/index.html", "runs/1/filters/block1_conv1.html"} <= set(site.files)
+    assert json.loads(site.files["gallery.json"])["runs"][1] == {"name": "two", "gallery": "runs/1/gallery.json"}
 
 
 def test_a_changed_filter_is_described_as_changed_and_no_other(
-    classifier: Classifier, many: Examples, made: Site, tmp_path: Path
+    classifier: Classifier, changed: Classifier, many: Examples
 ) -> None:
-    write_site(tmp_path / "gallery", made)
     classifier.image_size = 32
-    with torch.no_grad():
-        classifier.backbone.network[0].weight[5].neg_()
-        classifier.backbone.network[0].bias[5].neg_()
-    site = Gallery(**QUICK, compare=str(tmp_path))(classifier, many, VisualState())["gallery"]
+    before, after = (drawn(each, many, "run", **{"model.weights": "w.pth"}) for each in (classifier, changed))
+    changes = filter_changes(before.pages[0], after.pages[0], same_images=True, by_number=True)
     # The drawing of a kernel with the other sign is the negative: grey ± v becomes grey ∓ v.
     (tile,) = small_kernels(kernels(classifier, "block1_conv1")[[5]])[0]
-    expected = 100 * np.abs(2 * (tile.astype(float) - 127.5)).mean() / 255
-    summaries = [each for _, _, each in _compared(site, "block1_conv1")]
-    assert float(re.search(r"kernel differs by ([\d.]+) %", summaries[5])[1]) == pytest.approx(expected, rel=0.05)
-    assert re.search(r"[1-3] of 3 images new", summaries[5])
-    assert all("kernel differs by 0 %" in each for i, each in enumerate(summaries) if i != 5)
+    expected = np.abs(2 * (tile.astype(float) - 127.5)).mean() / 255
+    assert changes[5].kernel == pytest.approx(expected, rel=0.05)
+    assert changes[5].new_images in (1, 2, 3)
+    assert [change.kernel for i, change in enumerate(changes) if i != 5] == [0.0] * 7
+    assert all("kernel differs by 0 %" in change.summary for i, change in enumerate(changes) if i != 5)
 
 
-def test_galleries_of_different_images_do_not_compare_images(
-    classifier: Classifier, many: Examples, made: Site, tmp_path: Path
+def test_filters_of_networks_with_other_weights_correspond_by_their_responses(
+    classifier: Classifier, many: Examples
 ) -> None:
-    write_site(tmp_path / "gallery", made)
-    classifier.image_size = 32
+    shuffled, order = deepcopy(classifier), torch.tensor([3, 1, 0, 2, 7, 6, 5, 4])
+    with torch.no_grad():
+        convolution = shuffled.backbone.network[0]
+        convolution.weight.copy_(convolution.weight[order])
+        convolution.bias.copy_(convolution.bias[order])
+    site = build_runs_site([drawn(classifier, many, "one"), drawn(shuffled, many, "two")])
+    assert runs_data(site, "block1_conv1")["runs"][1]["partners"] == order.argsort().tolist()
+    partners = json.loads(site.files["gallery.json"])["layers"][0]["partners"][1]
+    assert [correlation for _, correlation in partners] == [1.0] * 8
+
+
+def test_without_common_images_or_weights_no_filters_correspond(
+    classifier: Classifier, changed: Classifier, many: Examples
+) -> None:
     others = dataclasses.replace(many, images=1 - many.images)
-    site = Gallery(**QUICK, compare=str(tmp_path))(classifier, others, VisualState())["gallery"]
-    assert not any("images new" in summary for _, _, summary in _compared(site, "block1_conv1"))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"slug": "../../etc/passwd"}, "a layer's file name is"),
-        ({"filters": []}, None),
-        ({"atlases": ["kernels"]}, "has the atlases"),
-        ({"atlases": ["kernels", "synthesis", "../../../../etc/passwd"]}, "has the atlases"),
-        ({"filters": 3}, "damaged"),
-    ],
-)
-def test_a_manipulated_gallery_is_refused(
-    classifier: Classifier, many: Examples, made: Site, tmp_path: Path, change: dict, message: str | None
-) -> None:
-    content = json.loads(made.files["gallery.json"])
-    content["layers"][0] |= change
-    write_site(tmp_path / "gallery", Site(files={**made.files, "gallery.json": json.dumps(content).encode()}))
-    classifier.image_size = 32
-    gallery = Gallery(**QUICK, compare=str(tmp_path))
-    if message is None:  # another network: nothing to compare
-        assert "compare/block1_conv1.html" not in gallery(classifier, many, VisualState())["gallery"].files
-        return
-    with pytest.raises(UserError, match=message):
-        gallery(classifier, many, VisualState())
+    site = build_runs_site([drawn(classifier, many, "one"), drawn(changed, others, "two")])
+    assert runs_data(site, "block1_conv1")["runs"][1]["partners"] == [None] * 8
+    assert site.files["layers/block1_conv1.html"].count(b"no corresponding filter") == 8
 
 
 def test_in_training_the_gallery_is_made_at_the_end() -> None:

@@ -1,6 +1,8 @@
 """Draw what the filters of a trained or published network have learned: `filterscope visualize` and `visualize.py`."""
 
 import logging
+from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,37 @@ def visualize(cfg: dict[str, Any], folder: Path) -> list[str]:
     return list(shown)
 
 
+def visualize_runs(cfg: dict[str, Any], folder: Path) -> None:
+    """Draw the galleries of several runs and write them into a folder, side by side on one site."""
+    from filterscope.config.options import find_runs
+
+    found = find_runs(cfg["runs"])  # before torch is imported
+    from filterscope.config import factory, from_checkpoint
+    from filterscope.visuals.gallery.gallery import Gallery, draw_gallery
+    from filterscope.visuals.gallery.runs import DrawnRun, build_runs_site
+    from filterscope.visuals.output.site import check_site, write_site
+
+    check_site(folder / "gallery")  # before minutes of work
+    drawn: list[DrawnRun] = []
+    first: from_checkpoint.Subject | None = None
+    for number, (name, run) in enumerate(found.items(), 1):
+        log.info("%s, run %d of %d", name, number, len(found))
+        job = {**deepcopy(cfg), "ckpt": None if run is None else str(run)}
+        (gallery,) = factory.build_visuals(job).values() if len(cfg["visuals"]) == 1 else (None,)
+        if not isinstance(gallery, Gallery):
+            raise UserError("runs=… compares galleries: choose visuals=gallery, and no other visual")
+        subject = from_checkpoint.load_subject(job)
+        first = first or subject
+        same = subject.classifier.image_size == first.classifier.image_size
+        same = same and subject.examples.class_names == first.examples.class_names
+        examples = first.examples if same else subject.examples  # responses to the same images can be correlated
+        pages, info = draw_gallery(replace(gallery, title=name), subject.classifier, examples, subject.state)
+        drawn.append(DrawnRun(name=name, pages=pages, info=info))
+    site = build_runs_site(drawn)
+    write_site(folder / "gallery", site)
+    log.info("gallery: %.1f MB, open %s in a browser", site.size / 1e6, folder / "gallery" / "index.html")
+
+
 def _serve(cfg: dict[str, Any], folder: Path) -> None:
     from filterscope.cli.live_gallery import followed_checkpoint, serve_gallery
 
@@ -75,6 +108,9 @@ def main(cfg: DictConfig) -> None:
     with report_errors():
         config = resolve_config(cfg)
         check_paths(config)
+        if config["runs"]:
+            visualize_runs(config, run_folder())
+            return
         if config["serve"]:
             _serve(config, run_folder())
             return

@@ -1,6 +1,7 @@
 """Check what can be checked without torch: options at the config's root, those of the Trainer, and the checkpoint."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -22,6 +23,7 @@ ROOT: dict[str, Any] = {
     "channels_last": bool | None,
     "compile": bool,
     "export": _Format | list[_Format] | None,
+    "runs": str | list[str | None] | None,
     "serve": bool | Annotated[int, Field(ge=1, le=65535)],
 }
 TEST: dict[str, Any] = {"augment": Literal["flip", "five_crop"] | None}
@@ -82,3 +84,28 @@ def find_checkpoint(ckpt: str, outputs: Path = Path("outputs")) -> Path:
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}; give a run folder, a .ckpt file or latest")
     return path
+
+
+def find_runs(asked: str | Sequence[str | None]) -> dict[str, Path | None]:
+    """Return the folders of runs by the shortest names that tell them apart.
+
+    Args:
+        asked: run folders, or folders with runs below them (a sweep); None among them is the published network.
+
+    Raises:
+        UserError: a folder holds no run, or there are fewer than two runs in all.
+    """
+    found: list[Path | None] = []
+    for each in [asked] if isinstance(asked, str) else asked:
+        if each is None:
+            found.append(None)
+            continue
+        below = sorted(Path(each).expanduser().glob("**/checkpoints/best.ckpt"))
+        if not below:
+            raise UserError(f"runs: there is no run with a checkpoint in {each}; give run folders, or that of a sweep")
+        found += [path.parent.parent for path in below]
+    folders = [each.resolve() for each in found if each is not None]
+    if len(found) < 2 or len(set(folders)) < len(folders):
+        raise UserError(f"runs: {len(set(found))} different run(s) found; give at least two, each once")
+    shared = Path(os.path.commonpath([folder.parent for folder in folders]))
+    return {"published network" if each is None else str(each.resolve().relative_to(shared)): each for each in found}

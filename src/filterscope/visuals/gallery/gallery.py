@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -23,9 +22,8 @@ from filterscope.registry import register
 from filterscope.storage.disk_cache import hash_tensor
 from filterscope.visuals.drawing.tiles import photo
 from filterscope.visuals.filter_selection import convolution_names
-from filterscope.visuals.gallery.compare import ComparedGallery
-from filterscope.visuals.gallery.layer_page import LayerFindings, SampleSet, build_layer_page
-from filterscope.visuals.gallery.pages import build_site
+from filterscope.visuals.gallery.layer_page import LayerFindings, LayerPage, SampleSet, build_layer_page
+from filterscope.visuals.gallery.pages import Info, build_site
 from filterscope.visuals.health.findings import filter_facts
 from filterscope.visuals.health.health import Health
 from filterscope.visuals.output.site import Site
@@ -40,16 +38,6 @@ FILTER_BYTES = 6_000  # of each filter: its part of the pages, its numbers, its 
 LAYER_BYTES = 60_000  # of each layer: its pages and its part of the overview
 SITE_BYTES = 60_000  # of the style sheet, the script and the overview
 IMAGE_BYTES = 20_000  # of each response image
-RUN_OPTIONS = (
-    "data",
-    "model.weights",
-    "head",
-    "finetune",
-    "optimizer",
-    "data.image_size",
-    "trainer.max_epochs",
-    "seed",
-)
 IMAGES_PER_PATCH = 4  # with fewer images, the "top-activating" patches would be nearly all there are
 
 
@@ -69,7 +57,6 @@ class Gallery(Visual):
         images: images that are searched for patches and that class responses and verdicts are measured on.
         response_images: examples that the response of a filter can be seen on.
         max_megabytes: the upper limit of the site's size; the quality of the pictures is reduced to meet it.
-        compare: the folder of a finished gallery, or of the run that holds it, to compare with.
         title: of the site; None: the network's name.
         health: how filters are judged if training has not judged them.
         seed: of the noise that synthesized images start from.
@@ -87,7 +74,6 @@ class Gallery(Visual):
     images: AtLeastOne = 500
     response_images: Annotated[int, Field(ge=0)] = 4
     max_megabytes: float = 100.0
-    compare: str | None = None
     title: str | None = None
     health: Health = field(default_factory=Health)
     seed: int = 0
@@ -97,67 +83,14 @@ class Gallery(Visual):
         """Return the site.
 
         Raises:
-            UserError: no layer is a convolution, `max_megabytes` is too small, or `compare` holds no gallery.
+            UserError: no layer is a convolution, or `max_megabytes` is too small.
         """
-        names = convolution_names(classifier, self.layers)
-        layers = [find_layer(classifier.layers, name) for name in names]
-        counts = {layer.name: layer.num_channels or 0 for layer in layers if layer.kind == "conv"}
-        if not counts:
-            raise UserError(f"a gallery shows filters of convolutions; there is none among {', '.join(names)}")
-        compared = ComparedGallery.read(Path(self.compare).expanduser()) if self.compare else None
-        history = state.store.get("history", {})
-        max_bytes = self._bytes_per_filter(counts, compared, history)
-        real = self._real_images(examples)
-        min_images = IMAGES_PER_PATCH * self.patches
-        # Without an epoch, health reuses the verdicts of the training and logs no warnings a second time.
-        outside = VisualState(store=state.store)
-        if len(real):
-            dataclasses.replace(self.health, layers=list(counts))(classifier, real, outside)
-        statistics = real_statistics(classifier, list(counts), real, outside)
-        top = (
-            measure_responses(classifier, real.images, list(counts), after_norm=True) if len(real) >= min_images else {}
-        )
-        shown = examples.images[: self.response_images]
-        pages, done, total = [], 0, sum(counts.values())
-        with progress_bar("gallery:", state) as progress:
-            for name, count in counts.items():
-                report = partial(_report, progress, name, done / total, count / total)
-                findings = LayerFindings(
-                    samples=self._synthesize(classifier, name, count, statistics, report),
-                    top=top.get(name),
-                    patches=self.patches,
-                    maps=activations(classifier, shown, [name])[name] if len(shown) else None,
-                    health=filter_facts(state.store.get("health", {}).get(name, {}), count),
-                    history=history.get(name, {}),
-                )
-                pages.append(build_layer_page(classifier, name, findings, real, max_bytes=max_bytes))
-                done += count
-                log.info("gallery: %s, %d of %d filters", name, done, total)
-        info = {
-            "title": self.title or classifier.backbone.name,
-            "network": classifier.backbone.name,
-            "run": _run_facts(state),
-            "metrics": state.store.get("metrics", {}),
-            "classes": list(examples.class_names or classifier.class_names),
-            "images": len(real),
-            "images_hash": _hash(real.images),
-            "has_labels": real.labels is not None,
-            "has_patches": bool(top),
-            "min_images": min_images,
-            "response_images": [photo(image, 160) for image in shown],
-            "response_names": [example_name(examples, i) for i in range(len(shown))],
-            "recipes": [name for name in self.recipes for _ in range(self.samples)],
-            "max_megabytes": self.max_megabytes,
-        }
-        return {"gallery": build_site(pages, info, compared)}
+        return {"gallery": build_site(*draw_gallery(self, classifier, examples, state))}
 
-    def _bytes_per_filter(
-        self, counts: Mapping[str, int], compared: ComparedGallery | None, history: Mapping[str, Mapping[int, Any]]
-    ) -> float:
+    def _bytes_per_filter(self, counts: Mapping[str, int], history: Mapping[str, Mapping[int, Any]]) -> float:
         """Return how many bytes the pictures of one filter may take."""
         total = sum(counts.values())
         fixed = SITE_BYTES + LAYER_BYTES * len(counts) + IMAGE_BYTES * self.response_images
-        fixed += sum(map(len, compared.files.values())) if compared else 0
         fixed += sum(record["kernel"].numel() for name in counts for record in history.get(name, {}).values())
         least = math.ceil((fixed + total * FILTER_BYTES) / 1e5) / 10
         if self.max_megabytes < least:
@@ -203,13 +136,71 @@ class Gallery(Visual):
         return sets
 
 
-def _run_facts(state: VisualState) -> dict[str, str]:
-    """Return the main options of the run and the metrics of the epoch that is shown, as texts by name."""
-    options, metrics = state.store.get("run", {}), state.store.get("metrics", {})
-    facts = {name: str(options[name]) for name in RUN_OPTIONS if name in options}
+def draw_gallery(
+    gallery: Gallery, classifier: Classifier, examples: Examples, state: VisualState
+) -> tuple[list[LayerPage], Info]:
+    """Return the contents of the layers' pages and what they have in common, as `build_site` takes them.
+
+    Raises:
+        UserError: no layer is a convolution, or `max_megabytes` is too small.
+    """
+    names = convolution_names(classifier, gallery.layers)
+    layers = [find_layer(classifier.layers, name) for name in names]
+    counts = {layer.name: layer.num_channels or 0 for layer in layers if layer.kind == "conv"}
+    if not counts:
+        raise UserError(f"a gallery shows filters of convolutions; there is none among {', '.join(names)}")
+    history = state.store.get("history", {})
+    max_bytes = gallery._bytes_per_filter(counts, history)
+    real = gallery._real_images(examples)
+    min_images = IMAGES_PER_PATCH * gallery.patches
+    # Without an epoch, health reuses the verdicts of the training and logs no warnings a second time.
+    outside = VisualState(store=state.store)
+    if len(real):
+        dataclasses.replace(gallery.health, layers=list(counts))(classifier, real, outside)
+    statistics = real_statistics(classifier, list(counts), real, outside)
+    top = measure_responses(classifier, real.images, list(counts), after_norm=True) if len(real) >= min_images else {}
+    shown = examples.images[: gallery.response_images]
+    pages, done, total = [], 0, sum(counts.values())
+    with progress_bar("gallery:", state) as progress:
+        for name, count in counts.items():
+            report = partial(_report, progress, name, done / total, count / total)
+            findings = LayerFindings(
+                samples=gallery._synthesize(classifier, name, count, statistics, report),
+                top=top.get(name),
+                patches=gallery.patches,
+                maps=activations(classifier, shown, [name])[name] if len(shown) else None,
+                health=filter_facts(state.store.get("health", {}).get(name, {}), count),
+                history=history.get(name, {}),
+            )
+            pages.append(build_layer_page(classifier, name, findings, real, max_bytes=max_bytes))
+            done += count
+            log.info("gallery: %s, %d of %d filters", name, done, total)
+    info = {
+        "title": gallery.title or classifier.backbone.name,
+        "network": classifier.backbone.name,
+        "run": {name: str(value) for name, value in state.store.get("run", {}).items()},
+        "best": _shown_metrics(state),
+        "metrics": state.store.get("metrics", {}),
+        "classes": list(examples.class_names or classifier.class_names),
+        "images": len(real),
+        "images_hash": _hash(real.images),
+        "has_labels": real.labels is not None,
+        "has_patches": bool(top),
+        "min_images": min_images,
+        "response_images": [photo(image, 160) for image in shown],
+        "response_names": [example_name(examples, i) for i in range(len(shown))],
+        "recipes": [name for name in gallery.recipes for _ in range(gallery.samples)],
+        "max_megabytes": gallery.max_megabytes,
+    }
+    return pages, info
+
+
+def _shown_metrics(state: VisualState) -> dict[str, float]:
+    """Return the metrics of the epoch whose network is shown, by name."""
+    metrics = state.store.get("metrics", {})
     epoch = state.epoch if state.ended else max(metrics, default=None)
-    named = {name: value for name, value in metrics.get(epoch, {}).items() if name.startswith(("val/", "test/"))}
-    return facts | {f"{name}, epoch {epoch}": f"{value:.4g}" for name, value in named.items()}
+    found = {name: value for name, value in metrics.get(epoch, {}).items() if name.startswith(("val/", "test/"))}
+    return found | ({} if epoch is None else {"epoch": epoch})
 
 
 def _hash(images: Tensor) -> str:

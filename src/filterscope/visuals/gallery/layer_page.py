@@ -139,6 +139,7 @@ class LayerPage:
         atlases: one picture of each filter in one WebP file: `kernels`, `synthesis` and, with images, `patches`.
         history: the same for recorded epochs, as `<kind>-<index of the epoch>`.
         sheets: the sprite sheet of each filter.
+        responses: the mean responses of all filters to real images, `(images, filters)`; None: too few images.
         active: the filters that respond most to each response image, compared with their responses to all images.
         facts: texts and numbers of each filter, plain data.
         overview: the filters that the overview shows, and their synthesized images.
@@ -154,6 +155,7 @@ class LayerPage:
     atlases: Mapping[str, bytes]
     history: Mapping[str, bytes]
     sheets: Sequence[bytes]
+    responses: Tensor | None
     active: Sequence[Sequence[int]]
     facts: Sequence[Mapping[str, Any]]
     overview: Mapping[int, Pixels]
@@ -240,6 +242,7 @@ def build_layer_page(
         atlases=atlases,
         history=_history_atlases(findings, count, max_bytes=SHARE_OF_HISTORY * max_bytes * count),
         sheets=sheets,
+        responses=findings.top.responses if findings.top else None,
         active=_most_active(findings),
         facts=facts,
         overview={i: _photo(samples[i], THUMBNAIL) for i in _best_filters(facts, OVERVIEW_FILTERS)},

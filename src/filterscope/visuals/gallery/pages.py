@@ -11,47 +11,56 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from filterscope.analysis.health.measures import all_measures
 from filterscope.analysis.health.verdict import Verdict
-from filterscope.visuals.gallery.compare import ComparedGallery, filter_changes
 from filterscope.visuals.gallery.layer_page import LayerPage
 from filterscope.visuals.gallery.sprites import draw_atlas, encode_webp, grid_shape
 from filterscope.visuals.output.site import MADE_BY, MANIFEST, Site
 
+MAIN_OPTIONS = (
+    "data",
+    "model.weights",
+    "head",
+    "finetune",
+    "optimizer",
+    "data.image_size",
+    "trainer.max_epochs",
+    "seed",
+)
+"""Options of a run that its overview names."""
 Info = Mapping[str, Any]
 """What the pages of a site have in common; `Gallery` makes it, and the templates read it."""
 MAX_IMAGE_BYTES = 20_000  # of a response image
 MAX_OVERVIEW_BYTES = 3_000  # of a filter's picture in the overview
 
 
-def build_site(pages: Sequence[LayerPage], info: Info, compared: ComparedGallery | None = None) -> Site:
+def build_site(pages: Sequence[LayerPage], info: Info) -> Site:
     """Return the site: an overview, pages for every layer and its filters, pictures and data.
 
     Args:
         pages: the contents of the layers' pages, in the order of the network.
         info: what the pages have in common, as `Gallery` returns it.
-        compared: another gallery to show next to this one.
     """
     overview = [tile for page in pages for tile in page.overview.values()]
-    content: dict[str, bytes] = dict(compared.files) if compared else {}
+    content: dict[str, bytes] = {}
     content["atlas/overview.webp"] = encode_webp(draw_atlas(overview), MAX_OVERVIEW_BYTES * len(overview))
     content |= {
         f"images/{i}.webp": encode_webp(each, MAX_IMAGE_BYTES) for i, each in enumerate(info["response_images"])
     }
-    templates = files("filterscope.visuals.gallery") / "templates"
-    content |= {name: (templates / name).read_bytes() for name in ("gallery.css", "gallery.js")}
-    content["data/epochs.js"] = _script("filterscopeEpochs", _epochs(pages, info))
-    content["data/search.js"] = _script("filterscopeSearch", _search_index(pages, info))
+    content |= style_and_script()
+    content["data/epochs.js"] = script_file("filterscopeEpochs", _epochs(pages, info))
+    content["data/search.js"] = script_file("filterscopeSearch", _search_index(pages, info))
     content[MANIFEST] = json.dumps(_manifest(pages, info), ensure_ascii=False).encode()
     for i, page in enumerate(pages):
         neighbours = {
             "previous": pages[i - 1] if i else None,
             "following": pages[i + 1] if i + 1 < len(pages) else None,
         }
-        content |= page.files | _layer_files(page, info, compared, neighbours)
-    context = {"pages": pages, "info": info, "compared": compared, "overview_tiles": len(overview)}
+        content |= page.files | _layer_files(page, info, neighbours)
+    context = {"pages": pages, "info": info, "overview_tiles": len(overview)}
+    context["options"] = {name: info["run"][name] for name in MAIN_OPTIONS if name in info["run"]}
     context["epochs"] = len({epoch for page in pages for epoch in page.epochs})
     # The overview states the size of the site, itself included; the number's digits do not change its length much.
-    size = (sum(map(len, content.values())) + len(_render("index.html.j2", **context, megabytes=0.0))) / 1e6
-    content["index.html"] = _render("index.html.j2", **context, megabytes=size)
+    size = (sum(map(len, content.values())) + len(page_html("index.html.j2", **context, megabytes=0.0))) / 1e6
+    content["index.html"] = page_html("index.html.j2", **context, megabytes=size)
     filters = sum(len(page.facts) for page in pages)
     text = (
         f"A gallery of {filters} filters in {len(pages)} layers, {size:.1f} MB: open `gallery/index.html` in a browser."
@@ -62,12 +71,10 @@ def build_site(pages: Sequence[LayerPage], info: Info, compared: ComparedGallery
 def _layer_files(
     page: LayerPage,
     info: Info,
-    compared: ComparedGallery | None,
     neighbours: Mapping[str, LayerPage | None],
 ) -> dict[str, bytes]:
     """Return the pages and the data of a layer by their path below the site."""
-    other = compared.matching(page.name, len(page.facts)) if compared else None
-    context = {"page": page, "info": info, "compared": compared, "other": other, **neighbours}
+    context = {"page": page, "info": info, **neighbours}
     data = {
         "layer": page.name,
         "slug": page.slug,
@@ -78,26 +85,21 @@ def _layer_files(
         "images": list(info["response_names"]),
         "filters": page.facts,
     }
-    found = {
-        f"layers/{page.slug}.html": _render("layer.html.j2", **context),
-        f"filters/{page.slug}.html": _render("filter.html.j2", **context),
-        f"data/{page.slug}.js": _script("filterscope", data),
+    return {
+        f"layers/{page.slug}.html": page_html("layer.html.j2", **context),
+        f"filters/{page.slug}.html": page_html("filter.html.j2", **context),
+        f"data/{page.slug}.js": script_file("filterscope", data),
     }
-    if compared and other:
-        kernels = compared.files[f"compared/{other['slug']}-kernels.webp"], page.atlases["kernels"]
-        same = compared.images == info["images_hash"]
-        changes = filter_changes(other["filters"], page.facts, kernels, same_images=same)
-        found[f"compare/{page.slug}.html"] = _render("compare.html.j2", **context, changes=changes)
-        rows = [
-            (each["verdict"], each["reason"], change.summary)
-            for each, change in zip(other["filters"], changes, strict=True)
-        ]
-        found[f"compared/{page.slug}.js"] = _script("filterscopeCompared", rows)
-    return found
 
 
-def _script(name: str, data: Any) -> bytes:
-    # A script instead of a JSON file: a page opened from the disk must not fetch one.
+def style_and_script() -> dict[str, bytes]:
+    """Return the style sheet and the script of all pages."""
+    templates = files("filterscope.visuals.gallery") / "templates"
+    return {name: (templates / name).read_bytes() for name in ("gallery.css", "gallery.js")}
+
+
+def script_file(name: str, data: Any) -> bytes:
+    """Return data as a script that sets `window.<name>`: a page opened from the disk must not fetch a JSON file."""
     return f"window.{name} = {json.dumps(data, ensure_ascii=False, separators=(',', ':'))};\n".encode()
 
 
@@ -105,7 +107,7 @@ def _manifest(pages: Sequence[LayerPage], info: Info) -> dict[str, Any]:
     """Return all numbers and file names of the site, for other programs."""
     return {
         "made_by": MADE_BY,
-        **{key: info[key] for key in ("title", "network", "run", "metrics", "classes", "recipes")},
+        **{key: info[key] for key in ("title", "network", "run", "best", "metrics", "classes", "recipes")},
         "images": info["images_hash"],
         "layers": [
             {
@@ -152,7 +154,8 @@ def _search_index(pages: Sequence[LayerPage], info: Info) -> dict[str, Any]:
     }
 
 
-def _render(template: str, **context: Any) -> bytes:
+def page_html(template: str, **context: Any) -> bytes:
+    """Return a page made from a template."""
     return _environment().get_template(template).render(**context).encode()
 
 

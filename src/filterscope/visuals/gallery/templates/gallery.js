@@ -54,7 +54,7 @@ function arranged(rows, view) {
 
 // ---- The slider over epochs. ----
 
-const EPOCHS = window.filterscopeEpochs;
+const EPOCHS = window.filterscopeEpochs || { metrics: {}, words: ["", ...VERDICTS], layers: {} };
 const SHOWN_METRICS = ["val/acc", "train/acc", "val/loss", "train/loss"];
 
 function epochName(epoch) {
@@ -170,7 +170,7 @@ function grid() {
     for (const row of rows) {
       row.tile.hidden = !shown.has(row);
       const link = row.tile.firstElementChild;
-      link.href = link.getAttribute("href").split("#")[0] + address(row.number, view);
+      if (link.href) link.href = link.getAttribute("href").split("#")[0] + address(row.number, view);
     }
     byId("status").textContent = `${visible.length} of ${rows.length} filters`;
   }
@@ -188,7 +188,7 @@ function grid() {
     const target = visible[visible.indexOf(event.target.closest("li")) + moves[event.key]()];
     if (!target) return;
     event.preventDefault();
-    target.firstElementChild.focus();
+    target.querySelector("a").focus();
   });
   for (const control of [...Object.values(controls), ...boxes]) {
     if (control) control.addEventListener("input", () => {
@@ -204,9 +204,10 @@ function grid() {
   show();
   if (number !== null && tiles[number]) {
     list.classList.add("all");
-    rows[number].tile.firstElementChild.focus();
+    rows[number].tile.querySelector("a").focus();
   }
-  moveGrid(list, rows);
+  if (window.filterscopeRuns) moveRuns(list, rows);
+  else moveGrid(list, rows);
 }
 
 // Lets the slider of a layer's page move the pictures and verdicts of all its filters.
@@ -245,6 +246,87 @@ function moveGrid(list, rows) {
   kind.addEventListener("input", update);
   byId("epoch").value = last;
   update();
+}
+
+// The overview of several runs: the order of the columns.
+function orderRuns() {
+  const order = byId("order"), table = byId("runs");
+  if (!order) return;
+  const header = [...table.querySelectorAll("thead th")].map((cell) => Number(cell.dataset.run));
+  order.addEventListener("input", () => {
+    const row = [...table.querySelectorAll("tr[data-metric]")].find((each) => each.dataset.metric === order.value);
+    const sign = "up" in order.selectedOptions[0].dataset ? 1 : -1;
+    const value = (run) => {
+      const number = row ? Number.parseFloat(row.querySelector(`[data-run="${run}"]`).textContent) : run;
+      return row ? sign * (Number.isNaN(number) ? -sign * Infinity : number) : run;
+    };
+    const wanted = [...header].sort((a, b) => value(a) - value(b) || a - b);
+    for (const each of table.rows) {
+      for (const run of wanted) each.append(each.querySelector(`[data-run="${run}"]`));
+    }
+  });
+}
+
+// Lets the slider move the pictures and verdicts of a layer in all runs, and two pictures be compared by a wipe.
+function moveRuns(list, rows) {
+  const { slug, runs, words } = window.filterscopeRuns;
+  const epochs = [...new Set(runs.flatMap((run) => (run.records ? run.records.epochs : [])))].sort((a, b) => a - b);
+  const file = (r, kind, place) => `../runs/${r}/${place === null ? "atlas" : "history"}/${encodeURIComponent(slug)}-`
+    + `${place !== null ? `${kind}-${place}` : kind === "kernel" ? "kernels" : "synthesis"}.webp`;
+  const placeAt = (run, epoch) => (run.records ? run.records.epochs.findLastIndex((each) => each <= epoch) : -1);
+  const final = rows.map((row) => [...row.tile.querySelectorAll(".cell .verdict")].map((each) => each.textContent));
+  const longest = runs.reduce((a, b) => (Object.keys(b.metrics).length > Object.keys(a.metrics).length ? b : a));
+  EPOCHS.metrics = longest.metrics;
+
+  const update = followSlider([...epochs, null], (at) => {
+    const rest = at === epochs.length;
+    runs.forEach((run, r) => {
+      const place = rest ? -1 : placeAt(run, epochs[at]);
+      const has = (kind) => place >= 0 && run.records.kinds[place].includes(kind);
+      for (const [name, kind] of [[`--k${r}`, "kernel"], [`--p${r}`, "synthesis"]]) {
+        if (has(kind)) list.style.setProperty(name, `url("${file(r, kind, place)}")`);
+        else list.style.removeProperty(name);
+      }
+    });
+    rows.forEach((row, i) => [...row.tile.querySelectorAll("a.cell")].forEach((cell, c) => {
+      const run = runs[cell.dataset.run], place = rest ? -1 : placeAt(run, epochs[at]);
+      const word = place < 0 ? final[i][c] : words[run.records.verdicts[place][run.partners[i]]];
+      showVerdict(cell.querySelector(".verdict"), word === "not judged" ? "" : word);
+    }));
+  }, "the networks of the galleries");
+  if (byId("epoch")) update();
+
+  const choices = runs.flatMap((run, r) => (run.count ? [[`${run.name}, kernel`, r, "kernel", null],
+    [`${run.name}, synthesized image`, r, "synthesis", null],
+    ...(run.records ? run.records.epochs.map((epoch, place) => [`${run.name}, kernel, ${epochName(epoch)}`, r, "kernel", place]) : [])] : []));
+  const menus = [byId("wipe-from"), byId("wipe-to")];
+  menus.forEach((menu) => menu.append(...choices.map(([label], at) => {
+    const option = element("option", label);
+    option.value = at;
+    return option;
+  })));
+  const second = choices.findIndex(([, r, kind]) => r === 1 && kind === "synthesis");
+  menus[0].value = choices.findIndex(([, r, kind]) => r === 0 && kind === "synthesis");
+  menus[1].value = second < 0 ? 0 : second;
+  let shown = 0;
+  const wipe = () => {
+    ["wipe-left", "wipe-right"].forEach((id, side) => {
+      const [, r, kind, place] = choices[menus[side].value], partner = runs[r].partners[shown], sprite = byId(id);
+      const columns = Math.ceil(Math.sqrt(runs[r].count)), lines = Math.ceil(runs[r].count / columns);
+      sprite.style.backgroundImage = partner === null ? "none" : `url("${file(r, kind, place)}")`;
+      sprite.style.backgroundSize = `${100 * columns}% ${100 * lines}%`;
+      sprite.style.backgroundPosition = tilePosition(runs[r].count, partner || 0);
+      sprite.classList.toggle("kernel", kind === "kernel");
+    });
+    byId("wipe-left").style.clipPath = `inset(0 ${100 - byId("wipe-share").value}% 0 0)`;
+    byId("viewer-text").textContent = `filter ${shown} of ${runs[0].name}`;
+  };
+  for (const control of [...menus, byId("wipe-share")]) control.addEventListener("input", wipe);
+  rows.forEach((row, i) => row.tile.querySelector(".wipe").addEventListener("click", () => {
+    shown = i;
+    wipe();
+    byId("viewer").showModal();
+  }));
 }
 
 // The overview: verdicts over epochs, and the search for filters.
@@ -406,25 +488,6 @@ function filter() {
     if (byId("similar") && !byId("similar").children.length) byId("similar").textContent = "No filter is similar.";
   }
 
-  function showCompared() {
-    const place = byId("compared");
-    if (!place) return;
-    const [word, reason, change] = window.filterscopeCompared[current];
-    showVerdict(byId("compared-verdict"), word);
-    byId("compared-reason").textContent = reason && `– ${reason}`;
-    byId("compared-change").textContent = change && `Differences: ${change}.`;
-    const captions = { kernel: "kernel", picture: SYNTHESIZED, row: "top-activating patches" };
-    if (!("patches" in place.dataset)) delete captions.row;
-    place.replaceChildren(...Object.entries(captions).map(([kind, caption]) => {
-      const picture = element("span", "", `sprite ${kind}`), figure = element("figure");
-      picture.setAttribute("role", "img");
-      picture.setAttribute("aria-label", `${caption}, in the compared network`);
-      picture.style.backgroundPosition = tilePosition(filters.length, current);
-      figure.append(picture, element("figcaption", caption));
-      return figure;
-    }));
-  }
-
   function showPictures(facts) {
     cut = new Map();
     showSamples(facts);
@@ -462,7 +525,6 @@ function filter() {
     }
     showClasses(facts);
     showSimilar(facts);
-    showCompared();
     const script = element("script");
     script.src = `../sprites/${encodeURIComponent(data.slug)}/${current}.js`;
     script.addEventListener("load", () => script.remove());
@@ -491,4 +553,4 @@ function filter() {
   show();
 }
 
-({ overview, layer: grid, compare: grid, filter })[document.body.dataset.page]?.();
+({ overview, runs: orderRuns, layer: grid, compare: grid, filter })[document.body.dataset.page]?.();
