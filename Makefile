@@ -1,6 +1,6 @@
 # The usual tasks of working on filterscope. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup check test docs
+.PHONY: help setup check test docs lowest
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -19,3 +19,8 @@ test:  ## the whole test suite
 
 docs:  ## build the documentation site into site/, strictly
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
+
+lowest:  ## the whole test suite with the oldest versions that pyproject.toml allows, in a new environment
+	uv venv --clear build/lowest
+	uv pip install --python build/lowest --resolution lowest-direct ".[dev]"
+	build/lowest/bin/python -m pytest -o filterwarnings=default

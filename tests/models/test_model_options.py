@@ -13,7 +13,7 @@ from filterscope.errors import UserError
 from filterscope.models.weights import on_meta_device
 
 CONF = Path(__file__).parent.parent.parent / "conf"
-MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "callable")
 HEADS = sorted(path.stem for path in (CONF / "head").glob("*.yaml"))
 
 

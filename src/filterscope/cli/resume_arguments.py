@@ -17,7 +17,8 @@ from filterscope.storage.atomic import write_file
 
 _REMOVABLE = ("visuals", "recipe", "experiment", "callbacks", "logger", "hydra")
 _RESOLVER = re.compile(r"\$\{[^}]*[:$]")
-_CHANGEABLE = ("trainer.", "data.root=")
+_OWN_MODEL = "model.path="
+_CHANGEABLE = ("trainer.", "data.root=", _OWN_MODEL)
 _CONFIG_DIR = ("--config-dir", "-cd")
 
 _PATHS = (("data", "root"), ("data", "cache"), ("model", "weights"), ("", "feature_cache"))
@@ -51,7 +52,9 @@ def resume_arguments(arguments: list[str]) -> list[str]:
                 f"{argument} cannot be changed on resume: the stored config is used, only trainer.… and data.root may "
                 "differ"
             )
-    check_stored_config(folder, [Path(each.partition("=")[2] or each) for each in folders if each not in _CONFIG_DIR])
+    own_dirs = [Path(each.partition("=")[2] or each) for each in folders if each not in _CONFIG_DIR]
+    own_model = any(argument.startswith(_OWN_MODEL) for argument in others)
+    check_stored_config(folder, own_dirs, own_model=own_model)
     claim_folder(folder, resume=True)
     # The stored config does not contain Hydra's own groups; they come from filterscope's folder.
     groups = [f"hydra.searchpath=[{quote_path(f'file://{CONF}')}]", "hydra/job_logging=lines"]
@@ -70,7 +73,8 @@ def repeated_arguments(arguments: list[str]) -> list[str]:
     """Return those of a start's arguments that are to be given again when the run is resumed."""
     resumed = any(argument.startswith("resume=") and argument != "resume=null" for argument in arguments)
     changed = [argument for argument in arguments if argument.lstrip("+~").startswith(_CHANGEABLE)]
-    return _config_dirs(arguments) + (changed if resumed else [])
+    models = [argument for argument in arguments if argument.startswith(_OWN_MODEL)]
+    return _config_dirs(arguments) + (changed if resumed else models)
 
 
 def store_config(raw: dict[str, Any], resolved: dict[str, Any], *, folder: Path, cwd: Path) -> None:
@@ -95,7 +99,7 @@ def store_config(raw: dict[str, Any], resolved: dict[str, Any], *, folder: Path,
     write_file(folder / ".hydra" / "config.yaml", content.encode())
 
 
-def check_stored_config(folder: Path, config_dirs: list[Path] | None = None) -> None:
+def check_stored_config(folder: Path, config_dirs: list[Path] | None = None, *, own_model: bool = False) -> None:
     """Check that a run folder holds a config as filterscope stores it, before any of it is composed or built.
 
     The file may come from a stranger. It may only name registered parts, torch's optimizers and schedulers, and the
@@ -117,6 +121,12 @@ def check_stored_config(folder: Path, config_dirs: list[Path] | None = None) -> 
         raise UserError(f"{file} is not the config of a training run")
     if re.search(r"^\s*#", text, re.MULTILINE) or {"hydra", "defaults"} & content.keys():
         raise UserError(f"{file} is not as filterscope stored it: it configures more than the run")
+    path = content["model"].get("path") if isinstance(content["model"], dict) else None
+    if path is not None and not own_model and not is_registered(str(path), ("model",)):
+        raise UserError(
+            f"{file}: config.model.path={path!r} is not registered, and a file does not choose what is imported; if "
+            f"it is your own network, add model.path={path}"
+        )
     known = targets_of([CONF, *plugin_folders(), *(config_dirs or [])])
     for where, key, value in _leaves(content, "config"):
         if key == "_target_" and not (isinstance(value, str) and (value in known or _is_buildable(value))):

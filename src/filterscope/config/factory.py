@@ -5,12 +5,15 @@ import platform
 
 import torch
 
+from hydra.utils import get_object
+
 from filterscope.config.instantiate import Config, instantiate
 from filterscope.data.datamodule import ImageDataModule
-from filterscope.errors import UserError
+from filterscope.errors import UserError, first_line
 from filterscope.models import heads
 from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
+from filterscope.registry import is_registered, register, target_of
 from filterscope.training.module import FinetuneModule
 from filterscope.training.policies import Policy
 from filterscope.visuals.visual import Examples, Visual
@@ -55,8 +58,27 @@ def _keep_last_epoch(cfg: Config) -> None:
     log.info("the validation images are trained on: val/… is no measure, and the last epoch is kept; the test decides")
 
 
+def register_named_model(cfg: Config) -> None:
+    """Register the network that `model.path` names; only for a config that the user has given, never for a file's.
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+    path = cfg["model"].get("path")
+    if path is None or is_registered(str(path), ("model",)):
+        return
+    try:
+        part = get_object(str(path))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"model.path={path!r} cannot be imported: {first_line(error)}") from error
+    if not callable(part) or target_of(part) != path:
+        raise UserError(f"model.path={path!r} is no function or class of that name")
+    register("model", str(path))(part)
+
+
 def build_classifier(cfg: Config, data: ImageDataModule) -> Classifier:
     """Build the classifier for the data's classes and image size."""
+    register_named_model(cfg)
     backbone: Backbone = instantiate(cfg["model"], where="model")
     # Stored, because a checkpoint is rebuilt without the weights file that decides it.
     cfg["model"]["num_classes"] = backbone.num_classes
@@ -72,6 +94,7 @@ def build_published(cfg: Config) -> Classifier:
 
     If the weights file holds only the convolutional part, only that part is built, and this is logged.
     """
+    register_named_model(cfg)
     backbone: Backbone = instantiate(cfg["model"], where="model")
     size = int(cfg["data"]["image_size"])
     convolutional_only = bool(backbone.missing) and not backbone.allow_random

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from filterscope.config.factory import build_data, build_published
+from filterscope.config.factory import build_data, build_published, register_named_model
 from filterscope.config.instantiate import instantiate
 from filterscope.config.options import find_checkpoint
 from filterscope.data.datamodule import ImageDataModule
@@ -91,6 +91,7 @@ def load_subject(cfg: dict[str, Any]) -> Subject:
     The network is that of `ckpt`, or `model` as published. The images are those of `images`, else validation images of
     `data`, else the checkpoint's own (more of them from the data that it was trained on), else none.
     """
+    register_named_model(cfg)
     run = open_run(find_checkpoint(cfg["ckpt"])) if cfg["ckpt"] else None
     classifier = run.classifier if run else build_published(cfg)
     nothing = torch.empty(0, classifier.in_channels, classifier.image_size or 0, classifier.image_size or 0)

@@ -12,11 +12,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, list_models
 
-from filterscope.errors import UserError, suggestion
+from filterscope.errors import UserError, first_line, suggestion
 from filterscope.models.layers import last_layer
 from filterscope.models.network_copy import switch_off_inplace
 from filterscope.models.weights import build_with_weights, download_weights
-from filterscope.registry import register
+from filterscope.registry import PLUGINS, register, registered, target_of
 
 Channels = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -246,6 +246,67 @@ def small_cnn_backbone(
         name="small_cnn",
         mean=per_channel("model.mean", mean, [0.0] * in_channels),
         std=per_channel("model.std", std, [1.0] * in_channels),
+        image_size=image_size,
+        pretrained=weights is not None,
+        missing=missing,
+        allow_random=allow_random,
+    )
+
+
+@register("model", "callable")
+def callable_backbone(
+    *,
+    path: str,
+    options: dict[str, Any] | None = None,
+    weights: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[Positive] | None = None,
+    in_channels: Channels = 3,
+    image_size: int = 224,
+    num_classes: Channels = 1000,
+    allow_random: bool = False,
+) -> Backbone:
+    """Build a network of one's own with a registered function or class, which gets `num_classes` and the options.
+
+    Args:
+        path: its dotted name, `my_package.my_net`. What the command line names is registered by that
+            (`filterscope.config.factory`); a checkpoint alone can only name what a plugin has registered.
+        options: further arguments.
+        weights: the path of a state dict or run folder, or None for random.
+        mean: per channel, of the images the weights were trained on; None: images are not normalised.
+        std: likewise.
+        in_channels: of the images.
+        image_size: height and width of the images in pixels.
+        num_classes: of the network itself, before the head; a weights file overrides it.
+        allow_random: let heads keep layers that the weights file does not hold.
+
+    Raises:
+        UserError: nothing is registered under that name, it refuses its arguments or returns no network, or the weights
+            file does not fit.
+    """
+    part = next((each for each in registered("model").values() if target_of(each) == path), None)
+    if part is None:
+        raise UserError(
+            f"model.path={path!r} is not registered: name the module that registers it in the entry point group "
+            f"{PLUGINS}, or give model=callable model.path={path}"
+        )
+
+    def build(num_classes: int) -> nn.Module:
+        try:
+            network = part(num_classes=num_classes, **(options or {}))
+        except TypeError as error:
+            raise UserError(f"model.path={path}: {first_line(error)}; it gets num_classes and model.options") from error
+        if not isinstance(network, nn.Module):
+            raise UserError(f"model.path={path} returned a {type(network).__name__}, not a torch.nn.Module")
+        return network
+
+    name = path.rpartition(".")[2]
+    network, missing = _with_weights(build, weights, name, num_classes=num_classes)
+    return Backbone(
+        network,
+        name=name,
+        mean=per_channel("mean", mean, [0.0] * in_channels),
+        std=per_channel("std", std, [1.0] * in_channels),
         image_size=image_size,
         pretrained=weights is not None,
         missing=missing,
