@@ -4,7 +4,6 @@ import logging
 import platform
 
 import torch
-
 from hydra.utils import get_object
 
 from filterscope.config.instantiate import Config, instantiate
