@@ -1,6 +1,7 @@
 """Untrusted checkpoints, weights and configs: nothing in them is executed, each is refused in one line."""
 
 import io
+import math
 import pickle
 import struct
 import zipfile
@@ -14,9 +15,11 @@ import pytest
 import torch
 import yaml
 from train import train
+from visualize import visualize
 
 import hostile
 from filterscope.cli.resume_arguments import check_stored_config
+from filterscope.config import from_checkpoint
 from filterscope.config.from_checkpoint import open_run, read_checkpoint
 from filterscope.data.image_io import BadImageError, check_image, read_image
 from filterscope.errors import UserError
@@ -156,6 +159,9 @@ BOMBS: dict[str, Callable[[Path], None]] = {
     "an array of objects": lambda file: np.save(file.open("wb"), np.array([print], dtype=object), allow_pickle=True),
     "a sparse tensor": lambda file: torch.save({"weight": torch.eye(3).to_sparse()}, file),
     "a whole network": lambda file: torch.save(torch.nn.Linear(2, 2), file),
+    "an archive with two lists of content": lambda file: _disguised_zip_bomb(file),
+    "an absent storage": lambda file: _absent_storage(file),
+    "a tensor without values": lambda file: torch.save({"weight": torch.empty(30_000, 30_000, device="meta")}, file),
     "an empty file": lambda file: file.write_bytes(b""),
     "a program": lambda file: torch.jit.script(torch.nn.Linear(2, 2)).save(str(file)),
 }
@@ -166,6 +172,34 @@ def _zip_bomb(file: Path) -> None:
         archive.writestr("archive/data.pkl", hostile.bare(b"}"))
         archive.writestr("archive/data/0", bytes(10**8))
         archive.writestr("archive/version", "3\n")
+
+
+def _disguised_zip_bomb(file: Path) -> None:
+    """Write an archive that torch unpacks, but in which `zipfile` finds no list of content."""
+    _zip_bomb(file)
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.comment = b"PK\5\6" + bytes(30)
+
+
+def _absent_storage(file: Path) -> None:
+    """Write a file of torch's old format whose tensor of 3.6 GB has no values in it."""
+    from collections import OrderedDict
+
+    from torch._utils import _rebuild_tensor_v2
+
+    storage = object()
+
+    class Weight:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return _rebuild_tensor_v2, (storage, 0, (30_000, 30_000), (30_000, 1), False, OrderedDict())
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, each: Any) -> tuple[Any, ...] | None:
+            return ("storage", torch.FloatStorage, "1", "cpu", 900_000_000, None) if each is storage else None
+
+    content = io.BytesIO()
+    Pickler(content, protocol=2).dump({"weight": Weight()})
+    file.write_bytes(hostile.old_format(content.getvalue()) + pickle.dumps([], protocol=2))
 
 
 def _laughing(depth: int) -> list[Any]:
@@ -182,6 +216,63 @@ def test_files_that_expand_in_memory_or_hold_no_weights_are_refused(bomb: str, t
     BOMBS[bomb](file)
     for read in READERS:
         refused(read, file)
+
+
+EXAMPLES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "images of another size": lambda about: about["examples"].update(images=torch.zeros(16, 3, 9, 9)),
+    "images of other channels": lambda about: about["examples"].update(images=torch.zeros(16, 1, 24, 24)),
+    "images that are none": lambda about: about["examples"].update(images=torch.zeros(3)),
+    "fewer labels": lambda about: about["examples"].update(labels=torch.zeros(3, dtype=torch.int64)),
+    "labels that are no integers": lambda about: about["examples"].update(labels=torch.zeros(16)),
+    "fewer names": lambda about: about["examples"].update(names=["a"]),
+    "no example": lambda about: about.update(examples=None),
+    "another image size": lambda about: about.update(image_size=100_000),
+    "no image size": lambda about: about.update(image_size=-1),
+    "other classes": lambda about: about.update(class_names=["a"]),
+    "a state that is none": lambda about: about.update(visual_state=7),
+}
+
+
+@pytest.mark.parametrize("what", EXAMPLES)
+def test_a_stored_state_that_does_not_fit_is_refused(what: str, honest: Path, tmp_path: Path) -> None:
+    content = torch.load(honest / "checkpoints" / "best.ckpt", weights_only=True)
+    EXAMPLES[what](content["filterscope"])
+    torch.save(content, tmp_path / "model.ckpt")
+    assert "is damaged" in refused(open_run, tmp_path / "model.ckpt")
+
+
+def test_a_stored_state_that_a_visual_cannot_use_is_left_out(
+    honest: Path, composed: Callable[..., dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = torch.load(honest / "checkpoints" / "best.ckpt", weights_only=True)
+    content["filterscope"]["visual_state"]["store"]["health"] = 5
+    content["filterscope"]["config"]["data"].update(num_train=10**9, num_val=10**9)  # must not be drawn
+    torch.save(content, tmp_path / "model.ckpt")
+    given = ("visuals=[health,responses]", f"ckpt={tmp_path}/model.ckpt", "num_examples=40")
+    tags = visualize(composed(*given, config="visualize"), tmp_path)
+    assert any(tag.startswith("responses/") for tag in tags)
+    assert "visuals.health: the state in the checkpoint does not fit" in caplog.text
+
+
+def test_a_stored_config_that_asks_for_many_drawn_images_is_refused(honest: Path, place: Path) -> None:
+    def ask(config: dict[str, Any]) -> None:
+        config["data"].update(num_train=10**9, num_val=10**9)
+
+    run = open_run(changed(honest, place, ask))
+    assert "drawn images, more than" in refused(lambda: from_checkpoint._of_the_same_data(run, 100, seed=0))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 3e38])
+def test_a_network_of_values_that_are_not_finite_is_drawn(
+    value: float, honest: Path, composed: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    content = torch.load(honest / "checkpoints" / "best.ckpt", weights_only=True)
+    for tensor in content["state_dict"].values():
+        tensor.fill_(value) if tensor.is_floating_point() else None
+    torch.save(content, tmp_path / "model.ckpt")
+    given = ("visuals=[health,filters,activations,responses]", f"ckpt={tmp_path}/model.ckpt")
+    tags = visualize(composed(*given, config="visualize"), tmp_path)
+    assert {"health/layers", "filters/block1_conv1"} <= set(tags)
 
 
 def test_a_pipe_in_place_of_a_checkpoint_is_refused_without_waiting(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
@@ -137,12 +138,25 @@ def test_weights_behind_the_layer_do_not_make_a_picture_stale(network, tmp_path)
     assert told == []
 
 
+CHANGES = (
+    {"image": np.zeros((1, 3, 9, 9), np.uint8)},
+    {"image": np.zeros((1, 0, 32, 32), np.uint8)},
+    {"curve": np.array(["x"])},
+    {"rank": np.zeros(3)},
+)
+
+
 def test_a_picture_whose_file_is_damaged_is_made_again(network, tmp_path):
-    first = synthesize_all(network, [job()], cache=tmp_path)[0]
+    six = job(channels=range(6))
+    first = synthesize_all(network, [six], cache=tmp_path)[0]
     files = sorted(tmp_path.glob("*.npz"))
     files[0].write_bytes(files[0].read_bytes()[:100])
     files[1].write_bytes(b"")
-    again = synthesize_all(network, [job()], cache=tmp_path)[0]
+    with np.load(files[2]) as stored:
+        content = dict(stored)
+    for file, change in zip(files[2:], CHANGES, strict=True):
+        np.savez(file, **(content | change))
+    again = synthesize_all(network, [six], cache=tmp_path)[0]
     assert torch.equal(again.images, first.images)
 
 

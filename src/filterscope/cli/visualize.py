@@ -5,14 +5,19 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from omegaconf import DictConfig
 
 from filterscope.cli.main import check_paths, report_errors, resolve_config, run_folder, run_script
 from filterscope.cli.search_path import CONF
-from filterscope.errors import UserError
+from filterscope.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    from filterscope.config.from_checkpoint import Subject
+    from filterscope.visuals.output.outputs import Output
+    from filterscope.visuals.visual import Visual
 
 log = logging.getLogger("filterscope")
 
@@ -29,7 +34,6 @@ def visualize(cfg: dict[str, Any], folder: Path) -> list[str]:
     from filterscope.visuals.output.site import Site, check_site
     from filterscope.visuals.output.tables import table_text
     from filterscope.visuals.output.writer import write_outputs
-    from filterscope.visuals.visual import render
 
     limit_threads()
     subject = from_checkpoint.load_subject(cfg)
@@ -41,8 +45,8 @@ def visualize(cfg: dict[str, Any], folder: Path) -> list[str]:
             check_site(folder / visual.site)  # before minutes of work
     with SummaryWriter(str(folder)) as writer:
         shown: dict[str, Output] = {}
-        for visual in sorted(visuals.values(), key=lambda visual: visual.priority):
-            drawn = render({"": visual}, subject.classifier, subject.examples, subject.state)
+        for name, visual in sorted(visuals.items(), key=lambda item: item[1].priority):
+            drawn = _draw(name, visual, subject)
             write_outputs(drawn, folder=folder, writer=writer)  # at once: others may take minutes
             shown |= drawn
     export.export_weights(subject.classifier, cfg["export"], folder)
@@ -90,6 +94,20 @@ def visualize_runs(cfg: dict[str, Any], folder: Path) -> None:
     site = build_runs_site(drawn)
     write_site(folder / "gallery", site)
     log.info("gallery: %.1f MB, open %s in a browser", site.size / 1e6, folder / "gallery" / "index.html")
+
+
+def _draw(name: str, visual: "Visual", subject: "Subject") -> "dict[str, Output]":
+    """Draw a visual, without the state in the checkpoint, which may hold anything, if that makes it fail."""
+    from filterscope.visuals.visual import VisualState, render
+
+    try:
+        return render({name: visual}, subject.classifier, subject.examples, subject.state)
+    except Exception as error:
+        if isinstance(error, UserError | OSError | MemoryError) or not subject.state.store:
+            raise
+        drawn = render({name: visual}, subject.classifier, subject.examples, VisualState())
+        log.warning("visuals.%s: the state in the checkpoint does not fit (%s)", name, first_line(error))
+        return drawn
 
 
 def _serve(cfg: dict[str, Any], folder: Path) -> None:

@@ -26,6 +26,7 @@ from filterscope.visuals.visual import Examples, VisualState
 log = logging.getLogger(__name__)
 
 _STORED: tuple[Kind, ...] = ("data", "augmentation", "model", "head")
+MAX_DRAWN = 10_000  # validation images that are drawn because a stored config asks for them
 _allowed = partial(is_registered, kinds=_STORED)
 """Return whether a checkpoint's config may name a target: only registered parts are built from a file."""
 
@@ -68,6 +69,7 @@ def open_run(path: Path) -> Run:
     try:
         classifier = _classifier(about, content.get("state_dict"), path)
         examples = unpack_examples(about["examples"]) if "examples" in about else None
+        _check_examples(examples, classifier)
         state = VisualState(store=dict(about["visual_state"]["store"])) if about.get("visual_state") else VisualState()
     except UserError:
         raise
@@ -124,7 +126,23 @@ def _classifier(about: Mapping[str, Any], digest: Any, path: Path) -> Classifier
     classifier = _build(about["config"], len(names), path)
     classifier.load_state_dict(own)
     classifier.class_names, classifier.image_size = names, size
+    if size < 1:
+        raise ValueError(f"image_size={size}")
     return classifier
+
+
+def _check_examples(examples: Examples | None, classifier: Classifier) -> None:
+    """Raise a `ValueError` if stored examples are no images of the network's size with a label and a name each."""
+    if examples is None:
+        return
+    images, size = examples.images, classifier.image_size
+    if images.dim() != 4 or images.shape[1:] != (classifier.in_channels, size, size) or not images.isfinite().all():
+        raise ValueError(f"example images of shape {tuple(images.shape)}")
+    labels = examples.labels
+    if labels is not None and (labels.shape != (len(images),) or labels.is_floating_point() or labels.is_complex()):
+        raise ValueError("labels that are not those of the example images")
+    if len(examples.names) not in (0, len(images)):
+        raise ValueError("names that are not those of the example images")
 
 
 def _build(config: Mapping[str, Any], num_classes: int, path: Path) -> Classifier:
@@ -145,8 +163,11 @@ def _refuse_other_weights(classifier: Classifier, digest: Mapping[str, Any], pat
 def _of_the_same_data(run: Run, count: int, *, seed: int) -> Examples:
     """Return validation images of the data that a run was trained on, if it is still there; nothing is downloaded."""
     # The config may come from a stranger: it may name a folder of images, but must not download, write or spawn.
-    harmless = {"download": False, "cache": None, "num_workers": 0}
+    harmless = {"download": False, "cache": None, "num_workers": 0, "num_train": 10, "num_test": 0}
     stored = {key: harmless.get(key, value) for key, value in run.config["data"].items()}
+    stored["image_size"] = run.classifier.image_size
+    if not isinstance(drawn := stored.get("num_val", 0), int) or drawn > MAX_DRAWN:
+        raise UserError(f"{run.path} asks for {drawn!r:.20} drawn images, more than {MAX_DRAWN:,}")
     data: ImageDataModule = instantiate(stored, where=f"{run.path}: data", allowed=_allowed)
     data.setup("predict")
     examples = examples_of(data, count, seed)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from pydantic import Field, NonNegativeInt
+from pydantic import Field
 from torch import Tensor
 
 from filterscope.data.datamodule import ImageDataModule
@@ -34,6 +34,8 @@ CLASSES = (
     (0, 0, 1), (0, 0, 2), (0, 1, 1), (0, 1, 2), (1, 0, 2), (1, 2, 0), (1, 3, 0), (2, 2, 0), (2, 2, 2), (2, 3, 0),
 )  # fmt: skip
 
+MAX_IMAGES = 1_000_000  # of a split
+
 _CHUNK = 20  # images drawn at once
 
 
@@ -47,9 +49,9 @@ class SyntheticFlowersDataModule(ImageDataModule):
     """
 
     image_size: Annotated[int, Field(ge=16)] = 96
-    num_train: Annotated[int, Field(ge=len(CLASSES))] = 1500
-    num_val: Annotated[int, Field(ge=len(CLASSES))] = 300
-    num_test: NonNegativeInt = 300
+    num_train: Annotated[int, Field(ge=len(CLASSES), le=MAX_IMAGES)] = 1500
+    num_val: Annotated[int, Field(ge=len(CLASSES), le=MAX_IMAGES)] = 300
+    num_test: Annotated[int, Field(ge=0, le=MAX_IMAGES)] = 300
 
     def __post_init__(self) -> None:
         super().__post_init__()

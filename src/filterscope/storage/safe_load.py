@@ -10,7 +10,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ LOAD_ERRORS = (
 )
 
 _PLAIN = (str, int, float, complex, bytes, torch.dtype, torch.device)
+_ZIP = b"PK\3\4"
 _DEPTH = 100
 _MAX_EXPANDED = 1 << 26  # bytes of expanded tensors, whose elements share memory, once they are copied
 
@@ -50,18 +51,25 @@ def load_plain(path: Path, *, mmap: bool = False, allowed: Sequence[type] = ()) 
     """
     if not path.is_file():  # reading a pipe or a device could block for ever
         raise FileNotFoundError(2, "no such file", str(path))
-    if zipfile.is_zipfile(path):
-        _refuse_compressed(path)
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if file.read(4) == _ZIP:  # what torch takes for a zip file
+            _refuse_compressed(file, size)
     with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(list(allowed)):
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    expanded = 0
+    expanded, stored = 0, dict[int, int]()
     for tensor in _tensors(content, _DEPTH, set(), tuple(allowed)):
         if tensor.layout != torch.strided:
             raise ValueError("it holds a sparse tensor")
-        size = tensor.numel() * tensor.itemsize
-        expanded += size if size > tensor.untyped_storage().nbytes() else 0
+        if tensor.is_meta:
+            raise ValueError("it holds a tensor without values")
+        needed, storage = tensor.numel() * tensor.itemsize, tensor.untyped_storage()
+        stored[storage.data_ptr()] = storage.nbytes()
+        expanded += needed if needed > storage.nbytes() else 0
         if expanded > _MAX_EXPANDED:
             raise ValueError(f"its tensor of shape {tuple(tensor.shape)} has fewer values in the file")
+    if sum(stored.values()) > size:  # the old format may declare values that it lacks
+        raise ValueError("it declares more values than it holds")
     return content
 
 
@@ -77,11 +85,20 @@ def load_error_reason(error: BaseException) -> str:
     return str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
 
 
-def _refuse_compressed(path: Path) -> None:
-    """Raise if an archive is compressed; torch stores tensors uncompressed, so it would be a zip bomb."""
-    with zipfile.ZipFile(path) as archive:
+def _refuse_compressed(file: IO[bytes], size: int) -> None:
+    """Raise if an archive is compressed; torch stores tensors uncompressed, so it would be a zip bomb.
+
+    An archive that two readers could read differently is refused: one with a comment, which may hold a second list of
+    its content, or with a 64-bit end record that does not lie before the usual one.
+    """
+    ends = file.seek(max(0, size - 98)) and file.read()
+    locator = ends[-42:-22] if ends else b""
+    moved = locator[:4] == b"PK\6\7" and int.from_bytes(locator[8:16], "little") != size - 98
+    if not ends or ends[-22:-18] != b"PK\5\6" or ends[-2:] != b"\0\0" or moved:
+        raise ValueError("its list of content does not stand at its end")
+    with zipfile.ZipFile(file) as archive:
         unpacked = sum(entry.file_size for entry in archive.infolist())
-    if unpacked > path.stat().st_size:
+    if unpacked > size:
         raise ValueError(f"it would unpack to {unpacked:,} bytes")
 
 

@@ -20,7 +20,8 @@ from filterscope.analysis.synthesis.renderer import Job, SynthesisResult, merge_
 from filterscope.models.classifier import Classifier
 from filterscope.storage.atomic import write_file
 
-_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, TypeError, NotImplementedError, zipfile.BadZipFile)
+_MAX_BYTES = 1 << 27  # of one unpacked picture with its measures
 _MEASURES = ("curve", "activation", "rank", "converged", "responses", "agreement")
 
 
@@ -37,6 +38,7 @@ class PictureCache:
     name: str
     digest: str
     recipe: Recipe
+    channels: int
 
     @classmethod
     def of(
@@ -63,15 +65,26 @@ class PictureCache:
             digest.update(repr(tuple(values.shape)).encode())
             digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
         name = f"{classifier.backbone.name}_{job.layer}".replace("/", "_")
-        return cls(folder=folder, name=name, digest=digest.hexdigest()[:32], recipe=recipe)
+        return cls(
+            folder=folder, name=name, digest=digest.hexdigest()[:32], recipe=recipe, channels=classifier.in_channels
+        )
 
     def find(self, channel: int, sample: int) -> SynthesisResult | None:
         """Return a finished picture, or None if there is none or its file is damaged."""
         try:
-            with np.load(io.BytesIO(self._file(channel, sample).read_bytes()), allow_pickle=False) as stored:
-                return self._result(np.array(stored["image"]), {n: torch.from_numpy(stored[n]) for n in _MEASURES})
+            content = io.BytesIO(self._file(channel, sample).read_bytes())
+            with zipfile.ZipFile(content) as archive:
+                if sum(entry.file_size for entry in archive.infolist()) > _MAX_BYTES:
+                    return None
+            with np.load(content, allow_pickle=False) as stored:
+                image = np.array(stored["image"])
+                measures = {name: torch.from_numpy(stored[name]) for name in _MEASURES}
         except _DAMAGED:
             return None
+        if image.dtype != np.uint8 or image.shape != (1, self.channels, self.recipe.size, self.recipe.size):
+            return None
+        fits = all(tensor.shape[name == "curve" :][:1] == (1,) for name, tensor in measures.items())
+        return self._result(image, measures) if fits else None
 
     def put(self, pairs: Sequence[tuple[int, int]], result: SynthesisResult) -> SynthesisResult:
         """Write the pictures of `(channel, sample)` pairs, each file atomically, and return them as `find` would."""

@@ -78,7 +78,8 @@ def layer_table(records: HealthRecords) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for layer, record in records.items():
         counts = [record["verdicts"].count(verdict) for verdict in Verdict]
-        rows.append((layer, len(record["verdicts"]), *counts, record["numbers"]["drift"], *_extremes(record)))
+        drift = record["numbers"].get("drift", math.nan)
+        rows.append((layer, len(record["verdicts"]), *counts, drift, *_extremes(record)))
     columns = ("layer", "filters", *(verdict.value for verdict in Verdict), "median drift", "best", "worst")
     images = min(record["images"] for record in records.values())
     text = " ".join([f"Verdicts on the filters of each layer, from {images} images.", *_notes(records)])
@@ -93,7 +94,7 @@ def _notes(records: HealthRecords) -> list[str]:
     if tested:
         filters = sum(len(record["verdicts"]) for record in tested)
         start = sum(len(record["verdicts"]) * record["structured_at_start"] for record in tested) / filters
-        now = sum(len(record["verdicts"]) * record["numbers"]["structured"] for record in tested) / filters
+        now = sum(len(record["verdicts"]) * record["numbers"].get("structured", 0.0) for record in tested) / filters
         notes.append(f"With structure: {start:.0%} of the filters at epoch 0, {now:.0%} now.")
         if start >= 0.5:
             notes.append("It was learned before this training (on ImageNet, say); the drift shows what changed since.")
