@@ -13,7 +13,7 @@ from filterscope.config.instantiate import instantiate
 from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
-from filterscope.registry import registered, target_of
+from filterscope.registry import find, registered, target_of
 from filterscope.visuals.filters import Filters
 from filterscope.visuals.layer_state import fingerprints, is_frozen
 from filterscope.visuals.predictions import Predictions
@@ -179,3 +179,25 @@ def test_a_layer_is_frozen_only_if_all_before_it_is(classifier: Classifier) -> N
     classifier.module_of("block1_conv1").weight.requires_grad_(True)
     assert not is_frozen(classifier, "block2_conv1")
     assert is_frozen(classifier, "block2_conv1", alone=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "reason"),
+    [
+        ("filters", {"layers": []}, "layers=[]): value should have at least 1 item"),
+        ("filters", {"channels": 0}, "channels=0): input should be greater than or equal to 1"),
+        ("filters", {"channels": []}, "channels=[]): list should have at least 1 item"),
+        ("activations", {"images": []}, "images=[]): list should have at least 1 item"),
+        ("responses", {"channels": -5}, "channels=-5): input should be greater than or equal to 1"),
+        ("figures", {"width": -1}, "width=-1): input should be greater than 0"),
+        ("figures", {"width": float("nan")}, "width=nan): input should be"),
+        ("figures", {"dpi": 0}, "dpi=0): input should be greater than or equal to 1"),
+        ("health", {"batch_size": 0}, "batch_size=0): input should be greater than or equal to 1"),
+        ("health", {"level": 2}, "level=2): input should be less than or equal to 1"),
+        ("movies", {"seconds": 0}, "seconds=0): input should be greater than 0"),
+    ],
+)
+def test_an_option_that_leaves_nothing_to_draw_is_refused(name: str, options: dict, reason: str) -> None:
+    with pytest.raises(UserError) as caught:
+        find("visual", name)(**options)
+    assert reason in str(caught.value)

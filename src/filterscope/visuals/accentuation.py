@@ -23,7 +23,16 @@ from filterscope.visuals.filter_selection import convolution_names
 from filterscope.visuals.output.outputs import Picture
 from filterscope.visuals.progress import progress_bar
 from filterscope.visuals.trust import CAPTION_HELP, is_trusted, real_statistics, trust_captions
-from filterscope.visuals.visual import AtLeastOne, Every, Examples, Visual, VisualState, epoch_label
+from filterscope.visuals.visual import (
+    AtLeastOne,
+    ChannelChoice,
+    Every,
+    Examples,
+    LayerChoice,
+    Visual,
+    VisualState,
+    epoch_label,
+)
 
 _LABEL_WIDTH = 110  # pixels
 _COLUMNS = ("real", "accentuated", "what grew")
@@ -123,8 +132,8 @@ class Accentuation(Visual):
     needs_convolutions: ClassVar[bool] = True
 
     recipe: Recipe = field(default_factory=Recipe)
-    layers: Sequence[str] | None = None
-    channels: list[int] | int | None = 4
+    layers: LayerChoice = None
+    channels: ChannelChoice = 4
     steps: AtLeastOne = 32
     learning_rate: Annotated[float, Field(gt=0)] = 0.05
     images: AtLeastOne = 300

@@ -1,9 +1,9 @@
 """The outputs of layers for a few examples: feature maps as pictures, and tensors in a file."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
+from pydantic import Field
 from torch import Tensor
 
 from filterscope.analysis.activations import activations
@@ -14,7 +14,16 @@ from filterscope.registry import register
 from filterscope.visuals.filter_selection import FilterSelection, check_order, judged_layer, select_filters
 from filterscope.visuals.map_grid import draw_maps
 from filterscope.visuals.output.outputs import Arrays, Picture
-from filterscope.visuals.visual import AtLeastOne, Examples, Visual, VisualState, layer_note, name_of
+from filterscope.visuals.visual import (
+    AtLeastOne,
+    ChannelChoice,
+    Examples,
+    LayerChoice,
+    Visual,
+    VisualState,
+    layer_note,
+    name_of,
+)
 
 
 @register("visual", "activations")
@@ -33,12 +42,12 @@ class Activations(Visual):
         images: the number of examples, counted from the first, or a list of their numbers.
     """
 
-    layers: Sequence[str] | None = None
-    channels: list[int] | AtLeastOne | None = 7
+    layers: LayerChoice = None
+    channels: ChannelChoice = 7
     pick: Literal["varied", "first"] = "varied"
     order: str = "number"
     grid: tuple[AtLeastOne, AtLeastOne] | None = None
-    images: list[int] | AtLeastOne = 4
+    images: Annotated[list[int], Field(min_length=1)] | AtLeastOne = 4
     needs_images: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -115,7 +124,7 @@ class Taps(Visual):
         images: the number of examples.
     """
 
-    layers: Sequence[str] | None = None
+    layers: LayerChoice = None
     images: AtLeastOne = 1
     needs_images: ClassVar[bool] = True
 

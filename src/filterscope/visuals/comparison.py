@@ -27,7 +27,16 @@ from filterscope.visuals.drawing.tiles import photo
 from filterscope.visuals.output.outputs import Output, Picture, Table
 from filterscope.visuals.progress import progress_bar
 from filterscope.visuals.trust import cache_folder, real_statistics, trust_captions
-from filterscope.visuals.visual import Every, Examples, Visual, VisualState, epoch_label
+from filterscope.visuals.visual import (
+    AtLeastOne,
+    ChannelChoice,
+    Every,
+    Examples,
+    LayerChoice,
+    Visual,
+    VisualState,
+    epoch_label,
+)
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +67,8 @@ class Comparison(Visual):
     """
 
     recipes: Mapping[str, Recipe] = field(default_factory=lambda: {"natural": Recipe()})
-    layers: Sequence[str] | int | None = None
-    channels: list[int] | int | None = 4
+    layers: LayerChoice | AtLeastOne = None
+    channels: ChannelChoice = 4
     pick: str = "first"
     log_every: int = 10
     cache: str | None = None

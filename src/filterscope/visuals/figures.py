@@ -24,7 +24,16 @@ from filterscope.models.layers import channels_of, convolutions
 from filterscope.registry import register
 from filterscope.visuals.drawing.tiles import SIGNED
 from filterscope.visuals.output.outputs import Encoded
-from filterscope.visuals.visual import Every, Examples, Visual, VisualState
+from filterscope.visuals.visual import (
+    AtLeastOne,
+    ChannelChoice,
+    Every,
+    Examples,
+    LayerChoice,
+    Positive,
+    Visual,
+    VisualState,
+)
 
 # Embedding fonts in a PDF logs dozens of lines at level INFO.
 logging.getLogger("fontTools").setLevel(logging.WARNING)
@@ -49,11 +58,11 @@ class Figures(Visual):
     priority: ClassVar[int] = 1
     needs_convolutions: ClassVar[bool] = True
 
-    layers: Sequence[str] | None = None
-    channels: list[int] | int | None = 64
+    layers: LayerChoice = None
+    channels: ChannelChoice = 64
     formats: Annotated[Sequence[Literal["png", "pdf", "svg"]], Field(min_length=1)] = ("png", "pdf", "svg")
-    width: float = 3.5
-    dpi: int = 300
+    width: Positive = 3.5
+    dpi: AtLeastOne = 300
     every: Every = 0
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Encoded]:

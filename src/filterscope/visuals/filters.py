@@ -1,6 +1,5 @@
 """Draw the kernels of convolutions."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +13,7 @@ from filterscope.visuals.drawing.grid import Cell, Pixels, column_count, grid, t
 from filterscope.visuals.drawing.tiles import kernel, signed_legend, signed_maps, weight_squares, with_stack
 from filterscope.visuals.filter_selection import FilterSelection, check_order, select_filters
 from filterscope.visuals.output.outputs import Picture
-from filterscope.visuals.visual import Examples, Visual, VisualState, layer_note
+from filterscope.visuals.visual import ChannelChoice, Examples, LayerChoice, Visual, VisualState, layer_note
 
 _EXPLANATION = {
     "colour": "Every filter is drawn as a small image: mid-grey is a weight of zero, and each filter is scaled by its "
@@ -43,8 +42,8 @@ class Filters(Visual):
             health visual.
     """
 
-    layers: Sequence[str] | None = None
-    channels: list[int] | int | None = 64
+    layers: LayerChoice = None
+    channels: ChannelChoice = 64
     order: str = "number"
 
     def __post_init__(self) -> None:

@@ -23,7 +23,7 @@ from filterscope.visuals.drawing.tiles import coloured_maps, photo, small_kernel
 from filterscope.visuals.filter_selection import convolution_names
 from filterscope.visuals.layer_state import is_frozen
 from filterscope.visuals.output.outputs import Encoded, Output
-from filterscope.visuals.visual import Every, Examples, Visual, VisualState
+from filterscope.visuals.visual import ChannelChoice, Every, Examples, LayerChoice, Positive, Visual, VisualState
 
 AtLeastTwo = Annotated[int, Field(ge=2)]
 SYNTHESIS_PIXELS = 64  # the side of a recorded synthesized image
@@ -48,7 +48,7 @@ class History(Visual):
     priority: ClassVar[int] = 1
     needs_convolutions: ClassVar[bool] = True
 
-    layers: Sequence[str] | None = None
+    layers: LayerChoice = None
     image: int = 0
     pixels: int = 20
     epochs: AtLeastTwo = 12
@@ -106,11 +106,11 @@ class Movies(Visual):
 
     at_end: ClassVar[bool] = True
 
-    layers: Sequence[str] | None = None
-    channels: list[int] | int | None = 64
+    layers: LayerChoice = None
+    channels: ChannelChoice = 64
     kind: Literal["kernel", "synthesis", "response"] = "kernel"
     format: Literal["webp", "gif"] = "webp"
-    seconds: float = 0.6
+    seconds: Positive = 0.6
     every: Every = 0
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Encoded]:

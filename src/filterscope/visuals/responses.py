@@ -18,7 +18,7 @@ from filterscope.visuals.drawing.grid import Cell, grid, tile_size
 from filterscope.visuals.drawing.tiles import photo, signed, signed_legend
 from filterscope.visuals.filters import filter_tiles
 from filterscope.visuals.output.outputs import Picture
-from filterscope.visuals.visual import Examples, Visual, VisualState, layer_note
+from filterscope.visuals.visual import ChannelChoice, Examples, LayerChoice, Visual, VisualState, layer_note
 
 Answer = Literal["pixels", "network"]
 _EXPLANATION = (
@@ -49,8 +49,8 @@ class Responses(Visual):
         image: the number of the example.
     """
 
-    layers: Sequence[str] | None = None
-    channels: list[int] | int | None = 12
+    layers: LayerChoice = None
+    channels: ChannelChoice = 12
     answers: Annotated[Sequence[Answer], Field(min_length=1)] = ("pixels", "network")
     image: Annotated[int, Field(ge=0)] = 0
     needs_images: ClassVar[bool] = True

@@ -29,7 +29,16 @@ from filterscope.visuals.output.outputs import Picture
 from filterscope.visuals.progress import progress_bar
 from filterscope.visuals.synthesis_sheet import ReferenceColumns, draw_synthesis
 from filterscope.visuals.trust import cache_folder, real_statistics, recording_real_statistics
-from filterscope.visuals.visual import AtLeastOne, Examples, RecordLabels, Visual, VisualState, layer_note
+from filterscope.visuals.visual import (
+    AtLeastOne,
+    ChannelChoice,
+    Examples,
+    LayerChoice,
+    RecordLabels,
+    Visual,
+    VisualState,
+    layer_note,
+)
 
 TILE = 88
 """Height and width in pixels of the tiles that the timeline shows of earlier epochs."""
@@ -64,8 +73,8 @@ class Synthesis(Visual):
     """
 
     recipe: Recipe = field(default_factory=Recipe)
-    layers: Sequence[str] | None = None
-    channels: list[int] | int | None = 8
+    layers: LayerChoice = None
+    channels: ChannelChoice = 8
     samples: AtLeastOne = 1
     patches: Annotated[int, Field(ge=0)] = 0
     untrained: bool = False

@@ -1,6 +1,6 @@
 """Draw a few filters over the epochs: kernel, synthesized image, response to one image and verdict."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,7 +21,7 @@ from filterscope.visuals.filter_selection import convolution_names
 from filterscope.visuals.filters import filter_tiles
 from filterscope.visuals.history import AtLeastTwo, thin_out, trained_layers
 from filterscope.visuals.output.outputs import Picture
-from filterscope.visuals.visual import Examples, Visual, VisualState
+from filterscope.visuals.visual import ChannelChoice, Examples, LayerChoice, Visual, VisualState
 
 TILE = 88  # pixels
 KINDS = ("kernel", "synthesis", "response")
@@ -52,8 +52,8 @@ class Timeline(Visual):
     needs_images: ClassVar[bool] = True
     priority: ClassVar[int] = 1
 
-    layers: Sequence[str] | None = None
-    channels: list[int] | int = 2
+    layers: LayerChoice = None
+    channels: ChannelChoice = 2
     image: int = 0
     epochs: AtLeastTwo = 8
 

@@ -34,7 +34,7 @@ from filterscope.visuals.drawing.tiles import photo
 from filterscope.visuals.filter_selection import convolution_names
 from filterscope.visuals.layer_state import fingerprints
 from filterscope.visuals.output.outputs import Output, Picture, Table
-from filterscope.visuals.visual import AtLeastOne, Examples, Visual, VisualState, layer_note
+from filterscope.visuals.visual import AtLeastOne, ChannelChoice, Examples, LayerChoice, Visual, VisualState, layer_note
 
 FIRST_LAYERS = 2  # convolutions that are measured by default
 COLUMNS = 4
@@ -103,8 +103,8 @@ class Tuning(Visual):
     needs_convolutions: ClassVar[bool] = True
     priority: ClassVar[int] = -1
 
-    layers: Sequence[str] | None = None
-    channels: list[int] | int | None = 32
+    layers: LayerChoice = None
+    channels: ChannelChoice = 32
     images: AtLeastOne = 64
     seed: int = 0
 

@@ -112,6 +112,14 @@ Every = Annotated[int, Field(ge=0)]
 """A visual is drawn before training and then after every so many epochs; 0: before training only."""
 
 AtLeastOne = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+LayerChoice = Annotated[Sequence[str], Field(min_length=1)] | None
+"""Names of layers; None: those that a visual draws by default."""
+
+ChannelChoice = Annotated[list[int], Field(min_length=1)] | AtLeastOne | None
+"""Indices of channels, the number of first channels to take, or None for all."""
 
 RecordLabels = Callable[[Tensor | None], None]
 """Takes the labels `(N,)` of the validation batch that has just run, or None where they are unknown."""
@@ -152,7 +160,9 @@ class Visual(ABC):
             try:
                 check.validate_python(getattr(self, name))
             except ValidationError as error:
-                reason = error.errors()[0]["msg"]
+                # Of an option that may have several types, the error about the value's own type says most.
+                errors = sorted(error.errors(), key=lambda each: each["type"].endswith("_type"))
+                reason = errors[0]["msg"].replace(" after validation, not 0", "")
                 value = getattr(self, name)
                 raise UserError(f"{type(self).__name__}({name}={value!r}): {reason[0].lower()}{reason[1:]}") from error
 

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, ClassVar
@@ -29,7 +29,7 @@ from filterscope.visuals.health.health import Health
 from filterscope.visuals.output.site import Site
 from filterscope.visuals.progress import progress_bar
 from filterscope.visuals.trust import real_statistics, trust_sentences
-from filterscope.visuals.visual import AtLeastOne, Every, Examples, Visual, VisualState, example_name
+from filterscope.visuals.visual import AtLeastOne, Every, Examples, LayerChoice, Visual, VisualState, example_name
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Gallery(Visual):
     needs_convolutions: ClassVar[bool] = True
     at_end: ClassVar[bool] = True
 
-    layers: Sequence[str] | None = None
+    layers: LayerChoice = None
     recipes: Annotated[Mapping[str, Recipe], Field(min_length=1)] = field(default_factory=lambda: {"natural": Recipe()})
     samples: AtLeastOne = 2
     patches: AtLeastOne = 9

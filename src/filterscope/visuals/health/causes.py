@@ -13,7 +13,7 @@ from filterscope.registry import register
 from filterscope.visuals.filter_selection import convolution_names
 from filterscope.visuals.health.health import Health
 from filterscope.visuals.output.outputs import Output, Table
-from filterscope.visuals.visual import Every, Examples, Visual, VisualState
+from filterscope.visuals.visual import AtLeastOne, Every, Examples, LayerChoice, Visual, VisualState
 
 
 @register("visual", "health_causes")
@@ -40,11 +40,11 @@ class HealthCauses(Visual):
     at_end: ClassVar[bool] = True
 
     health: Health = field(default_factory=Health)
-    layers: Sequence[str] | None = None
+    layers: LayerChoice = None
     each: bool = False
-    images: int = 256
-    draws: int = 5
-    batch_size: int = 64
+    images: AtLeastOne = 256
+    draws: AtLeastOne = 5
+    batch_size: AtLeastOne = 64
     every: Every = 0
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Output]:

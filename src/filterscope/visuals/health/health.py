@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from filterscope.analysis.filters import kernels
@@ -25,7 +26,7 @@ from filterscope.visuals.health.findings import filter_table, health_numbers, he
 from filterscope.visuals.health.warnings import warn_of_deaths, warn_of_standstill
 from filterscope.visuals.layer_state import fingerprints, is_frozen
 from filterscope.visuals.output.outputs import Output
-from filterscope.visuals.visual import Examples, RecordLabels, Visual, VisualState
+from filterscope.visuals.visual import AtLeastOne, Examples, LayerChoice, RecordLabels, Share, Visual, VisualState
 
 
 @register("visual", "health")
@@ -50,12 +51,12 @@ class Health(Visual):
     needs_convolutions: ClassVar[bool] = True
     priority: ClassVar[int] = -1
 
-    layers: Sequence[str] | None = None
-    idle: float = 0.2
-    level: float = 0.05
-    alike: float = 0.95
-    draws: int = 299
-    batch_size: int = 64
+    layers: LayerChoice = None
+    idle: Annotated[float, Field(ge=0)] = 0.2
+    level: Share = 0.05
+    alike: Share = 0.95
+    draws: AtLeastOne = 299
+    batch_size: AtLeastOne = 64
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Output]:
         """Return the numbers and both tables.
