@@ -66,6 +66,7 @@ RANK_VARIABLES = frozenset(
 COMMANDS = {
     "train": "finetune a CNN and see, epoch by epoch, what its filters learn",
     "visualize": "draw what a trained or published network's filters have learned",
+    "pack": "pack a data set into shards that are read from a folder or a URL",
 }
 
 COMPOSE_ERRORS = (ValueError, TypeError, LookupError, AttributeError, AssertionError, RecursionError)

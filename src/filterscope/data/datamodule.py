@@ -18,7 +18,7 @@ from torch import Tensor
 
 from filterscope.data.decode_cache import CachedFiles, cache_files
 from filterscope.data.image_io import MEGAPIXELS, Decoding, check_image, find_damaged, stored_bits
-from filterscope.data.images import DataSplits, Files, Images, joined
+from filterscope.data.images import DataSplits, Files, Images, Pixels, joined
 from filterscope.data.loader import ImageLoader, TransformedImages, identity_collate
 from filterscope.data.preprocessing import Augmentation, RandomTransform, fixed_transform, to_float
 from filterscope.data.sampler import EpochSampler, mix_seed
@@ -212,6 +212,11 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """
         return self._loader("test")
 
+    @property
+    def splits(self) -> Mapping[str, Images]:
+        """The images of each split, set by `setup`."""
+        return self._splits
+
     def labels(self, split: str) -> Tensor:
         """Return the labels of a split's images in their own order, int64 `(N,)`."""
         return self._images(split).labels
@@ -313,7 +318,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             return self.num_workers
         # Without a GPU the processor is busy with training, and loader processes would cost more than they gain where
         # nothing has to be decoded.
-        if not isinstance(images, Files) or (isinstance(images, CachedFiles) and not torch.cuda.is_available()):
+        if isinstance(images, Pixels) or (isinstance(images, CachedFiles) and not torch.cuda.is_available()):
             return 0
         processes = self.trainer.num_devices if self.trainer else 1
         return min(max(available_cores() // processes, 1), 8)
@@ -338,6 +343,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             rank=rank,
             world_size=world_size,
             num_seen=self._num_seen if shuffle else int,
+            blocks=getattr(images, "blocks", None),
         )
         num_workers = self._num_workers(images)
         transform = random_transform or self._fixed_transform

@@ -93,10 +93,22 @@ def read_image(path: str, *, num_channels: int, decoding: Decoding | None = None
     Raises:
         BadImageError: the file is missing, empty, damaged, not an image, or has too many pixels.
     """
-    decoding = decoding or Decoding()
     try:
         _check_regular(path)
         data = Path(path).read_bytes()
+    except _DECODE_ERRORS as error:
+        raise BadImageError(path, _reason(error, path)) from error
+    return decode_image(data, path, num_channels=num_channels, decoding=decoding)
+
+
+def decode_image(data: bytes, name: str, *, num_channels: int, decoding: Decoding | None = None) -> Tensor:
+    """Decode the content of an image file as `read_image` does; `name` is for messages.
+
+    Raises:
+        BadImageError: the content is empty, damaged, not an image, or has too many pixels.
+    """
+    decoding = decoding or Decoding()
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # damaged metadata does not harm the pixels
             image = _open(io.BytesIO(data), decoding)
@@ -104,7 +116,7 @@ def read_image(path: str, *, num_channels: int, decoding: Decoding | None = None
                 return _decode_jpeg(data, num_channels)
             return _decode(image, data, num_channels, decoding.bit_depth)
     except _DECODE_ERRORS as error:
-        raise BadImageError(path, _reason(error, path)) from error
+        raise BadImageError(name, _reason(error, name, data)) from error
 
 
 def image_batch(given: Any, *, num_channels: int | None = None) -> Tensor:
@@ -342,14 +354,16 @@ def _open(source: str | io.BytesIO, decoding: Decoding) -> Image.Image:
     return image
 
 
-def _reason(error: BaseException, path: str) -> str:
+def _reason(error: BaseException, path: str, data: bytes | None = None) -> str:
     if isinstance(error, FileNotFoundError):
         return "it is a link to a file that is not there" if Path(path).is_symlink() else "there is no such file"
     if isinstance(error, Image.DecompressionBombError):
         return f"it may be a decompression bomb ({first_line(error)}); data.max_megapixels allows larger images"
     if isinstance(error, UnidentifiedImageError):
-        with Path(path).open("rb") as file:
-            start = file.read(12)
+        if data is None:
+            with Path(path).open("rb") as file:
+                data = file.read(12)
+        start = data[:12]
         kind = _PLUGINS.get(start[8:]) if start[4:8] == b"ftyp" else None
         return _ADVICE[kind] if kind else "not a known image format" if start else "it is empty"
     if isinstance(error, OSError) and error.strerror:

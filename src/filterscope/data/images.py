@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -154,15 +154,19 @@ class DataSplits:
 
 def joined(first: Images, second: Images) -> Images:
     """Return the images of both, which must be of one kind."""
-    labels = torch.cat([first.labels, second.labels])
-    if isinstance(first, Files) and isinstance(second, Files):
-        return dataclasses.replace(first, paths=first.paths + second.paths, labels=labels)
-    if isinstance(first, Pixels) and isinstance(second, Pixels):
-        pixels, numbers = (
-            torch.cat(each) for each in zip(*((i.pixels, i.numbers) for i in (first, second)), strict=True)
-        )
-        return dataclasses.replace(first, pixels=pixels, labels=labels, numbers=numbers)
-    raise UserError(f"{type(first).__name__} and {type(second).__name__} cannot be trained on together")
+    if type(first) is not type(second):
+        raise UserError(f"{type(first).__name__} and {type(second).__name__} cannot be trained on together")
+    parts: dict[str, Any] = {}
+    whole: Any = first
+    for name in (each.name for each in dataclasses.fields(whole)):
+        one, other = getattr(first, name), getattr(second, name)
+        if isinstance(one, Tensor):
+            parts[name] = torch.cat([one, other])
+        elif isinstance(one, tuple):
+            parts[name] = one + other
+        elif name == "root":
+            parts[name] = os.path.commonpath([one, other]) if one and other else ""
+    return cast(Images, dataclasses.replace(whole, **parts))
 
 
 def to_grey(images: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from filterscope.data.image_io import BadImageError
 from filterscope.data.images import Images
 from filterscope.data.preprocessing import RandomTransform, Transform, empty_batch, to_float
 from filterscope.data.sampler import Key
@@ -32,15 +31,15 @@ class TransformedImages(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitems__(self, keys: Sequence[Key]) -> Batch | BadImageError:
+    def __getitems__(self, keys: Sequence[Key]) -> Batch | UserError:
         """Return a batch, `(N, C, H, W)` uint8 and labels `(N,)` int64.
 
-        The error of a damaged file is returned instead: PyTorch would wrap an error raised in a loader process.
+        The error of a damaged or missing file is returned instead: PyTorch would wrap one raised in a loader process.
         """
         indices = [index for _, index in keys]
         try:
             images = [self.images.read(index, num_channels=self.num_channels) for index in indices]
-        except BadImageError as error:
+        except UserError as error:
             return error
         if isinstance(self.transform, RandomTransform):
             batch = self.transform(images, epoch=keys[0][0], indices=indices)
@@ -73,7 +72,7 @@ class ImageLoader(DataLoader[Batch]):
             return
         try:
             for batch in super().__iter__():
-                if isinstance(batch, BadImageError):
+                if isinstance(batch, UserError):
                     raise batch
                 images, labels = batch
                 yield images if self.uint8 else to_float(images), labels

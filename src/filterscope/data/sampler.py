@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import SequentialSampler
 
 Key = tuple[int, int]
 """The epoch and the index of an image."""
+
+_BLOCKS = 16  # parts of the storage whose images are shuffled together
 
 
 def mix_seed(*numbers: int) -> int:
@@ -54,6 +57,8 @@ class EpochSampler(SequentialSampler):
         world_size: the number of processes.
         num_seen: returns how many images to leave out at the start of the epoch, because the run was trained on them
             before it was interrupted.
+        blocks: the part of the storage that each image lies in, int64 `(length,)`, if it is best read part by part:
+            these come in random order, the images of 16 of them are shuffled together, and each rank gets a stretch.
     """
 
     length: int
@@ -61,10 +66,11 @@ class EpochSampler(SequentialSampler):
     epoch: Callable[[], int]
     seed: int
     shuffle: bool
-    weights: torch.Tensor | None = None
+    weights: Tensor | None = None
     rank: int = 0
     world_size: int = 1
     num_seen: Callable[[], int] = int
+    blocks: Tensor | None = None
 
     def __iter__(self) -> Iterator[Key]:  # type: ignore[override]
         epoch = self.epoch()
@@ -75,8 +81,15 @@ class EpochSampler(SequentialSampler):
                 order = torch.randperm(self.length, generator=draws)
             else:
                 order = torch.multinomial(self.weights.double(), self.length, replacement=True, generator=draws)
+            if self.blocks is not None:
+                turn = torch.randperm(int(self.blocks.max()) + 1, generator=draws)
+                order = order[(turn[self.blocks[order]] // _BLOCKS).argsort(stable=True)]
             order = torch.cat([order, order[: -self.length % self.world_size]])
-        for index in order[self.rank :: self.world_size][self.num_seen() :].tolist():
+        if self.shuffle and self.blocks is not None:
+            own = order.tensor_split(self.world_size)[self.rank]
+        else:
+            own = order[self.rank :: self.world_size]
+        for index in own[self.num_seen() :].tolist():
             yield epoch, index
 
     def __len__(self) -> int:

@@ -64,6 +64,20 @@ def fetch(url: str, file: Path, *, digest: str) -> None:
                 raise WrongHashError(f"its hash is not the published one, {digest}")
 
 
+def read_url(url: str, *, max_bytes: int) -> bytes:
+    """Return what lies at an https address, or at an http address of this machine.
+
+    Raises:
+        OSError: the host cannot be reached, the address or a redirect is not https, or there are more bytes.
+    """
+    _require_https(url)
+    with urllib.request.build_opener(_HttpsRedirects).open(url, timeout=_TIMEOUT) as answer:
+        content: bytes = answer.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise OSError(f"{url} has more than {max_bytes:,} bytes")
+    return content
+
+
 def has_digest(file: Path, digest: str) -> bool:
     """Return whether a file's hash begins with `digest`, given as `md5:…` or `sha256:…`."""
     kind, _, expected = digest.partition(":")
