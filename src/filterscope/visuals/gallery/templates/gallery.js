@@ -241,9 +241,11 @@ function moveGrid(list, rows) {
       if (verdict && verdict.textContent !== EPOCHS.words[words[i]]) showVerdict(verdict, EPOCHS.words[words[i]]);
     });
     fillBar(bar, words);
-    byId("kind").disabled = place === last;
   }, "the network of this gallery");
-  kind.addEventListener("input", update);
+  kind.addEventListener("input", () => {
+    if (Number(byId("epoch").value) === last) byId("epoch").value = last - 1; // responses are those of recorded epochs
+    update();
+  });
   byId("epoch").value = last;
   update();
 }
