@@ -8,23 +8,21 @@ import torch
 from health_networks import Images, alexnet, fashion, finetune, flowers, from_scratch, partition, wide
 from report import Report
 
-from filterscope.analysis.health.activity import activity
 from filterscope.analysis.health.causes import Silencing, accuracy, silencing
-from filterscope.analysis.health.classes import class_information
-from filterscope.analysis.health.judgement import Judgement, judge_filters
-from filterscope.analysis.health.recorder import record_activity
-from filterscope.analysis.health.similarity import duplicates
 from filterscope.analysis.health.structure import structure
+from filterscope.analysis.health.verdict import Verdict
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions
+from filterscope.visuals.health.health import Health
+from filterscope.visuals.visual import Examples, VisualState
 
-KINDS = ("unused", "random", "useful")
+KINDS = ("unused", "random", "needed")
 UNSEEN = (1, 2, 3)
 """Seeds of networks and partitions; the thresholds of the verdicts were chosen on seed 0 only."""
 
 
 def decisive(report: Report, quick: bool, real: Path) -> None:
-    """Measure the cost of silencing unused, random and useful filters; mean of three networks."""
+    """Measure the cost of silencing filters that are not needed, random and needed ones; mean of three networks."""
     size, draws, seeds = 128, 6 if quick else 20, UNSEEN[: 1 if quick else None]
     (images, labels), (more, their) = flowers(real, "train", size), flowers(real, "val", size)
     pool = torch.cat([images, more]), torch.cat([labels, their])
@@ -63,11 +61,11 @@ Costs = dict[str, Silencing | None]
 
 def silence(report: Report, name: str, classifier: Classifier, judging: Images, testing: Images, draws: int) -> Costs:
     """Judge on the images `judging`, silence on the images `testing`, layer by layer and in all layers at once."""
-    judgements = {layer: [each.verdict for each in judged] for layer, judged in judge(classifier, judging).items()}
+    judgements = judge(classifier, judging)
     report.add(f"{name}: accuracy", accuracy(classifier, *testing))
     for layer, kinds in judgements.items():
         counts = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
-        rest = len(kinds) - counts.get("useful", 0) - counts.get("duplicate", 0)
+        rest = sum(Verdict(kind).unused for kind in kinds)
         report.add(f"{name} {layer}: noise, idle and dead filters", rest, **counts)
     groups = {layer: {layer: kinds} for layer, kinds in judgements.items()} | {"all layers at once": judgements}
     with torch.autocast("cpu", torch.bfloat16):
@@ -85,26 +83,18 @@ def compare(report: Report, data: str, networks: list[Costs]) -> None:
             report.add(f"{data} {what}: nothing to silence", 0)
             continue
         count = len(found)
-        unused, random, useful = (sum(getattr(each, k) for each in found) / count for k in KINDS)
+        unused, random, needed = (sum(getattr(each, k) for each in found) / count for k in KINDS)
         errors = [math.hypot(*(each.errors[i] for each in found)) / count for i in range(3)]
-        figures = {"unused": unused, "random": random, "± random": errors[1], "useful": useful, "± useful": errors[2]}
+        figures = {"unused": unused, "random": random, "± random": errors[1], "needed": needed, "± needed": errors[2]}
         what = f"{data} {what}, {sum(each.size for each in found)} silenced"
         report.add(f"{what}: cost of unused less of random", unused - random, at_most=0, **figures)
-        apart = (useful - unused) / max(math.hypot(errors[0], errors[2]), 1e-9)
-        report.add(f"{what}: cost of useful less of unused, in standard errors", apart, at_least=2)
+        apart = (needed - unused) / max(math.hypot(errors[0], errors[2]), 1e-9)
+        report.add(f"{what}: cost of needed less of unused, in standard errors", apart, at_least=2)
 
 
-def judge(classifier: Classifier, judging: Images) -> dict[str, list[Judgement]]:
-    """Return the verdicts on all layers."""
-    layers = convolutions(classifier.layers)
-    sums, _ = record_activity(classifier, *judging, layers=layers)
-    judgements = {}
-    for layer in layers:
-        kernels, acts = classifier.module_of(layer).weight.detach(), activity(sums[layer])
-        judgements[layer] = judge_filters(
-            structure=structure(kernels, together=layer == layers[0]),
-            activity=acts,
-            classes=class_information(sums[layer]),
-            duplicates=duplicates(kernels, acts.correlation),
-        )
-    return judgements
+def judge(classifier: Classifier, judging: Images) -> dict[str, list[str]]:
+    """Return the verdicts on all layers, with importance measured on all images."""
+    images, labels = judging
+    state = VisualState()
+    Health(importance=len(images))(classifier, Examples(images=images, labels=labels), state)
+    return {layer: record["verdicts"] for layer, record in state.store["health"].items()}

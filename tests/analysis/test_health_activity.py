@@ -169,10 +169,10 @@ def test_recording_leaves_no_hooks_even_after_an_error():
     assert not any(module._forward_hooks for module in classifier.modules())
 
 
-def test_a_convolution_is_recorded_after_its_norm():
+def test_a_convolution_is_recorded_behind_its_norm_and_activation():
     parts = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3))
     classifier = Classifier(Backbone(parts, name="tiny", mean=[0], std=[1]), nn.Flatten(), num_classes=4)
-    assert output_tap(classifier, "block1_conv1").module is parts[1]
+    assert output_tap(classifier, "block1_conv1").module is parts[2]
     assert output_tap(classifier, "conv_2").module is parts[4]
 
 

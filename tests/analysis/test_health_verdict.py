@@ -9,18 +9,23 @@ from torch import Tensor, nn
 
 from filterscope.analysis.health.activity import activity
 from filterscope.analysis.health.causes import (
+    ablate_each,
     ablated,
     accuracy,
     accuracy_losses,
     natural_preference,
     phase_scrambled,
     reinitialized_copy,
+    with_kernels,
 )
 from filterscope.analysis.health.classes import class_information
+from filterscope.analysis.health.importance import importance_of, loss_changes
 from filterscope.analysis.health.judgement import Judgement, judge_filters
-from filterscope.analysis.health.recorder import record_activity
+from filterscope.analysis.health.measures import LayerHealth, measure_layer
+from filterscope.analysis.health.recorder import is_rectified, record_activity
 from filterscope.analysis.health.similarity import drift, duplicates, linear_cka
 from filterscope.analysis.health.structure import structure
+from filterscope.analysis.health.weighing import weighing
 from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone, torchvision_backbone
 from filterscope.models.classifier import Classifier
@@ -57,33 +62,73 @@ def stripes(count: int = 48) -> tuple[Tensor, Tensor]:
     return (images + 0.05 * torch.randn(images.shape, generator=generator))[:, None].clamp(0, 1), labels
 
 
-def judged(classifier: Classifier, images: Tensor, labels: Tensor) -> list[Judgement]:
-    sums, _ = record_activity(classifier, images, labels, layers=["conv_1"])
+def judged(classifier: Classifier, images: Tensor, labels: Tensor, *, need: bool = True) -> list[Judgement]:
+    sums, responses = record_activity(classifier, images, labels, layers=["conv_1"])
     kernels, acts = classifier.module_of("conv_1").weight.detach(), activity(sums["conv_1"])
-    return judge_filters(
+    changes = loss_changes(classifier, images, labels, layers=["conv_1"])["conv_1"]
+    layer = LayerHealth(
+        kernels=kernels,
+        responses=responses["conv_1"],
+        first_responses=responses["conv_1"],
         structure=structure(kernels),
+        weighing=weighing(kernels),
         activity=acts,
+        rectified=is_rectified(classifier, "conv_1"),
         classes=class_information(sums["conv_1"]),
         duplicates=duplicates(kernels, acts.correlation),
+        drift=drift(kernels, kernels),
+        importance=importance_of(changes, labels) if need else None,
     )
+    return judge_filters(measure_layer(layer)[0], images=acts.images)
 
 
-def test_every_planted_fault_gets_its_verdict_and_the_rest_are_useful():
+def test_every_planted_fault_gets_its_verdict_and_the_rest_are_useful_or_idle():
     classifier = tiny()
     conv = classifier.module_of("conv_1")
     with torch.no_grad():
         conv.bias[2] = -1e3
-        conv.weight[4] = noise(1, 7, 7)
+        conv.weight[5] = noise(1, 7, 7, seed=1)
         conv.weight[7], conv.bias[7] = 0.5 * conv.weight[8], 0.5 * conv.bias[8]
-        conv.weight[9] *= 1e-3
-        conv.bias[9] = 1e-4
+        classifier.head.weight[:, [5, 9]] = 0
     said = judged(classifier, *stripes())
-    expected = ["useful"] * 12
-    expected[2], expected[4], expected[7], expected[9] = "dead", "noise", "duplicate", "idle"
-    assert [each.verdict for each in said] == expected
-    assert said[7].duplicate_of == 8
-    assert said[2].reason == "never positive on 48 images"
-    assert "by chance (p = 0." in said[4].reason
+    assert [said[i].verdict for i in (2, 5, 7, 9)] == ["dead", "noise", "duplicate", "idle"]
+    assert {each.verdict for i, each in enumerate(said) if i not in (2, 5, 7)} == {"useful", "idle"}
+    assert said[7].reason.startswith("does what filter 8 does")
+    assert said[2].reason == "never active on 48 images"
+    assert "by chance (p = 0." in said[5].reason
+    assert said[9].reason.startswith("not needed: without it the loss is expected to rise by 0 ± 0; structured")
+
+
+@pytest.mark.parametrize(
+    ("needed", "structured", "uneven", "verdict"),
+    [
+        (1, 1, 0, "useful"),
+        (1, 0, 1, "useful"),
+        (1, 0, 0, "unstructured"),
+        (0, 1, 0, "idle"),
+        (0, 0, 1, "idle"),
+        (0, 0, 0, "noise"),
+        (1, None, None, "useful"),
+        (0, None, None, "idle"),
+        (None, 1, 1, "unknown"),
+    ],
+)
+def test_two_questions_decide_the_verdict(needed, structured, uneven, verdict):
+    row = {"dead": 0, "duplicate_of": -1, "importance_signed": 0.1, "importance_se": 0.01, "z": 3.0, "p": 0.2}
+    row |= {"p_inputs": 0.3, "needed": needed, "structured": structured, "uneven": uneven}
+    measures = {key: torch.tensor([value]) for key, value in row.items() if value is not None}
+    assert judge_filters(measures, images=4)[0].verdict == verdict
+
+
+def test_without_importance_need_is_unknown_and_dead_filters_and_copies_are_still_found():
+    classifier = tiny()
+    conv = classifier.module_of("conv_1")
+    with torch.no_grad():
+        conv.bias[2] = -1e3
+        conv.weight[7], conv.bias[7] = 0.5 * conv.weight[8], 0.5 * conv.bias[8]
+    said = [each.verdict for each in judged(classifier, *stripes(), need=False)]
+    assert (said[2], said[7]) == ("dead", "duplicate")
+    assert {each for i, each in enumerate(said) if i not in (2, 7)} == {"unknown"}
 
 
 def test_small_kernels_are_never_called_noise():
@@ -91,8 +136,8 @@ def test_small_kernels_are_never_called_noise():
     parts = nn.Sequential(nn.Conv2d(1, 12, 3, padding=1), *list(classifier.backbone.network)[1:])
     small = Classifier(Backbone(parts, name="small", mean=[0.5], std=[0.25]), nn.Linear(12, 3), num_classes=3).eval()
     said = judged(small, *stripes())
-    assert "noise" not in {each.verdict for each in said}
-    assert any("too small to test" in each.reason for each in said)
+    assert not {"noise", "unstructured"} & {each.verdict for each in said}
+    assert any("too small to tell from chance" in each.reason for each in said)
 
 
 def test_exact_and_scaled_copies_are_found_and_negated_ones_are_not():
@@ -102,6 +147,16 @@ def test_exact_and_scaled_copies_are_found_and_negated_ones_are_not():
     assert found.of.ge(0).nonzero()[:, 0].tolist() == [10, 20]
     assert found.of[[10, 20]].tolist() == [3, 4]
     assert found.cosine[30] == pytest.approx(1, abs=1e-5)
+
+
+def test_equal_kernels_of_other_groups_are_no_copies_but_equal_outputs_are():
+    kernels = noise(6, 1, 3, 3)
+    kernels[3] = kernels[1]
+    outputs = torch.eye(6, dtype=torch.float64)
+    assert duplicates(kernels, outputs, groups=6).of.tolist() == [-1] * 6
+    assert duplicates(kernels, outputs, groups=6).cosine.isnan().all()
+    outputs[4, 2] = outputs[2, 4] = 0.99
+    assert sum(of >= 0 for of in duplicates(kernels, outputs, groups=6).of.tolist()) == 1
 
 
 def test_unchanged_kernels_have_exactly_zero_drift_and_cosine_one():
@@ -140,6 +195,27 @@ def test_ablating_dead_filters_changes_no_logit_and_leaves_no_hook():
     said = labels == classifier.head.bias.argmax()  # what the network says of every image when nothing is left
     expected = accuracy(classifier, images, labels) - float(said.double().mean())
     assert lost[1] == pytest.approx(expected, abs=1e-6)
+
+
+def test_silencing_filters_one_by_one_in_batches_equals_silencing_each_by_itself():
+    classifier, (images, labels) = tiny(), stripes(20)
+    found = ablate_each(classifier, images, labels, layer="conv_1", filters=[0, 3, 11], rows=32)
+    with torch.no_grad():
+        whole = nn.functional.cross_entropy(classifier(images), labels, reduction="none")
+        for place, each in enumerate((0, 3, 11)):
+            with ablated(classifier, {"conv_1": [each]}):
+                logits = classifier(images)
+            lost = nn.functional.cross_entropy(logits, labels, reduction="none") - whole
+            assert torch.allclose(found.losses[:, place], lost, atol=1e-5)
+    assert found.right.shape == (20, 3)
+
+
+def test_other_kernels_are_taken_back_bit_by_bit():
+    classifier = tiny()
+    before = classifier.module_of("conv_1").weight.clone()
+    with pytest.raises(ZeroDivisionError), with_kernels(classifier, {"conv_1": torch.zeros_like(before)}):
+        raise ZeroDivisionError
+    assert torch.equal(classifier.module_of("conv_1").weight, before)
 
 
 def test_scrambling_keeps_the_amplitude_spectrum_and_the_mean():

@@ -16,18 +16,8 @@ from filterscope.visuals.visual import Examples, VisualState, render
 
 LAYER = "block2_conv1"
 VERDICTS = [
-    "dead",
-    "noise",
-    "useful",
-    "idle",
-    "useful",
-    "duplicate",
-    "useful",
-    "noise",
-    "useful",
-    "useful",
-    "dead",
-    "idle",
+    *("dead", "noise", "useful", "idle", "useful", "duplicate"),
+    *("unstructured", "noise", "unknown", "useful", "dead", "idle"),
 ]
 
 
@@ -38,12 +28,12 @@ def judged() -> VisualState:
 
 def test_the_best_verdicts_come_first_and_then_the_most_structure(classifier: Classifier) -> None:
     selection = select_filters(classifier, LAYER, None, judged(), order="verdict")
-    assert selection.channels == [9, 8, 6, 4, 2, 5, 11, 3, 7, 1, 10, 0]
+    assert selection.channels == [9, 4, 2, 6, 8, 5, 11, 3, 7, 1, 10, 0]
     assert selection.verdicts[0] == "useful"
     assert selection.verdicts[-1] == "dead"
 
 
-@pytest.mark.parametrize("count", range(5, 12))
+@pytest.mark.parametrize("count", range(7, 12))
 def test_a_sample_has_every_verdict_and_the_requested_size(count: int) -> None:
     sample = proportional_sample(VERDICTS, list(range(12)), count)
     assert len(set(sample)) == count
@@ -81,8 +71,8 @@ def test_every_grid_is_framed_in_the_colours_of_the_verdicts(classifier: Classif
     recipe = Recipe(size=24, steps=2)
     grids = (
         Filters(layers=[LAYER], order="verdict")(classifier, examples, judged()),
-        Activations(layers=["block2_pool"], channels=5, order="verdict")(classifier, examples, judged()),
-        Synthesis(recipe=recipe, layers=[LAYER], channels=5, order="verdict")(classifier, examples, judged()),
+        Activations(layers=["block2_pool"], channels=7, order="verdict")(classifier, examples, judged()),
+        Synthesis(recipe=recipe, layers=[LAYER], channels=7, order="verdict")(classifier, examples, judged()),
     )
     for (picture,) in (tuple(grid.values()) for grid in grids):
         colours = {tuple(colour) for colour in picture.pixels.reshape(-1, 3)}
@@ -102,9 +92,9 @@ def test_frames_can_be_distinguished_by_red_green_blind_readers() -> None:
 def test_synthesized_channels_stay_the_same_while_verdicts_change(classifier: Classifier) -> None:
     state = judged()
     state.epoch = 0
-    first = select_filters(classifier, LAYER, 5, state, order="verdict", keep="synthesis")
+    first = select_filters(classifier, LAYER, 7, state, order="verdict", keep="synthesis")
     state.store["health"][LAYER]["verdicts"] = VERDICTS[::-1]
-    later = select_filters(classifier, LAYER, 5, state, order="verdict", keep="synthesis")
+    later = select_filters(classifier, LAYER, 7, state, order="verdict", keep="synthesis")
     assert set(first.channels) == set(later.channels)
     assert first.verdicts != later.verdicts
 

@@ -29,10 +29,10 @@ def compute_precision(precision: Precision) -> Iterator[None]:
         _precision.reset(token)
 
 
-def run_model(model: nn.Module, images: Tensor) -> Tensor:
-    """Return the model's output for images, on its device and in the precision of `compute_precision`."""
+def run_model(model: nn.Module, images: Tensor, part: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Return the output of a model, or of a part of it, on its device and in the precision of `compute_precision`."""
     with _precision.get()():
-        output: Tensor = model(images.to(device_of(model)))
+        output: Tensor = (part or model)(images.to(device_of(model)))
     return output
 
 

@@ -93,7 +93,8 @@ def runs_table(jobs: Sequence[SweepJob]) -> "Table":
     from filterscope.analysis.health.verdict import Verdict
     from filterscope.visuals.output.outputs import Table
 
-    columns = (jobs[0].monitor, "val/acc", "test/acc", *(f"health/{verdict}/all" for verdict in Verdict))
+    shares = (f"health/{word}/all" for word in ("needed", *Verdict) if word != Verdict.UNKNOWN)
+    columns = (jobs[0].monitor, "val/acc", "test/acc", *shares)
     common = set.intersection(*(set(job.choices) for job in jobs)) if len(jobs) > 1 else set()
     names = [name for name in dict.fromkeys(columns) if any(name in job.metrics for job in jobs)]
     rows = [

@@ -59,6 +59,11 @@ class Classifier(nn.Module):
         """Number of channels of the images."""
         return self.backbone.in_channels
 
+    @property
+    def has_classes(self) -> bool:
+        """Whether the outputs are logits of classes; those of a convolutional part alone are features."""
+        return self.num_classes > 1 and (self.head_path is not None or not isinstance(self.head, nn.Identity))
+
     @cached_property
     def layers(self) -> dict[str, Layer]:
         """All layers that run, by name in the order in which they run; the head is called `head`."""
@@ -186,6 +191,13 @@ class Classifier(nn.Module):
     def _calls(self) -> list[ModuleCall]:
         sizes = (self.image_size or self.backbone.image_size, self.backbone.image_size, *range(1, 513))
         return next((calls for size in sizes if (calls := self._calls_at(size)) is not None), [])
+
+    @cached_property
+    def accepted_size(self) -> int:
+        """An image size in pixels that the network accepts: that of the data or its own if possible."""
+        known = self.image_size or self.backbone.image_size
+        sizes = (known, self.backbone.image_size, *range(1, 513))
+        return next((size for size in sizes if self._calls_at(size) is not None), known)
 
 
 @dataclass(frozen=True, kw_only=True)

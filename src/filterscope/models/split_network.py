@@ -69,6 +69,16 @@ def split_at(classifier: Classifier, name: str | None = None) -> SplitNetwork | 
     return split if _is_exact(split) else None
 
 
+def split_before(classifier: Classifier, name: str) -> SplitNetwork | None:
+    """Split a classifier at a layer, or as late as possible before it; None if it can be split nowhere before it.
+
+    The last exact split point is found by trying: in a residual network it is the end of a block.
+    """
+    names = list(classifier.layers)  # in the order of execution
+    before = reversed(names[: names.index(find_layer(classifier.layers, name).name) + 1])
+    return next((split for each in before if (split := split_at(classifier, each)) is not None), None)
+
+
 def modules_up_to(module: nn.Module, path: str) -> tuple[nn.Module, ...]:
     """Return the modules up to and including the one at a path, the largest possible ones that do not contain it."""
     name, _, rest = path.partition(".")
@@ -105,7 +115,7 @@ def _without(network: nn.Module, path: str) -> nn.Module:
 
 def _is_exact(split: SplitNetwork) -> bool:
     classifier = split.classifier
-    size = classifier.image_size or classifier.backbone.image_size
+    size = classifier.accepted_size
     flags = {module: module.training for module in classifier.modules()}
     parameter = next(classifier.parameters())
     image = torch.linspace(0, 1, classifier.in_channels * size * size, device=parameter.device)
@@ -114,7 +124,7 @@ def _is_exact(split: SplitNetwork) -> bool:
         with torch.no_grad():
             images = image.view(1, classifier.in_channels, size, size)
             return torch.equal(split.logits(split.features(images)), classifier(images))
-    except RuntimeError:
+    except (RuntimeError, TypeError, ValueError, AttributeError):  # a foreign network's forward
         return False
     finally:
         for module, training in flags.items():

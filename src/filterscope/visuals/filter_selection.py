@@ -1,8 +1,10 @@
 """Select the filters that a grid shows, order them by verdict, and give their frames the verdicts' colours."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+
+from torch import Tensor
 
 from filterscope.analysis.health.verdict import Verdict
 from filterscope.errors import UserError
@@ -64,7 +66,8 @@ def select_filters(
 ) -> FilterSelection:
     """Return the channels to show: the first ones by number, or a sample from the best verdict to the worst.
 
-    Of the filters with the same verdict, those with the most structure come first.
+    Of the filters with the same verdict, those that are needed most come first, or those with the most structure if
+    importance was not measured.
 
     Args:
         classifier: the network.
@@ -83,20 +86,27 @@ def select_filters(
     record = state.store.get("health", {}).get(judged, {})
     if "verdicts" not in record:
         raise UserError(f"no verdicts on {judged} to order {layer} by; choose health too: visuals=[health,…]")
-    verdicts, structure = record["verdicts"], record["measures"]["z"].tolist()
+    verdicts, values = record["verdicts"], ranking(record["measures"])
     kept = state.store.setdefault("picked", {}) if keep and state.epoch is not None else {}
     if isinstance(channels, int) and channels < len(verdicts):
         if len(kept.get(keep, ())) != channels:
-            kept[keep] = proportional_sample(verdicts, structure, channels)
+            kept[keep] = proportional_sample(verdicts, values, channels)
         channels = list(kept[keep])
     chosen = channels_of(classifier.layers, layer, channels)
-    chosen.sort(key=lambda i: _rank(verdicts, structure, i))
+    chosen.sort(key=lambda i: _rank(verdicts, values, i))
     return FilterSelection(channels=chosen, verdicts=tuple(verdicts[i] for i in chosen), layer_verdicts=tuple(verdicts))
 
 
-def proportional_sample(verdicts: Sequence[str], structure: Sequence[float], count: int) -> list[int]:
+def ranking(measures: Mapping[str, Tensor]) -> list[float]:
+    """Return the values by which filters of the same verdict are ordered: the expected change of the loss, or z."""
+    values = measures["importance_signed"] if "importance_signed" in measures else measures["z"]
+    ordered: list[float] = values.double().nan_to_num(0).tolist()
+    return ordered
+
+
+def proportional_sample(verdicts: Sequence[str], values: Sequence[float], count: int) -> list[int]:
     """Return `count` filters in which every verdict has its share of the layer, and at least one filter if possible."""
-    order = sorted(range(len(verdicts)), key=lambda i: _rank(verdicts, structure, i))
+    order = sorted(range(len(verdicts)), key=lambda i: _rank(verdicts, values, i))
     groups = {verdict: [i for i in order if verdicts[i] == verdict] for verdict in Verdict if verdict in verdicts}
     shares = {verdict: count * len(group) / len(verdicts) for verdict, group in groups.items()}
     quota = {verdict: max(1, int(share)) for verdict, share in shares.items()}
@@ -120,5 +130,5 @@ def judged_layer(classifier: Classifier, layer: str) -> str | None:
     return None
 
 
-def _rank(verdicts: Sequence[str], structure: Sequence[float], i: int) -> tuple[int, float]:
-    return Verdict(verdicts[i]).rank, -structure[i]
+def _rank(verdicts: Sequence[str], values: Sequence[float], i: int) -> tuple[int, float]:
+    return Verdict(verdicts[i]).rank, -values[i]

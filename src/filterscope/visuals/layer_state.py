@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
@@ -37,8 +38,21 @@ def fingerprints(classifier: Classifier, layers: Iterable[str]) -> dict[str, str
     running, found = hashlib.sha256(), dict.fromkeys(paths, "")
     for name, module in classifier.named_modules():
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-            running.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            running.update(_bytes(tensor))
         for layer, path in paths.items():
             if name == path or name.startswith(f"{path}."):  # the last child gives the final value
                 found[layer] = running.copy().hexdigest()
     return found
+
+
+def fingerprint(classifier: Classifier) -> str:
+    """Return a hash of all parameters and buffers of a network."""
+    running = hashlib.sha256()
+    for tensor in (*classifier.parameters(), *classifier.buffers()):
+        running.update(_bytes(tensor))
+    return running.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    values: memoryview = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return values

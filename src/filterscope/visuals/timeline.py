@@ -30,7 +30,8 @@ _DESCRIPTION = (
     "Each column is an epoch; 0 is before training. Every filter has one row for its kernel, one for an image "
     "synthesized to activate it (if synthesis is drawn), and one for its response to one image: red positive, blue "
     "negative, white zero, each scaled by its own largest value. The word below a column and the colour of its frame "
-    "are the verdict of that epoch. A kernel that turns from noise into an edge or a colour has learned something."
+    "are the verdict of that epoch, and the number is the expected change of the loss without the filter. A kernel "
+    "that turns from noise into an edge or a colour has learned something."
 )
 
 
@@ -88,7 +89,7 @@ def draw_timeline(known: Mapping[str, Any], layer: str, image: Tensor) -> Pictur
     """Draw the records of a layer: a row for each filter and kind of tile, a column for each epoch.
 
     Args:
-        known: `channels` of the filters, and by epoch in `epochs` their tiles by kind and their `verdicts`.
+        known: `channels` of the filters, and by epoch in `epochs` their tiles by kind, `verdicts` and `importance`.
         layer: the layer's name.
         image: the example that the filters respond to, `(C, H, W)` in [0, 1].
     """
@@ -118,17 +119,21 @@ def _cell(record: Mapping[str, Any], kind: str, place: int, *, last: bool) -> Ce
     tile: Pixels = record[kind][place].numpy() if kind in record else blank(TILE, TILE)
     verdict = record["verdicts"][place]
     frame = Verdict(verdict).colour if verdict else None
-    return Cell(pixels=tile, caption=(verdict,) if last and verdict else (), frame=frame)
+    need = record["importance"][place] if record.get("importance") else None
+    words = (verdict, f"{need:+.2g}") if verdict and need is not None else (verdict,) if verdict else ()
+    return Cell(pixels=tile, caption=words if last else (), frame=frame)
 
 
 def _record(
     classifier: Classifier, layer: str, channels: list[int], maps: Tensor, state: VisualState
 ) -> dict[str, Any]:
-    """Return the verdicts of filters, and their tiles by kind, uint8 `(filters, height, width, 3)`."""
-    verdicts = state.store.get("health", {}).get(layer, {}).get("verdicts")
+    """Return verdicts and importance of filters, and their tiles by kind, uint8 `(filters, height, width, 3)`."""
+    health = state.store.get("health", {}).get(layer, {})
+    verdicts, need = health.get("verdicts"), health.get("measures", {}).get("importance_signed")
     tiles = filter_tiles(kernels(classifier, layer)[channels], TILE)[0]
     record = {
         "verdicts": [verdicts[i] if verdicts else "" for i in channels],
+        "importance": [] if need is None else need[channels].tolist(),
         "kernel": torch.stack([torch.from_numpy(np.ascontiguousarray(tile)) for tile in tiles]),
         "response": torch.from_numpy(signed_maps(maps[channels], TILE)),
     }

@@ -1,6 +1,7 @@
 """The base class of visuals, which turn a classifier and examples into pictures, numbers and tables; and `render`."""
 
 import inspect
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -21,6 +22,10 @@ from filterscope.registry import find
 from filterscope.visuals.layer_state import is_frozen
 from filterscope.visuals.output.outputs import Output
 
+log = logging.getLogger(__name__)
+
+MOST_KEPT = 128
+
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
@@ -32,6 +37,7 @@ class Examples:
         class_names: in the order of the classes.
         names: of the images, such as a file's name.
         more: returns a given number of examples of the same data, or None if there are no more.
+        drawn: samples of up to `MOST_KEPT` examples that were drawn before: an epoch shall not read them again.
     """
 
     images: Tensor
@@ -39,6 +45,7 @@ class Examples:
     class_names: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     more: Callable[[int], "Examples"] | None = None
+    drawn: dict[int, "Examples"] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_names", tuple(map(printable, self.class_names)))
@@ -50,7 +57,21 @@ class Examples:
     def sample(self, count: int) -> "Examples":
         """Return `count` examples, drawing more if these are fewer, or all if there are no more."""
         if self.more is not None and len(self) < count:
-            return self.more(count)
+            found = self.drawn.get(count) or self.more(count)
+            if count <= MOST_KEPT:
+                self.drawn[count] = found
+            return found
+        return self._first(count)
+
+    def sample_if_possible(self, count: int) -> "Examples":
+        """Return `count` examples, or the first of these and a warning if the data cannot be read any more."""
+        try:
+            return self.sample(count)
+        except UserError as error:
+            log.warning("only %d images are measured, because the data cannot be read: %s", len(self), error)
+            return replace(self._first(count), more=None)
+
+    def _first(self, count: int) -> "Examples":
         labels = None if self.labels is None else self.labels[:count]
         return replace(self, images=self.images[:count], labels=labels, names=self.names[:count])
 

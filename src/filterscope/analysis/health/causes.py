@@ -4,19 +4,24 @@ The response is compared with that to phase-scrambled images, also in a re-initi
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from filterscope.analysis.health.recorder import output_tap, record_activity
+from filterscope.analysis.health.recorder import output_layer, output_tap, record_activity
 from filterscope.analysis.health.verdict import Verdict
 from filterscope.analysis.hooks import observing, run_model
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
+from filterscope.models.layers import find_layer
+from filterscope.models.split_network import split_before
 
 Filters = Mapping[str, Sequence[int] | Tensor]
 """Indices of filters by layer."""
@@ -28,14 +33,19 @@ def accuracy(classifier: Classifier, images: Tensor, labels: Tensor, *, batch_si
     Raises:
         UserError: there are no images, or the number of labels differs.
     """
+    _check_images(images, labels)
+    return float((predictions(classifier, images, batch_size=batch_size) == labels.cpu()).double().mean())
+
+
+def predictions(classifier: Classifier, images: Tensor, *, batch_size: int = 64) -> Tensor:
+    """Return the predicted class of each image `(N, C, H, W)` in [0, 1]."""
+    with observing(classifier), torch.no_grad():
+        return torch.cat([run_model(classifier, batch).argmax(1).cpu() for batch in torch.split(images, batch_size)])
+
+
+def _check_images(images: Tensor, labels: Tensor) -> None:
     if len(images) == 0 or len(images) != len(labels):
         raise UserError(f"ablation needs images with labels: got {len(images)} images and {len(labels)} labels")
-    right = 0
-    with observing(classifier), torch.no_grad():
-        for batch, classes in zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True):
-            logits = run_model(classifier, batch)
-            right += int((logits.argmax(1).cpu() == classes.cpu()).sum())
-    return right / len(images)
 
 
 @contextmanager
@@ -48,8 +58,6 @@ def ablated(classifier: Classifier, filters: Filters) -> Iterator[None]:
     handles = []
     try:
         for layer, indices in filters.items():
-            if not isinstance(classifier.module_of(layer), nn.Conv2d):
-                raise UserError(f"layer {layer!r} has no kernels, so none of its filters can be ablated")
             silence = partial(_silence, torch.as_tensor(indices, dtype=torch.long))
             handles.append(output_tap(classifier, layer).module.register_forward_hook(silence))
         yield
@@ -75,21 +83,124 @@ def accuracy_losses(
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ablation:
+    """What changes without single filters of a layer.
+
+    Attributes:
+        losses: change of each image's loss without each filter, `(N, filters)`.
+        right: 1 where an image becomes right without a filter, -1 where it becomes wrong, `(N, filters)`.
+    """
+
+    losses: Tensor
+    right: Tensor
+
+
+def ablate_each(
+    classifier: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    layer: str,
+    filters: Sequence[int] | None = None,
+    rows: int = 256,
+) -> Ablation:
+    """Silence single filters of a layer, one at a time.
+
+    Only the layers behind the last exact split point before the layer run again for every filter, for several filters
+    in one batch.
+
+    Args:
+        classifier: is left as it was.
+        images: `(N, C, H, W)` in [0, 1].
+        labels: `(N,)`.
+        layer: name of a convolution.
+        filters: their indices; None: all.
+        rows: images times filters in a batch.
+
+    Raises:
+        UserError: there are no images, the number of labels differs, or the layer is not a convolution.
+    """
+    _check_images(images, labels)
+    module = output_tap(classifier, layer).module
+    count = find_layer(classifier.layers, layer).num_channels or 0
+    indices = list(range(count) if filters is None else filters)
+    split = split_before(classifier, output_layer(classifier, layer))
+    logits = split.logits if split else classifier
+    behind = split is not None and split.layer is module
+    losses: list[Tensor] = []
+    right: list[Tensor] = []
+    with observing(classifier), torch.no_grad():
+        for batch, classes in zip(torch.split(images, 64), torch.split(labels, 64), strict=True):
+            start = run_model(classifier, batch, split.features) if split else batch
+            whole = _outcome(run_model(classifier, start, logits), classes)
+            parts = []
+            for chosen in torch.split(torch.tensor(indices, dtype=torch.long), max(1, rows // len(batch))):
+                repeated = start.repeat(len(chosen), *[1] * (start.dim() - 1))
+                with ExitStack() as stack:
+                    if behind:
+                        _silence_each(chosen, repeated)
+                    else:
+                        stack.callback(module.register_forward_hook(partial(_silence_hook, chosen)).remove)
+                    found = run_model(classifier, repeated, logits)
+                parts.append(_outcome(found, classes.repeat(len(chosen))).view(2, len(chosen), len(batch)))
+            change = torch.cat(parts, dim=1) - whole[:, None]
+            losses.append(change[0].T)
+            right.append(change[1].T)
+    return Ablation(losses=torch.cat(losses), right=torch.cat(right).long())
+
+
+def _outcome(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the loss of each image and whether it is classified correctly, `(2, N)`."""
+    logits, labels = logits.float().cpu(), labels.cpu()
+    return torch.stack([F.cross_entropy(logits, labels, reduction="none"), (logits.argmax(1) == labels).float()])
+
+
+def _silence_each(filters: Tensor, output: Tensor) -> None:
+    """Set filter i of the i-th part of a batch to zero, in place."""
+    for part, each in zip(output.chunk(len(filters)), filters.tolist(), strict=True):
+        part[:, each] = 0
+
+
+def _silence_hook(filters: Tensor, _module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+    output = output.clone()
+    _silence_each(filters, output)
+    return output
+
+
+@contextmanager
+def with_kernels(classifier: Classifier, kernels: Mapping[str, Tensor]) -> Iterator[None]:
+    """Give layers other kernels while the block runs, and their own ones, bit by bit, afterwards."""
+    own = {layer: cast(nn.Conv2d, classifier.module_of(layer)) for layer in kernels}
+    kept = {layer: conv.weight.detach().clone() for layer, conv in own.items()}
+    try:
+        with torch.no_grad():
+            for layer, conv in own.items():
+                conv.weight.copy_(kernels[layer])
+        yield
+    finally:
+        with torch.no_grad():
+            for layer, conv in own.items():
+                conv.weight.copy_(kept[layer])
+
+
+@dataclass(frozen=True, kw_only=True)
 class Silencing:
     """The accuracy lost by silencing filters together, as means over drawn sets of filters.
 
     Attributes:
-        size: number of silenced filters.
-        unused: loss for filters with a verdict that says they are not in use.
-        random: loss for random filters.
-        useful: loss for useful filters.
+        size: number of filters that are not needed; all of them are silenced together, and as many random ones.
+        unused: loss for filters with a verdict that says they are not needed.
+        random: loss for as many random filters of the same layers.
+        needed_size: number of needed filters that are silenced, at most as many in each layer.
+        needed: loss for these; NaN if there are none.
         errors: standard errors of the three losses, 0 if there is only one possible set.
     """
 
     size: int
     unused: float
     random: float
-    useful: float
+    needed_size: int
+    needed: float
     errors: tuple[float, float, float]
 
 
@@ -103,9 +214,7 @@ def silencing(
     seed: int = 0,
     batch_size: int = 64,
 ) -> Silencing | None:
-    """Compare the accuracy lost by silencing unused filters (noise, idle, dead), random ones and useful ones.
-
-    Filters of all layers are silenced together, in each layer as many as its smallest pool has.
+    """Compare the accuracy lost by silencing all unneeded filters (noise, idle, dead), random ones and needed ones.
 
     Args:
         classifier: is left as it was.
@@ -117,35 +226,45 @@ def silencing(
         batch_size: of the forward passes.
 
     Returns:
-        The losses, or None if no layer has both unused and useful filters.
+        The losses, or None if every filter is needed.
     """
     generator = torch.Generator().manual_seed(seed)
-    pools: list[dict[str, Tensor]] = [{}, {}, {}]
-    sizes = {}
-    pooled = ({verdict for verdict in Verdict if verdict.unused}, set(Verdict), {Verdict.USEFUL})
-    for layer, words in verdicts.items():
-        for pool, kinds in zip(pools, pooled, strict=True):
-            pool[layer] = torch.tensor([i for i, each in enumerate(words) if each in kinds], dtype=torch.long)
-        sizes[layer] = min(len(pool[layer]) for pool in pools)
-    sizes = {layer: size for layer, size in sizes.items() if size}
-    if not sizes:
+    unused = {layer: _where(words, lambda verdict: verdict.unused) for layer, words in verdicts.items()}
+    unused = {layer: found for layer, found in unused.items() if len(found)}
+    if not unused:
         return None
-    lost = []
+    pools = [
+        unused,
+        {layer: torch.arange(len(verdicts[layer])) for layer in unused},
+        {layer: _where(verdicts[layer], lambda verdict: verdict.needed) for layer in unused},
+    ]
+    means, errors, sizes = [], [], []
     for pool in pools:
-        times = draws if any(len(pool[layer]) > size for layer, size in sizes.items()) else 1
+        wanted = {layer: min(len(unused[layer]), len(found)) for layer, found in pool.items()}
+        times = draws if any(len(pool[layer]) > size for layer, size in wanted.items()) else 1
         sets = [
             {
-                layer: pool[layer][torch.randperm(len(pool[layer]), generator=generator)[:n]]
-                for layer, n in sizes.items()
+                layer: pool[layer][torch.randperm(len(pool[layer]), generator=generator)[:size]]
+                for layer, size in wanted.items()
             }
             for _ in range(times)
         ]
-        lost.append(accuracy_losses(classifier, images, labels, sets=sets, batch_size=batch_size))
-    unused, random, useful = (float(costs.mean()) for costs in lost)
-    first, second, third = (float(costs.std() / len(costs) ** 0.5) if len(costs) > 1 else 0.0 for costs in lost)
+        sizes.append(sum(wanted.values()))
+        lost = accuracy_losses(classifier, images, labels, sets=sets, batch_size=batch_size)
+        means.append(float(lost.mean()) if sizes[-1] else math.nan)
+        errors.append(float(lost.std() / len(lost) ** 0.5) if len(lost) > 1 else 0.0)
     return Silencing(
-        size=sum(sizes.values()), unused=unused, random=random, useful=useful, errors=(first, second, third)
+        size=sizes[0],
+        unused=means[0],
+        random=means[1],
+        needed_size=sizes[2],
+        needed=means[2],
+        errors=(errors[0], errors[1], errors[2]),
     )
+
+
+def _where(verdicts: Sequence[str], kind: Callable[[Verdict], bool]) -> Tensor:
+    return torch.tensor([i for i, word in enumerate(verdicts) if kind(Verdict(word))], dtype=torch.long)
 
 
 def phase_scrambled(images: Tensor, *, seed: int = 0) -> Tensor:

@@ -50,7 +50,7 @@ def class_information(sums: RunningSums) -> ClassInformation:
     varies = second > 1e-12 * (second + images * mean.square())
     eta_squared = torch.where(varies, between / second.clamp_min(1e-300), 0.0).clamp(0, 1)
     spread = torch.where(varies, fourth / second.square().clamp_min(1e-300), 1 / images)
-    p = torch.where(varies, _p(eta_squared, spread, sizes), 1.0)
+    p = torch.where(varies, permutation_p(eta_squared, spread, sizes), 1.0)
     return ClassInformation(eta_squared=eta_squared, p=p, selectivity=_selectivity(class_sums / sizes[:, None]))
 
 
@@ -74,8 +74,14 @@ def _selectivity(means: Tensor) -> Tensor:
     return (highest - others) / (highest + others).clamp_min(1e-300)
 
 
-def _p(eta_squared: Tensor, spread: Tensor, sizes: Tensor) -> Tensor:
-    """Return the upper tail of a beta distribution; `spread` is Σx⁴/(Σx²)² of the centred responses."""
+def permutation_p(eta_squared: Tensor, spread: Tensor, sizes: Tensor) -> Tensor:
+    """Return the probability that permuted values reach η², from a beta distribution with the exact moments.
+
+    Args:
+        eta_squared: share of the values' variance that lies between groups.
+        spread: Σx⁴/(Σx²)² of the centred values.
+        sizes: number of values in each group.
+    """
     n = float(sizes.sum())
     mean = (len(sizes) - 1) / (n - 1)
     variance = (_mean_of_square(spread, sizes) - mean**2).clamp_min(1e-12)

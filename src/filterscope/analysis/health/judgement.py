@@ -1,82 +1,81 @@
-"""Judge each filter of a layer by a fixed order of rules, with the reason in a sentence."""
+"""Judge each filter of a layer by two questions: does the network need it, and does its kernel differ from chance?"""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from filterscope.analysis.health.activity import Activity
-from filterscope.analysis.health.classes import ClassInformation
-from filterscope.analysis.health.similarity import Duplicates
-from filterscope.analysis.health.structure import Structure
+from torch import Tensor
+
 from filterscope.analysis.health.verdict import Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """The verdict on one filter, the reason for it, and the filter that it duplicates (-1: none)."""
+    """The verdict on one filter, and the reason for it in a sentence."""
 
     verdict: Verdict
     reason: str
-    duplicate_of: int = -1
 
 
-def judge_filters(
-    *,
-    structure: Structure,
-    activity: Activity,
-    classes: ClassInformation | None,
-    duplicates: Duplicates,
-    idle: float = 0.2,
-) -> list[Judgement]:
-    """Judge every filter of a layer.
+def judge_filters(measures: Mapping[str, Tensor], *, images: int) -> list[Judgement]:
+    """Judge every filter of a layer by its measures, as `measure_layer` returns them.
 
-    The first rule that applies decides. *dead*: never positive on any image. *noise*: the weights are arranged as by
-    chance; never given to kernels too small for the test. *duplicate*: a copy of another filter. *idle*: outputs at
-    most `idle` times the layer's mean. *useful*: none of these. Class information is reported but decides nothing:
-    nearly every filter has some, random ones too, and filters with little of it were not cheaper to silence.
+    *dead*: `dead` is 1. *duplicate*: `duplicate_of` is another filter. Otherwise two questions decide:
+
+    | | kernel differs from chance | kernel as by chance |
+    |---|---|---|
+    | needed | *useful* | *unstructured* |
+    | not needed | *idle* | *noise* |
+
+    A kernel differs from chance if its weights are arranged in space (`structured`) or weigh its inputs (`uneven`)
+    beyond chance, or if it is too small for both tests, which then are not among the measures. A filter is needed if
+    `needed` is 1; without importance the verdict is *unknown*. Class information decides nothing: nearly every filter
+    has some, random ones too.
 
     Args:
-        structure: of the layer's kernels.
-        activity: of its filters on images.
-        classes: their class information; None if too few labelled images were seen.
-        duplicates: among its filters.
-        idle: the threshold τ of dormancy.
+        measures: values of all filters by the key of the measure, `(filters,)` each.
+        images: number of images that the activity was recorded on, for the reasons.
     """
-    rows = zip(
-        activity.dead.tolist(),
-        structure.structured.tolist(),
-        structure.p.tolist(),
-        structure.z.tolist(),
-        duplicates.of.tolist(),
-        activity.dormancy.tolist(),
-        _class_sentences(classes, len(structure.p)),
-        strict=True,
-    )
+    columns = {key: values.tolist() for key, values in measures.items()}
     judged = []
-    for i, (dead, structured, p, z, of, share, classes_say) in enumerate(rows):
-        kernel = f"structured ({z:.1f} standard deviations from chance)"
-        if not structure.testable:
-            kernel = "kernel too small to test for structure"
-        if dead:
-            judged.append(Judgement(verdict=Verdict.DEAD, reason=f"never positive on {activity.images} images"))
-        elif structure.testable and not structured:
-            reason = f"its weights are arranged as by chance (p {_p_text(p)})"
-            judged.append(Judgement(verdict=Verdict.NOISE, reason=reason))
-        elif of >= 0:
-            reason = f"does what filter {of} does (correlation of outputs {float(activity.correlation[i, of]):.3f})"
-            judged.append(Judgement(verdict=Verdict.DUPLICATE, reason=reason, duplicate_of=of))
-        elif share <= idle:
-            reason = f"{kernel}, but outputs only {share:.2g} of the layer's mean"
-            judged.append(Judgement(verdict=Verdict.IDLE, reason=reason))
+    for i in range(len(columns["dead"])):
+        row = {key: values[i] for key, values in columns.items()}
+        kernel, by_chance = _kernel(row)
+        if row["dead"]:
+            judged.append(Judgement(verdict=Verdict.DEAD, reason=f"never active on {images} images"))
+        elif row["duplicate_of"] >= 0:
+            reason = f"does what filter {row['duplicate_of']} does (correlation of outputs {row['correlation']:.3f})"
+            judged.append(Judgement(verdict=Verdict.DUPLICATE, reason=reason))
+        elif "needed" not in row:
+            reason = f"whether it is needed was not measured; {kernel}"
+            judged.append(Judgement(verdict=Verdict.UNKNOWN, reason=reason))
         else:
-            judged.append(Judgement(verdict=Verdict.USEFUL, reason=f"{kernel} and active; {classes_say}"))
+            words = (Verdict.USEFUL, Verdict.UNSTRUCTURED) if row["needed"] else (Verdict.IDLE, Verdict.NOISE)
+            reason = f"{_need(row)}; {kernel}"
+            judged.append(Judgement(verdict=words[by_chance], reason=reason))
     return judged
 
 
-def _class_sentences(classes: ClassInformation | None, filters: int) -> list[str]:
-    """Return for each filter how much of its response the classes explain."""
-    if classes is None:
-        return ["too few labelled images to measure class information"] * filters
-    each = zip(classes.eta_squared.tolist(), classes.p.tolist(), strict=True)
-    return [f"classes explain η² {share:.2f} of its response, p {_p_text(p)}" for share, p in each]
+def _need(row: Mapping[str, float]) -> str:
+    """Return the sentence on how much the loss is expected to change without a filter."""
+    change, error = row["importance_signed"], row["importance_se"]
+    direction = "rise" if change >= 0 else "fall"
+    need = "needed" if row["needed"] else "not needed"
+    return f"{need}: without it the loss is expected to {direction} by {abs(change):.2g} ± {error:.2g}"
+
+
+def _kernel(row: Mapping[str, float]) -> tuple[str, bool]:
+    """Return what is known about a kernel, and whether it cannot be told from chance."""
+    found = []
+    if row.get("structured"):
+        found.append(f"structured ({row['z']:.1f} standard deviations from chance)")
+    if row.get("uneven"):
+        found.append(f"weighs its inputs unevenly (p {_p_text(row['p_inputs'])})")
+    if found:
+        return " and ".join(found), False
+    tested = [row[p] for p, test in (("p", "structured"), ("p_inputs", "uneven")) if test in row]
+    if not tested:
+        return "kernel too small to tell from chance", False
+    return f"its weights are arranged as by chance (p {_p_text(min(tested))})", True
 
 
 def _p_text(p: float) -> str:

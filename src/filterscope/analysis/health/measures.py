@@ -4,7 +4,7 @@ To add a measure, decorate a function with `measure`, here or in a plugin; it th
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,9 +13,10 @@ from torch import Tensor
 
 from filterscope.analysis.health.activity import Activity
 from filterscope.analysis.health.classes import ClassInformation
-from filterscope.analysis.health.judgement import Judgement
+from filterscope.analysis.health.importance import Importance
 from filterscope.analysis.health.similarity import Drift, Duplicates, linear_cka
 from filterscope.analysis.health.structure import Structure, variance_entropy
+from filterscope.analysis.health.weighing import Weighing
 from filterscope.registry import register, registered
 
 Summary = Literal["mean", "median"]
@@ -32,22 +33,26 @@ class LayerHealth:
         responses: of the filters to the examples, `(images, filters)`.
         first_responses: the same before training, possibly to other images.
         structure: the structure of the kernels.
+        weighing: how the kernels weigh their inputs.
         activity: the activity of the filters.
+        rectified: whether negative outputs have no effect; otherwise zeros and mean outputs say little.
         classes: their class information; None if too few labelled images were seen.
         duplicates: which filters are copies.
         drift: the change of the kernels since the start of training.
-        judgements: the verdicts.
+        importance: how much the loss would change without each filter; None if it was not measured.
     """
 
     kernels: Tensor
     responses: Tensor
     first_responses: Tensor
     structure: Structure
+    weighing: Weighing
     activity: Activity
+    rectified: bool
     classes: ClassInformation | None
     duplicates: Duplicates
     drift: Drift
-    judgements: list[Judgement]
+    importance: Importance | None = None
 
 
 class Measure:
@@ -114,11 +119,19 @@ def measure_layer(layer: LayerHealth) -> tuple[dict[str, Tensor], dict[str, floa
             continue
         if found.dim() == 0:
             numbers[key] = float(found)
-            continue
-        values[key] = found.double() if found.is_floating_point() else found.long()
-        if each.summary and not values[key].isnan().any():
-            numbers[key] = float(getattr(values[key].double(), each.summary)())
-    return values, numbers
+        else:
+            values[key] = found.double() if found.is_floating_point() else found.long()
+    return values, summarize(values) | numbers
+
+
+def summarize(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return the layer's numbers that combine values of its filters, by the key of the measure."""
+    summaries = {key: each.summary for key, each in all_measures().items() if each.summary}
+    return {
+        key: float(getattr(each.double(), summaries[key])())
+        for key, each in values.items()
+        if key in summaries and not each.isnan().any()
+    }
 
 
 @measure()
@@ -134,30 +147,72 @@ def _of_classes(name: str) -> Function:
     return lambda layer: getattr(layer.classes, name) if layer.classes else torch.full((len(layer.kernels),), torch.nan)
 
 
+def _of_importance(key: str) -> Function:
+    """Return a function that reads a column of the importance."""
+    return lambda layer: layer.importance.columns[key] if layer.importance else None
+
+
+def _if_rectified(read: Callable[[Activity], Tensor]) -> Function:
+    """Return a function that reads the activity, NaN for each filter if its negative outputs count too."""
+    return lambda layer: read(layer.activity) if layer.rectified else torch.full((len(layer.kernels),), torch.nan)
+
+
+def _correlation(layer: LayerHealth) -> Tensor:
+    of = layer.duplicates.of
+    found = layer.activity.correlation[torch.arange(len(of)), of.clamp_min(0)]
+    return torch.where(of < 0, torch.nan, found)
+
+
+def _where(testable: bool, values: Tensor) -> Tensor:
+    return values if testable else torch.full((len(values),), torch.nan)
+
+
 # Key, title in the gallery, summary, description, values.
 for _measure in (
+    ("importance", "importance", "median", "Size of the change of the loss to be expected without the filter.",
+     _of_importance("importance")),
+    ("importance_signed", "expected change of the loss", None,
+     "Expected change of the loss without the filter; the filter does harm if it is negative.",
+     _of_importance("importance_signed")),
+    ("importance_se", "standard error of that change", None,
+     "Standard error of the expected change over the images.", _of_importance("importance_se")),
+    ("needed", "", "mean", "Whether the network needs the filter, 1 or 0.", _of_importance("needed")),
+    ("dead", "", None, "Whether the filter was never active behind norm and activation, 1 or 0.",
+     lambda layer: layer.activity.dead & layer.rectified),
     ("concentration", "", None, "Concentration of the kernel's energy on few spatial frequencies; 1 if even.",
      lambda layer: layer.structure.concentration),
-    ("z", "structure", None, "Spatial structure of the kernel, in standard deviations from permuted weights.",
-     lambda layer: layer.structure.z),
-    ("p", "p-value of structure", None, "Probability that randomly permuted weights have as much structure.",
-     lambda layer: layer.structure.p),
+    ("z", "structure", None,
+     "Spatial structure of the kernel, in standard deviations from permuted weights; NaN if untestable.",
+     lambda layer: _where(layer.structure.testable, layer.structure.z)),
+    ("p", "p-value of structure", None,
+     "Probability that randomly permuted weights have as much structure; NaN if untestable.",
+     lambda layer: _where(layer.structure.testable, layer.structure.p)),
     ("structured", "", "mean", "Whether the structure is significant at the chosen false-discovery rate, 1 or 0.",
-     lambda layer: layer.structure.structured),
+     lambda layer: layer.structure.structured if layer.structure.testable else None),
+    ("inputs", "uneven inputs", None,
+     "Share of the variance of its squared weights that lies between input channels, 0 to 1; NaN if untestable.",
+     lambda layer: _where(layer.weighing.testable, layer.weighing.share)),
+    ("p_inputs", "p-value of uneven inputs", None,
+     "Probability that randomly permuted weights weigh the input channels as unevenly; NaN if untestable.",
+     lambda layer: _where(layer.weighing.testable, layer.weighing.p)),
+    ("uneven", "", "mean", "Whether it weighs its inputs significantly unevenly, 1 or 0.",
+     lambda layer: layer.weighing.uneven if layer.weighing.testable else None),
     ("variance_entropy", "", None, "Variance entropy of the layer's kernels (Gavrikov & Keuper 2022).",
      lambda layer: torch.tensor(variance_entropy(layer.kernels), dtype=torch.float64)),
     ("apoz", "share of zeros", "mean", "Share of outputs that are zero after the ReLU (APoZ); 1 for a dead filter.",
-     lambda layer: layer.activity.apoz),
+     _if_rectified(lambda activity: activity.apoz)),
     ("activation", "activation", None, "Mean output as a multiple of the mean over the layer's filters; 0 if silent.",
-     lambda layer: layer.activity.dormancy),
+     _if_rectified(lambda activity: activity.dormancy)),
     ("eta_squared", "class information", "median",
      "Share of its responses' variance that the class explains (η²), 0 to 1.", _of_classes("eta_squared")),
     ("p_class", "", None, "Probability that shuffled labels explain as much of that variance.", _of_classes("p")),
     ("selectivity", "class selectivity", None, "0 if it responds to all classes alike, 1 if to one class only.",
      _of_classes("selectivity")),
-    ("cosine", "largest cosine", None, "Largest absolute cosine to another kernel of the layer; 1 for a copy.",
+    ("cosine", "largest cosine", None, "Largest absolute cosine to a kernel with the same inputs; 1 for a copy.",
      lambda layer: layer.duplicates.cosine),
     ("duplicate_of", "", None, "Index of the filter that it copies, -1 if none.", lambda layer: layer.duplicates.of),
+    ("correlation", "", None, "Correlation of its outputs with those of the filter that it copies; NaN if none.",
+     _correlation),
     ("drift_cosine", "", None, "Cosine of the kernel to itself at the start of training; 1 if frozen.",
      lambda layer: layer.drift.cosine),
     ("drift", "drift", "median", "Change of the kernel since the start, relative to its norm; 0 if frozen.",

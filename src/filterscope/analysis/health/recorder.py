@@ -42,13 +42,9 @@ def recording_activity(classifier: Classifier, layers: Sequence[str]) -> Iterato
     Raises:
         UserError: a layer is no convolution.
     """
-    sums: dict[str, RunningSums] = {}
-    for name in layers:
-        filters = find_layer(classifier.layers, name).num_channels
-        if not isinstance(classifier.module_of(name), nn.Conv2d) or filters is None:
-            raise UserError(f"layer {name!r} has no kernels, so the activity of its filters cannot be recorded")
-        sums[name] = RunningSums(filters=filters, classes=classifier.label_count)
     taps = {name: output_tap(classifier, name) for name in layers}
+    filters = {name: find_layer(classifier.layers, name).num_channels or 0 for name in layers}
+    sums = {name: RunningSums(filters=filters[name], classes=classifier.label_count) for name in layers}
     with recording(classifier.backbone.network, taps, BatchActivity.of_outputs) as batch:
         yield ActivityRecorder(sums=sums, batch=batch)
 
@@ -79,15 +75,39 @@ def record_activity(
 
 
 def output_tap(classifier: Classifier, layer: str) -> Tap:
-    """Return where a convolution's output is recorded: behind the batch norm that follows it, or else its own."""
+    """Return where a convolution's filters are recorded: behind the norm and the activation that follow it.
+
+    Raises:
+        UserError: the layer is not a convolution.
+    """
+    if not isinstance(classifier.module_of(layer), nn.Conv2d):
+        raise UserError(f"layer {layer!r} has no kernels, so it has no filters to measure")
     return taps_of(classifier, [output_layer(classifier, layer)]).popitem()[1]
 
 
 def output_layer(classifier: Classifier, layer: str) -> str:
-    """Return the name of the batch norm that follows a convolution, or of the convolution itself."""
-    own = find_layer(classifier.layers, layer)
-    after = own.next_layers[0] if len(own.next_layers) == 1 else own.name
-    return after if isinstance(classifier.module_of(after), nn.BatchNorm2d) else own.name
+    """Return the name of the activation or norm that follows a convolution by execution, or of the convolution itself.
+
+    A module that runs several times (the one ReLU of a residual block) is not taken.
+    """
+    found = find_layer(classifier.layers, layer)
+    for kind in ("norm", "activation"):
+        after = classifier.layers.get(found.next_layers[0]) if len(found.next_layers) == 1 else None
+        mixing = after is not None and isinstance(classifier.get_submodule(after.path), nn.LocalResponseNorm)
+        if after is not None and after.kind == kind and after.calls == 1 and not mixing:
+            found = after
+    return found.name
+
+
+def is_rectified(classifier: Classifier, layer: str) -> bool:
+    """Return whether no later layer notices negative outputs of a convolution's filters, because a ReLU follows.
+
+    Where none does (the last convolution of a residual branch, SiLU), zeros and mean outputs say little.
+    """
+    after = find_layer(classifier.layers, output_layer(classifier, layer))
+    if isinstance(classifier.get_submodule(after.path), nn.ReLU | nn.ReLU6):
+        return True
+    return bool(after.next_functions) and set(after.next_functions) <= {"relu", "relu_", "relu6"}
 
 
 def sum_over_ranks(sums: Mapping[str, RunningSums]) -> None:

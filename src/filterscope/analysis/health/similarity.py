@@ -14,7 +14,7 @@ class Duplicates:
     """Duplicates among a layer's filters, tensors with one entry per filter.
 
     Attributes:
-        cosine: the largest absolute cosine to another kernel.
+        cosine: the largest absolute cosine to another kernel that sees the same inputs; NaN if there is none.
         of: the index of the filter that it is a copy of, -1 if none.
     """
 
@@ -22,29 +22,31 @@ class Duplicates:
     of: Tensor
 
 
-def duplicates(kernels: Tensor, correlation: Tensor | None = None, *, alike: float = 0.95) -> Duplicates:
+def duplicates(
+    kernels: Tensor, correlation: Tensor | None = None, *, groups: int = 1, alike: float = 0.95
+) -> Duplicates:
     """Find filters that are copies of another filter of the layer.
 
-    A copy has a cosine, or a correlation of rectified outputs, of at least `alike` to the original. Of two similar
-    filters the one with the larger kernel is the original, and of equal ones the first. A negated kernel is not a copy:
-    after rectification it is active where the other is silent.
+    The outputs of a copy correlate with those of the original by at least `alike`. Equal kernels alone make no copy:
+    in a grouped or depthwise convolution they see other inputs, and norms and biases can differ. Of two similar filters
+    the one with the larger kernel is the original, and of equal ones the first.
 
     Args:
         kernels: `(filters, …)`.
-        correlation: of the rectified outputs, `(filters, filters)`; None: kernels alone are compared.
+        correlation: of the rectified outputs, `(filters, filters)`; None: the cosine of the kernels is taken instead.
+        groups: of the convolution.
         alike: the threshold.
     """
     flat = kernels.detach().cpu().flatten(1)
     sizes = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64)
-    unit = F.normalize(flat, dim=1)
-    cosine = (unit @ unit.T).double()
-    similarity = cosine if correlation is None else torch.maximum(cosine, correlation.cpu().double())
-    index = torch.arange(len(flat))
+    unit, index = F.normalize(flat, dim=1), torch.arange(len(flat))
+    group = index // (len(flat) // groups)
+    cosine = torch.where(group == group[:, None], (unit @ unit.T).double(), torch.nan)
+    similarity = cosine if correlation is None else correlation.cpu().double()
     larger = (sizes > sizes[:, None] * (1 + 1e-6)) | ((sizes >= sizes[:, None] * (1 - 1e-6)) & (index < index[:, None]))
-    before = torch.where(larger & (similarity >= alike), similarity, -torch.inf)
-    best, of = before.max(1)
-    others = cosine.abs().fill_diagonal_(0)
-    return Duplicates(cosine=others.amax(1), of=torch.where(best >= alike, of, -1))
+    best, of = torch.where(larger & (similarity >= alike), similarity, -torch.inf).max(1)
+    others = cosine.abs().nan_to_num(-1).fill_diagonal_(-1).amax(1)
+    return Duplicates(cosine=torch.where(others < 0, torch.nan, others), of=torch.where(best >= alike, of, -1))
 
 
 @dataclass(frozen=True, kw_only=True)

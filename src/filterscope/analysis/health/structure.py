@@ -17,6 +17,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from scipy.stats import false_discovery_control
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from filterscope.errors import UserError
 POWER = (
     32.0  # (positions − 1)·√slices above which the test finds about eight of ten real filters; see benchmarks/health.py
 )
+LARGEST_SIDE = 12  # of a tested kernel; the test's time grows with the fourth power
 CHUNK = 1 << 22  # floats in a work buffer
 TILE = 128  # filters
 
@@ -74,7 +76,8 @@ def structure(
         raise UserError(f"kernels must be (filters, slices, kh, kw), not of shape {tuple(kernels.shape)}")
     if draws < math.ceil(1 / level) - 1:
         raise UserError(f"draws={draws} can give no p below {level}; at least {math.ceil(1 / level) - 1} are needed")
-    slices, frequencies = _normalized_slices(kernels), _frequencies(*kernels.shape[2:])
+    reduced = _reduced(kernels)
+    slices, frequencies = _normalized_slices(reduced), _frequencies(*reduced.shape[2:])
     filters = len(kernels)
     if len(frequencies) < 2:
         nothing = torch.zeros(filters)
@@ -105,6 +108,18 @@ def structure(
 def has_power(shape: tuple[int, ...] | torch.Size) -> bool:
     """Return whether the test finds most real filters among kernels of shape `(filters, slices, kh, kw)`."""
     return bool((shape[2] * shape[3] - 1) * math.sqrt(shape[1]) >= POWER)
+
+
+def _reduced(kernels: Tensor) -> Tensor:
+    """Return kernels of more than `LARGEST_SIDE` a side as means of equal blocks.
+
+    Means of exchangeable weights are exchangeable, so p stays exact; waves shorter than a block are no longer seen.
+    """
+    blocks = [math.ceil(side / LARGEST_SIDE) for side in kernels.shape[2:]]
+    if blocks == [1, 1]:
+        return kernels
+    starts = [side % block // 2 for side, block in zip(kernels.shape[2:], blocks, strict=True)]
+    return F.avg_pool2d(kernels.detach().cpu().float()[..., starts[0] :, starts[1] :], blocks)
 
 
 def variance_entropy(kernels: Tensor) -> float:

@@ -16,7 +16,7 @@ class Verdict(StrEnum):
         colour: RGB, 0 to 255, of frames in pictures, which have a dark background.
         page_colour: CSS colour on pages with a light or dark background.
         hatch: matplotlib's hatching, so that verdicts differ in print without colour.
-        unused: whether the network should lose little when filters with this verdict are silenced.
+        unused: whether the network should lose nothing when filters with this verdict are silenced.
         meaning: what the verdict says of the filter, as the end of a sentence.
     """
 
@@ -26,11 +26,19 @@ class Verdict(StrEnum):
     unused: bool
     meaning: str
 
-    USEFUL = "useful", (0, 158, 115), "#009e73", "", False, "none of the other verdicts applies"
+    USEFUL = "useful", (0, 158, 115), "#009e73", "", False, "the loss would rise without it"
+    UNSTRUCTURED = (
+        *("unstructured", (204, 121, 167), "#cc79a7", "++", False),
+        "the loss would rise without it, though its weights are arranged as by chance",
+    )
+    UNKNOWN = "unknown", (0, 114, 178), "#0072b2", "oo", False, "whether it is needed was not measured"
     DUPLICATE = "duplicate", (86, 180, 233), "#56b4e9", "//", False, "does what another filter of the layer does"
-    IDLE = "idle", (240, 228, 66), "#e6c800", "..", True, "outputs at most a fifth of the layer's mean (by default)"
-    NOISE = "noise", (236, 112, 20), "#d55e00", "xx", True, "its weights are arranged as by chance"
-    DEAD = "dead", (188, 194, 205), "#8d939e", "--", True, "never positive on any image"
+    IDLE = "idle", (240, 228, 66), "#e6c800", "..", True, "the loss would not rise without it, though it has structure"
+    NOISE = (
+        *("noise", (236, 112, 20), "#d55e00", "xx", True),
+        "the loss would not rise without it, and its weights are arranged as by chance",
+    )
+    DEAD = "dead", (188, 194, 205), "#8d939e", "--", True, "never active on any image"
 
     def __new__(
         cls,
@@ -47,6 +55,11 @@ class Verdict(StrEnum):
         member.colour, member.page_colour, member.hatch = colour, page_colour, hatch
         member.unused, member.meaning = unused, meaning
         return member
+
+    @property
+    def needed(self) -> bool:
+        """Whether the network needs filters with this verdict."""
+        return self in (Verdict.USEFUL, Verdict.UNSTRUCTURED)
 
     @property
     def rank(self) -> int:

@@ -99,14 +99,6 @@ class Gallery(Visual):
             )
         return float((self.max_megabytes * 1e6 - fixed) / total - FILTER_BYTES / 2)
 
-    def _real_images(self, examples: Examples) -> Examples:
-        """Return `images` images of the data, or the examples alone if the data cannot be read."""
-        try:
-            return examples.sample(self.images)
-        except UserError as error:
-            log.warning("gallery: no top-activating patches, because the data cannot be read: %s", error)
-            return examples
-
     def _synthesize(
         self,
         classifier: Classifier,
@@ -151,7 +143,7 @@ def draw_gallery(
         raise UserError(f"a gallery shows filters of convolutions; there is none among {', '.join(names)}")
     history = state.store.get("history", {})
     max_bytes = gallery._bytes_per_filter(counts, history)
-    real = gallery._real_images(examples)
+    real = examples.sample_if_possible(gallery.images)
     min_images = IMAGES_PER_PATCH * gallery.patches
     # Without an epoch, health reuses the verdicts of the training and logs no warnings a second time.
     outside = VisualState(store=state.store)

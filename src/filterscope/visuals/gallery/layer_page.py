@@ -325,9 +325,10 @@ def _sheet_script(i: int, sheet: bytes) -> bytes:
 
 
 def _best_filters(facts: Sequence[Mapping[str, Any]], count: int) -> list[int]:
-    """Return the filters with the best verdicts; those with the most structure come first within a verdict."""
+    """Return the filters with the best verdicts; those that are needed most come first within a verdict."""
     ranks = ["", *Verdict]
-    keys = [(ranks.index(each["verdict"]), -(each.get("z") or 0.0)) for each in facts]
+    values = [each.get("importance_signed", each.get("z")) or 0.0 for each in facts]
+    keys = [(ranks.index(each["verdict"]), -value) for each, value in zip(facts, values, strict=True)]
     return sorted(range(len(facts)), key=keys.__getitem__)[:count]
 
 

@@ -13,6 +13,7 @@ from filterscope.analysis.health.measures import all_measures
 from filterscope.analysis.health.verdict import Verdict
 from filterscope.visuals.gallery.layer_page import LayerPage
 from filterscope.visuals.gallery.sprites import draw_atlas, encode_webp, grid_shape
+from filterscope.visuals.health.findings import need_sentence
 from filterscope.visuals.output.site import MADE_BY, MANIFEST, Site
 
 MAIN_OPTIONS = (
@@ -170,6 +171,7 @@ def _environment() -> Environment:
     )
     environment.globals |= {"count_verdicts": _count_verdicts, "grid_shape": grid_shape, "position": _position}
     environment.globals |= {
+        "need_sentence": need_sentence,
         "verdicts": list(Verdict),
         "measures": [each for each in all_measures().values() if each.title],
     }

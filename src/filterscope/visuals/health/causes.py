@@ -1,36 +1,52 @@
-"""Test the verdicts: the accuracy lost when filters are silenced, and the response to natural image structure."""
+"""Test the verdicts: the loss without single filters, the accuracy without sets of them and with other kernels."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from filterscope.analysis.health.causes import natural_preference, reinitialized_copy, silencing
+from filterscope.analysis.health.causes import (
+    ablate_each,
+    ablated,
+    natural_preference,
+    predictions,
+    reinitialized_copy,
+    silencing,
+    with_kernels,
+)
+from filterscope.analysis.health.importance import importance_of
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
+from filterscope.models.layers import find_layer
 from filterscope.registry import register
 from filterscope.visuals.filter_selection import convolution_names
 from filterscope.visuals.health.health import Health
 from filterscope.visuals.output.outputs import Output, Table
-from filterscope.visuals.visual import AtLeastOne, Every, Examples, LayerChoice, Visual, VisualState
+from filterscope.visuals.visual import AtLeastOne, Every, Examples, LayerChoice, Visual, VisualState, name_of
+
+Kernels = dict[str, Tensor]
 
 
 @register("visual", "health_causes")
 @dataclass(frozen=True, kw_only=True)
 class HealthCauses(Visual):
-    """Test the verdicts when training has ended, and on demand: `health/causes` and `health/natural`.
+    """Test the verdicts when training has ended, and on demand.
 
-    `health/causes` silences the filters called noise, idle or dead together, then as many random and as many useful
-    ones. `health/natural` compares each layer's response to images with its response to phase-scrambled versions of
-    them, in the network and in a re-initialised copy.
+    `health/causes` silences all filters that are not needed together, then as many random and needed ones.
+    `health/layers_replaced` gives layers no output, their kernels of epoch 0, and new random ones (Zhang, Bengio and
+    Singer 2022): a layer is critical if that costs much, and robust if it does not. `health/classes_replaced` is the
+    same by class. `health/ablation` silences single filters. `health/natural` compares each layer's response to images
+    with its response to phase-scrambled versions of them, in the network and in a re-initialised copy.
 
     Attributes:
         health: how filters are judged.
         layers: names of convolutions; None: all.
-        each: silence the filters of each layer separately too; this takes far more time.
+        each: the layers that are also replaced one by one, and whose filters are silenced one by one: a list of names,
+            true for all, false for none. It takes far more time than the rest.
         images: the largest number of examples used.
-        draws: the number of random and of useful sets of filters.
+        draws: the number of random and of needed sets of filters.
         batch_size: of the forward passes.
         every: draw every so many epochs of a training as well; 0: at its end only.
     """
@@ -41,7 +57,7 @@ class HealthCauses(Visual):
 
     health: Health = field(default_factory=Health)
     layers: LayerChoice = None
-    each: bool = False
+    each: bool | LayerChoice = False
     images: AtLeastOne = 256
     draws: AtLeastOne = 5
     batch_size: AtLeastOne = 64
@@ -53,39 +69,146 @@ class HealthCauses(Visual):
         Raises:
             UserError: there are no images or no labels.
         """
-        del state
         examples = examples.sample(self.images)
-        labels = examples.labels
-        if labels is None or len(examples) == 0:
+        if examples.labels is None or len(examples) == 0:
             raise UserError(f"health_causes needs images with labels; got {len(examples)} images without labels")
         layers = convolution_names(classifier, self.layers)
-        return {
-            "health/causes": self._silence(classifier, examples.images, labels, layers),
+        single = convolution_names(classifier, self.each if isinstance(self.each, Sequence) else None)
+        single = single if self.each else []
+        judged = VisualState()
+        self.health(classifier, examples, judged)
+        records = judged.store["health"]
+        verdicts = {layer: records[layer]["verdicts"] for layer in layers}
+        start = {
+            layer: state.store["health"][layer]["kernels"]
+            for layer in layers
+            if len(state.store.get("health", {}).get(layer, {}).get("kernels", ()))
+        }
+        shown: dict[str, Output] = {
+            "health/causes": self._silence(classifier, examples, verdicts, single),
+            **self._replace(classifier, examples, start, layers, single),
             "health/natural": self._compare_natural(classifier, examples.images, layers),
         }
+        if single:
+            shown["health/ablation"] = self._ablate(classifier, examples, verdicts, records, single)
+        return shown
 
-    def _silence(self, classifier: Classifier, images: Tensor, labels: Tensor, layers: Sequence[str]) -> Table:
-        judged = VisualState()
-        self.health(classifier, Examples(images=images, labels=labels), judged)
-        verdicts = {layer: judged.store["health"][layer]["verdicts"] for layer in layers}
-        groups = {"all at once": verdicts}
-        if self.each:
-            groups |= {layer: {layer: verdicts[layer]} for layer in layers}
+    def _silence(
+        self, classifier: Classifier, examples: Examples, verdicts: dict[str, list[str]], single: Sequence[str]
+    ) -> Table:
+        images, labels = examples.images, _labels(examples)
         rows: list[tuple[str | int | float, ...]] = []
-        for name, group in groups.items():
+        for name, group in {"all at once": verdicts, **{layer: {layer: verdicts[layer]} for layer in single}}.items():
             cost = silencing(classifier, images, labels, verdicts=group, draws=self.draws, batch_size=self.batch_size)
             filters = sum(map(len, group.values()))
             if cost is None:
-                rows.append((name, filters, 0, "", "", "", "", ""))
+                rows.append((name, filters, 0, "", "", "", "", "", ""))
             else:
-                rows.append((name, filters, cost.size, cost.unused, cost.random, cost.useful, *cost.errors[1:]))
+                costs = (cost.unused, cost.random, cost.errors[1], cost.needed_size)
+                rows.append(
+                    (
+                        name,
+                        filters,
+                        cost.size,
+                        *costs,
+                        *((cost.needed, cost.errors[2]) if cost.needed_size else ("", "")),
+                    )
+                )
         return Table(
-            columns=("layers", "filters", "silenced", "unused", "random", "useful", "± random", "± useful"),
+            columns=("layers", "filters", "not needed", "loss", "random", "±", "needed", "loss of needed", "±"),
             rows=tuple(rows),
-            description=f"Loss of accuracy, as a share of {len(images)} images, when so many filters are silenced "
-            "together: filters called noise, idle or dead (unused), random filters, and useful filters.",
+            description=f"Loss of accuracy, as a share of {len(images)} images, when filters are silenced together: "
+            "all that are not needed (noise, idle, dead), as many random filters of the same layers, and at most as "
+            "many needed ones.",
             terminal=True,
         )
+
+    def _replace(
+        self, classifier: Classifier, examples: Examples, start: Kernels, layers: Sequence[str], single: Sequence[str]
+    ) -> dict[str, Output]:
+        """Return the accuracy with layers silenced, rewound and re-randomised, by layer and by class."""
+        labels = _labels(examples)
+        fresh = reinitialized_copy(classifier)
+        random = {layer: fresh.get_parameter(_weight(fresh, layer)).detach() for layer in layers}
+        right = self._right(classifier, examples)
+        rows: list[tuple[str | int | float, ...]] = []
+        by_class: dict[str, Tensor] = {"as trained": right}
+        for name, group in {"all together": list(layers), **{layer: [layer] for layer in single}}.items():
+            found: dict[str, Tensor | None] = {"silenced": None, "rewound": None, "re-randomised": None}
+            every = {layer: torch.arange(len(random[layer])) for layer in group}
+            with ablated(classifier, every):
+                found["silenced"] = self._right(classifier, examples)
+            if all(layer in start for layer in group):
+                with with_kernels(classifier, {layer: start[layer] for layer in group}):
+                    found["rewound"] = self._right(classifier, examples)
+            with with_kernels(classifier, {layer: random[layer] for layer in group}):
+                found["re-randomised"] = self._right(classifier, examples)
+            accuracies = ("" if each is None else float(each.mean()) for each in found.values())
+            rows.append((name, float(right.mean()), *accuracies))
+            if name == "all together":
+                by_class |= {key: each for key, each in found.items() if each is not None}
+        names = examples.class_names or classifier.class_names
+        classes: list[tuple[str | int | float, ...]] = [
+            (name_of(label, names), *(float(each[labels == label].mean()) for each in by_class.values()))
+            for label in torch.unique(labels).tolist()
+        ]
+        text = (
+            f"as a share of {len(labels)} images: as trained, without the layer's output, with its kernels of epoch 0, "
+            "and with new random kernels."
+        )
+        missing = "" if start else " No kernels of epoch 0 are stored: these layers were not trained in this run."
+        return {
+            "health/layers_replaced": Table(
+                columns=("layers", "as trained", "silenced", "rewound", "re-randomised"),
+                rows=tuple(rows),
+                description=f"Accuracy, {text}{missing}",
+                terminal=True,
+            ),
+            "health/classes_replaced": Table(
+                columns=("class", *by_class), rows=tuple(classes), description=f"Accuracy by class, {text}{missing}"
+            ),
+        }
+
+    def _right(self, classifier: Classifier, examples: Examples) -> Tensor:
+        """Return whether each image is classified correctly, 1 or 0."""
+        found = predictions(classifier, examples.images, batch_size=self.batch_size)
+        return (found == _labels(examples)).double()
+
+    def _ablate(
+        self,
+        classifier: Classifier,
+        examples: Examples,
+        verdicts: dict[str, list[str]],
+        records: dict[str, dict[str, object]],
+        single: Sequence[str],
+    ) -> Table:
+        """Return the changes of loss and accuracy without each filter, beside what was expected."""
+        return Table(
+            columns=("layer", "filter", "verdict", "expected change", "change", "± change", "accuracy", "classes_hurt"),
+            rows=tuple(self._ablation_rows(classifier, examples, verdicts, records, single)),
+            description=f"Change of the loss and of the accuracy on {len(examples)} images without single filters, the "
+            "change of the loss that was expected, and the classes whose loss rises most.",
+        )
+
+    def _ablation_rows(
+        self,
+        classifier: Classifier,
+        examples: Examples,
+        verdicts: dict[str, list[str]],
+        records: dict[str, dict[str, object]],
+        single: Sequence[str],
+    ) -> Iterator[tuple[str | int | float, ...]]:
+        labels, names = _labels(examples), examples.class_names or classifier.class_names
+        for layer in single:
+            found = ablate_each(classifier, examples.images, labels, layer=layer)
+            exact = importance_of(found.losses, labels, exact=True)
+            change, error = exact.columns["importance_signed"].tolist(), exact.columns["importance_se"].tolist()
+            accuracy = found.right.double().mean(0).tolist()
+            measures = records[layer]["measures"]
+            expected = measures["importance_signed"].tolist() if "importance_signed" in measures else [""] * len(change)  # type: ignore[index,operator]
+            for i, verdict in enumerate(verdicts[layer]):
+                hurt = "; ".join(name_of(label, names) for label in exact.classes_hurt[i])
+                yield layer, i, verdict, expected[i], change[i], error[i], accuracy[i], hurt
 
     def _compare_natural(self, classifier: Classifier, images: Tensor, layers: Sequence[str]) -> Table:
         own, copy = (
@@ -99,3 +222,12 @@ class HealthCauses(Visual):
             description=f"How much the responses to {len(images)} images differ from those to phase-scrambled versions "
             "of them (median over the filters; 0: not at all, 1: fully), in the network and in a re-initialised copy.",
         )
+
+
+def _labels(examples: Examples) -> Tensor:
+    assert examples.labels is not None
+    return examples.labels.cpu()
+
+
+def _weight(classifier: Classifier, layer: str) -> str:
+    return f"{find_layer(classifier.layers, layer).path}.weight"

@@ -1,10 +1,12 @@
 """The health records of layers as a checkpoint holds them, and the tables and numbers made of them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from filterscope.analysis.health.measures import LayerHealth, all_measures, measure_layer
+from filterscope.analysis.health.importance import Importance
+from filterscope.analysis.health.judgement import judge_filters
+from filterscope.analysis.health.measures import LayerHealth, all_measures, measure_layer, summarize
 from filterscope.analysis.health.verdict import Verdict
 from filterscope.visuals.output.outputs import Output, Table
 
@@ -14,24 +16,38 @@ Cell = str | int | float
 
 
 def health_record(layer: LayerHealth) -> dict[str, Any]:
-    """Return the results about a layer as plain data for a checkpoint.
+    """Return the measures of a layer as plain data for a checkpoint.
 
     Returns:
-        `verdicts` and `reasons` of each filter, its `measures` by key as tensors (writing thousands of single numbers
-        would make checkpoints slow), the layer's `numbers` by key, the number of `images`, and whether the kernels are
-        large enough (`testable`) to distinguish structure from noise.
+        the `measures` of each filter by key as tensors (writing thousands of single numbers would make checkpoints
+        slow), the layer's `numbers` by key, the number of `images`, and whether the kernels are large enough
+        (`testable`) to distinguish structure from noise.
     """
     measures, numbers = measure_layer(layer)
-    verdicts = [each.verdict.value for each in layer.judgements]
-    shares = {verdict.value: verdicts.count(verdict) / len(verdicts) for verdict in Verdict}
     return {
-        "verdicts": verdicts,
-        "reasons": [each.reason for each in layer.judgements],
         "measures": measures,
-        "numbers": shares | numbers,
+        "numbers": numbers,
         "images": layer.activity.images,
-        "testable": layer.structure.testable,
+        "testable": "structured" in measures or "uneven" in measures,
     }
+
+
+def add_importance(record: dict[str, Any], importance: Importance, class_names: Sequence[str]) -> None:
+    """Add the importance of a layer's filters to its record, with the names of the classes that each is needed for."""
+    record["measures"] |= importance.columns
+    record["numbers"] |= summarize(importance.columns)
+    record["classes_hurt"] = [
+        "; ".join(class_names[label] if label < len(class_names) else f"class {label}" for label in labels)
+        for labels in importance.classes_hurt
+    ]
+
+
+def add_verdicts(record: dict[str, Any]) -> None:
+    """Add `verdicts` and `reasons` of each filter to the record of a layer, and the shares of the verdicts."""
+    judgements = judge_filters(record["measures"], images=record["images"])
+    verdicts = [each.verdict.value for each in judgements]
+    record["verdicts"], record["reasons"] = verdicts, [each.reason for each in judgements]
+    record["numbers"] |= {verdict.value: verdicts.count(verdict) / len(verdicts) for verdict in Verdict}
 
 
 def filter_facts(record: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
@@ -39,8 +55,10 @@ def filter_facts(record: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
     if "verdicts" not in record:
         return [{"verdict": "", "reason": ""} for _ in range(count)]
     columns = {key: values.tolist() for key, values in record["measures"].items()}
+    hurt = record.get("classes_hurt", [""] * count)
     return [
-        {"verdict": verdict, "reason": reason, **{key: rounded(values[i]) for key, values in columns.items()}}
+        {"verdict": verdict, "reason": reason, "classes_hurt": hurt[i]}
+        | {key: rounded(values[i]) for key, values in columns.items()}
         for i, (verdict, reason) in enumerate(zip(record["verdicts"], record["reasons"], strict=True))
     ]
 
@@ -51,46 +69,74 @@ def rounded(value: float, digits: int = 4) -> float | None:
 
 
 def health_numbers(records: HealthRecords) -> dict[str, Output]:
-    """Return `health/<key>/<layer>` of every layer, and the share of each verdict in all layers."""
+    """Return `health/<key>/<layer>` of every layer, and the shares of verdicts and of needed filters in all layers."""
     numbers: dict[str, Output] = {
         f"health/{key}/{layer}": value for layer, record in records.items() for key, value in record["numbers"].items()
     }
     everything = [verdict for record in records.values() for verdict in record["verdicts"]]
-    return numbers | {f"health/{verdict}/all": everything.count(verdict) / len(everything) for verdict in Verdict}
+    shares = {str(verdict): everything.count(verdict) / len(everything) for verdict in Verdict}
+    if not shares[Verdict.UNKNOWN]:
+        shares["needed"] = sum(shares[verdict] for verdict in Verdict if verdict.needed)
+    return numbers | {f"health/{key}/all": value for key, value in shares.items()}
 
 
 def filter_table(records: HealthRecords) -> Table:
-    """Return a table with a row for each filter: layer, filter, verdict, reason and all measures."""
+    """Return a table with a row for each filter: layer, filter, verdict, reason, importance and all other measures."""
     keys = [key for key in all_measures() if any(key in record["measures"] for record in records.values())]
     rows: list[tuple[Cell, ...]] = []
     for layer, record in records.items():
-        unknown = [math.nan] * len(record["verdicts"])
+        count = len(record["verdicts"])
+        unknown = [math.nan] * count
         columns = [record["measures"][key].tolist() if key in record["measures"] else unknown for key in keys]
-        rows += zip(
-            [layer] * len(unknown), range(len(unknown)), record["verdicts"], record["reasons"], *columns, strict=True
-        )
-    names = ("layer", "filter", "verdict", "reason", *keys)
+        hurt = record.get("classes_hurt", [""] * count)
+        facts = [layer] * count, range(count), record["verdicts"], record["reasons"], hurt
+        rows += zip(*facts, *columns, strict=True)
+    names = ("layer", "filter", "verdict", "reason", "classes_hurt", *keys)
     return Table(columns=names, rows=tuple(rows), description="Verdict, reason and measures of each filter.")
 
 
 def layer_table(records: HealthRecords) -> Table:
-    """Return a table with a row for each layer: counts of the verdicts, median drift, best and worst filters."""
+    """Return a table with a row for each layer: needed or not, counts of the verdicts, best and worst filters."""
+    everything = [verdict for record in records.values() for verdict in record["verdicts"]]
+    words = [verdict for verdict in Verdict if verdict is not Verdict.UNKNOWN or verdict in everything]
     rows: list[tuple[Cell, ...]] = []
     for layer, record in records.items():
-        counts = [record["verdicts"].count(verdict) for verdict in Verdict]
+        verdicts = record["verdicts"]
+        counts = [verdicts.count(verdict) for verdict in words]
+        needed, unneeded = sum(map(_is_needed, verdicts)), sum(map(_can_go, verdicts))
         drift = record["numbers"].get("drift", math.nan)
-        rows.append((layer, len(record["verdicts"]), *counts, drift, *_extremes(record)))
-    columns = ("layer", "filters", *(verdict.value for verdict in Verdict), "median drift", "best", "worst")
-    images = min(record["images"] for record in records.values())
-    text = " ".join([f"Verdicts on the filters of each layer, from {images} images.", *_notes(records)])
-    return Table(columns=columns, rows=tuple(rows), description=text, terminal=True)
+        rows.append((layer, len(verdicts), needed, unneeded, *counts, drift, *_extremes(record)))
+    columns = ("layer", "filters", "needed", "can go", *map(str, words), "median drift", "most needed", "least needed")
+    return Table(columns=columns, rows=tuple(rows), description=" ".join(_notes(records)), terminal=True)
+
+
+def need_sentence(verdicts: Sequence[str]) -> str:
+    """Return how many of the filters are needed and how many can go, for the head of a table or page."""
+    if not verdicts or {"", Verdict.UNKNOWN} & set(verdicts):
+        return ""
+    needed, unneeded = sum(map(_is_needed, verdicts)), sum(map(_can_go, verdicts))
+    return (
+        f"{needed} of {len(verdicts)} filters are needed; {unneeded} ({unneeded / len(verdicts):.0%}) can go, each "
+        "alone (idle, noise, dead, or a duplicate of another filter)."
+    )
+
+
+def _is_needed(verdict: str) -> bool:
+    return Verdict(verdict).needed
+
+
+def _can_go(verdict: str) -> bool:
+    return Verdict(verdict).unused or verdict == Verdict.DUPLICATE
 
 
 def _notes(records: HealthRecords) -> list[str]:
-    """Return sentences on layers that cannot be tested, and on structure that is older than this training."""
+    """Return sentences on need, on layers that cannot be tested, and on structure that is older than this training."""
+    images = min(record["images"] for record in records.values())
+    need = need_sentence([verdict for record in records.values() for verdict in record["verdicts"]])
+    notes = [*([need] if need else []), f"Activity was measured on {images} images."]
     small = [layer for layer, record in records.items() if not record["testable"]]
-    notes = [f"Kernels too small to test for structure: {', '.join(small)}."] if small else []
-    tested = [record for record in records.values() if record["testable"] and "structured_at_start" in record]
+    notes += [f"Kernels too small to tell from chance: {', '.join(small)}."] if small else []
+    tested = [record for record in records.values() if "structured_at_start" in record]
     if tested:
         filters = sum(len(record["verdicts"]) for record in tested)
         start = sum(len(record["verdicts"]) * record["structured_at_start"] for record in tested) / filters
@@ -102,10 +148,9 @@ def _notes(records: HealthRecords) -> list[str]:
 
 
 def _extremes(record: Mapping[str, Any], most: int = 3) -> tuple[str, str]:
-    """Return the best useful filters and the worst others, those with the most and the least structure first."""
-    ranks = [-Verdict(verdict).rank for verdict in record["verdicts"]]
-    keys = list(zip(ranks, record["measures"]["z"].tolist(), strict=True))
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    worst = [i for i in order if keys[i][0] < 0][:most]
-    best = [i for i in reversed(order) if keys[i][0] == 0][:most]
-    return ", ".join(map(str, best)), ", ".join(map(str, worst))
+    """Return the filters that are needed most and least; without importance none."""
+    expected = record["measures"].get("importance_signed")
+    if expected is None:
+        return "", ""
+    order = expected.argsort(descending=True).tolist()
+    return ", ".join(map(str, order[:most])), ", ".join(map(str, order[::-1][:most]))

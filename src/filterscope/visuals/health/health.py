@@ -3,28 +3,37 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, cast
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from filterscope.analysis.filters import kernels
 from filterscope.analysis.health.activity import RunningSums, activity
+from filterscope.analysis.health.causes import predictions
 from filterscope.analysis.health.classes import class_information, enough_images
-from filterscope.analysis.health.judgement import judge_filters
+from filterscope.analysis.health.importance import IMAGES, NEEDED, importance_of, loss_changes
 from filterscope.analysis.health.measures import LayerHealth
-from filterscope.analysis.health.recorder import record_activity, recording_activity, sum_over_ranks
+from filterscope.analysis.health.recorder import is_rectified, record_activity, recording_activity, sum_over_ranks
 from filterscope.analysis.health.similarity import drift, duplicates
 from filterscope.analysis.health.structure import structure
+from filterscope.analysis.health.weighing import weighing
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions
 from filterscope.registry import register
 from filterscope.visuals.filter_selection import convolution_names
-from filterscope.visuals.health.findings import filter_table, health_numbers, health_record, layer_table
+from filterscope.visuals.health.findings import (
+    add_importance,
+    add_verdicts,
+    filter_table,
+    health_numbers,
+    health_record,
+    layer_table,
+)
 from filterscope.visuals.health.warnings import warn_of_deaths, warn_of_standstill
-from filterscope.visuals.layer_state import fingerprints, is_frozen
+from filterscope.visuals.layer_state import fingerprint, fingerprints, is_frozen
 from filterscope.visuals.output.outputs import Output
 from filterscope.visuals.visual import AtLeastOne, Examples, LayerChoice, RecordLabels, Share, Visual, VisualState
 
@@ -35,11 +44,15 @@ class Health(Visual):
     """Judge every filter: numbers `health/<measure>/<layer>`, and the tables `health` and `health/layers`.
 
     The activity of filters is recorded in the validation pass if there is one, and measured on the examples otherwise.
-    A frozen layer is judged once. Outside training, the verdicts of the training are kept for unchanged layers.
+    A frozen layer is measured once. Whether filters are needed is measured on `importance` examples, in every epoch
+    that has trained a convolution, before training and in the last epoch. Outside training, what the training measured
+    is kept for unchanged weights.
 
     Attributes:
         layers: names of convolutions; None: all.
-        idle: a filter is idle if it outputs at most this share of the layer's mean (τ of Sokar et al. 2023).
+        importance: the number of examples on which importance is measured; 0: not at all. Without labels, the
+            network's own predictions take their place.
+        needed: a filter is needed if the loss is expected to rise by more than this without it.
         level: the false-discovery rate of the test for structure.
         alike: a filter is a duplicate of another from this cosine or correlation on.
         draws: the number of permutations behind a p-value of structure.
@@ -52,7 +65,8 @@ class Health(Visual):
     priority: ClassVar[int] = -1
 
     layers: LayerChoice = None
-    idle: Annotated[float, Field(ge=0)] = 0.2
+    importance: Annotated[int, Field(ge=0)] = IMAGES
+    needed: Annotated[float, Field(ge=0)] = NEEDED
     level: Share = 0.05
     alike: Share = 0.95
     draws: AtLeastOne = 299
@@ -83,11 +97,14 @@ class Health(Visual):
             )
         for layer in due:
             record = store.setdefault(layer, {})
-            health = self._measure(classifier, layer, recorded.get(layer, sums[layer]), responses[layer], record)
-            record |= health_record(health) | {"judged": keys[layer]}
-            if state.epoch is not None:
+            measured = self._measure(classifier, layer, recorded.get(layer, sums[layer]), responses[layer], record)
+            record |= health_record(measured) | {"judged": keys[layer]}
+            if state.epoch is not None and "structured" in record["numbers"]:
                 record.setdefault("structured_at_start", record["numbers"]["structured"])
         records = {layer: store[layer] for layer in layers}
+        self._weigh(classifier, examples, state, records, due)
+        for record in records.values():
+            add_verdicts(record)
         if state.epoch is not None:
             for layer in due:
                 warn_of_deaths(layer, store[layer], epoch=state.epoch)
@@ -114,9 +131,33 @@ class Health(Visual):
             raise UserError("health judges the filters of convolutions, and this network has none")
         return layers
 
+    def _weigh(
+        self,
+        classifier: Classifier,
+        examples: Examples,
+        state: VisualState,
+        records: Mapping[str, dict[str, Any]],
+        due: Sequence[str],
+    ) -> None:
+        """Add the importance of the filters to the records, if it can be measured and is not known."""
+        if not self.importance or not classifier.has_classes:
+            return
+        key = f"{self.importance} {self.needed} {fingerprint(classifier)}"
+        known = all(record.get("weighed") == key for record in records.values())
+        frozen = state.epoch and not state.last and all(is_frozen(classifier, layer) for layer in records)
+        if (known or frozen) and not due:
+            return
+        shown = examples.sample_if_possible(self.importance)
+        labels = shown.labels if shown.labels is not None else predictions(classifier, shown.images)
+        changes = loss_changes(classifier, shown.images, labels, layers=list(records), batch_size=self.batch_size)
+        names = examples.class_names or classifier.class_names
+        for layer, record in records.items():
+            add_importance(record, importance_of(changes[layer], labels, needed=self.needed), names)
+            record["weighed"] = key
+
     def _keys(self, classifier: Classifier, layers: Sequence[str]) -> dict[str, str]:
         """Return for each layer a text that changes with the options and the weights that its verdicts depend on."""
-        options = f"{self.idle} {self.level} {self.alike} {self.draws}"
+        options = f"{self.level} {self.alike} {self.draws}"
         return {layer: f"{options} {state}" for layer, state in fingerprints(classifier, layers).items()}
 
     def _measure(
@@ -129,18 +170,18 @@ class Health(Visual):
         start = record.setdefault("kernels", nothing if is_frozen(classifier, layer, alone=True) else weights)
         first = record.setdefault("responses", nothing if frozen else responses)
         colours = layer == convolutions(classifier.layers)[0]
-        form = structure(weights, together=colours, draws=self.draws, level=self.level)
         acts = activity(sums)
         classes = class_information(sums) if enough_images(sums) else None
-        copies = duplicates(weights, acts.correlation, alike=self.alike)
+        groups = cast(nn.Conv2d, classifier.module_of(layer)).groups
         return LayerHealth(
             kernels=weights,
             responses=responses,
             first_responses=first if len(first) else responses,
-            structure=form,
+            structure=structure(weights, together=colours, draws=self.draws, level=self.level),
+            weighing=weighing(weights, level=self.level),
             activity=acts,
+            rectified=is_rectified(classifier, layer),
             classes=classes,
-            duplicates=copies,
+            duplicates=duplicates(weights, acts.correlation, groups=groups, alike=self.alike),
             drift=drift(start if len(start) else weights, weights),
-            judgements=judge_filters(structure=form, activity=acts, classes=classes, duplicates=copies, idle=self.idle),
         )

@@ -521,7 +521,8 @@ function filter() {
     byId("next").href = address(neighbour(1), view);
     byId("up").href = byId("up").getAttribute("href").split("#")[0] + address(current, view);
     showVerdict(byId("verdict"), facts.verdict);
-    byId("reason").textContent = facts.reason && `– ${facts.reason}`;
+    const hurt = facts.classes_hurt && `. Without it these classes lose most: ${facts.classes_hurt}`;
+    byId("reason").textContent = facts.reason && `– ${facts.reason}${hurt || ""}.`;
     for (const cell of document.querySelectorAll("td[data-key]")) {
       cell.textContent = facts[cell.dataset.key] ?? "not measured";
     }
