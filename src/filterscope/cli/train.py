@@ -17,7 +17,7 @@ log = logging.getLogger("filterscope")
 
 def train(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
     """Finetune a network as the config says, write all results to the run folder and return the metrics."""
-    from filterscope.config import factory, trainer_factory
+    from filterscope.config import factory, from_checkpoint, trainer_factory
     from filterscope.models import export
     from filterscope.runtime.cores import limit_threads
     from filterscope.training import results, resume
@@ -26,7 +26,11 @@ def train(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
     trainer_factory.silence_libraries()
     trainer_factory.seed_everything(cfg["seed"])
     data = factory.build_data(cfg)
-    classifier = factory.build_classifier(cfg, data)
+    pruning = factory.build_pruning(cfg)
+    if pruning is None:
+        classifier = factory.build_classifier(cfg, data)
+    else:
+        classifier = from_checkpoint.build_pruned(cfg, data, folder, pruning)
     visuals = factory.supported_visuals(factory.build_visuals(cfg), classifier)
     export.check_exportable(classifier, cfg["export"])
     module = factory.build_module(cfg, classifier, data)
@@ -50,7 +54,10 @@ def train(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
         else:
             trainer.fit(module, data)
     stop_request.check()
-    return results.finish_run(trainer, module, data, cfg, folder)
+    metrics = results.finish_run(trainer, module, data, cfg, folder)
+    if pruning is not None and trainer.is_global_zero:
+        pruning.finish(module.classifier, data, folder)
+    return metrics
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")

@@ -15,6 +15,7 @@ from filterscope.models.classifier import Classifier
 from filterscope.registry import is_registered, register, target_of
 from filterscope.training.module import FinetuneModule
 from filterscope.training.policies import Policy
+from filterscope.training.pruning import Prune
 from filterscope.visuals.visual import Examples, Visual
 
 log = logging.getLogger(__name__)
@@ -86,6 +87,11 @@ def build_classifier(cfg: Config, data: ImageDataModule) -> Classifier:
     classifier.image_size = data.image_size
     classifier.check_image_size(data.image_size)
     return classifier
+
+
+def build_pruning(cfg: Config) -> Prune | None:
+    """Build what cuts filters out of a trained network before training; None for `prune=none`."""
+    return instantiate(cfg["prune"], where="prune") if cfg.get("prune") else None
 
 
 def build_published(cfg: Config) -> Classifier:

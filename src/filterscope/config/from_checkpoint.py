@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from filterscope.config.factory import build_data, build_published, register_named_model
+from filterscope.config.factory import build_classifier, build_data, build_published, register_named_model
 from filterscope.config.instantiate import instantiate
 from filterscope.config.options import find_checkpoint
 from filterscope.data.datamodule import ImageDataModule
@@ -17,10 +17,14 @@ from filterscope.data.image_io import Decoding, read_image
 from filterscope.data.preprocessing import fixed_transform, to_float
 from filterscope.errors import UserError, first_line, printable
 from filterscope.models.classifier import Classifier
+from filterscope.models.cutting import fit_to_weights
 from filterscope.models.weights import on_meta_device
 from filterscope.registry import Kind, is_registered
+from filterscope.runtime.processes import is_first_process
 from filterscope.storage.safe_load import LOAD_ERRORS, load_error_reason, load_plain
+from filterscope.training.checkpoints import load_checkpoint
 from filterscope.training.log_visuals import examples_of, unpack_examples
+from filterscope.training.pruning import Prune
 from filterscope.visuals.visual import Examples, VisualState
 
 log = logging.getLogger(__name__)
@@ -118,12 +122,46 @@ def load(path: str | Path) -> Classifier:
     return open_run(find_checkpoint(str(path))).classifier.eval()
 
 
+def build_pruned(cfg: dict[str, Any], data: ImageDataModule, folder: Path, pruning: Prune) -> Classifier:
+    """Return the network of the run `model.weights` without the filters that `pruning` cuts out.
+
+    A resumed run gets the network that its own checkpoint holds.
+
+    Raises:
+        UserError: the run holds another network or other classes, or its network cannot be cut.
+    """
+    source, own = str(cfg["model"]["weights"]), folder / "checkpoints"
+    built = build_classifier({**cfg, "model": {**cfg["model"], "weights": None}}, data)
+    begun = [path for path in (own / "midway.ckpt", own / "last.ckpt") if cfg["resume"] and path.is_file()]
+    if begun:
+        pruning.resume(folder)
+        weights = load_checkpoint(begun[0], mmap=True)["state_dict"]
+        fit_to_weights(built, {key.removeprefix("classifier."): tensor for key, tensor in weights.items()})
+        built.backbone.pretrained = True
+        return built
+    run = open_run(find_checkpoint(source))
+    if run.classifier.state_dict().keys() != built.state_dict().keys():
+        raise UserError(
+            f"prune: {source} holds {run.classifier.backbone.name} with another head or other layers than "
+            f"{built.backbone.name} here; give the model=…, head=… and data=… of that run"
+        )
+    if run.classifier.class_names != built.class_names:
+        raise UserError(
+            f"prune: {source} was trained on other classes than those of the data; give the data=… of that run"
+        )
+    cfg["model"]["num_classes"] = run.config["model"]["num_classes"]
+    run.classifier.image_size = data.image_size
+    run.classifier.backbone.pretrained = True
+    pruning.cut(run.classifier, data, folder, write=is_first_process())
+    return run.classifier
+
+
 def _classifier(about: Mapping[str, Any], digest: Any, path: Path) -> Classifier:
     names, size = tuple(map(printable, about["class_names"])), int(about["image_size"])
     own = {key.removeprefix("classifier."): t for key, t in digest.items() if key.startswith("classifier.")}
     with on_meta_device():  # refuse a config that does not fit the weights before it takes memory
-        _refuse_other_weights(_build(about["config"], len(names), path), own, path)
-    classifier = _build(about["config"], len(names), path)
+        _refuse_other_weights(_build(about["config"], len(names), path, own), own, path)
+    classifier = _build(about["config"], len(names), path, own)
     classifier.load_state_dict(own)
     classifier.class_names, classifier.image_size = names, size
     if size < 1:
@@ -145,11 +183,13 @@ def _check_examples(examples: Examples | None, classifier: Classifier) -> None:
         raise ValueError("names that are not those of the example images")
 
 
-def _build(config: Mapping[str, Any], num_classes: int, path: Path) -> Classifier:
+def _build(config: Mapping[str, Any], num_classes: int, path: Path, weights: Mapping[str, Any]) -> Classifier:
     model = {**config["model"], "weights": None}
     backbone = instantiate(model, where=f"{path}: model", allowed=_allowed)
     head = instantiate(config["head"], where=f"{path}: head", allowed=_allowed)
     classifier: Classifier = head(backbone, num_classes=num_classes)
+    if config.get("prune"):
+        fit_to_weights(classifier, weights)
     return classifier
 
 

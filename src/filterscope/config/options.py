@@ -54,6 +54,9 @@ def check_config(cfg: Mapping[str, Any]) -> None:
             raise UserError(f"{group}={node!r}: choose one of the group's options, or set {group}.<option>=…")
         if node and group != "test" and "_target_" not in node:
             raise UserError(f"{group} has no _target_: choose one of the group's options")
+    weights = cfg.get("model", {}).get("weights")
+    if cfg.get("prune") and weights in (None, "imagenet"):
+        raise UserError(f"prune starts from a trained run: give model.weights=outputs/<run>, not {weights or 'null'}")
     for where, options, hints in (
         ("", cfg, ROOT),
         ("test.", cfg.get("test", {}), TEST),

@@ -1,5 +1,6 @@
 """Cut filters out of a network with torch-pruning's dependency graph, and rebuild cut networks from their weights."""
 
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -80,8 +81,9 @@ def cut_filters(
         raise UserError(f"{classifier.backbone.name} cannot be cut: the number of its outputs would change")
     for name, parameter in classifier.named_parameters():
         parameter.requires_grad_(name in trained)
-    for known in ("layers", "_shapes", "accepted_size"):
+    for known in ("layers", "accepted_size"):
         classifier.__dict__.pop(known, None)
+    classifier.traced = None
     return cut
 
 
@@ -123,6 +125,8 @@ class _Cutter:
                 for root, i in zip(item.root_idxs, item.idxs, strict=False):
                     coupled[root].add((layer, i))
         self.done.add(name)
+        convolved = [item.dep.target.module for item in group if isinstance(item.dep.target.module, nn.Conv2d)]
+        grouped = any(1 < conv.groups < conv.in_channels for conv in convolved)
         merges = self.merges.get(name, {})
         mergeable = all(len(each) == 1 for each in coupled) and all(map(self._can_merge, group))
         chosen = []
@@ -130,7 +134,7 @@ class _Cutter:
             needed = sorted({layer for layer, j in each if (layer, j) not in self.wanted})
             if (name, i) not in self.wanted:
                 reason = f"its output goes with that of {name}, which is needed"
-            elif any(1 < self.modules[layer].groups < self.modules[layer].in_channels for layer, _ in each):
+            elif grouped:
                 reason = "the groups of a grouped convolution must stay equal"
             elif needed:
                 reason = f"its output goes with that of {', '.join(needed)}, which is needed"
@@ -161,15 +165,20 @@ class _Cutter:
     def _can_merge(self, item: Any) -> bool:
         """Return whether the layer in an item of a group only passes outputs on, or weighs them one by one."""
         layer = item.dep.target.module
-        if not self.graph.is_in_channel_pruning_fn(item.dep.handler):
-            return True
-        return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
+        plain = isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
+        return plain or not self._takes(item)
+
+    def _takes(self, item: Any) -> bool:
+        """Return whether the layer in an item takes the filters as its input; a norm's input is its output too."""
+        function = item.dep.handler
+        is_input: bool = self.graph.is_in_channel_pruning_fn(function)
+        return is_input and not self.graph.is_out_channel_pruning_fn(function)
 
     def _merge(self, name: str, copy: int, merge: Merge) -> None:
         """Add the weights with which later layers see a copy to those with which they see the original."""
         for item, original in zip(self.group(name, [copy]), self.group(name, [merge.into]), strict=True):
             layer = item.dep.target.module
-            if self.graph.is_in_channel_pruning_fn(item.dep.handler) and isinstance(layer, nn.Conv2d | nn.Linear):
+            if self._takes(item) and isinstance(layer, nn.Conv2d | nn.Linear):
                 with torch.no_grad():
                     layer.weight[:, original.idxs] += merge.factor * layer.weight[:, item.idxs]
 
@@ -207,3 +216,13 @@ def _fit_attributes(module: nn.Module) -> None:
         module.normalized_shape = tuple(weight.shape)
     elif isinstance(module, nn.GroupNorm):
         module.num_channels = len(weight)
+
+
+def multiply_adds(classifier: Classifier) -> int:
+    """Return the multiply-adds of all convolutions and Linears for one image."""
+    shapes, total = classifier.output_shapes(classifier.accepted_size), 0
+    for path, module in classifier.named_modules():
+        if path in shapes and isinstance(module, nn.Conv2d | nn.Linear):
+            positions = shapes[path][1:] if isinstance(module, nn.Conv2d) else shapes[path][:-1]
+            total += module.weight.numel() * math.prod(positions)
+    return total

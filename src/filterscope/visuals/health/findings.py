@@ -103,7 +103,7 @@ def layer_table(records: HealthRecords) -> Table:
     for layer, record in records.items():
         verdicts = record["verdicts"]
         counts = [verdicts.count(verdict) for verdict in words]
-        needed, unneeded = sum(map(_is_needed, verdicts)), sum(map(_can_go, verdicts))
+        needed, unneeded = sum(map(_is_needed, verdicts)), sum(map(can_go, verdicts))
         drift = record["numbers"].get("drift", math.nan)
         rows.append((layer, len(verdicts), needed, unneeded, *counts, drift, *_extremes(record)))
     columns = ("layer", "filters", "needed", "can go", *map(str, words), "median drift", "most needed", "least needed")
@@ -114,7 +114,7 @@ def need_sentence(verdicts: Sequence[str]) -> str:
     """Return how many of the filters are needed and how many can go, for the head of a table or page."""
     if not verdicts or {"", Verdict.UNKNOWN} & set(verdicts):
         return ""
-    needed, unneeded = sum(map(_is_needed, verdicts)), sum(map(_can_go, verdicts))
+    needed, unneeded = sum(map(_is_needed, verdicts)), sum(map(can_go, verdicts))
     return (
         f"{needed} of {len(verdicts)} filters are needed; {unneeded} ({unneeded / len(verdicts):.0%}) can go, each "
         "alone (idle, noise, dead, or a duplicate of another filter)."
@@ -125,7 +125,8 @@ def _is_needed(verdict: str) -> bool:
     return Verdict(verdict).needed
 
 
-def _can_go(verdict: str) -> bool:
+def can_go(verdict: str) -> bool:
+    """Return whether a filter with this verdict can be cut out alone: not needed, or another one does the same."""
     return Verdict(verdict).unused or verdict == Verdict.DUPLICATE
 
 

@@ -1,0 +1,186 @@
+"""Prune a trained network: judge its filters, cut out those that are not needed, and compare before and after."""
+
+import csv
+import io
+import logging
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from filterscope.data.datamodule import ImageDataModule
+from filterscope.data.preprocessing import to_float
+from filterscope.errors import UserError
+from filterscope.models.classifier import Classifier
+from filterscope.models.cutting import Cut, Merge, cut_filters, multiply_adds
+from filterscope.storage.atomic import write_file
+from filterscope.training.log_visuals import examples_of
+from filterscope.visuals.health.findings import can_go
+from filterscope.visuals.health.health import Health
+from filterscope.visuals.output.outputs import Table
+from filterscope.visuals.output.tables import table_csv, table_text
+from filterscope.visuals.visual import VisualState
+
+log = logging.getLogger(__name__)
+
+SUMMARY, FILTERS = "pruning_summary.csv", "pruning.csv"
+COLUMNS = ("network", "accuracy", "loss", "parameters", "multiply-adds", "ms per image", "weights in MB")
+Row = tuple[str | int | float, ...]
+
+
+@dataclass(kw_only=True)
+class Prune:
+    """Cuts filters out of a trained network before it is trained further.
+
+    Args:
+        by: `unused`: filters whose verdict is noise, idle or dead, and duplicates, which are merged into their
+            original; `share`: the least important filters.
+        share: of all filters, for `by="share"`.
+        images: validation images on which importance and duplicates are measured.
+    """
+
+    by: Literal["unused", "share"] = "unused"
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    images: Annotated[int, Field(ge=1)] = 500
+    rows: list[Row] = field(default_factory=list, init=False)
+
+    def cut(self, classifier: Classifier, data: ImageDataModule, folder: Path, *, write: bool = True) -> None:
+        """Cut filters out of a classifier in place, and write `pruning.csv`, which says of every filter why.
+
+        Raises:
+            UserError: the network cannot be cut, or none of its filters can go.
+        """
+        self.rows = [("before", *measure(classifier, data))]
+        state = VisualState()
+        examples = examples_of(data, self.images)
+        Health(importance=len(examples))(classifier, examples, state)
+        records: dict[str, dict[str, Any]] = state.store["health"]
+        merges = _merges(records) if self.by == "unused" else {}
+        wanted = _unused(records, merges) if self.by == "unused" else _least(records, self.share)
+        if not any(wanted.values()):
+            raise UserError(f"prune={self.by}: every filter of {classifier.backbone.name} is needed; nothing is cut")
+        cut = cut_filters(classifier, wanted, merges=merges)
+        self.rows.append(("after the cut", *measure(classifier, data)))
+        total = sum(len(record["verdicts"]) for record in records.values())
+        log.info("pruning: %d of %d filters were cut out", sum(map(len, cut.filters.values())), total)
+        if write:
+            names = ("layer", "filter", "verdict", "importance_signed", "importance_se", "removed", "why")
+            table = Table(columns=names, rows=tuple(_filter_rows(records, cut)), description="")
+            write_file(folder / FILTERS, table_csv(table).encode())
+            self._write(folder)
+
+    def resume(self, folder: Path) -> None:
+        """Read the rows of an interrupted run."""
+        path = folder / SUMMARY
+        if path.is_file():
+            rows = list(csv.reader(io.StringIO(path.read_text())))[1:3]
+            self.rows = [(row[0], *(float(cell) for cell in row[1:])) for row in rows]
+
+    def finish(self, classifier: Classifier, data: ImageDataModule, folder: Path) -> None:
+        """Add the network after the training, and write and print the table."""
+        self.rows = [*self.rows[:2], ("after the training", *measure(classifier, data))]
+        self._write(folder)
+        text = "Validation accuracy and loss, and the size and speed of the network (one process, batches of 16)."
+        log.info("%s", table_text(Table(columns=COLUMNS, rows=tuple(self.rows), description=text), "pruning"))
+
+    def _write(self, folder: Path) -> None:
+        table = Table(columns=COLUMNS, rows=tuple(self.rows), description="")
+        write_file(folder / SUMMARY, table_csv(table).encode())
+
+
+def measure(classifier: Classifier, data: ImageDataModule) -> Row:
+    """Return validation accuracy and loss, parameters, multiply-adds, ms per image, and megabytes of weights."""
+    flags = {module: module.training for module in classifier.modules()}
+    device = next(classifier.parameters()).device
+    losses, right = [], []
+    classifier.eval()
+    try:
+        with torch.no_grad():
+            for images, labels in data.ordered("val", augmentation_epoch=None):
+                logits = classifier(_pixels(images).to(device)).float().cpu()
+                losses.append(F.cross_entropy(logits, labels, reduction="none"))
+                right.append(logits.argmax(1) == labels)
+            batch = _pixels(images)[:16].to(device)
+            times = [_seconds(classifier, batch) for _ in range(7)]
+    finally:
+        for module, training in flags.items():
+            module.training = training
+    tensors = [*classifier.parameters(), *classifier.buffers()]
+    return (
+        float(torch.cat(right).double().mean()),
+        float(torch.cat(losses).mean()),
+        sum(parameter.numel() for parameter in classifier.parameters()),
+        multiply_adds(classifier),
+        1000 * statistics.median(times) / len(batch),
+        sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e6,
+    )
+
+
+def _seconds(classifier: Classifier, batch: Tensor) -> float:
+    start = time.perf_counter()
+    float(classifier(batch).sum())  # also waits for a GPU
+    return time.perf_counter() - start
+
+
+def _pixels(images: Tensor) -> Tensor:
+    return to_float(images) if images.dtype == torch.uint8 else images
+
+
+def _merges(records: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[int, Merge]]:
+    """Return for every duplicate the filter that it copies, itself no copy, and the ratio of their mean outputs."""
+    found: dict[str, dict[int, Merge]] = {}
+    for layer, record in records.items():
+        measures = record["measures"]
+        of, dead, outputs = (measures[key].tolist() for key in ("duplicate_of", "dead", "activation"))
+        for i in range(len(of)):
+            original = i
+            while of[original] >= 0 and not dead[i]:
+                original = of[original]
+            if original != i and outputs[original] > 0:
+                found.setdefault(layer, {})[i] = Merge(into=original, factor=outputs[i] / outputs[original])
+    return found
+
+
+def _unused(
+    records: Mapping[str, Mapping[str, Any]], merges: Mapping[str, Mapping[int, Merge]]
+) -> dict[str, list[int]]:
+    """Return the filters that can go: not needed, or merged; originals of merged filters stay."""
+    found = {}
+    for layer, record in records.items():
+        copies = merges.get(layer, {})
+        originals = {merge.into for merge in copies.values()}
+        can = (
+            can_go(verdict) and record["measures"]["duplicate_of"][i] < 0
+            for i, verdict in enumerate(record["verdicts"])
+        )
+        found[layer] = [i for i, unneeded in enumerate(can) if i in copies or (unneeded and i not in originals)]
+    return found
+
+
+def _least(records: Mapping[str, Mapping[str, Any]], share: float) -> dict[str, list[int]]:
+    """Return the least important share of all filters; importance is relative to the norm over its layer."""
+    values = {
+        layer: record["measures"]["importance"] / record["measures"]["importance"].norm().clamp_min(1e-12)
+        for layer, record in records.items()
+    }
+    everything = torch.cat(list(values.values()))
+    least = everything.sort().values[: int(share * len(everything))]
+    bound = float(least[-1]) if len(least) else -1.0
+    return {layer: (each <= bound).nonzero()[:, 0].tolist() for layer, each in values.items()}
+
+
+def _filter_rows(records: Mapping[str, Mapping[str, Any]], cut: Cut) -> Iterator[Row]:
+    for layer, record in records.items():
+        measures, removed = record["measures"], set(cut.filters.get(layer, ()))
+        merged, kept = set(cut.merged.get(layer, ())), cut.kept.get(layer, {})
+        for i, (verdict, reason) in enumerate(zip(record["verdicts"], record["reasons"], strict=True)):
+            why = f"merged: {reason}" if i in merged else f"kept: {kept[i]}; {reason}" if i in kept else reason
+            signed, error = (float(measures[key][i]) for key in ("importance_signed", "importance_se"))
+            yield layer, i, verdict, signed, error, "yes" if i in removed else "no", why

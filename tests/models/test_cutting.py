@@ -1,0 +1,169 @@
+"""Removed filters equal silenced ones, coupled layers are cut together, cut networks are rebuilt from their weights."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from filterscope.analysis.health.causes import ablated
+from filterscope.errors import UserError
+from filterscope.models.backbone import Backbone
+from filterscope.models.classifier import Classifier
+from filterscope.models.cutting import Merge, cut_filters, fit_to_weights, multiply_adds
+
+pytest.importorskip("torch_pruning", reason="torch-pruning is not installed")
+
+
+class Nested(nn.Module):
+    """A network in a module, so that its layers are named by their paths."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.body(pixels)
+
+
+class Residual(nn.Module):
+    """A residual block and a depthwise convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.first, self.second = nn.Conv2d(8, 12, 3, padding=1), nn.Conv2d(12, 8, 3, padding=1)
+        self.depthwise, self.point = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 6, 1)
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        maps = self.norm(self.stem(pixels)).relu()
+        maps = (maps + self.second(self.first(maps).relu())).relu()
+        return self.fc(self.point(self.depthwise(maps).relu()).relu().mean((2, 3)))
+
+
+class Grouped(nn.Module):
+    """A convolution in two groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.grouped = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=2)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.grouped(self.first(pixels).relu()).relu().mean((2, 3))
+
+
+def chain() -> Classifier:
+    torch.manual_seed(0)
+    parts = [nn.Conv2d(3, 10, 3), nn.BatchNorm2d(10), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(10, 6, 3), nn.ReLU()]
+    return classifier_of(nn.Sequential(*parts, nn.Flatten(), nn.Linear(6 * 5 * 5, 4)))
+
+
+def classifier_of(network: nn.Module) -> Classifier:
+    backbone = Backbone(network, name="net", mean=[0.5] * 3, std=[0.25] * 3, image_size=16)
+    return Classifier(
+        backbone, nn.Identity(), num_classes=next(iter(network(torch.rand(1, 3, 16, 16)).shape[1:])), head_path=""
+    ).eval()
+
+
+def residual() -> Classifier:
+    torch.manual_seed(0)
+    return classifier_of(Nested(Residual()).eval())
+
+
+def images() -> Tensor:
+    return torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("make", "wanted", "removed"),
+    [
+        (chain, {"conv_1": [0, 4, 9], "conv_2": [5]}, {"0": [0, 4, 9], "4": [5]}),
+        (residual, {"body.first": [1, 2, 3]}, {"body.first": [1, 2, 3]}),
+        (
+            residual,
+            {"body.stem": [2], "body.second": [2], "body.depthwise": [2]},
+            {"body.stem": [2], "body.second": [2], "body.depthwise": [2]},
+        ),
+        (residual, {"body.point": [0, 5]}, {"body.point": [0, 5]}),
+    ],
+)
+def test_a_network_without_filters_equals_one_in_which_they_are_silenced(make, wanted, removed):
+    classifier, masked = make(), make()
+    before, operations = sum(p.numel() for p in masked.parameters()), multiply_adds(masked)
+    named = {find(classifier, name): indices for name, indices in wanted.items()}
+    cut = cut_filters(classifier, named)
+    assert sorted(map(tuple, cut.filters.values())) == sorted(map(tuple, removed.values()))
+    with torch.no_grad(), ablated(masked, named):
+        assert torch.allclose(classifier(images()), masked(images()), atol=1e-5)
+    assert sum(p.numel() for p in classifier.parameters()) < before
+    assert multiply_adds(classifier) < operations
+
+
+def find(classifier: Classifier, name: str) -> str:
+    return next(each.name for each in classifier.layers.values() if name in (each.name, *each.aliases))
+
+
+def test_coupled_filters_stay_if_one_of_them_is_needed_and_the_reason_is_given():
+    classifier = residual()
+    cut = cut_filters(classifier, {"body.stem": [1, 2], "body.second": [2], "body.depthwise": [2], "body.first": [0]})
+    assert cut.filters == {"body.stem": [2], "body.second": [2], "body.depthwise": [2], "body.first": [0]}
+    assert cut.kept["body.stem"] == {1: "its output goes with that of body.depthwise, body.second, which is needed"}
+
+
+def test_the_last_filter_of_a_layer_and_equal_groups_stay():
+    classifier = chain()
+    layer = find(classifier, "conv_2")
+    cut = cut_filters(classifier, {layer: range(6)})
+    assert cut.kept[layer] == {5: "the last filter of its layer"}
+    assert classifier(images()).shape == (5, 4)
+    cut = cut_filters(classifier_of(Nested(Grouped()).eval()), {"body.first": [0], "body.grouped": [1]})
+    assert not cut.filters
+    assert "grouped convolution" in cut.kept["body.grouped"][1]
+
+
+def test_a_copy_is_merged_into_its_original_without_a_change_of_the_logits():
+    classifier = chain()
+    conv, norm = classifier.get_submodule("backbone.network.0"), classifier.get_submodule("backbone.network.1")
+    with torch.no_grad():
+        conv.weight[7], conv.bias[7], norm.bias[7] = conv.weight[2], conv.bias[2], 3 * norm.bias[2]
+        norm.weight[7] = 3 * norm.weight[2]
+        norm.running_mean[7], norm.running_var[7] = norm.running_mean[2], norm.running_var[2]
+        before = classifier(images())
+    layer = find(classifier, "conv_1")
+    cut = cut_filters(classifier, {layer: [7]}, merges={layer: {7: Merge(into=2, factor=3.0)}})
+    assert cut.merged == {layer: [7]}
+    assert torch.allclose(classifier(images()), before, atol=1e-5)
+
+
+def test_a_copy_in_a_residual_stream_stays():
+    classifier = residual()
+    wanted = {name: [3] for name in ("body.stem", "body.second", "body.depthwise")}
+    cut = cut_filters(classifier, wanted, merges={"body.stem": {3: Merge(into=2, factor=1.0)}})
+    assert "cannot be merged" in cut.kept["body.stem"][3]
+    assert not cut.filters
+
+
+@pytest.mark.parametrize("make", [chain, residual])
+def test_a_cut_network_is_rebuilt_from_its_weights(make):
+    classifier, fresh = make(), make()
+    cut_filters(
+        classifier,
+        {name: [0] for name in ("body.stem", "body.second", "body.depthwise", "body.first")}
+        if make is residual
+        else {find(classifier, "conv_1"): [0, 1]},
+    )
+    fit_to_weights(fresh, classifier.state_dict())
+    fresh.load_state_dict(classifier.state_dict())
+    assert torch.equal(fresh(images()), classifier(images()))
+
+
+def test_a_network_that_torch_pruning_cannot_cut_is_one_clear_line():
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 2)
+
+        def forward(self, pixels: Tensor) -> Tensor:
+            return self.fc(self.conv(pixels).relu().mean((2, 3)).view(-1, 2, 4).flatten(1)[:, :8])
+
+    with pytest.raises(UserError, match="net cannot be cut: torch-pruning does not support it"):
+        cut_filters(classifier_of(Nested(Fixed()).eval()), {"body.conv": [0]})
