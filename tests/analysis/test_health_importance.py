@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from filterscope.analysis.health.causes import ablate_each
 from filterscope.analysis.health.importance import importance_of, loss_changes
+from filterscope.analysis.health.input_weights import weighing
 from filterscope.analysis.health.recorder import is_rectified, output_tap
-from filterscope.analysis.health.weighing import weighing
 from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone, small_cnn_backbone, torchvision_backbone
 from filterscope.models.classifier import Classifier

@@ -20,12 +20,12 @@ from filterscope.analysis.health.causes import (
 )
 from filterscope.analysis.health.classes import class_information
 from filterscope.analysis.health.importance import importance_of, loss_changes
+from filterscope.analysis.health.input_weights import weighing
 from filterscope.analysis.health.judgement import Judgement, judge_filters
 from filterscope.analysis.health.measures import LayerHealth, measure_layer
 from filterscope.analysis.health.recorder import is_rectified, record_activity
 from filterscope.analysis.health.similarity import drift, duplicates, linear_cka
 from filterscope.analysis.health.structure import structure
-from filterscope.analysis.health.weighing import weighing
 from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone, torchvision_backbone
 from filterscope.models.classifier import Classifier

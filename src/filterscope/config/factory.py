@@ -15,7 +15,7 @@ from filterscope.models.classifier import Classifier
 from filterscope.registry import is_registered, register, target_of
 from filterscope.training.module import FinetuneModule
 from filterscope.training.policies import Policy
-from filterscope.training.pruning import Prune
+from filterscope.training.prune import Prune
 from filterscope.visuals.visual import Examples, Visual
 
 log = logging.getLogger(__name__)

@@ -17,14 +17,14 @@ from filterscope.data.image_io import Decoding, read_image
 from filterscope.data.preprocessing import fixed_transform, to_float
 from filterscope.errors import UserError, first_line, printable
 from filterscope.models.classifier import Classifier
-from filterscope.models.cutting import fit_to_weights
+from filterscope.models.filter_removal import fit_to_weights
 from filterscope.models.weights import on_meta_device
 from filterscope.registry import Kind, is_registered
 from filterscope.runtime.processes import is_first_process
 from filterscope.storage.safe_load import LOAD_ERRORS, load_error_reason, load_plain
 from filterscope.training.checkpoints import load_checkpoint
 from filterscope.training.log_visuals import examples_of, unpack_examples
-from filterscope.training.pruning import Prune
+from filterscope.training.prune import Prune
 from filterscope.visuals.visual import Examples, VisualState
 
 log = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ from torch import Tensor
 from filterscope.analysis.health.activity import Activity
 from filterscope.analysis.health.classes import ClassInformation
 from filterscope.analysis.health.importance import Importance
+from filterscope.analysis.health.input_weights import Weighing
 from filterscope.analysis.health.similarity import Drift, Duplicates, linear_cka
 from filterscope.analysis.health.structure import Structure, variance_entropy
-from filterscope.analysis.health.weighing import Weighing
 from filterscope.registry import register, registered
 
 Summary = Literal["mean", "median"]
@@ -121,10 +121,10 @@ def measure_layer(layer: LayerHealth) -> tuple[dict[str, Tensor], dict[str, floa
             numbers[key] = float(found)
         else:
             values[key] = found.double() if found.is_floating_point() else found.long()
-    return values, summarize(values) | numbers
+    return values, summaries_of(values) | numbers
 
 
-def summarize(values: Mapping[str, Tensor]) -> dict[str, float]:
+def summaries_of(values: Mapping[str, Tensor]) -> dict[str, float]:
     """Return the layer's numbers that combine values of its filters, by the key of the measure."""
     summaries = {key: each.summary for key, each in all_measures().items() if each.summary}
     return {

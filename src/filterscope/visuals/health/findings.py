@@ -6,7 +6,7 @@ from typing import Any
 
 from filterscope.analysis.health.importance import Importance
 from filterscope.analysis.health.judgement import judge_filters
-from filterscope.analysis.health.measures import LayerHealth, all_measures, measure_layer, summarize
+from filterscope.analysis.health.measures import LayerHealth, all_measures, measure_layer, summaries_of
 from filterscope.analysis.health.verdict import Verdict
 from filterscope.visuals.output.outputs import Output, Table
 
@@ -35,7 +35,7 @@ def health_record(layer: LayerHealth) -> dict[str, Any]:
 def add_importance(record: dict[str, Any], importance: Importance, class_names: Sequence[str]) -> None:
     """Add the importance of a layer's filters to its record, with the names of the classes that each is needed for."""
     record["measures"] |= importance.columns
-    record["numbers"] |= summarize(importance.columns)
+    record["numbers"] |= summaries_of(importance.columns)
     record["classes_hurt"] = [
         "; ".join(class_names[label] if label < len(class_names) else f"class {label}" for label in labels)
         for labels in importance.classes_hurt

@@ -14,11 +14,11 @@ from filterscope.analysis.health.activity import RunningSums, activity
 from filterscope.analysis.health.causes import predictions
 from filterscope.analysis.health.classes import class_information, enough_images
 from filterscope.analysis.health.importance import IMAGES, NEEDED, importance_of, loss_changes
+from filterscope.analysis.health.input_weights import weighing
 from filterscope.analysis.health.measures import LayerHealth
 from filterscope.analysis.health.recorder import is_rectified, record_activity, recording_activity, sum_over_ranks
 from filterscope.analysis.health.similarity import drift, duplicates
 from filterscope.analysis.health.structure import structure
-from filterscope.analysis.health.weighing import weighing
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions

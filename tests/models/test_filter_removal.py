@@ -8,7 +8,7 @@ from filterscope.analysis.health.causes import ablated
 from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
-from filterscope.models.cutting import Merge, cut_filters, fit_to_weights, multiply_adds
+from filterscope.models.filter_removal import Merge, cut_filters, fit_to_weights, multiply_adds
 
 pytest.importorskip("torch_pruning", reason="torch-pruning is not installed")
 

@@ -19,7 +19,7 @@ from filterscope.data.datamodule import ImageDataModule
 from filterscope.data.preprocessing import to_float
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
-from filterscope.models.cutting import Cut, Merge, cut_filters, multiply_adds
+from filterscope.models.filter_removal import Cut, Merge, cut_filters, multiply_adds
 from filterscope.storage.atomic import write_file
 from filterscope.training.log_visuals import examples_of
 from filterscope.visuals.health.findings import can_go
@@ -57,7 +57,7 @@ class Prune:
         Raises:
             UserError: the network cannot be cut, or none of its filters can go.
         """
-        self.rows = [("before", *measure(classifier, data))]
+        self.rows = [("before", *evaluate_network(classifier, data))]
         state = VisualState()
         examples = examples_of(data, self.images)
         Health(importance=len(examples))(classifier, examples, state)
@@ -67,7 +67,7 @@ class Prune:
         if not any(wanted.values()):
             raise UserError(f"prune={self.by}: every filter of {classifier.backbone.name} is needed; nothing is cut")
         cut = cut_filters(classifier, wanted, merges=merges)
-        self.rows.append(("after the cut", *measure(classifier, data)))
+        self.rows.append(("after the cut", *evaluate_network(classifier, data)))
         total = sum(len(record["verdicts"]) for record in records.values())
         log.info("pruning: %d of %d filters were cut out", sum(map(len, cut.filters.values())), total)
         if write:
@@ -85,7 +85,7 @@ class Prune:
 
     def finish(self, classifier: Classifier, data: ImageDataModule, folder: Path) -> None:
         """Add the network after the training, and write and print the table."""
-        self.rows = [*self.rows[:2], ("after the training", *measure(classifier, data))]
+        self.rows = [*self.rows[:2], ("after the training", *evaluate_network(classifier, data))]
         self._write(folder)
         text = "Validation accuracy and loss, and the size and speed of the network (one process, batches of 16)."
         log.info("%s", table_text(Table(columns=COLUMNS, rows=tuple(self.rows), description=text), "pruning"))
@@ -95,7 +95,7 @@ class Prune:
         write_file(folder / SUMMARY, table_csv(table).encode())
 
 
-def measure(classifier: Classifier, data: ImageDataModule) -> Row:
+def evaluate_network(classifier: Classifier, data: ImageDataModule) -> Row:
     """Return validation accuracy and loss, parameters, multiply-adds, ms per image, and megabytes of weights."""
     flags = {module: module.training for module in classifier.modules()}
     device = next(classifier.parameters()).device

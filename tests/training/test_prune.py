@@ -15,7 +15,7 @@ from filterscope.config.from_checkpoint import open_run
 from filterscope.config.options import check_config
 from filterscope.errors import UserError
 from filterscope.training.module import FinetuneModule
-from filterscope.training.pruning import FILTERS, SUMMARY
+from filterscope.training.prune import FILTERS, SUMMARY
 from tiny import TINY
 
 pytest.importorskip("torch_pruning", reason="torch-pruning is not installed")
