@@ -17,8 +17,10 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
+from filterscope.data.datamodule import ImageDataModule
 from filterscope.data.folder import FolderDataModule
 from filterscope.data.preprocessing import Augmentation
+from filterscope.data.shards import ShardsDataModule, pack
 from filterscope.runtime.malloc import keep_freed_memory
 
 PASSES = 5  # over the images, so that the warm-up of the first one matters little
@@ -49,6 +51,11 @@ def ours(root: Path, augment: Augmentation, cache: Path | None = None, *, uint8:
         resize_ratio=256 / 224,
         cache=str(cache) if cache else None,
     )
+    return passes(data, uint8=uint8)
+
+
+def passes(data: ImageDataModule, *, uint8: bool) -> Callable[[], int]:
+    """Return a function that loads all training images several times."""
     data.setup()
     loader = data.train_dataloader()
     loader.uint8 = uint8
@@ -58,6 +65,20 @@ def ours(root: Path, augment: Augmentation, cache: Path | None = None, *, uint8:
         return sum(len(images) for _ in range(PASSES) for images, _ in loader)
 
     return read
+
+
+def shards(report: Report, root: Path, place: Path, *, repetitions: int) -> None:
+    """Pack the images and compare reading the shards with reading the files."""
+    data = FolderDataModule(root=str(root), test_fraction=0.0, num_workers=0)
+    data.setup()
+    build = seconds(lambda: pack(data.splits, data.class_names, place, shard_bytes=1 << 23, bit_depth=None))
+    report.add("shards: images per second while they are packed", sum(map(len, data.splits.values())) / build)
+    packed = ShardsDataModule(root=str(place), batch_size=64, num_workers=0, augment=Augmentation())
+    files, fast = ours(root, Augmentation(), uint8=True), passes(packed, uint8=True)
+    fast()
+    value, _, after = ratio(files, fast, repetitions=repetitions, processor=True)
+    report.add("shards, no cache: images per second", PASSES * len(packed.labels("train")) / after)
+    report.add("shards, no cache: times as fast as files", value, at_least=0.9)
 
 
 def main() -> int:
@@ -77,6 +98,7 @@ def main() -> int:
         report.add("images", count)
         build = seconds(lambda: ours(root, Augmentation(), cache), processor=True)
         report.add("decode cache: images per second while it is built", count / build)
+        shards(report, root, Path(place) / "shards", repetitions=repetitions)
         slow = conventional(root, list(notebooks), count)
         report.add("PIL, transforms, DataLoader: images per second", count / seconds(slow, processor=True))
         for what, augment, folder, target in (

@@ -103,6 +103,21 @@ def test_a_run_folder_with_any_name_can_be_resumed(name: str, tmp_path: Path, mo
     assert OverridesParser.create().parse_override(folder).value() == str(tmp_path / name)
 
 
+def test_only_the_trainer_and_the_place_of_the_data_may_differ_on_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", [str(REPOSITORY / "train.py")])
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text("{data: {}, model: {}, trainer: {}, callbacks: {}}")
+    changed = ["data.root=elsewhere", "trainer.max_epochs=9"]
+    assert resume_arguments([f"resume={tmp_path}", *changed])[-2:] == changed
+    for other in ("data.seed=1", "data.root_2=x", "data=mnist", "~data.root"):
+        with pytest.raises(
+            UserError, match=r"cannot be changed on resume: .*only trainer\.… and data\.root may differ"
+        ):
+            resume_arguments([f"resume={tmp_path}", other])
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
     [
