@@ -53,7 +53,7 @@ def test_the_notebook_recipe_of_the_experiment_is_the_notebooks(composed: Compos
     assert Recipe(**options) == Recipe(
         objective="channel", parameterization="pixels", size=96, steps=500, learning_rate=0.1, optimizer="normalized",
         start="uniform", bounded=False, decorrelate=False, normalize=False, jitter=0.0, scale=0.0, rotate=0.0,
-        untransformed=0.0, leaky_slope=0.0, leaky_steps=0, anneal=0.0, precision="fp32",
+        untransformed=0.0, leaky_slope=0.0, leaky_steps=0, anneal=0.0, precision="fp32", crop=None,
     )  # fmt: skip
 
 

@@ -51,7 +51,7 @@ dist.destroy_process_group()
 def visuals() -> dict[str, Synthesis | Comparison]:
     recipe = Recipe(size=24, steps=4, precision="fp32", memory=0.0002)  # several micro-batches a layer
     return {
-        "synthesis": Synthesis(recipe=recipe, channels=6, steps=3, untrained=True),
+        "synthesis": Synthesis(recipe=recipe, channels=6, untrained=True),
         "comparison": Comparison(recipes={"a": recipe}, channels=3, log_every=0),
     }
 
