@@ -22,6 +22,9 @@ from filterscope.storage.atomic import write_file
 if TYPE_CHECKING:
     from filterscope.visuals.output.outputs import Table
 
+STUDY = "study.journal"
+"""The file in a search's folder that holds its trials."""
+
 NOTES = ".jobs"
 """The folder inside a sweep's folder that holds one JSON file per job, wherever the job ran."""
 
@@ -48,8 +51,9 @@ class ClaimFolder(Callback):
         _claim(config.hydra.run.dir)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Claim and remember the folder of a sweep."""
-        _sweeps[:] = [_claim(config.hydra.sweep.dir)]
+        """Claim and remember the folder of a sweep; a search continues in its folder."""
+        folder = config.hydra.sweep.dir
+        _sweeps[:] = [_claim(folder, resume=(Path(folder) / STUDY).is_file())]
 
 
 def in_sweep() -> bool:
@@ -134,9 +138,9 @@ def check_launcher(arguments: Sequence[str]) -> None:
             )
 
 
-def _claim(folder: str) -> Path:
+def _claim(folder: str, *, resume: bool = False) -> Path:
     try:
-        claim_folder(Path(folder))
+        claim_folder(Path(folder), resume=resume)
     except (UserError, OSError) as error:  # Hydra turns exceptions of its callbacks into warnings
         exit_with_message(describe_error(error) or str(error), 2)
     return Path(folder)

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -151,27 +152,18 @@ def evaluation_outputs(
 def reliability_picture(record: PredictionRecord) -> Picture:
     """Draw the accuracy in each bin of confidence beside the confidence, and how many images have it."""
     counts, confidence, accuracy = (values.numpy() for values in reliability(record))
-    figure = Figure(
-        figsize=((WIDTH - 2 * MARGIN) / 100, 5.6), dpi=100, layout="constrained", facecolor=_shade(BACKGROUND)
-    )
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    figure, (upper, lower) = dark_figure(2, sharex=True, height_ratios=(3, 1))
     edges, filled = np.arange(BINS) / BINS, counts > 0
-    upper.plot([0, 1], [0, 1], color=_shade(FAINT), linewidth=1, linestyle="--", label="perfect calibration")
-    upper.bar(edges[filled], accuracy[filled], 0.92 / BINS, align="edge", color=_shade(BLUE), label="accuracy")
-    upper.scatter(confidence[filled], confidence[filled], color=_shade(VERMILION), s=36, zorder=3, label="confidence")
-    lower.bar(edges, counts / max(counts.sum(), 1), 0.92 / BINS, align="edge", color=_shade(FAINT))
+    upper.plot([0, 1], [0, 1], color=shade(FAINT), linewidth=1, linestyle="--", label="perfect calibration")
+    upper.bar(edges[filled], accuracy[filled], 0.92 / BINS, align="edge", color=shade(BLUE), label="accuracy")
+    upper.scatter(confidence[filled], confidence[filled], color=shade(VERMILION), s=36, zorder=3, label="confidence")
+    lower.bar(edges, counts / max(counts.sum(), 1), 0.92 / BINS, align="edge", color=shade(FAINT))
     upper.set(ylabel="accuracy", ylim=(0, 1.02))
     lower.set(xlabel="confidence: the probability of the predicted class", ylabel="share of images", xlim=(0, 1))
-    for axes in (upper, lower):
-        axes.set_facecolor(_shade(BACKGROUND))
-        axes.tick_params(colors=_shade(FAINT), labelsize=15)
-        axes.xaxis.label.set(color=_shade(FAINT), size=16)
-        axes.yaxis.label.set(color=_shade(FAINT), size=16)
-        axes.spines[:].set_color(_shade(FAINT))
-    upper.legend(labelcolor=_shade(FAINT), facecolor=_shade(BACKGROUND), fontsize=15, loc="upper left")
+    upper.legend(labelcolor=shade(FAINT), facecolor=shade(BACKGROUND), fontsize=15, loc="upper left")
     error = calibration_error(record)
     note = f"expected calibration error {error:.3f}; bars below the dashed line: more confident than right"
-    pixels = grid([Cell(pixels=_rasterized(figure))], columns=1, title="reliability", notes=[note])
+    pixels = grid([Cell(pixels=rasterized(figure))], columns=1, title="reliability", notes=[note])
     return Picture(
         pixels=pixels,
         description="Images are sorted into 15 bins by the probability of their predicted class. A **bar** is the "
@@ -180,12 +172,28 @@ def reliability_picture(record: PredictionRecord) -> Picture:
     )
 
 
-def _rasterized(figure: Figure) -> Pixels:
+def dark_figure(rows: int, **options: Any) -> tuple[Figure, list[Any]]:
+    """Return a figure as wide as a picture, in its colours, and its axes, one below the other."""
+    size = ((WIDTH - 2 * MARGIN) / 100, 5.6)
+    figure = Figure(figsize=size, dpi=100, layout="constrained", facecolor=shade(BACKGROUND))
+    every = list(figure.subplots(rows, 1, squeeze=False, **options)[:, 0])
+    for axes in every:
+        axes.set_facecolor(shade(BACKGROUND))
+        axes.tick_params(colors=shade(FAINT), labelsize=15)
+        axes.xaxis.label.set(color=shade(FAINT), size=16)
+        axes.yaxis.label.set(color=shade(FAINT), size=16)
+        axes.spines[:].set_color(shade(FAINT))
+    return figure, every
+
+
+def rasterized(figure: Figure) -> Pixels:
+    """Return the pixels of a figure."""
     file = io.BytesIO()
     figure.savefig(file, format="png", facecolor=figure.get_facecolor())
     return np.asarray(Image.open(file).convert("RGB"))
 
 
-def _shade(colour: Colour) -> tuple[float, float, float]:
+def shade(colour: Colour) -> tuple[float, float, float]:
+    """Return a colour as matplotlib takes it."""
     red, green, blue = (part / 255 for part in colour)
     return red, green, blue

@@ -1,0 +1,44 @@
+"""A search with Optuna runs its trials, prunes, goes on after a kill, and ends in a table and a picture."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+from tiny import TINY
+
+optuna = pytest.importorskip("optuna")
+SEARCH = (
+    "-m", "hparams_search=optuna", "hydra.sweep.dir=search", "hydra.sweeper.startup_trials=1",
+    "hydra.sweeper.warmup_epochs=0", *TINY, "visuals=none",
+)  # fmt: skip
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "trials.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_search_goes_on_where_it_was_killed(script: Callable[..., CompletedProcess[str]], tmp_path: Path) -> None:
+    done = script("train.py", *SEARCH, "hydra.sweeper.trials=1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "search"
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / "study.journal")))
+    killed = optuna.load_study(study_name="search", storage=storage).ask()
+    for name, low, high in (("optimizer.lr", 1e-4, 1e-2), ("optimizer.weight_decay", 1e-4, 1e-1)):
+        killed.suggest_float(name, low, high, log=True)
+    rate = killed.params["optimizer.lr"]
+    done = script("train.py", *SEARCH, "hydra.sweeper.trials=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "trial 1 was interrupted and is repeated" in done.stdout
+    first, failed, repeated = rows_of(folder)
+    assert (first["state"], failed["state"]) == ("complete", "fail")
+    assert repeated["state"] in ("complete", "pruned")
+    assert float(repeated["optimizer.lr"]) == pytest.approx(rate)
+    assert (folder / "search.png").stat().st_size > 1000
+    assert (folder / "2_synthetic_flowers_small_cnn_full" / "metrics.csv").is_file()
+    other = script("train.py", *SEARCH, "optimizer.lr=interval(0.1,0.2)")
+    assert other.returncode == 2
+    assert "holds another search" in other.stderr + other.stdout
