@@ -140,7 +140,6 @@ def test_a_mistake_ends_in_one_line(script: Script) -> None:
         ("train.py data=folder data.root=nowhere", "data.root=nowhere: there is no such folder"),
         ("visualize.py ckpt=nowhere", "no checkpoint at nowhere; give a run folder, a .ckpt file or latest"),
         ("visualize.py ckpt=latest", "no run with a checkpoint below outputs"),
-        ("visualize.py visuals=gallery visuals.gallery.compare=nowhere", "compare=nowhere: there is no such folder"),
     ],
 )
 def test_a_missing_file_is_reported_before_torch_is_imported(script: Script, command: str, message: str) -> None:

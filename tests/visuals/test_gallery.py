@@ -72,6 +72,29 @@ def test_every_layer_has_its_pages_and_every_filter_its_sprite_sheet(made: Site)
     assert f"{made.size / 1e6:.1f} MB in all" in made.files["index.html"].decode()
 
 
+def test_an_interrupted_gallery_goes_on_and_ends_in_the_same_site(
+    classifier: Classifier, many: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier.image_size = 32
+    gallery = Gallery(**QUICK, cache=str(tmp_path / "interrupted"))
+    whole = dataclasses.replace(gallery, cache=str(tmp_path / "whole"))(classifier, many, VisualState())["gallery"]
+    monkeypatch.setattr("filterscope.visuals.gallery.gallery.build_site", lambda *_parts: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        gallery(classifier, many, VisualState())
+    monkeypatch.undo()
+    monkeypatch.setattr("filterscope.analysis.synthesis.renderer.optimize", lambda *_parts, **_more: 1 / 0)
+    assert gallery(classifier, many, VisualState())["gallery"].files == whole.files
+
+
+def test_a_draft_has_one_small_image_of_each_filter(classifier: Classifier, many: Examples) -> None:
+    classifier.image_size = 32
+    recipes = {"first": Recipe(size=24, steps=20), "second": Recipe(size=24, steps=20)}
+    gallery = Gallery(**QUICK | {"recipes": recipes, "samples": 2}, quality="draft")
+    assert gallery._at_quality().recipes == {"first": Recipe(size=24, steps=16)}
+    _, info = draw_gallery(gallery, classifier, many, VisualState())
+    assert info["recipes"] == ["first"]
+
+
 def test_pages_load_nothing_from_a_server(made: Site) -> None:
     pages = "".join(content.decode() for name, content in made.files.items() if not name.endswith(".webp"))
     assert "http:" not in pages

@@ -155,12 +155,27 @@ def test_a_progress_bar_shows_layer_and_estimate_on_a_terminal_outside_training(
     assert "remaining:" in text.getvalue()
 
 
-@pytest.mark.parametrize(("state", "terminal"), [(VisualState(epoch=1), True), (VisualState(), False)])
-def test_there_is_no_progress_bar_in_training_or_without_a_terminal(state: VisualState, terminal: bool) -> None:
+def test_there_is_no_progress_bar_in_training() -> None:
     text = io.StringIO()
-    with progress_bar("synthesis", state, Console(file=text, force_terminal=terminal)) as told:
+    with progress_bar("synthesis", VisualState(epoch=1), Console(file=text, force_terminal=True)) as told:
         assert told is None
     assert text.getvalue() == ""
+
+
+def test_without_a_terminal_every_tenth_of_long_work_is_a_line_with_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    with progress_bar("gallery:", VisualState(), Console(file=io.StringIO(), force_terminal=False)) as told:
+        assert told is not None
+        for percent in range(1, 101):
+            now[0] = 6.0 * percent  # ten minutes in all
+            told("block3_conv1", percent / 100)
+    lines = [record.message for record in caplog.records]
+    assert len(lines) == 9
+    assert lines[1] == "gallery: block3_conv1, 20 % done, about 8.0 minutes left"
 
 
 @pytest.mark.parametrize(("option", "value"), [("samples", 0), ("patches", -1), ("share", -0.1)])

@@ -287,12 +287,9 @@ def check_paths(cfg: dict[str, Any]) -> None:
         from filterscope.config.options import find_checkpoint
 
         find_checkpoint(cfg["ckpt"])
-    data, visuals = cfg.get("data") or {}, cfg.get("visuals") or {}
+    data = cfg.get("data") or {}
     if str(data.get("_target_", "")).endswith(".FolderDataModule") and not _is_folder(data.get("root")):
         raise UserError(f"data.root={data.get('root')}: there is no such folder")
-    compare = (visuals.get("gallery") or {}).get("compare")
-    if compare is not None and not _is_folder(compare):
-        raise UserError(f"visuals.gallery.compare={compare}: there is no such folder")
 
 
 def _images(places: list[Any]) -> Iterator[str]:

@@ -116,6 +116,7 @@ def _serve(cfg: dict[str, Any], folder: Path) -> None:
     if "gallery" not in cfg["visuals"]:
         raise UserError("serve=true serves a gallery: choose visuals=gallery or visuals=[…,gallery]")
     checkpoint = followed_checkpoint(cfg["ckpt"])
+    cfg["visuals"]["gallery"]["cache"] = None  # the network changes with every checkpoint
     draw = partial(visualize, {**cfg, "ckpt": str(checkpoint)}, folder)
     serve_gallery(checkpoint, folder / "gallery", draw, port=0 if cfg["serve"] is True else cfg["serve"])
 

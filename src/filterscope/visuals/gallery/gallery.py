@@ -3,17 +3,25 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from filterscope.analysis.activations import activations
-from filterscope.analysis.synthesis import ActivationStatistics, Recipe, synthesize
+from filterscope.analysis.synthesis import (
+    ActivationStatistics,
+    Job,
+    Recipe,
+    SynthesisResult,
+    synthesize,
+    synthesize_all,
+)
+from filterscope.analysis.synthesis.network import profile_forward
 from filterscope.analysis.top_patches import measure_responses
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
@@ -28,7 +36,7 @@ from filterscope.visuals.health.findings import filter_facts
 from filterscope.visuals.health.health import Health
 from filterscope.visuals.output.site import Site
 from filterscope.visuals.progress import progress_bar
-from filterscope.visuals.trust import real_statistics, trust_sentences
+from filterscope.visuals.trust import cache_folder, real_statistics, trust_sentences
 from filterscope.visuals.visual import AtLeastOne, Every, Examples, LayerChoice, Visual, VisualState, example_name
 
 log = logging.getLogger(__name__)
@@ -53,6 +61,9 @@ class Gallery(Visual):
         layers: names of convolutions; None: all.
         recipes: of the synthesized images, by name.
         samples: images of each filter by each recipe, started from different noise.
+        quality: `draft` makes one image of each filter, by the first recipe, with at most 16 steps and 64 pixels.
+        cache: folder of finished images, which are not made again, such as after an interruption; used outside training
+            only. None: no cache.
         patches: top-activating patches of each filter.
         images: images that are searched for patches and that class responses and verdicts are measured on.
         response_images: examples that the response of a filter can be seen on.
@@ -70,6 +81,8 @@ class Gallery(Visual):
     layers: LayerChoice = None
     recipes: Annotated[Mapping[str, Recipe], Field(min_length=1)] = field(default_factory=lambda: {"natural": Recipe()})
     samples: AtLeastOne = 2
+    quality: Literal["full", "draft"] = "full"
+    cache: str | None = None
     patches: AtLeastOne = 9
     images: AtLeastOne = 500
     response_images: Annotated[int, Field(ge=0)] = 4
@@ -106,26 +119,67 @@ class Gallery(Visual):
         count: int,
         known: ActivationStatistics,
         report: Callable[[float], None],
+        state: VisualState,
     ) -> list[SampleSet]:
         """Synthesize `samples` images of every filter of a layer by every recipe."""
         channels = [i for _ in range(self.samples) for i in range(count)]
         sets = []
         for number, (name, recipe) in enumerate(self.recipes.items()):
-            made = synthesize(
-                classifier,
-                layer,
-                channels,
-                recipe=recipe,
-                seed=self.seed,
-                statistics=known,
-                progress=lambda step, steps, n=number: report((n + step / steps) / len(self.recipes)),  # type: ignore[misc]
-            )
+
+            def on_progress(done: float, number: int = number) -> None:
+                report((number + done) / len(self.recipes))
+
+            made = self._images_of(classifier, layer, channels, recipe, known, on_progress, state)
             captions = trust_sentences(made, channels, known.layers.get(layer))
             images = (made.images * 255).round().to(torch.uint8)
             for start in range(0, len(channels), count):
                 part = slice(start, start + count)
                 sets.append(SampleSet(recipe=name, images=images[part], captions=captions[part]))
         return sets
+
+    def _images_of(
+        self,
+        classifier: Classifier,
+        layer: str,
+        channels: Sequence[int],
+        recipe: Recipe,
+        known: ActivationStatistics,
+        report: Callable[[float], None],
+        state: VisualState,
+    ) -> SynthesisResult:
+        if state.epoch is not None:  # in training, where rank 0 draws the gallery alone
+            return synthesize(
+                classifier,
+                layer,
+                channels,
+                recipe=recipe,
+                seed=self.seed,
+                statistics=known,
+                progress=lambda step, steps: report(step / steps),
+            )
+        job = Job(layer=layer, channels=tuple(channels), recipe=recipe, seed=self.seed, statistics=known)
+        cache = cache_folder(self.cache, state)
+        (made,) = synthesize_all(classifier, [job], cache=cache, progress=lambda _layer, done: report(done))
+        return made
+
+    def _at_quality(self) -> "Gallery":
+        """Return the gallery with the recipes and samples that `quality` means."""
+        if self.quality == "full":
+            return self
+        name, recipe = next(iter(self.recipes.items()))
+        draft = dataclasses.replace(recipe, steps=min(recipe.steps, 16), size=min(recipe.size, 64))
+        return dataclasses.replace(self, recipes={name: draft}, samples=1)
+
+    def _shares(self, classifier: Classifier, counts: Mapping[str, int]) -> dict[str, float]:
+        """Return the share of each layer in the multiplications of all images."""
+        work = dict.fromkeys(counts, 0)
+        for recipe in self.recipes.values():
+            for name, profile in zip(
+                counts, profile_forward(classifier, [[name] for name in counts], recipe.size), strict=True
+            ):
+                work[name] += profile.work * recipe.steps * counts[name]
+        total = max(sum(work.values()), 1)
+        return {name: own / total for name, own in work.items()}
 
 
 def draw_gallery(
@@ -136,6 +190,7 @@ def draw_gallery(
     Raises:
         UserError: no layer is a convolution, or `max_megabytes` is too small.
     """
+    gallery = gallery._at_quality()
     names = convolution_names(classifier, gallery.layers)
     layers = [find_layer(classifier.layers, name) for name in names]
     counts = {layer.name: layer.num_channels or 0 for layer in layers if layer.kind == "conv"}
@@ -153,11 +208,12 @@ def draw_gallery(
     top = measure_responses(classifier, real.images, list(counts), after_norm=True) if len(real) >= min_images else {}
     shown = examples.images[: gallery.response_images]
     pages, done, total = [], 0, sum(counts.values())
+    shares, before = gallery._shares(classifier, counts), 0.0
     with progress_bar("gallery:", state) as progress:
         for name, count in counts.items():
-            report = partial(_report, progress, name, done / total, count / total)
+            report = partial(_report, progress, name, before, shares[name])
             findings = LayerFindings(
-                samples=gallery._synthesize(classifier, name, count, statistics, report),
+                samples=gallery._synthesize(classifier, name, count, statistics, report, state),
                 top=top.get(name),
                 patches=gallery.patches,
                 maps=activations(classifier, shown, [name])[name] if len(shown) else None,
@@ -165,7 +221,7 @@ def draw_gallery(
                 history=history.get(name, {}),
             )
             pages.append(build_layer_page(classifier, name, findings, real, max_bytes=max_bytes))
-            done += count
+            done, before = done + count, before + shares[name]
             log.info("gallery: %s, %d of %d filters", name, done, total)
     info = {
         "title": gallery.title or classifier.backbone.name,
