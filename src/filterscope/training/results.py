@@ -18,7 +18,7 @@ from filterscope.training.metrics_log import MetricsLog
 from filterscope.training.model_card import write_model_card
 from filterscope.training.module import FinetuneModule
 from filterscope.visuals.evaluation import PredictionRecord, accuracy_interval, evaluation_outputs, summary_table
-from filterscope.visuals.output.outputs import Output
+from filterscope.visuals.output.outputs import Output, Table
 from filterscope.visuals.output.tables import table_text
 from filterscope.visuals.output.writer import write_outputs
 
@@ -54,7 +54,8 @@ def finish_run(
     if trial:
         log.info("trainer.fast_dev_run: every part has run; nothing was written")
     elif trainer.is_global_zero:
-        _write_results(trainer, module, data, cfg, folder, metrics)
+        rows = {**rows, epoch: metrics}
+        _write_results(trainer, module, data, cfg, folder, rows, best=epoch)
     leave_process_group(trainer)
     return metrics
 
@@ -83,8 +84,13 @@ def folder_sizes(folder: Path) -> dict[str, int]:
 
 
 def tensorboard_command(folder: Path) -> str:
-    """Return the command that shows all pictures of a run; by default TensorBoard shows a sample of ten."""
+    """Return the command that shows all pictures of a run; by default TensorBoard shows a sample of ten.
+
+    It names the folder above the run if that lies below the working directory: TensorBoard calls a run by its path
+    below the folder it is given, and the run folder itself `.`.
+    """
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    shown = shown.parent if not shown.is_absolute() and len(shown.parts) > 1 else shown
     return f"tensorboard --logdir {shown} --samples_per_plugin images=100000"
 
 
@@ -94,8 +100,11 @@ def _write_results(
     data: ImageDataModule,
     cfg: dict[str, Any],
     folder: Path,
-    metrics: dict[str, float],
+    rows: Mapping[int, Mapping[str, float]],
+    *,
+    best: int,
 ) -> None:
+    metrics = rows[best]
     # The numbers of single layers are in the tables of their visual and in metrics.csv.
     overall = {name: value for name, value in metrics.items() if name.count("/") == 1 or name.endswith("/all")}
     classifier = module.classifier
@@ -122,19 +131,36 @@ def _write_results(
     for tag, (epoch, table) in visuals.summaries.items() if visuals else ():
         log.info("%s", table_text(table, f"{tag}, epoch {epoch}"))
     log.info("%s", table_text(shown["predictions/summary"], "predictions, best epoch"))  # type: ignore[arg-type]
-    for name, value in sorted(overall.items()):
-        log.info("%s %.4f%s", name, value, _interval(name, records))
+    log.info("%s", table_text(_metrics_table(overall, rows, records, best=best), "metrics"))
     sizes = folder_sizes(folder)
     shares = ", ".join(f"{kind} {size / 1e6:.1f}" for kind, size in sizes.items() if size >= 5e4)
     log.info("the run folder holds %.1f MB: %s", sum(sizes.values()) / 1e6, shares)
     log.info("%s", tensorboard_command(folder))
 
 
+def _metrics_table(
+    overall: Mapping[str, float],
+    rows: Mapping[int, Mapping[str, float]],
+    records: Mapping[str, PredictionRecord],
+    *,
+    best: int,
+) -> Table:
+    """Return the metrics of the best epoch, with intervals, beside those of the last epoch."""
+    last = max(rows)
+    columns = ("metric", f"best epoch, {best}", "95 % interval") + ((f"last epoch, {last}",) if last != best else ())
+    cells = []
+    for name, value in sorted(overall.items()):
+        known = name in rows[last] and not name.startswith("test/")  # the best network is tested, not the last
+        later = (f"{rows[last][name]:.4f}" if known else "",) if last != best else ()
+        cells.append((name, f"{value:.4f}", _interval(name, records), *later))
+    return Table(columns=columns, rows=tuple(cells))
+
+
 def _interval(name: str, records: Mapping[str, PredictionRecord]) -> str:
-    """Return the interval of an accuracy as text, ` (95 % interval 0.8102 to 0.8571)`; empty for other numbers."""
+    """Return the interval of an accuracy as text, `0.8102 to 0.8571`; empty for other numbers."""
     split, _, metric = name.partition("/")
     if metric != "acc" or split not in records:
         return ""
     record = records[split]
     low, high = accuracy_interval(int((record.predicted == record.labels).sum()), len(record.labels))
-    return f" (95 % interval {low:.4f} to {high:.4f})"
+    return f"{low:.4f} to {high:.4f}"
