@@ -29,11 +29,8 @@ DRAWN = ""
 TORCHVISION = [
     "alexnet",
     "vgg11",
-    "vgg11_bn",
     "resnet18",
     "resnet50",
-    "resnext50_32x4d",
-    "wide_resnet50_2",
     "squeezenet1_0",
     "squeezenet1_1",
     "densenet121",
@@ -44,7 +41,6 @@ TORCHVISION = [
     "shufflenet_v2_x0_5",
     "shufflenet_v2_x1_0",
     "efficientnet_b0",
-    "efficientnet_v2_s",
     "regnet_y_400mf",
     "regnet_x_400mf",
     "convnext_tiny",
@@ -72,10 +68,8 @@ TIMM = [
     "repghostnet_050",
     "resnest14d",
     "skresnet18",
-    "selecsls42",
     "rexnet_100",
     "regnety_002",
-    "hardcorenas_a",
 ]
 FIXED_SIZE = {"vit_b_32": 224, "maxvit_t": 224, "googlenet": 224, "inception_v3": 96}
 FIXED_SIZE_TIMM = {"vit_tiny_patch16_224": 224, "levit_128s": 224, "mixer_s32_224": 224, "xcit_nano_12_p16_224": 224}

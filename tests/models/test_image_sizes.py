@@ -5,10 +5,12 @@ import time
 import pytest
 import torch
 import torchvision
+from torch import nn
 
 from filterscope.errors import UserError
 from filterscope.models import heads
-from filterscope.models.backbone import small_cnn_backbone, torchvision_backbone
+from filterscope.models.backbone import Backbone, small_cnn_backbone, torchvision_backbone
+from filterscope.models.classifier import Classifier
 from filterscope.models.weights import on_meta_device
 
 
@@ -36,6 +38,23 @@ def test_the_real_network_accepts_the_smallest_size():
 def test_the_error_names_the_only_accepted_size():
     with pytest.raises(UserError, match=r"pass through vit_b_32; it takes 224$"):
         classifier_of("vit_b_32").check_image_size(256)
+
+
+def test_the_error_names_multiples_where_only_those_are_accepted():
+    class Strict(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, images):
+            if images.shape[-1] % 32:
+                raise ValueError("images must be multiples of 32")
+            return self.conv(images).mean((2, 3))
+
+    backbone = Backbone(Strict(), name="strict", mean=[0] * 3, std=[1] * 3)
+    classifier = Classifier(backbone, nn.Identity(), num_classes=4)
+    with pytest.raises(UserError, match=r"pass through strict; it takes multiples of 32, such as 192, 224, 256$"):
+        classifier.check_image_size(200)
 
 
 def test_small_cnn_accepts_the_size_it_was_built_for():

@@ -4,9 +4,9 @@ from torch import nn
 
 from filterscope.errors import UserError
 from filterscope.models import heads
-from filterscope.models.backbone import small_cnn_backbone
+from filterscope.models.backbone import Backbone, small_cnn_backbone
 from filterscope.models.classifier import Classifier
-from filterscope.training.policies import Full, Gradual, LinearProbe, Policy
+from filterscope.training.policies import Full, Gradual, LastBlocks, LinearProbe, Policy
 
 
 def classifier(weights: str | None = None) -> Classifier:
@@ -40,6 +40,21 @@ def test_linear_probe_needs_a_linear() -> None:
     network.head = nn.Identity()
     with pytest.raises(UserError, match="needs a Linear"):
         LinearProbe().freeze(network)
+
+
+def test_gradual_needs_a_head_to_train_first() -> None:
+    network = classifier()
+    network.head = nn.Identity()
+    with pytest.raises(UserError, match="gradual trains the head alone before epoch 2, but small_cnn has none here"):
+        Gradual(release_epoch=2).freeze(network)
+    Gradual(release_epoch=0).freeze(network)
+
+
+def test_last_blocks_of_a_network_with_one_block_is_refused() -> None:
+    parts = [nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]
+    network = heads.replace(Backbone(nn.Sequential(*parts), name="small", mean=[0] * 3, std=[1] * 3), num_classes=3)
+    with pytest.raises(UserError, match="small has one block, which cannot be trained in parts"):
+        LastBlocks(blocks=1).freeze(network)
 
 
 def test_pretrained_backbones_learn_at_a_tenth_of_the_heads_rate(tmp_path) -> None:

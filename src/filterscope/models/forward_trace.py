@@ -117,12 +117,12 @@ def accepted_sizes(network: nn.Module, *, in_channels: int, near: int, known: in
             refused, inside = (refused, middle) if passes(middle) else (middle, inside)
         bounds.append(inside)
     smallest, largest = bounds
-    if smallest < near < largest or smallest == largest:
+    if smallest < near < largest or not (passes(accepted - 1) or passes(accepted + 1)):
         for step in (2, 4, 7, 8, 14, 16, 32, 64):
             around = [number * step for number in range(max(1, accepted // step - 1), accepted // step + 2)]
             if all(map(passes, around)):
                 return f"it takes multiples of {step}, such as {', '.join(map(str, around))}"
-    if near < smallest and largest > smallest:
+    if near < smallest and largest == LARGEST:
         return f"the smallest it takes is {smallest}"
     return f"it takes {smallest}" if smallest == largest else f"it takes {smallest} to {largest}"
 

@@ -166,9 +166,11 @@ class LastBlocks(Full):
         """Return the name of the last layer before the blocks."""
         ends = blocks_of(classifier)
         if not 0 < self.blocks < len(ends):
+            possible = f"{len(ends)} blocks, of which the last 1 to {len(ends) - 1} can be trained alone"
             raise UserError(
-                f"finetune.blocks={self.blocks}: {classifier.backbone.name} has {len(ends)} blocks, of which the last "
-                f"1 to {len(ends) - 1} can be trained alone; finetune=full trains all, finetune=linear_probe none"
+                f"finetune.blocks={self.blocks}: {classifier.backbone.name} has "
+                f"{possible if len(ends) > 1 else 'one block, which cannot be trained in parts'}; finetune=full trains "
+                "all, finetune=linear_probe none"
             )
         return ends[-1 - self.blocks]
 
@@ -180,6 +182,14 @@ class Gradual(Full):
 
     release_epoch: Annotated[int, Field(ge=0)] = 4
     cached_augmentations: CachedAugmentations = None
+
+    def freeze(self, classifier: Classifier) -> None:
+        """Raise a `UserError` if there is no head that could be trained alone."""
+        if self.release_epoch and not any(True for _ in classifier.head.parameters()):
+            raise UserError(
+                f"finetune=gradual trains the head alone before epoch {self.release_epoch}, but "
+                f"{classifier.backbone.name} has none here; use head=linear or finetune=full"
+            )
 
     def trains_backbone(self, epoch: int) -> bool:
         """Return whether the epoch is not before the release."""
