@@ -130,6 +130,8 @@ def test_only_the_trainer_and_the_place_of_the_data_may_differ_on_resume(
         (RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
          "the machine is out of memory"),
         (MemoryError(), "the machine is out of memory; a smaller"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "the machine is out of memory"),
+        (RuntimeError("can't start new thread"), "no more processes or threads are allowed"),
         (RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1"),
          "another process of this run has ended"),
         (torch.distributed.DistNetworkError("The client socket has timed out"),

@@ -6,8 +6,10 @@ from typing import IO, Any
 
 import pytest
 import torch
+from tensorboard.summary.writer import event_file_writer
 
 from filterscope.training.checkpoints import AtomicCheckpointIO
+from filterscope.training.loggers import EVENTS, RunTensorBoardLogger
 
 OLD = {"state_dict": {"weight": torch.zeros(3)}, "optimizer_states": [torch.zeros(6)], "callbacks": {}, "loops": {}}
 NEW = {**OLD, "state_dict": {"weight": torch.ones(3)}}
@@ -55,3 +57,12 @@ def test_when_one_cannot_be_written_both_stay_as_they_were(
     assert sorted(tmp_path.iterdir()) == [looking, whole]
     for file in (whole, looking):
         assert read(file)["state_dict"]["weight"].tolist() == [0, 0, 0]
+
+
+def test_an_event_file_follows_the_earlier_ones_when_the_clock_was_set_back(tmp_path: Path) -> None:
+    (tmp_path / "events.out.tfevents.2999999999.host.1.0").touch()
+    logger = RunTensorBoardLogger(tmp_path)
+    logger.log_metrics({"val/acc": 0.5}, step=1)
+    logger.save()
+    assert [path.name.split(".")[3] for path in sorted(tmp_path.glob(EVENTS))] == ["2999999999", "3000000000"]
+    assert event_file_writer.time.time() < 2_999_999_999

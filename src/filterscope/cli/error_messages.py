@@ -17,7 +17,10 @@ _PEER = re.compile(
     r"closed by peer|Connection reset|Broken pipe|connectFullMesh|NCCL|heartbeat|Timed out waiting", re.I
 )
 _GPU_MEMORY = re.compile(r"CUDA out of memory|CUDA error: out of memory|MPS backend out of memory|HIP out of memory")
-_MEMORY = re.compile(r"DefaultCPUAllocator|can't allocate memory|Cannot allocate memory|unable to mmap")
+_MEMORY = re.compile(
+    r"DefaultCPUAllocator|can't allocate memory|Cannot allocate memory|unable to mmap|failed to map|bad_alloc"
+)
+_PROCESSES = re.compile(r"can't start new thread|Resource temporarily unavailable")
 _DISK = re.compile(r"PytorchStreamWriter|inline_container|write failed|No space left")
 
 ADVICE = {
@@ -27,6 +30,8 @@ ADVICE = {
     errno.EROFS: "choose a place that can be written",
     errno.EACCES: "choose a place that you may read and write, for outputs with hydra.run.dir=…",
     errno.EPERM: "choose a place that you may read and write, for outputs with hydra.run.dir=…",
+    errno.ENOMEM: "the machine is out of memory: a smaller data.batch_size or data.num_workers, or a higher ulimit -v",
+    errno.EAGAIN: "no more processes are allowed: a smaller data.num_workers, or a higher ulimit -u",
     errno.EMFILE: "too many open files: a smaller data.num_workers, or a higher ulimit -n",
 }
 
@@ -69,7 +74,9 @@ def describe_error(error: BaseException) -> str | None:
     text = str(error)
     if type(error).__name__ == "OutOfMemoryError" or _GPU_MEMORY.search(text):
         return f"the GPU is out of memory ({_sentence(text)}); a smaller data.batch_size or data.image_size needs less"
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _MEMORY.search(text)):
+    if isinstance(error, RuntimeError) and _PROCESSES.search(text):
+        return f"no more processes or threads are allowed ({_sentence(text)}); a higher ulimit -u allows more"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError | ImportError) and _MEMORY.search(text)):
         said = f" ({_sentence(text)})" if text else ""
         return f"the machine is out of memory{said}; a smaller data.batch_size or data.num_workers needs less"
     if type(error).__name__.startswith("Dist") or (isinstance(error, RuntimeError) and _PEER.search(text)):

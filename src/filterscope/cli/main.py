@@ -207,6 +207,8 @@ def begin_run(cfg: DictConfig) -> dict[str, Any]:
         if not config["resume"]:
             raw = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
             store_config(raw, config, folder=folder, cwd=Path(HydraConfig.get().runtime.cwd))
+    global _begun
+    _begun = True
     return config
 
 
@@ -325,7 +327,9 @@ def _is_file(path: Any) -> bool:
 
 def _resume_hint(*, always: bool = False) -> str:
     folder = run_folder()
-    if not always and not any((folder / "checkpoints" / name).is_file() for name in ("last.ckpt", "midway.ckpt")):
+    if not (always and _begun) and not any(
+        (folder / "checkpoints" / name).is_file() for name in ("last.ckpt", "midway.ckpt")
+    ):
         return ""
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     arguments = shlex.join([f"resume={shown}", *repeated_arguments(_given)])
@@ -377,6 +381,7 @@ def _raising_errors() -> Iterator[None]:
 
 _given: list[str] = []  # the arguments as the user gave them
 _MOST_IMAGES = 1000
+_begun = False  # whether the run's folder holds all that a resumed run needs
 _ours = False  # whether HYDRA_FULL_ERROR was set here and not by the user
 _EXAMPLES = {"model.name": "model.name=resnet50, or another name of torchvision.models.list_models()"}
 

@@ -55,6 +55,8 @@ def build_trainer(cfg: Config, folder: Path, visuals: dict[str, Visual]) -> pl.T
     for key, reason in _FIXED.items():
         if key in node:
             raise UserError(f"trainer.{key} cannot be set: {reason}")
+    if re.search("spawn|fork|notebook", str(node.get("strategy"))):
+        raise UserError(f"trainer.strategy={node['strategy']}: the processes would share one run; use ddp")
     if node.get("precision", "auto") == "auto":
         node["precision"] = precision_for(node["accelerator"])
     if node.get("benchmark") is None:

@@ -1,5 +1,6 @@
 """The loader: batches are uint8 in the loader processes and float32 in [0, 1] afterwards."""
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from filterscope.runtime.signals import stop_request
 
 Batch = tuple[Tensor, Tensor]
 
+_LONGEST_FOLDER = 70  # of a socket's path, at most 107 characters, of which its name takes up to 36
 _SIGNAL_DELAY = 1.0  # seconds from the death of a loader process until PyTorch has surely noticed
 
 
@@ -70,6 +72,11 @@ class ImageLoader(DataLoader[Batch]):
         if source is not None:
             yield from source
             return
+        if self.num_workers and len(tempfile.gettempdir()) > _LONGEST_FOLDER:
+            raise UserError(
+                f"TMPDIR={tempfile.gettempdir()} is too long for the sockets of loader processes (at most "
+                f"{_LONGEST_FOLDER} characters); give a shorter TMPDIR, or data.num_workers=0"
+            )
         try:
             for batch in super().__iter__():
                 if isinstance(batch, UserError):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def exit_with_parent() -> None:
     if named is None and "TORCHELASTIC_RUN_ID" not in os.environ:
         return
     parent = os.getppid()
-    if named is not None and int(named) != parent and not Path("/proc", named).exists():
+    if named is not None and int(named) != parent and _has_ended(int(named)):
         parent = int(named)
 
     def watch() -> None:
@@ -36,6 +37,18 @@ def exit_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _has_ended(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    with suppress(OSError):  # where there is no /proc
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return False
 
 
 def separate_forked_processes() -> None:

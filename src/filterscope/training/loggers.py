@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
+from tensorboard.summary.writer import event_file_writer
 from torch.utils.tensorboard.summary import hparams
 
 from filterscope.visuals.output.outputs import Output, Picture
@@ -28,6 +30,23 @@ class RunTensorBoardLogger(TensorBoardLogger):
     def __init__(self, folder: Path) -> None:
         super().__init__(save_dir=folder, name="", version="", default_hp_metric=False)
         self._has_layout = False
+
+    @property
+    def experiment(self) -> Any:
+        """The writer; its file follows those of earlier starts even if the clock was set back.
+
+        TensorBoard reads event files in the order of the seconds in their names.
+        """
+        if self._experiment is not None:
+            return super().experiment
+        seconds = [path.name.split(".")[3] for path in Path(self.save_dir).glob(EVENTS)]
+        earliest = max((int(each) + 1 for each in seconds if each.isdigit()), default=0)
+        clock = event_file_writer.time
+        event_file_writer.time = SimpleNamespace(time=lambda: max(clock.time(), earliest))
+        try:
+            return super().experiment
+        finally:
+            event_file_writer.time = clock
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
