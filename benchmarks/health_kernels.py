@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from filterscope.analysis.health.activity import BatchActivity, RunningSums, activity
 from filterscope.analysis.health.causes import natural_preference, reinitialized_copy
 from filterscope.analysis.health.classes import class_information
+from filterscope.analysis.health.input_weights import INPUTS, weighing
 from filterscope.analysis.health.recorder import record_activity
 from filterscope.analysis.health.similarity import drift, duplicates, linear_cka
 from filterscope.analysis.health.structure import structure
@@ -50,6 +51,23 @@ def calibration(report: Report, quick: bool) -> None:
     report.add("random, all shapes: p ≤ .05, above", below / filters, at_least=0.04, filters=filters)
     report.add("random, all shapes: p ≤ .05, below", below / filters, at_most=0.06, filters=filters)
     report.add("random layers with anything flagged", flagged / layers, at_most=None if quick else 0.05, layers=layers)
+
+
+def input_weights(report: Report, quick: bool, real: Path) -> None:
+    """Measure the test of how kernels weigh their inputs, on random and on real weights."""
+    wanted = 1_000 if quick else 10_000
+    for shape in [shape for shapes in SHAPES.values() for shape in shapes if shape[1] >= INPUTS]:
+        made = math.ceil(wanted / shape[0])
+        draws = [list(INITIALISATIONS.values())[i % 3](torch.empty(*shape, shape[2])) for i in range(made)]
+        p = torch.cat([weighing(kernels).p for kernels in draws])
+        name = f"random {shape[0]}×{shape[1]}×{shape[2]}×{shape[2]}: p of uneven inputs ≤ .05"
+        report.add(name, float((p <= 0.05).double().mean()), at_most=None if quick else 0.06, filters=len(p))
+    for name in ("alexnet", "vgg16"):
+        weights = read_tensors(real / "weights" / f"{name}_features.pth").values()
+        for i, layer in enumerate(tensor for tensor in weights if tensor.dim() == 4):
+            if weighing(layer).testable:
+                share = float(weighing(layer).uneven.double().mean())
+                report.add(f"{name} conv {i + 1}: share of filters with uneven inputs", share, at_least=0.9)
 
 
 def separation(report: Report, quick: bool, real: Path) -> None:

@@ -62,8 +62,7 @@ class Prune:
         examples = examples_of(data, self.images)
         Health(importance=len(examples))(classifier, examples, state)
         records: dict[str, dict[str, Any]] = state.store["health"]
-        merges = _merges(records) if self.by == "unused" else {}
-        wanted = _unused(records, merges) if self.by == "unused" else _least(records, self.share)
+        wanted, merges = removable_filters(records) if self.by == "unused" else (_least(records, self.share), {})
         if not any(wanted.values()):
             raise UserError(f"prune={self.by}: every filter of {classifier.backbone.name} is needed; nothing is cut")
         cut = cut_filters(classifier, wanted, merges=merges)
@@ -131,6 +130,14 @@ def _seconds(classifier: Classifier, batch: Tensor) -> float:
 
 def _pixels(images: Tensor) -> Tensor:
     return to_float(images) if images.dtype == torch.uint8 else images
+
+
+def removable_filters(
+    records: Mapping[str, Mapping[str, Any]],
+) -> tuple[dict[str, list[int]], dict[str, dict[int, Merge]]]:
+    """Return the filters that can go by their verdicts, and those among them that are merged into another, by layer."""
+    merges = _merges(records)
+    return _unused(records, merges), merges
 
 
 def _merges(records: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[int, Merge]]:
