@@ -22,7 +22,7 @@ from filterscope.models.classifier import Classifier
 
 IMAGES = 96  # on which importance is measured by default: 5 % of an epoch of AlexNet on 1020 images
 NEEDED = 0.0005  # of the loss; what a single filter may cost that is called not needed
-SHARE = 0.05  # of a layer's importance; what all filters that are called not needed may hold together
+SHARE = 0.05  # of a layer's squared effects on the loss; what all filters that are called not needed may hold together
 CURVATURE = 0.25
 
 
@@ -45,7 +45,9 @@ def importance_of(changes: Tensor, labels: Tensor, *, needed: float = NEEDED, ex
     """Return the importance of a layer's filters from the changes of the loss of each image.
 
     A filter is not needed if the loss is expected to rise by at most `needed` without it, as long as all such filters
-    together hold at most `SHARE` of the layer's importance.
+    together hold at most `SHARE` of the layer's squared effects on the loss of single images. Without that bound,
+    filters that lower the loss of many images and raise that of others would count: single ones can go, together they
+    cost as much as random ones.
 
     Args:
         changes: `(N, filters)`, as `loss_changes` returns them.
@@ -56,10 +58,10 @@ def importance_of(changes: Tensor, labels: Tensor, *, needed: float = NEEDED, ex
     changes = changes.double()
     expected = changes if exact else changes + CURVATURE * changes.square()
     signed, error = expected.mean(0), expected.std(0) / len(changes) ** 0.5
-    cost = signed.clamp_min(0)
-    order = cost.argsort()
-    spare = torch.zeros(len(cost), dtype=torch.bool)
-    spare[order] = cost[order].cumsum(0) <= SHARE * cost.sum()
+    effect = changes.square().mean(0)
+    order = effect.argsort()
+    spare = torch.zeros(len(effect), dtype=torch.bool)
+    spare[order] = effect[order].cumsum(0) <= SHARE * effect.sum()
     return Importance(
         columns={
             "importance": (signed.square() + error.square()).sqrt(),

@@ -59,7 +59,7 @@ def _need(row: Mapping[str, float]) -> str:
     """Return the sentence on how much the loss is expected to change without a filter."""
     change, error = row["importance_signed"], row["importance_se"]
     direction = "rise" if change >= 0 else "fall"
-    need = "needed" if row["needed"] else "not needed"
+    need = "not needed" if not row["needed"] else "needed" if change >= 0 else "has a large effect"
     return f"{need}: without it the loss is expected to {direction} by {abs(change):.2g} ± {error:.2g}"
 
 
