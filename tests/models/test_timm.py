@@ -1,10 +1,12 @@
 """Networks of timm carry every head, keep timm's own classifier and statistics, and need timm only when built."""
 
+import logging
 import subprocess
 import sys
 
 import pytest
 import torch
+from train import train
 
 from filterscope.errors import UserError
 from filterscope.models import heads
@@ -78,3 +80,19 @@ def test_without_timm_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UserError, match=r'model=timm needs timm: pip install "filterscope\[timm\]"'):
         backbone()
+
+
+def test_a_vision_transformer_leaves_out_what_needs_another_image_size_and_draws_the_rest(composed, tmp_path, caplog):
+    options = (
+        "model=timm", "model.name=vit_tiny_patch16_224", "model.weights=null", "data.image_size=224",
+        "finetune=last_blocks", "visuals=[filters,activations,synthesis]", "trainer.max_epochs=1",
+        "trainer.limit_train_batches=1",
+        "data.batch_size=4", "data.num_train=12", "data.num_val=10", "data.num_test=10", "trainer.limit_val_batches=1",
+        "trainer.limit_test_batches=1", "trainer.precision=32-true", "trainer.enable_progress_bar=false",
+    )  # fmt: skip
+    with caplog.at_level(logging.WARNING, "filterscope"):
+        train(composed(*options), tmp_path)
+    said = "visuals.synthesis is not drawn: vit_tiny_patch16_224 takes images of 224×224 pixels only"
+    assert f"{said}; choose recipe.size=224 recipe.crop=null" in caplog.messages
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} >= {"filters", "activations"}
+    assert not (tmp_path / "pictures" / "synthesis").exists()

@@ -118,6 +118,10 @@ class Classifier(nn.Module):
         possible = accepted_sizes(network, in_channels=self.in_channels, near=size, known=known)
         raise UserError(f"images of {size}×{size} pixels cannot pass through {self.backbone.name}; {possible}")
 
+    def accepts(self, size: int) -> bool:
+        """Return whether images of `size` × `size` pixels can pass through the network."""
+        return self._calls_at(size) is not None
+
     def check_logits(self) -> None:
         """Raise a `UserError` if the network's output is not one number per class."""
         if not self.num_classes:

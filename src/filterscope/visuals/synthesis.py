@@ -124,6 +124,14 @@ class Synthesis(Visual):
             )
         return pictures
 
+    def unsupported_reason(self, classifier: Classifier) -> str:
+        """Return the reason if the network takes images of one size only and the recipe has another one."""
+        own = classifier.backbone.image_size
+        other = {self.recipe.size, self.recipe.seen} - {own}
+        fixed = bool(other) and not any(map(classifier.accepts, (*other, own + 32))) and classifier.accepts(own)
+        only = f"{classifier.backbone.name} takes images of {own}×{own} pixels only"
+        return f"{only}; choose recipe.size={own} recipe.crop=null" if fixed else super().unsupported_reason(classifier)
+
     def run_worker(self, classifier: Classifier) -> None:
         """Make this rank's share of the pictures that rank 0 draws."""
         run_synthesis_worker(classifier)
