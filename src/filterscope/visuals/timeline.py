@@ -18,6 +18,7 @@ from filterscope.registry import register
 from filterscope.visuals.drawing.grid import Cell, Pixels, blank, grid
 from filterscope.visuals.drawing.tiles import photo, signed_maps
 from filterscope.visuals.filter_selection import convolution_names
+from filterscope.visuals.filter_words import known_words
 from filterscope.visuals.filters import filter_tiles
 from filterscope.visuals.history import AtLeastTwo, thin_out, trained_layers
 from filterscope.visuals.output.outputs import Picture
@@ -112,7 +113,10 @@ def draw_timeline(known: Mapping[str, Any], layer: str, image: Tensor) -> Pictur
         column_labels=[str(epoch) for epoch in records],
         label_width=90,
     )
-    return Picture(pixels=drawn, description=f"**{layer}**, filters {known['channels']}. {_DESCRIPTION}")
+    latest = zip(known["channels"], records[max(records)]["sentences"], strict=True)
+    listed = "".join(f"\n- {channel}: {sentence}" for channel, sentence in latest if sentence)
+    text = f"**{layer}**, filters {known['channels']}. {_DESCRIPTION}\n{listed}".rstrip()
+    return Picture(pixels=drawn, description=text)
 
 
 def _cell(record: Mapping[str, Any], kind: str, place: int, *, last: bool) -> Cell:
@@ -120,20 +124,24 @@ def _cell(record: Mapping[str, Any], kind: str, place: int, *, last: bool) -> Ce
     verdict = record["verdicts"][place]
     frame = Verdict(verdict).colour if verdict else None
     need = record["importance"][place] if record.get("importance") else None
-    words = (verdict, f"{need:+.2g}") if verdict and need is not None else (verdict,) if verdict else ()
-    return Cell(pixels=tile, caption=words if last else (), frame=frame)
+    judged = (verdict, f"{need:+.2g}") if verdict and need is not None else (verdict,) if verdict else ()
+    lines = (*record["words"][place], *judged) if last else ()
+    return Cell(pixels=tile, caption=lines, frame=frame, toned=int(bool(verdict)))
 
 
 def _record(
     classifier: Classifier, layer: str, channels: list[int], maps: Tensor, state: VisualState
 ) -> dict[str, Any]:
-    """Return verdicts and importance of filters, and their tiles by kind, uint8 `(filters, height, width, 3)`."""
+    """Return words, verdicts and importance of filters, and their tiles by kind, uint8 `(filters, h, w, 3)`."""
     health = state.store.get("health", {}).get(layer, {})
     verdicts, need = health.get("verdicts"), health.get("measures", {}).get("importance_signed")
+    words = known_words(state, layer)
     tiles = filter_tiles(kernels(classifier, layer)[channels], TILE)[0]
     record = {
         "verdicts": [verdicts[i] if verdicts else "" for i in channels],
         "importance": [] if need is None else need[channels].tolist(),
+        "words": [list(words.captions[i]) if words else [] for i in channels],
+        "sentences": [words.sentences[i] if words else "" for i in channels],
         "kernel": torch.stack([torch.from_numpy(np.ascontiguousarray(tile)) for tile in tiles]),
         "response": torch.from_numpy(signed_maps(maps[channels], TILE)),
     }

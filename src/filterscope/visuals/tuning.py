@@ -32,7 +32,7 @@ from filterscope.visuals.drawing.grid import (
 from filterscope.visuals.drawing.text import draw_text
 from filterscope.visuals.drawing.tiles import photo
 from filterscope.visuals.filter_selection import convolution_names
-from filterscope.visuals.layer_state import fingerprints
+from filterscope.visuals.filter_words import remember_words
 from filterscope.visuals.output.outputs import Output, Picture, Table
 from filterscope.visuals.visual import AtLeastOne, ChannelChoice, Examples, LayerChoice, Visual, VisualState, layer_note
 
@@ -124,7 +124,15 @@ class Tuning(Visual):
             store = state.store.setdefault("tuning", {})
             if note is not None:
                 tuning = measure_tuning(classifier, layer, real, seed=self.seed)
-                store[layer] = tuning_record(tuning, layer) | {"key": fingerprints(classifier, [layer])[layer]}
+                record = store[layer] = tuning_record(tuning, layer)
+                said = zip(record["sentences"], record["fits"], strict=True)
+                remember_words(
+                    state,
+                    layer,
+                    source="tuning",
+                    sentences=[f"{text} (fit {fit:.2f})" for text, fit in said],
+                    captions=record["captions"],
+                )
                 shown[tag] = draw_filter_tuning(tuning, channels, store[layer], layer=layer, header_note=note)
                 shown[f"{tag}/overview"] = draw_wheels(tuning, layer=layer, header_note=note)
             rows += store[layer]["rows"]
@@ -169,18 +177,6 @@ def tuning_record(tuning: LayerTuning, layer: str) -> dict[str, Any]:
         "fits": [round(float(fit), 3) for fit in tuning.fit],
         "rows": rows,
     }
-
-
-def known_sentences(state: VisualState, layer: str) -> list[str]:
-    """Return the sentence on each filter of a layer with its fit; empty if its tuning was not measured."""
-    record = state.store.get("tuning", {}).get(layer, {})
-    pairs = zip(record.get("sentences", ()), record.get("fits", ()), strict=True)
-    return [f"{text} (fit {fit:.2f})" for text, fit in pairs]
-
-
-def known_captions(state: VisualState, layer: str) -> list[tuple[str, ...]]:
-    """Return short caption lines on each filter of a layer; empty if its tuning was not measured."""
-    return [tuple(filter(None, each)) for each in state.store.get("tuning", {}).get(layer, {}).get("captions", ())]
 
 
 def draw_filter_tuning(

@@ -28,8 +28,10 @@ from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
 from filterscope.registry import register
 from filterscope.storage.disk_cache import hash_tensor
+from filterscope.visuals.concepts import LEAST_IMAGES, Concepts
 from filterscope.visuals.drawing.tiles import photo
 from filterscope.visuals.filter_selection import convolution_names
+from filterscope.visuals.filter_words import known_words
 from filterscope.visuals.gallery.layer_page import LayerFindings, LayerPage, SampleSet, build_layer_page
 from filterscope.visuals.gallery.pages import Info, build_site
 from filterscope.visuals.health.findings import filter_facts
@@ -37,6 +39,7 @@ from filterscope.visuals.health.health import Health
 from filterscope.visuals.output.site import Site
 from filterscope.visuals.progress import progress_bar
 from filterscope.visuals.trust import cache_folder, real_statistics, trust_sentences
+from filterscope.visuals.tuning import Tuning, tuned_layers
 from filterscope.visuals.visual import AtLeastOne, Every, Examples, LayerChoice, Visual, VisualState, example_name
 
 log = logging.getLogger(__name__)
@@ -70,6 +73,8 @@ class Gallery(Visual):
         max_megabytes: the upper limit of the site's size; the quality of the pictures is reduced to meet it.
         title: of the site; None: the network's name.
         health: how filters are judged if training has not judged them.
+        tuning: how the sentences on the filters of the first layers are found.
+        concepts: how the classes of filters and the kinds of their patches are found.
         seed: of the noise that synthesized images start from.
         every: write the site every so many epochs of a training as well, 0: at its end only.
     """
@@ -89,6 +94,8 @@ class Gallery(Visual):
     max_megabytes: float = 100.0
     title: str | None = None
     health: Health = field(default_factory=Health)
+    tuning: Tuning = field(default_factory=Tuning)
+    concepts: Concepts = field(default_factory=Concepts)
     seed: int = 0
     every: Every = 0
 
@@ -111,6 +118,15 @@ class Gallery(Visual):
                 f"visuals.gallery.max_megabytes={self.max_megabytes:g}: {total} filters need at least {least:g}"
             )
         return float((self.max_megabytes * 1e6 - fixed) / total - FILTER_BYTES / 2)
+
+    def _find_words(self, classifier: Classifier, names: Sequence[str], real: Examples, state: VisualState) -> None:
+        """Measure the tuning of the layers that `tuning` chooses, that are shown, and the concepts of all layers."""
+        real = dataclasses.replace(real, more=None)
+        layers = [layer for layer in tuned_layers(classifier, self.tuning.layers) if layer in names]
+        if layers:
+            dataclasses.replace(self.tuning, layers=layers, channels=1)(classifier, real, state)
+        if len(real) >= max(IMAGES_PER_PATCH * self.patches, LEAST_IMAGES):
+            dataclasses.replace(self.concepts, layers=names, channels=1)(classifier, real, state)
 
     def _synthesize(
         self,
@@ -204,6 +220,7 @@ def draw_gallery(
     outside = VisualState(store=state.store)
     if len(real):
         dataclasses.replace(gallery.health, layers=list(counts))(classifier, real, outside)
+    gallery._find_words(classifier, list(counts), real, outside)
     statistics = real_statistics(classifier, list(counts), real, outside)
     top = measure_responses(classifier, real.images, list(counts), after_norm=True) if len(real) >= min_images else {}
     shown = examples.images[: gallery.response_images]
@@ -219,6 +236,7 @@ def draw_gallery(
                 maps=activations(classifier, shown, [name])[name] if len(shown) else None,
                 health=filter_facts(state.store.get("health", {}).get(name, {}), count),
                 history=history.get(name, {}),
+                words=known_words(outside, name),
             )
             pages.append(build_layer_page(classifier, name, findings, real, max_bytes=max_bytes))
             done, before = done + count, before + shares[name]

@@ -17,6 +17,7 @@ from filterscope.analysis.top_patches import ReceptiveField, TopResponses, cut_p
 from filterscope.models.classifier import Classifier
 from filterscope.visuals.drawing.grid import Pixels
 from filterscope.visuals.drawing.tiles import coloured_maps, photo, signed, small_kernels
+from filterscope.visuals.filter_words import FilterWords
 from filterscope.visuals.filters import filter_tiles
 from filterscope.visuals.gallery.sprites import SpriteLayout, draw_atlas, encode_webp, layout_rows
 from filterscope.visuals.health.findings import rounded
@@ -53,6 +54,7 @@ class LayerFindings:
         maps: feature maps of the response images, `(images, filters, h, w)`; None: no images.
         health: verdict, reason and measures of each filter, as plain data.
         history: the records of the `history` visual by epoch.
+        words: what the filters detect, in words; None: not known.
     """
 
     samples: Sequence[SampleSet]
@@ -61,6 +63,7 @@ class LayerFindings:
     maps: Tensor | None
     health: Sequence[Mapping[str, Any]]
     history: Mapping[int, Mapping[str, Any]]
+    words: FilterWords | None = None
 
     @property
     def epochs(self) -> list[int]:
@@ -116,6 +119,7 @@ class LayerFindings:
         captions = [[example_name(examples, source), rounded(v, 3)] for source, v in zip(sources, largest, strict=True)]
         return {
             **self.health[i],
+            "sentence": self.words.sentences[i] if self.words else "",
             "samples": [samples.captions[i] for samples in self.samples],
             "patches": captions,
             "best": list(sources),
