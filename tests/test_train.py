@@ -54,7 +54,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("run")
     with hydra.initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        cfg = resolve_config(hydra.compose("train", list(TINY)))
+        cfg = resolve_config(hydra.compose("train", [*TINY, "visuals.synthesis.share=null"]))
     train(cfg, folder)
     return folder
 

@@ -48,6 +48,7 @@ class ClaimFolder(Callback):
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Claim the folder of a run."""
+        HydraConfig.instance().set_config(config)  # Hydra sets it after this, and the folder's name refers to it
         _claim(config.hydra.run.dir)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
