@@ -131,25 +131,33 @@ for data.epoch in (0, 1):
 """
 
 
-@pytest.mark.parametrize("remote", [False, True])
-def test_two_processes_with_two_loaders_each_see_every_image_once_an_epoch(images, shards, served, tmp_path, remote):
+def test_two_processes_with_two_loaders_each_see_every_image_once_an_epoch(images, served, tmp_path):
     folder, address = served
-    root = str(packed(images, folder) and address) if remote else str(shards)
+    packed(images, folder)
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-c", READ, root, str(tmp_path / "cache")],
+            [sys.executable, "-c", READ, address, str(tmp_path / "cache")],
             env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2"},
             stdout=subprocess.PIPE,
             text=True,
         )
         for rank in range(2)
     ]
-    said = [process.communicate(timeout=200)[0] for process in ranks]
+    said = [process.communicate(timeout=500)[0] for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0]
     seen = Counter(tuple(map(int, line.split())) for text in said for line in text.splitlines())
     assert seen == Counter({(epoch, *pair): 1 for epoch in range(2) for pair in WHOLE})
     orders = [[line[2:] for line in said[0].splitlines() if line.startswith(epoch)] for epoch in "01"]
     assert orders[0] != orders[1]
+
+
+def test_three_ranks_share_the_images_of_a_folder(shards, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    seen: Counter[tuple[int, int]] = Counter()
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        seen += pairs(module(shards).train_dataloader())
+    assert seen == WHOLE
 
 
 def test_parts_come_one_after_the_other_and_an_interrupted_epoch_goes_on():
