@@ -85,14 +85,14 @@ def main() -> int:
                 figure(writers["matplotlib"], layer, lambda channel, maps=maps: maps[0, channel])
 
         def ours() -> None:
-            write_outputs(visual(classifier, examples, VisualState()), writer=writers["ours"])
+            write_outputs(visual(classifier, examples, VisualState()), writer=writers["ours"], epoch=1)
 
         def drawing() -> None:
             shown = {}
             for layer, maps in known.items():
                 chosen, drawn = FilterSelection(channels=list(range(CHANNELS))), maps[:, :CHANNELS]
                 shown[layer] = draw_maps(image, drawn, chosen, layer=layer, total=maps.shape[1], columns=CHANNELS // 2)
-            write_outputs(shown, writer=writers["drawn"])
+            write_outputs(shown, writer=writers["drawn"], epoch=1)
 
         report = Report("picture logging")
         ours()
