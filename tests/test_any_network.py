@@ -247,6 +247,14 @@ def test_one_logit_is_the_logit_of_the_second_class() -> None:
     assert torch.allclose(chances.sum(1), torch.ones(2))
 
 
+def test_one_number_that_is_no_logit_is_drawn_as_it_is() -> None:
+    model = Returning(lambda logits, _: logits[:, 0])
+    ages = filterscope.look(model, SMALL, visuals=["predictions", "health"], labels=[23, 40])
+    classes = filterscope.look(model, SMALL, visuals=["predictions"], labels=[0, 1])
+    assert "the number that the network outputs" in ages.pictures["predictions/val"].description
+    assert "predicted class" in classes.pictures["predictions/val"].description
+
+
 @pytest.mark.parametrize(("end", "columns"), [(nn.Sigmoid(), 1), (nn.Softmax(dim=1), 4)])
 def test_outputs_that_are_probabilities_are_shown_as_they_are(end: nn.Module, columns: int) -> None:
     model = nn.Sequential(*chain()[:-1], nn.Linear(8, columns), end).eval()

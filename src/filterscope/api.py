@@ -113,11 +113,11 @@ def _drawn(
                 raise UserError(f"{', '.join(lacking)} need images, (N, C, H, W) in [0, 1]")
             size = classifier.image_size or 0
             examples = replace(examples, images=torch.empty(0, classifier.in_channels, size, size))
-        count = classifier.label_count
-        if examples.labels is not None and count and int(examples.labels.max()) >= count:
-            raise UserError(
-                f"labels go up to {int(examples.labels.max())}, but the network has classes 0 to {count - 1}"
-            )
+        count, largest = classifier.label_count, -1 if examples.labels is None else int(examples.labels.max())
+        if classifier.num_classes == 1 and largest > 1:  # an age or a score instead of a class
+            examples = replace(examples, labels=None)
+        elif largest >= count > 0:
+            raise UserError(f"labels go up to {largest}, but the network has classes 0 to {count - 1}")
         return render(visuals, classifier, examples, state or VisualState())
 
 
