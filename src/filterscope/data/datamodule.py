@@ -62,7 +62,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         resize_ratio: the shorter side is resized to `image_size × resize_ratio` pixels, then the center is cropped.
         cache: a folder for decoded and resized images, shared by epochs and runs; None: no cache.
         bit_depth: of images with more than 8 bits a value: 2^bit_depth − 1 becomes white; None: the smallest of 8, 10,
-            12, 14, 16, 24, 32 that holds a sample of the images; set by `setup` if it matters.
+            12, 14, 16, 24, 31 that holds a sample of the images; set by `setup` if it matters.
         max_megapixels: larger images are refused as possible decompression bombs.
 
     Attributes:

@@ -34,7 +34,7 @@ if importlib.util.find_spec("pillow_heif"):
     FORMATS.append("HEIF")
 
 MEGAPIXELS = 89.0  # Pillow's own limit for decompression bombs
-BIT_DEPTHS = (8, 10, 12, 14, 16, 24, 32)
+BIT_DEPTHS = (8, 10, 12, 14, 16, 24, 31)
 
 _TYPES = mimetypes.MimeTypes()  # the same on every machine: it reads no file of the system
 _PLUGINS = {b"heic": "HEIC", b"heix": "HEIC", b"hevc": "HEIC", b"mif1": "HEIC", b"avif": "AVIF"}
@@ -68,7 +68,7 @@ class Decoding:
 
     Args:
         bit_depth: of grey and PNG images with more than 8 bits a value: 2^bit_depth − 1 becomes white; None: the
-            smallest of 8, 10, 12, 14, 16, 24, 32 that holds the values of the file.
+            smallest of 8, 10, 12, 14, 16, 24, 31 that holds the values of the file.
         max_megapixels: larger images are refused.
     """
 
