@@ -1,6 +1,8 @@
 """Kill runs, fill disks, damage files and try random overrides; nothing may be lost and no error may go unexplained.
 
-    python benchmarks/faults.py [--quick] [--only kills,signals,disk,long,images,labels,fuzz] [--seed 0] [--json FILE]
+    python benchmarks/faults.py [--quick] [--only kills,resume,…] [--seed 0] [--json FILE]
+
+The parts are kills, signals, resume, disk, long, memory, images, labels and fuzz.
 
 Runs are forked from this process, which has imported everything, so that a run takes seconds.
 """
@@ -19,9 +21,10 @@ import faults_images
 import faults_kills
 import faults_labels
 import faults_long
+import faults_trials
 from report import Report, arguments, real_data
 
-PARTS = ("kills", "signals", "disk", "long", "images", "labels", "fuzz")
+PARTS = ("kills", "signals", "resume", "disk", "long", "memory", "images", "labels", "fuzz")
 
 
 def main() -> int:
@@ -50,6 +53,10 @@ def main() -> int:
             faults_kills.signals(
                 report, place, seed=given.seed + 4, count=2 if quick else 10, name="signals to one of two", ranks=2
             )
+        if "resume" in parts:
+            faults_trials.resume(report, place, kills=8 if quick else 40)
+        if "memory" in parts:
+            faults_trials.memory(report, place)
         if "disk" in parts:
             faults_disk.full_disk(report, place, moments=4 if quick else 16)
         if "long" in parts:

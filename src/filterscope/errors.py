@@ -10,7 +10,7 @@ class UserError(ValueError):
     """A mistake in config, data, checkpoint or environment.
 
     The message is one line: what was wrong, what was given, what is possible. The scripts print it without a traceback
-    and exit with a non-zero code. Any other exception is a bug of filterscope and keeps its traceback.
+    and exit with a non-zero code. Any other exception is a fault of filterscope.
     """
 
     def __init__(self, message: object = "") -> None:
