@@ -82,6 +82,7 @@ def test_every_option_of_a_constructor_is_in_its_yaml(group: str, composed: Comp
     given = {"total_steps", "optimizer"}  # passed by the program
     for name in options(group):
         extra = ("model.name=resnet50",) if name in ("torchvision", "timm") else ()
+        extra = ("model.path=my_package.my_net",) if name == "callable" else extra
         node = composed(f"{group}={name}", *extra)[group]
         if node.get("_target_", "").startswith("filterscope."):
             missing = set(inspect.signature(get_object(node["_target_"])).parameters) - given - node.keys()

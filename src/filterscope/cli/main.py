@@ -383,7 +383,10 @@ _given: list[str] = []  # the arguments as the user gave them
 _MOST_IMAGES = 1000
 _begun = False  # whether the run's folder holds all that a resumed run needs
 _ours = False  # whether HYDRA_FULL_ERROR was set here and not by the user
-_EXAMPLES = {"model.name": "model.name=resnet50, or another name of torchvision.models.list_models()"}
+_EXAMPLES = {
+    "model.name": "model.name=resnet50, or another name of torchvision.models.list_models()",
+    "model.path": "model.path=my_package.my_net, the dotted name of a function or class",
+}
 
 OmegaConf.register_new_resolver(
     "unique_dir", unique_dir, replace=True, use_cache=True
