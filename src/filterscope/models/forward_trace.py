@@ -15,7 +15,7 @@ Shape = tuple[int, ...]
 
 LARGEST = 640
 """Image sizes up to this are tried."""
-COMMON_SIZES = (224, 31, 28, 64, 96, 128, 256, 299, 384, 48, 100, 112, 160, 192, 512, 1)
+COMMON_SIZES = (224, 32, 28, 64, 96, 128, 256, 299, 384, 48, 100, 112, 160, 192, 512, 1)
 
 FAILED = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError)
 """What networks raise for images that they cannot process."""
