@@ -172,7 +172,9 @@ def trained(run_script: Run) -> Path:
 
 def test_help_lists_the_choices_of_a_plugin_without_importing_it(run_script: Run) -> None:
     shown = run_script("train.py", "--help").stdout
-    assert "data: animals, csv, fashion_mnist, flowers, folder, mnist, none, stripes, synthetic_flowers" in shown
+    assert (
+        "data: animals, csv, fashion_mnist, flowers, folder, mnist, none, shards, stripes, synthetic_flowers" in shown
+    )
     assert ", slowly" in shown
 
 

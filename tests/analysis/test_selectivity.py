@@ -54,8 +54,10 @@ def grey(shape: Tensor) -> Tensor:
 @pytest.fixture(scope="module")
 def tuning() -> LayerTuning:
     red = hue_direction(0)[:, None, None]
-    noise = torch.randn(3, SIDE, SIDE, generator=torch.Generator().manual_seed(3))
-    checks = (-1.0) ** torch.arange(SIDE * SIDE).view(SIDE, SIDE) * torch.randn(SIDE, SIDE).sign()
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.randn(3, SIDE, SIDE, generator=generator)
+    signs = torch.randn(SIDE, SIDE, generator=generator).sign()
+    checks = (-1.0) ** torch.arange(SIDE * SIDE).view(SIDE, SIDE) * signs
     kernels = [
         grey(gabor(0, 6)),  # light above dark
         grey(gabor(90, 6)),  # light left of dark

@@ -84,18 +84,17 @@ def test_tab_completes_a_started_word(terminal: Terminal, typed: str, completed:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("filterscope vis", "train visualize"),
+        ("filterscope vis", "train visualize pack"),
         ("filterscope train model=alexnet_s", "model=alexnet_scratch"),
         ("filterscope visualize visuals=gal", "visuals=gallery"),
     ],
 )
-def test_the_installed_command_completes_its_own_name_and_options(
-    line: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["filterscope", "-sc", "query=bash"])
-    monkeypatch.setenv("COMP_LINE", line)
-    run_command()
-    assert capsys.readouterr().out.strip() == words
+def test_the_installed_command_completes_its_own_name_and_options(line: str, words: str) -> None:
+    code = "import sys; sys.argv = ['filterscope', '-sc', 'query=bash']\n"
+    code += "from filterscope.cli.main import run_command; run_command()"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env={**os.environ, "COMP_LINE": line}, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == words
 
 
 def test_an_unknown_command_is_answered_with_the_known_ones(

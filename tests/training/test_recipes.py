@@ -15,8 +15,8 @@ from filterscope.models.weights import on_meta_device
 from filterscope.runtime.signals import Stopped, stop_request
 from filterscope.training.mix import logits_over_views, mixer
 from filterscope.training.policies import Full
+from resumed_runs import assert_alike, own_signals, stop_in
 from tiny import TINY
-from training.test_interruptions import assert_alike, own_signals, stop_in
 
 __all__ = ["own_signals"]
 EVERYTHING = (
