@@ -12,8 +12,9 @@ from hydra.errors import HydraException
 from hypothesis import strategies as st
 from omegaconf.errors import OmegaConfBaseException
 
-from filterscope.cli.main import COMPOSE_ERRORS, check_paths, resolve_config
+from filterscope.cli.main import COMPOSE_ERRORS, resolve_config
 from filterscope.cli.resume_arguments import resume_arguments
+from filterscope.config.options import check_paths
 from filterscope.errors import UserError
 from tiny import REPOSITORY, TINY
 

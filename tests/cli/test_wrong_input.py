@@ -13,7 +13,7 @@ from PIL import Image
 from train import train
 from visualize import visualize
 
-from filterscope.cli.main import check_paths
+from filterscope.config.options import check_paths
 from filterscope.errors import UserError
 from tiny import TINY
 

@@ -1,17 +1,13 @@
-"""Run the scripts: report errors in one line with an exit code, finish sweeps; imports nothing heavy."""
+"""Run the scripts and the `filterscope` command, and report errors in one line; imports nothing heavy."""
 
-import csv
-import glob
 import logging
-import mimetypes
 import os
 import runpy
 import shlex
 import signal
-import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +15,6 @@ from typing import Any, NoReturn, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -30,38 +25,25 @@ from filterscope.cli.error_messages import (
     log_traceback,
     one_line,
 )
-from filterscope.cli.resume_arguments import quote_path, repeated_arguments, resume_arguments, store_config
+from filterscope.cli.resume_arguments import repeated_arguments, resume_arguments, store_config
 from filterscope.cli.run_folder import claim_folder, unique_dir
 from filterscope.cli.search_path import add_plugin_configs, hide_bases, list_groups, suggest
 from filterscope.cli.sweeps import (
-    SweepJob,
     check_launcher,
+    finish_sweep,
     in_sweep,
     launcher_errors,
-    read_results,
+    needs_subprocess,
     record_failure,
-    write_sweep_table,
 )
 from filterscope.errors import UserError, first_line, suggestion
 from filterscope.runtime.cores import sleep_while_waiting
-from filterscope.runtime.processes import (
-    PARENT,
-    exit_with_parent,
-    is_first_process,
-    separate_forked_processes,
-    wait_for_process,
-)
+from filterscope.runtime.processes import exit_with_parent, is_first_process, separate_forked_processes
 from filterscope.runtime.signals import Stopped, stop_request
 from filterscope.runtime.slurm import record_job, requeue
 from filterscope.runtime.terminal import protect_output
 
 log = logging.getLogger("filterscope")
-
-RANK_VARIABLES = frozenset(
-    ["LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"]
-    + [f"SLURM_{name}" for name in ("NTASKS", "NTASKS_PER_NODE", "PROCID", "LOCALID", "NODEID")]
-)
-"""Variables with which a launcher gives a process its rank."""
 
 COMMANDS = {
     "train": "finetune a CNN and see, epoch by epoch, what its filters learn",
@@ -171,36 +153,17 @@ def _complete() -> None:
     run_script(import_module(f"filterscope.cli.{name if name in COMMANDS else 'train'}").main)
 
 
-def finish_sweep(unfinished: str = "") -> None:
-    """Log the table of a sweep's runs, and exit with code 1 if one of its jobs has failed.
-
-    Args:
-        unfinished: the launcher's message about a job that recorded no result.
-    """
-    folder, notes = read_results()
-    measured = [note for note in notes if "metrics" in note]
-    if folder is not None and measured:
-        jobs = [
-            SweepJob(folder=Path(m["folder"]), choices=tuple(m["choices"]), metrics=m["metrics"], monitor=m["monitor"])
-            for m in measured
-        ]
-        log.info("%s", write_sweep_table(jobs, folder))
-    failed = [f"job {note['number']}: {note['failed']}" for note in notes if "failed" in note]
-    failed += [unfinished] if unfinished else []
-    if failed:
-        log.error("%d of the jobs failed: %s", len(failed), "; ".join(failed))
-        sys.exit(1)
-
-
 def begin_run(cfg: DictConfig) -> dict[str, Any]:
     """Check the config of a training run, claim and fill its folder, and return the config as plain data.
 
     Raises:
         UserError: the config has a mistake, or the folder is not to be written.
     """
+    from filterscope.config.options import check_paths  # not at the top: `--help` needs no pydantic
+
     config = resolve_config(cfg)
     check_paths(config)
-    if is_first_process() and not _needs_subprocess(config):
+    if is_first_process() and not needs_subprocess(config):
         overrides, folder = HydraConfig.get().overrides, run_folder()
         claim_folder(folder, resume=bool(config["resume"]))
         record_job(folder, [*overrides.hydra, *overrides.task])
@@ -210,44 +173,6 @@ def begin_run(cfg: DictConfig) -> dict[str, Any]:
     global _begun
     _begun = True
     return config
-
-
-def run_in_subprocess(cfg: Mapping[str, Any]) -> dict[str, float] | None:
-    """Run a job of a sweep that needs several devices in a subprocess and return the last row of its metrics.
-
-    Inside the sweep's process the ranks of the job would start the whole sweep again, and their environment variables
-    would leak into later jobs (Lightning #11300, #18175).
-
-    Returns:
-        The metrics, or None if the job belongs to no sweep or needs one device; then nothing was run.
-    """
-    if not _needs_subprocess(cfg):
-        return None
-    job = run_folder()
-    stored = ["--config-path", str(job / ".hydra"), "--config-name", "config"]
-    command = [
-        sys.executable,
-        "-m",
-        "filterscope.cli.train",
-        *stored,
-        f"hydra.run.dir={quote_path(job)}",
-        "hydra.output_subdir=null",
-    ]
-    environment = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
-    environment[PARENT] = str(os.getpid())
-    code = wait_for_process(subprocess.Popen(command, env=environment))
-    stop_request.check()
-    if code:
-        raise UserError(f"job {HydraConfig.get().job.num} in {job} ended with exit code {code}")
-    with (job / "metrics.csv").open(encoding="utf-8") as file:
-        *_, last = csv.DictReader(file)
-    return {name: float(value) for name, value in last.items() if value and name != "epoch"}
-
-
-def _needs_subprocess(cfg: Mapping[str, Any]) -> bool:
-    trainer = cfg["trainer"]
-    several = trainer["devices"] not in (1, "1") or trainer["num_nodes"] > 1 or trainer["strategy"] != "auto"
-    return several and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def run_folder() -> Path:
@@ -269,60 +194,6 @@ def resolve_config(cfg: DictConfig) -> dict[str, Any]:
     config = cast(dict[str, Any], content)
     check_config(config)
     return config
-
-
-def check_paths(cfg: dict[str, Any]) -> None:
-    """Check that the files named in the config exist, before anything heavy is imported, and list those of `images`.
-
-    Raises:
-        UserError: one does not.
-    """
-    weights = (cfg.get("model") or {}).get("weights")
-    in_run = f"{weights}/checkpoints/best.ckpt"
-    if weights not in (None, "imagenet") and not _is_file(weights) and not _is_file(in_run):
-        raise UserError(f"no weights file at {weights} (model.weights is a path, a run folder, imagenet or null)")
-    if cfg.get("images"):
-        cfg["images"] = list(_images(cfg["images"] if isinstance(cfg["images"], list) else [cfg["images"]]))
-        if len(cfg["images"]) > _MOST_IMAGES:
-            raise UserError(f"images are {len(cfg['images'])} files, more than the {_MOST_IMAGES} that can be drawn")
-    if isinstance(cfg.get("ckpt"), str) and cfg["ckpt"] and not cfg.get("serve"):
-        from filterscope.config.options import find_checkpoint
-
-        find_checkpoint(cfg["ckpt"])
-    data = cfg.get("data") or {}
-    if str(data.get("_target_", "")).endswith(".FolderDataModule") and not _is_folder(data.get("root")):
-        raise UserError(f"data.root={data.get('root')}: there is no such folder")
-
-
-def _images(places: list[Any]) -> Iterator[str]:
-    """Yield the image files that `images` names: files, patterns such as `photos/*.jpg`, and folders."""
-    for place in places:
-        path = os.path.expanduser(place) if isinstance(place, str) and "\0" not in place else ""  # noqa: PTH111
-        if _is_file(path):
-            yield path
-            continue
-        pattern = f"{glob.escape(path)}/**/*" if Path(path).is_dir() and path else path
-        found = filter(_is_file, sorted(glob.glob(pattern, recursive=True)))  # noqa: PTH207 (a path that begins anywhere)
-        files = [each for each in found if str(mimetypes.guess_type(each)[0]).startswith("image/")]
-        if not files:
-            raise UserError(
-                f"no image at {place} (images is a list of files, folders and patterns, images=[photo.jpg], or null)"
-            )
-        yield from files
-
-
-def _is_folder(path: Any) -> bool:
-    try:
-        return isinstance(path, str) and Path(path).expanduser().is_dir()
-    except (RuntimeError, ValueError):
-        return False
-
-
-def _is_file(path: Any) -> bool:
-    try:
-        return isinstance(path, str) and Path(path).expanduser().is_file()
-    except (RuntimeError, ValueError):  # an unknown ~user, or a null character
-        return False
 
 
 def _resume_hint(*, always: bool = False) -> str:
@@ -380,7 +251,6 @@ def _raising_errors() -> Iterator[None]:
 
 
 _given: list[str] = []  # the arguments as the user gave them
-_MOST_IMAGES = 1000
 _begun = False  # whether the run's folder holds all that a resumed run needs
 _ours = False  # whether HYDRA_FULL_ERROR was set here and not by the user
 _EXAMPLES = {

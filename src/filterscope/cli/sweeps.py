@@ -1,7 +1,11 @@
-"""Sweeps: check the launcher, collect the result of each job, and write the table that compares the runs."""
+"""Sweeps: check the launcher, run jobs, collect their results, and write the table that compares the runs."""
 
+import csv
 import json
+import logging
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,18 +19,29 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from filterscope.cli.error_messages import describe_error, exit_with_message
+from filterscope.cli.resume_arguments import quote_path
 from filterscope.cli.run_folder import claim_folder
 from filterscope.errors import UserError
+from filterscope.runtime.processes import PARENT, wait_for_process
+from filterscope.runtime.signals import stop_request
 from filterscope.storage.atomic import write_file
 
 if TYPE_CHECKING:
     from filterscope.visuals.output.outputs import Table
+
+log = logging.getLogger("filterscope")
 
 STUDY = "study.journal"
 """The file in a search's folder that holds its trials."""
 
 NOTES = ".jobs"
 """The folder inside a sweep's folder that holds one JSON file per job, wherever the job ran."""
+
+RANK_VARIABLES = frozenset(
+    ["LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"]
+    + [f"SLURM_{name}" for name in ("NTASKS", "NTASKS_PER_NODE", "PROCID", "LOCALID", "NODEID")]
+)
+"""Variables with which a launcher gives a process its rank."""
 
 _SUBMITIT = ("slurm", "workers", "submitit_slurm", "submitit_local")
 _ON_SLURM = ("slurm", "submitit_slurm")
@@ -84,6 +99,27 @@ def read_results() -> tuple[Path | None, list[dict[str, Any]]]:
     return _sweeps[0], [{"number": int(file.stem), **json.loads(file.read_text(encoding="utf-8"))} for file in files]
 
 
+def finish_sweep(unfinished: str = "") -> None:
+    """Log the table of a sweep's runs, and exit with code 1 if one of its jobs has failed.
+
+    Args:
+        unfinished: the launcher's message about a job that recorded no result.
+    """
+    folder, notes = read_results()
+    measured = [note for note in notes if "metrics" in note]
+    if folder is not None and measured:
+        jobs = [
+            SweepJob(folder=Path(m["folder"]), choices=tuple(m["choices"]), metrics=m["metrics"], monitor=m["monitor"])
+            for m in measured
+        ]
+        log.info("%s", write_sweep_table(jobs, folder))
+    failed = [f"job {note['number']}: {note['failed']}" for note in notes if "failed" in note]
+    failed += [unfinished] if unfinished else []
+    if failed:
+        log.error("%d of the jobs failed: %s", len(failed), "; ".join(failed))
+        sys.exit(1)
+
+
 def write_sweep_table(jobs: Sequence[SweepJob], folder: Path) -> str:
     """Write `runs.csv` into the sweep's folder and return the table as text."""
     from filterscope.visuals.output.tables import table_csv, table_text
@@ -113,6 +149,45 @@ def runs_table(jobs: Sequence[SweepJob]) -> "Table":
     heads = [name.removeprefix("health/").removesuffix("/all") for name in names]
     text = "Each run at its best epoch; the verdicts are shares of all filters." if len(heads) > 2 else ""
     return Table(columns=("chosen", *heads, "run"), rows=tuple(rows), description=text)
+
+
+def run_in_subprocess(cfg: Mapping[str, Any]) -> dict[str, float] | None:
+    """Run a job of a sweep that needs several devices in a subprocess and return the last row of its metrics.
+
+    Inside the sweep's process the ranks of the job would start the whole sweep again, and their environment variables
+    would leak into later jobs (Lightning #11300, #18175).
+
+    Returns:
+        The metrics, or None if the job belongs to no sweep or needs one device; then nothing was run.
+    """
+    if not needs_subprocess(cfg):
+        return None
+    job = Path(HydraConfig.get().runtime.output_dir)
+    stored = ["--config-path", str(job / ".hydra"), "--config-name", "config"]
+    command = [
+        sys.executable,
+        "-m",
+        "filterscope.cli.train",
+        *stored,
+        f"hydra.run.dir={quote_path(job)}",
+        "hydra.output_subdir=null",
+    ]
+    environment = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
+    environment[PARENT] = str(os.getpid())
+    code = wait_for_process(subprocess.Popen(command, env=environment))
+    stop_request.check()
+    if code:
+        raise UserError(f"job {HydraConfig.get().job.num} in {job} ended with exit code {code}")
+    with (job / "metrics.csv").open(encoding="utf-8") as file:
+        *_, last = csv.DictReader(file)
+    return {name: float(value) for name, value in last.items() if value and name != "epoch"}
+
+
+def needs_subprocess(cfg: Mapping[str, Any]) -> bool:
+    """Return whether this is a job of a sweep that needs several devices."""
+    trainer = cfg["trainer"]
+    several = trainer["devices"] not in (1, "1") or trainer["num_nodes"] > 1 or trainer["strategy"] != "auto"
+    return several and in_sweep()
 
 
 def launcher_errors() -> tuple[type[Exception], ...]:

@@ -7,9 +7,9 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from filterscope.cli.main import begin_run, report_errors, run_folder, run_in_subprocess, run_script
+from filterscope.cli.main import begin_run, report_errors, run_folder, run_script
 from filterscope.cli.search_path import CONF
-from filterscope.cli.sweeps import record_metrics
+from filterscope.cli.sweeps import record_metrics, run_in_subprocess
 from filterscope.runtime.signals import stop_request
 
 log = logging.getLogger("filterscope")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
-from filterscope.cli.main import check_paths, report_errors, resolve_config, run_folder, run_script
+from filterscope.cli.main import report_errors, resolve_config, run_folder, run_script
 from filterscope.cli.search_path import CONF
 from filterscope.errors import UserError, first_line
 
@@ -125,6 +125,8 @@ def _serve(cfg: dict[str, Any], folder: Path) -> None:
 def main(cfg: DictConfig) -> None:
     """Run one job."""
     with report_errors():
+        from filterscope.config.options import check_paths  # not at the top: `--help` needs no pydantic
+
         config = resolve_config(cfg)
         check_paths(config)
         if config["runs"]:

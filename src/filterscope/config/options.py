@@ -1,7 +1,9 @@
-"""Check what can be checked without torch: options at the config's root, those of the Trainer, and the checkpoint."""
+"""Check what can be checked without torch: options at the config's root, those of the Trainer, and paths."""
 
+import glob
+import mimetypes
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -39,6 +41,7 @@ TRAINER: dict[str, Any] = {
 }
 """Where filterscope accepts less than `pytorch_lightning.Trainer` declares."""
 
+_MOST_IMAGES = 1000
 _GROUPS = ("model", "head", "finetune", "optimizer", "schedule", "trainer", "mix", "test")
 
 
@@ -65,6 +68,52 @@ def check_config(cfg: Mapping[str, Any]) -> None:
         for key, hint in hints.items():
             if key in options:
                 check_value(options[key], hint, where=where + key)
+
+
+def check_paths(cfg: dict[str, Any]) -> None:
+    """Check that the files and folders named in the config exist, and replace `images` by a list of files.
+
+    Raises:
+        UserError: one does not exist, or there are too many images.
+    """
+    weights = (cfg.get("model") or {}).get("weights")
+    in_run = f"{weights}/checkpoints/best.ckpt"
+    if weights not in (None, "imagenet") and not _exists(weights) and not _exists(in_run):
+        raise UserError(f"no weights file at {weights} (model.weights is a path, a run folder, imagenet or null)")
+    if cfg.get("images"):
+        cfg["images"] = list(_images(cfg["images"] if isinstance(cfg["images"], list) else [cfg["images"]]))
+        if len(cfg["images"]) > _MOST_IMAGES:
+            raise UserError(f"images are {len(cfg['images'])} files, more than the {_MOST_IMAGES} that can be drawn")
+    if isinstance(cfg.get("ckpt"), str) and cfg["ckpt"] and not cfg.get("serve"):
+        find_checkpoint(cfg["ckpt"])
+    data = cfg.get("data") or {}
+    if str(data.get("_target_", "")).endswith(".FolderDataModule") and not _exists(data.get("root"), Path.is_dir):
+        raise UserError(f"data.root={data.get('root')}: there is no such folder")
+
+
+def _images(places: list[Any]) -> Iterator[str]:
+    """Yield the image files that `images` names: files, patterns such as `photos/*.jpg`, and folders."""
+    for place in places:
+        path = os.path.expanduser(place) if isinstance(place, str) and "\0" not in place else ""  # noqa: PTH111
+        if _exists(path):
+            yield path
+            continue
+        pattern = f"{glob.escape(path)}/**/*" if Path(path).is_dir() and path else path
+        found = filter(_exists, sorted(glob.glob(pattern, recursive=True)))  # noqa: PTH207 (a path that begins anywhere)
+        files = [each for each in found if str(mimetypes.guess_type(each)[0]).startswith("image/")]
+        if not files:
+            raise UserError(
+                f"no image at {place} (images is a list of files, folders and patterns, images=[photo.jpg], or null)"
+            )
+        yield from files
+
+
+def _exists(path: Any, kind: Callable[[Path], bool] = Path.is_file) -> bool:
+    """Return whether there is a file, or something else that `kind` tests, at a path from the config."""
+    try:
+        return isinstance(path, str) and kind(Path(path).expanduser())
+    except (RuntimeError, ValueError):  # an unknown ~user, or a null character
+        return False
 
 
 def find_checkpoint(ckpt: str, outputs: Path = Path("outputs")) -> Path:
