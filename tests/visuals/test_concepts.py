@@ -32,11 +32,14 @@ def test_every_filter_has_a_row_and_a_sentence(classifier: Classifier, many: Exa
     assert all("AUC" in sentence for sentence in words.sentences)
 
 
-def test_images_without_labels_are_divided_but_not_named(classifier: Classifier, many: Examples) -> None:
-    shown = Concepts(layers=["block2_conv1"])(classifier, replace(many, labels=None), VisualState())
-    table = shown["concepts"]
+def test_patches_of_images_without_labels_are_drawn_without_classes(classifier: Classifier, many: Examples) -> None:
+    state = VisualState()
+    shown = Concepts(layers=["block2_conv1"])(classifier, replace(many, labels=None), state)
+    table, picture = shown["concepts"], shown["concepts/block2_conv1"]
     assert isinstance(table, Table)
+    assert isinstance(picture, Picture)
     assert {row[3] for row in table.rows} == {""}
+    assert known_words(state, "block2_conv1") is None
 
 
 def test_too_few_images_are_an_error(classifier: Classifier, examples: Examples) -> None:

@@ -49,6 +49,13 @@ class TopResponses:
         """Return the images that activate each channel most, strongest first, `(≤ count, channels)`."""
         return self.largest.topk(min(count, len(self.largest)), dim=0).indices
 
+    def patches(self, images: Tensor, channel: int, *, count: int, field: ReceptiveField) -> list[Tensor]:
+        """Cut the patches `(C, side, side)` that activate a channel most out of the images, strongest first."""
+        return [
+            cut_patch(images, source, int(self.positions[source, channel]), width=self.width, field=field)
+            for source in self.best(count)[:, channel].tolist()
+        ]
+
 
 def measure_responses(
     classifier: Classifier,
@@ -111,15 +118,7 @@ def top_patches(
     """
     top = measure_responses(classifier, images, [layer])[layer]
     field = receptive_field(classifier, layer, images.shape[-1])
-    patches = [
-        torch.stack(
-            [
-                cut_patch(images, source, int(top.positions[source, channel]), width=top.width, field=field)
-                for source in top.best(count)[:, channel].tolist()
-            ]
-        )
-        for channel in channels
-    ]
+    patches = [torch.stack(top.patches(images, channel, count=count, field=field)) for channel in channels]
     return torch.stack(patches).cpu()
 
 

@@ -1,18 +1,16 @@
-"""Say which classes each filter separates, and draw its top-activating patches, divided where they are of two kinds."""
+"""Say which classes each filter separates, and draw its top-activating patches."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor
-
 from filterscope.analysis.selectivity.class_words import ClassWords, class_words, enough_classes
-from filterscope.analysis.selectivity.clusters import PatchKinds, patch_kinds
-from filterscope.analysis.top_patches import TopResponses, cut_patch, measure_responses, receptive_field
+from filterscope.analysis.top_patches import measure_responses, receptive_field
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of
 from filterscope.registry import register
-from filterscope.visuals.drawing.grid import BLUE, ORANGE, Cell, grid, tile_size
+from filterscope.visuals.drawing.grid import Cell, grid, tile_size
 from filterscope.visuals.drawing.tiles import photo
 from filterscope.visuals.filter_selection import convolution_names
 from filterscope.visuals.filter_words import remember_words
@@ -32,21 +30,20 @@ PATCHES, LABEL = 6, 240  # patches of a filter, and pixels for its words
 LEAST_IMAGES = 2 * PATCHES  # with fewer, the "top-activating" patches would be nearly all there are
 
 _TEXT = (
-    "Each row: the patches of real images that activate a filter most. Where they are of two kinds, those of one kind "
-    "have a blue frame and those of the other an orange frame: such a filter is called polysemantic. The kinds are "
-    "found by what the other filters of the layer respond to in the patches. The words name the classes whose images "
+    "Each row: the patches of real images that activate a filter most. The words name the classes whose images "
     "activate the filter more than other images do; they are chosen on one half of the images and tested on the other "
     "half against shuffled labels."
 )
-_COLUMNS = ("layer", "filter", "sentence", "classes", "not", "auc", "q", "kinds", "silhouette", "p of two kinds")
+_COLUMNS = ("layer", "filter", "sentence", "classes", "not", "auc", "q")
 
 
 @register("visual", "concepts")
 @dataclass(frozen=True, kw_only=True)
 class Concepts(Visual):
-    """Name the classes that filters separate and draw the kinds of their patches: `concepts/<layer>`, table `concepts`.
+    """Name the classes that filters separate and draw their patches: `concepts/<layer>` and the table `concepts`.
 
-    In training it is drawn when training has ended, of the best epoch.
+    Without labels, or with those of one class, only the patches are drawn. In training it is drawn when training has
+    ended, of the best epoch.
 
     Attributes:
         layers: names of convolutions; None: all.
@@ -77,6 +74,7 @@ class Concepts(Visual):
         if len(examples) < LEAST_IMAGES:
             raise UserError(f"concepts need at least {LEAST_IMAGES} images; there are {len(examples)}")
         labels = examples.labels if examples.labels is not None and enough_classes(examples.labels) else None
+        names = [] if labels is None else [name_of(k, examples.class_names) for k in range(1 + int(labels.max()))]
         layers = convolution_names(classifier, self.layers)
         chosen = {layer: channels_of(classifier.layers, layer, self.channels) for layer in layers}
         responses = measure_responses(classifier, examples.images, layers, after_norm=True)
@@ -84,86 +82,43 @@ class Concepts(Visual):
         rows: list[tuple[Any, ...]] = []
         for layer in layers:
             top = responses[layer]
-            kinds = patch_kinds(classifier, examples.images, layer, top, seed=self.seed)
             words = None if labels is None else class_words(top.responses, labels, seed=self.seed)
-            sentences = concept_sentences(words, kinds, examples)
-            short = [_short(words, i, examples) for i in range(len(sentences))]
-            remember_words(state, layer, source="concepts", sentences=sentences, captions=[[each] for each in short])
+            filters = range(top.responses.shape[1])
+            facts = [_facts(words, i, names) if words is not None else ("", "", "", "", "") for i in filters]
+            sentences = [str(each[0]) for each in facts]
+            short = [names[words.classes[i][0]] if words is not None and words.holds(i) else "" for i in filters]
+            if words is not None:
+                remember_words(
+                    state, layer, source="concepts", sentences=sentences, captions=[[each] for each in short]
+                )
             field = receptive_field(classifier, layer, examples.images.shape[-1])
-
-            def patch(image: int, i: int, top: TopResponses = top, field: Any = field) -> Tensor:
-                return cut_patch(examples.images, image, int(top.positions[image, i]), width=top.width, field=field)
-
-            cells = []
-            for i in chosen[layer]:
-                picked = _both_kinds(kinds, i)
-                frames = [(BLUE, ORANGE)[int(kinds.kinds[i, k])] if kinds.two_kinds(i) else None for k in picked]
-                size = tile_size(PATCHES, labels=LABEL)
-                cells += [
-                    Cell(pixels=photo(patch(int(kinds.images[i, k]), i), size), frame=frame)
-                    for k, frame in zip(picked, frames, strict=True)
-                ]
-            listed = "".join(f"\n- {i}: {sentences[i]}" for i in chosen[layer])
+            size = tile_size(PATCHES, labels=LABEL)
             pixels = grid(
-                cells,
+                [
+                    Cell(pixels=photo(patch, size))
+                    for i in chosen[layer]
+                    for patch in top.patches(examples.images, i, count=PATCHES, field=field)
+                ],
                 columns=PATCHES,
                 title=layer,
-                notes=[f"{len(chosen[layer])} of {len(sentences)} filters: classes and top-activating patches"],
-                key=[("one kind", BLUE), ("another kind", ORANGE)],
+                notes=[f"{len(chosen[layer])} of {len(filters)} filters: classes and top-activating patches"],
                 row_labels=[f"{i} {short[i]}" for i in chosen[layer]],
                 label_width=LABEL,
             )
+            listed = "".join(f"\n- {i}: {sentences[i]}" for i in chosen[layer]) if words is not None else ""
             shown[f"concepts/{layer}"] = Picture(pixels=pixels, description=f"**{layer}**. {_TEXT}\n{listed}")
-            rows += [_row(layer, i, sentence, words, kinds, examples) for i, sentence in enumerate(sentences)]
+            rows += [(layer, i, *each) for i, each in enumerate(facts)]
         shown["concepts"] = Table(columns=_COLUMNS, rows=tuple(rows), description=_TEXT)
         return shown
 
 
-def concept_sentences(words: ClassWords | None, kinds: PatchKinds, examples: Examples) -> list[str]:
-    """Return a sentence on each filter: the classes it separates, and whether its patches are of two kinds."""
-    names = [name_of(label, examples.class_names) for label in range(1 + int(_largest_label(examples)))]
-    sentences = []
-    for i in range(len(kinds.images)):
-        parts = [] if words is None else [words.sentence(i, names)]
-        parts += ["its patches are of two kinds"] if kinds.two_kinds(i) else []
-        sentences.append("; ".join(parts) or "patches of one kind")
-    return sentences
-
-
-def _largest_label(examples: Examples) -> int:
-    return -1 if examples.labels is None else int(examples.labels.max())
-
-
-def _both_kinds(kinds: PatchKinds, i: int) -> list[int]:
-    """Return which of a filter's patches are drawn: half of each kind, or the strongest."""
-    if not kinds.two_kinds(i):
-        return list(range(min(PATCHES, kinds.images.shape[1])))
-    parts = [(kinds.kinds[i] == kind).nonzero().flatten().tolist() for kind in (0, 1)]
-    second = parts[1][: PATCHES // 2]
-    return parts[0][: PATCHES - len(second)] + second
-
-
-def _short(words: ClassWords | None, i: int, examples: Examples) -> str:
-    if words is None or not words.holds(i):
-        return ""
-    return name_of(words.classes[i][0], examples.class_names)
-
-
-def _row(
-    layer: str, i: int, sentence: str, words: ClassWords | None, kinds: PatchKinds, examples: Examples
-) -> tuple[Any, ...]:
-    two = 2 if kinds.two_kinds(i) else 1
-    numbers = (two, round(float(kinds.silhouette[i]), 4), round(float(kinds.p[i]), 4))
-    if words is None:
-        return (layer, i, sentence, "", "", "", "", *numbers)
+def _facts(words: ClassWords, i: int, names: Sequence[str]) -> tuple[Any, ...]:
+    """Return the sentence on filter `i`, its classes, the class that activates it least, and AUC and q."""
     weakest = words.weakest[i]
     return (
-        layer,
-        i,
-        sentence,
-        " or ".join(name_of(label, examples.class_names) for label in words.classes[i]),
-        "" if weakest is None else name_of(weakest, examples.class_names),
+        words.sentence(i, names),
+        " or ".join(names[label] for label in words.classes[i]),
+        "" if weakest is None else names[weakest],
         round(float(words.auc[i]), 4),
         round(float(words.q[i]), 4),
-        *numbers,
     )

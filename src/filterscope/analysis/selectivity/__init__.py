@@ -1,1 +1,1 @@
-"""Selectivity of filters: the stimuli, classes and kinds of image patches they respond to, in numbers and words."""
+"""Selectivity of filters: the stimuli and classes they respond to, in numbers and words."""

@@ -74,7 +74,7 @@ class Gallery(Visual):
         title: of the site; None: the network's name.
         health: how filters are judged if training has not judged them.
         tuning: how the sentences on the filters of the first layers are found.
-        concepts: how the classes of filters and the kinds of their patches are found.
+        concepts: how the classes of filters are found.
         seed: of the noise that synthesized images start from.
         every: write the site every so many epochs of a training as well, 0: at its end only.
     """
