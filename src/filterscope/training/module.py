@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import pytorch_lightning as pl
@@ -96,7 +95,6 @@ class FinetuneModule(pl.LightningModule):
         self._batches: list[Tensor] = []  # the records of the running evaluation
         self.split_network: SplitNetwork | None = None
         self._backbone_trains = True
-        self._not_finite_since: Tensor | None = None  # the step, -1 if the last loss was finite
         # Only for training steps: validation and visuals come and go with hooks, which would compile again.
         self._compiled: Callable[[Tensor], Tensor] | None = torch.compile(self._logits) if compile_steps else None
         policy.freeze(classifier)
@@ -196,18 +194,7 @@ class FinetuneModule(pl.LightningModule):
             logits = self._train_forward(inputs)
         loss = self.loss(logits, targets)
         self._update_metrics("train", logits.detach(), labels, loss.detach())
-        self._watch_loss(loss.detach())
         return loss
-
-    def on_train_batch_end(self, _outputs: object, _batch: object, _index: int) -> None:
-        """End the run if the loss has stopped being finite, before the weights are validated and saved.
-
-        Raises:
-            UserError: it has; the message says since which step.
-        """
-        # Reading a number from a GPU waits for it.
-        if self.device.type == "cpu" or self.trainer.is_last_batch or self.global_step % 50 == 0:
-            self._check_loss()
 
     def validation_step(self, batch: tuple[Tensor | Features, Tensor], _index: int) -> Tensor | None:
         """Measure a validation batch, and return the features of its images if the network is split."""
@@ -287,32 +274,6 @@ class FinetuneModule(pl.LightningModule):
             # `MetricsLog` passes the values of an epoch on to the loggers.
             options = {"on_step": False, "on_epoch": True, "logger": False, "prog_bar": name in ("loss", "acc")}
             self.log(f"{split}/{name}", metric, batch_size=len(labels), **options)  # type: ignore[arg-type]
-
-    def _watch_loss(self, loss: Tensor) -> None:
-        """Note the step since which the loss is not finite, without waiting for the device."""
-        since = self._not_finite_since
-        since = torch.full((), -1, device=loss.device) if since is None else since
-        step = torch.where(since < 0, self.global_step, since)
-        self._not_finite_since = torch.where(loss.isfinite(), -1, step)
-
-    def _check_loss(self) -> None:
-        since = -1 if self._not_finite_since is None else int(self._not_finite_since)
-        # In float16 a few losses may overflow: the scaler skips such steps and goes on with a smaller scale.
-        patience = 20 if self.trainer.precision == "16-mixed" and not self.trainer.is_last_batch else 0
-        if since < 0 or self.global_step - since < patience:
-            return
-        rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
-        advice = f"a smaller learning rate (it was {rate:.3g}; optimizer.lr={rate / 10:.2g})"
-        if self.trainer.gradient_clip_val is None:
-            advice += ", trainer.gradient_clip_val=1"
-        if self.trainer.precision != "32-true":
-            advice += ", trainer.precision=32-true"
-        folder: Path | None = getattr(self.trainer.checkpoint_callback, "folder", None)
-        kept = folder / "last.ckpt" if folder else Path("none")
-        raise UserError(
-            f"training diverged: the loss is not finite since step {since + 1} (epoch {self.epoch + 1}); try {advice}"
-            + (f"; {kept} holds the network of the epoch before" if kept.is_file() else "")
-        )
 
     def _logits(self, images: Tensor) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._backbone_trains):

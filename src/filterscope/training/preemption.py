@@ -23,23 +23,28 @@ class FiniteLoss(pl.Callback):
 
     Not `EarlyStopping(check_finite=True)`, which looks once an epoch and ends the run as if it were complete.
 
+    In float16 a few losses may overflow: the scaler skips such steps and goes on with a smaller scale. There 20 losses
+    in a row must not be finite, or the last one of an epoch.
+
     Args:
-        every_steps: how often the loss is checked, because each check waits for the GPU.
+        every_steps: how often the loss on a GPU is checked, because each check waits for the GPU.
     """
 
     def __init__(self, *, every_steps: int = 20) -> None:
         super().__init__()
         self.every_steps = every_steps
-        self._finite: torch.Tensor | None = None
+        self._since: torch.Tensor | None = None  # the first step whose loss was not finite, -1: all were
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note whether the loss of this step is finite."""
+        """Note whether the loss of this step is finite, without waiting for the device."""
         del pl_module, batch
         finite = outputs["loss"].detach().isfinite()
-        self._finite = finite if self._finite is None else self._finite & finite
-        if (batch_idx + 1) % self.every_steps == 0:
+        since = torch.full_like(finite, -1, dtype=torch.int64) if self._since is None else self._since
+        since = torch.where(finite | (since >= 0), since, trainer.global_step)
+        self._since = torch.where(finite, -1, since) if trainer.precision == "16-mixed" else since
+        if finite.device.type == "cpu" or (batch_idx + 1) % self.every_steps == 0:
             self.check(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -48,13 +53,14 @@ class FiniteLoss(pl.Callback):
         self.check(trainer)
         loss = trainer.callback_metrics.get("val/loss")
         if loss is not None and not torch.isfinite(loss):
-            raise UserError(_not_finite("validation", trainer))
+            raise _diverged(trainer, "the validation loss is not finite")
 
     def check(self, trainer: pl.Trainer) -> None:
-        """Raise a `UserError` if a loss since the last check was not finite."""
-        if self._finite is not None and not bool(self._finite):
-            raise UserError(_not_finite("training", trainer))
-        self._finite = None
+        """Raise a `UserError` if the training has diverged; it names the step since which."""
+        since = -1 if self._since is None else int(self._since)
+        patience = 20 if trainer.precision == "16-mixed" and not trainer.is_last_batch else 0
+        if 0 <= since <= trainer.global_step - patience:
+            raise _diverged(trainer, f"the loss is not finite since step {since}")
 
 
 class Preemption(pl.Callback):
@@ -217,8 +223,16 @@ def _metrics_of(module: pl.LightningModule) -> list[Metric]:
     return [each for each in module.modules() if isinstance(each, Metric)]
 
 
-def _not_finite(which: str, trainer: pl.Trainer) -> str:
-    return (
-        f"the {which} loss became NaN or infinite in epoch {trainer.current_epoch + 1}; a smaller optimizer.lr, "
-        "trainer.gradient_clip_val=1 or trainer.precision=32-true may help"
-    )
+def _diverged(trainer: pl.Trainer, how: str) -> UserError:
+    """Return the error for a loss that is not finite, with what may help and what is left."""
+    rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
+    advice = f"a smaller learning rate (it was {rate:.3g}; optimizer.lr={rate / 10:.2g})"
+    if trainer.gradient_clip_val is None:
+        advice += ", trainer.gradient_clip_val=1"
+    if trainer.precision != "32-true":
+        advice += ", trainer.precision=32-true"
+    message = f"training diverged: {how} (epoch {trainer.current_epoch + 1}); try {advice}"
+    kept = [each.last_path for each in trainer.callbacks if isinstance(each, RunCheckpoints)]  # type: ignore[attr-defined]
+    if kept and kept[0].is_file():
+        message += f"; {kept[0]} holds the network of the epoch before"
+    return UserError(message)
