@@ -230,6 +230,15 @@ def adapted(model: nn.Module, **options: Any) -> Iterator[Classifier]:
     yield as_classifier(copied, **options)
 
 
+def named_part(module: nn.Module, name: str) -> nn.Module:
+    """Return the part of a module with a name; a `UserError` if there is none."""
+    found = dict(module.named_modules()).get(name)
+    if found is None:
+        parts = ", ".join(part for part, _ in module.named_children())
+        raise UserError(f"{type(module).__name__} has no network={name!r}; it has {parts}")
+    return found
+
+
 def find_network(module: nn.Module, name: str | None, images: Tensor, **options: Any) -> Classifier:
     """Return a classifier around the network in a module, such as a LightningModule.
 
@@ -245,14 +254,11 @@ def find_network(module: nn.Module, name: str | None, images: Tensor, **options:
     Raises:
         UserError: there is no part of that name, or no single network that takes the images.
     """
-    parts = dict(module.named_children())
     if name is not None:
-        if name not in dict(module.named_modules()):
-            raise UserError(f"{type(module).__name__} has no network={name!r}; it has {', '.join(parts)}")
-        return as_classifier(module.get_submodule(name), images=images, **options)
+        return as_classifier(named_part(module, name), images=images, **options)
     holders = {
         key: part
-        for key, part in parts.items()
+        for key, part in module.named_children()
         if any(isinstance(each, nn.Conv2d) for each in part.modules()) and not isinstance(part, nn.Conv2d)
     }
     try:

@@ -305,8 +305,8 @@ def callable_backbone(
     return Backbone(
         network,
         name=name,
-        mean=per_channel("mean", mean, [0.0] * in_channels),
-        std=per_channel("std", std, [1.0] * in_channels),
+        mean=per_channel("model.mean", mean, [0.0] * in_channels),
+        std=per_channel("model.std", std, [1.0] * in_channels),
         image_size=image_size,
         pretrained=weights is not None,
         missing=missing,

@@ -67,7 +67,7 @@ class Classifier(nn.Module):
     @cached_property
     def layers(self) -> dict[str, Layer]:
         """All layers that run, by name in the order in which they run; the head is called `head`."""
-        layers = name_layers(self.backbone.network, self._calls(), prefix="backbone.network.")
+        layers = name_layers(self.backbone.network, self._accepted[1], prefix="backbone.network.")
         if isinstance(self.head, nn.Linear):
             number = 1 + sum(name.removeprefix("fc").isdigit() for name in layers)
             aliases = (self.head_path, f"fc{number}") if self.head_path and number > 1 else (self.head_path,)
@@ -192,16 +192,16 @@ class Classifier(nn.Module):
             return self.traced[1]
         return calls_without_values(self.backbone.network, in_channels=self.in_channels, image_size=size)
 
-    def _calls(self) -> list[ModuleCall]:
-        sizes = (self.image_size or self.backbone.image_size, self.backbone.image_size, *range(1, 513))
-        return next((calls for size in sizes if (calls := self._calls_at(size)) is not None), [])
-
-    @cached_property
+    @property
     def accepted_size(self) -> int:
         """An image size in pixels that the network accepts: that of the data or its own if possible."""
+        return self._accepted[0]
+
+    @cached_property
+    def _accepted(self) -> tuple[int, list[ModuleCall]]:
         known = self.image_size or self.backbone.image_size
         sizes = (known, self.backbone.image_size, *range(1, 513))
-        return next((size for size in sizes if self._calls_at(size) is not None), known)
+        return next(((size, calls) for size in sizes if (calls := self._calls_at(size)) is not None), (known, []))
 
 
 @dataclass(frozen=True, kw_only=True)

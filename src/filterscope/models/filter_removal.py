@@ -81,7 +81,7 @@ def cut_filters(
         raise UserError(f"{classifier.backbone.name} cannot be cut: the number of its outputs would change")
     for name, parameter in classifier.named_parameters():
         parameter.requires_grad_(name in trained)
-    for known in ("layers", "accepted_size"):
+    for known in ("layers", "_accepted"):
         classifier.__dict__.pop(known, None)
     classifier.traced = None
     return cut

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from filterscope.models.classifier import Classifier
+from filterscope.models.forward_trace import FAILED
 from filterscope.models.layers import find_layer
-from filterscope.models.network_copy import hooks_of
+from filterscope.models.network_copy import hooks_of, restored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,18 +115,12 @@ def _without(network: nn.Module, path: str) -> nn.Module:
 
 
 def _is_exact(split: SplitNetwork) -> bool:
-    classifier = split.classifier
-    size = classifier.accepted_size
-    flags = {module: module.training for module in classifier.modules()}
-    parameter = next(classifier.parameters())
-    image = torch.linspace(0, 1, classifier.in_channels * size * size, device=parameter.device)
-    try:
+    classifier, size = split.classifier, split.classifier.accepted_size
+    image = torch.linspace(0, 1, classifier.in_channels * size * size, device=next(classifier.parameters()).device)
+    images = image.view(1, classifier.in_channels, size, size)
+    with restored(classifier), torch.no_grad():
         classifier.eval()
-        with torch.no_grad():
-            images = image.view(1, classifier.in_channels, size, size)
+        try:
             return torch.equal(split.logits(split.features(images)), classifier(images))
-    except (RuntimeError, TypeError, ValueError, AttributeError):  # a foreign network's forward
-        return False
-    finally:
-        for module, training in flags.items():
-            module.training = training
+        except FAILED:
+            return False

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from filterscope.data.datamodule import ImageDataModule
 from filterscope.errors import UserError
-from filterscope.models.adapter import find_network
+from filterscope.models.adapter import find_network, named_part
 from filterscope.models.classifier import Classifier
 from filterscope.training.loggers import log_numbers, run_options, show_pictures, tensorboard_writer
 from filterscope.training.metrics_log import MetricsLog
@@ -117,9 +117,8 @@ class LogVisuals(pl.Callback):
         """Raise a `UserError` before training for options that are wrong."""
         if self.visuals and not isinstance(getattr(pl_module, "classifier", None), Classifier):
             self._examples(trainer)
-            if self.network is not None and self.network not in dict(pl_module.named_modules()):
-                parts = ", ".join(name for name, _ in pl_module.named_children())
-                raise UserError(f"{type(pl_module).__name__} has no network={self.network!r}; it has {parts}")
+            if self.network is not None:
+                named_part(pl_module, self.network)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw epoch 0, the network before training."""
