@@ -140,7 +140,7 @@ def run_options(cfg: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
     named = ("data", "head", "finetune", "optimizer", "schedule")
     groups = {group: str(cfg[group]["_target_"]).rpartition(".")[2] for group in named}
     options = {
-        "model.name": cfg["model"].get("name", "small_cnn"),
+        "model.name": cfg["model"].get("name") or cfg["model"].get("path", "small_cnn"),
         "model.weights": cfg["model"]["weights"],
         "data.image_size": cfg["data"]["image_size"],
         "data.batch_size": cfg["data"]["batch_size"],

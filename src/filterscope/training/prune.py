@@ -20,6 +20,7 @@ from filterscope.data.preprocessing import to_float
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.filter_removal import Cut, Merge, cut_filters, multiply_adds
+from filterscope.models.network_copy import restored
 from filterscope.storage.atomic import write_file
 from filterscope.training.log_visuals import examples_of
 from filterscope.visuals.health.findings import can_go
@@ -96,21 +97,16 @@ class Prune:
 
 def evaluate_network(classifier: Classifier, data: ImageDataModule) -> Row:
     """Return validation accuracy and loss, parameters, multiply-adds, ms per image, and megabytes of weights."""
-    flags = {module: module.training for module in classifier.modules()}
     device = next(classifier.parameters()).device
     losses, right = [], []
-    classifier.eval()
-    try:
-        with torch.no_grad():
-            for images, labels in data.ordered("val", augmentation_epoch=None):
-                logits = classifier(_pixels(images).to(device)).float().cpu()
-                losses.append(F.cross_entropy(logits, labels, reduction="none"))
-                right.append(logits.argmax(1) == labels)
-            batch = _pixels(images)[:16].to(device)
-            times = [_seconds(classifier, batch) for _ in range(7)]
-    finally:
-        for module, training in flags.items():
-            module.training = training
+    with restored(classifier), torch.no_grad():
+        classifier.eval()
+        for images, labels in data.ordered("val", augmentation_epoch=None):
+            logits = classifier(_pixels(images).to(device)).float().cpu()
+            losses.append(F.cross_entropy(logits, labels, reduction="none"))
+            right.append(logits.argmax(1) == labels)
+        batch = _pixels(images)[:16].to(device)
+        times = [_seconds(classifier, batch) for _ in range(7)]
     tensors = [*classifier.parameters(), *classifier.buffers()]
     return (
         float(torch.cat(right).double().mean()),
