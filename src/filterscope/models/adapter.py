@@ -232,7 +232,7 @@ def adapted(model: nn.Module, **options: Any) -> Iterator[Classifier]:
 
 def named_part(module: nn.Module, name: str) -> nn.Module:
     """Return the part of a module with a name; a `UserError` if there is none."""
-    found = dict(module.named_modules()).get(name)
+    found: nn.Module | None = dict(module.named_modules()).get(name)
     if found is None:
         parts = ", ".join(part for part, _ in module.named_children())
         raise UserError(f"{type(module).__name__} has no network={name!r}; it has {parts}")
