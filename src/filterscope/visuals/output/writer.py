@@ -31,7 +31,7 @@ def masked_crc32c(data: bytes) -> int:
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-_SAMPLED_PIXELS = 8000  # from which a palette is chosen: of all pixels it would take ten times as long
+_SAMPLED_PIXELS = 8000  # from which a palette is chosen, because choosing it from all pixels takes long
 _LARGEST_ERROR = 4.0  # root mean square of a channel, of 255 levels
 
 # TensorBoard computes this byte by byte in Python, 50 times slower, and has no option to change it.
@@ -70,15 +70,17 @@ def write_outputs(
 
 
 def encode_png(picture: Picture, *, exact: bool = True) -> bytes:
-    """Return the picture as a PNG file, compressed quickly, because training waits for it.
+    """Return the picture as a PNG file, compressed quickly because training waits for it.
 
     Args:
         picture: what to encode.
-        exact: keep every colour; otherwise use a palette where it is hardly visible, a third of the bytes and the time.
+        exact: keep every colour; otherwise store 256 colours where the difference is hardly visible, which is smaller.
     """
     file, image = io.BytesIO(), Image.fromarray(picture.pixels)
     image = image if exact else reduce_colours(image)
-    image.save(file, "png", compress_level=4 if image.mode == "P" else 1)  # one byte a pixel is quickly compressed
+    image.save(
+        file, "png", compress_level=4 if image.mode == "P" else 1
+    )  # a palette is one byte a pixel, so a higher level is affordable
     return file.getvalue()
 
 
