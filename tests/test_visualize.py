@@ -1,3 +1,4 @@
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from train import train
 from visualize import visualize
 
 import filterscope
+from filterscope.cli.visualize import visualize_runs
 from filterscope.config import from_checkpoint
 from filterscope.config.from_checkpoint import find_checkpoint, open_run
 from filterscope.errors import UserError
@@ -54,6 +56,22 @@ def test_a_moved_checkpoint_is_drawn_when_the_data_is_gone(run: Path, composed: 
         if tag.startswith("health"):
             continue  # numbers and tables
         assert (tmp_path / "out" / "pictures" / f"{tag}.png").is_file()
+
+
+def test_the_published_network_stands_beside_a_run_that_started_from_its_weights(
+    composed: Compose, tmp_path: Path
+) -> None:
+    started = tmp_path / "start.pt"
+    torch.save({f"conv{i}.{name}": value for i, layer in ((1, (10, 3)), (2, (20, 10))) for name, value in (
+        ("weight", torch.randn(*layer, 3, 3)), ("bias", torch.zeros(layer[0])))}, started)  # fmt: skip
+    options = [option for option in TINY if not option.startswith("trainer.max_epochs")]
+    train(composed(*options, f"model.weights={started}", "trainer.max_epochs=1", "visuals=none"), tmp_path / "run")
+    chosen = ["model=small_cnn", "model.in_channels=3", f"model.weights={started}", "visuals=gallery"]
+    small = ["visuals.gallery.quality=draft", "visuals.gallery.health.draws=19", "visuals.gallery.images=30"]
+    asked = composed(f"runs=[null,{tmp_path / 'run'}]", *chosen, *small, "recipe.steps=1", config="visualize")
+    visualize_runs(asked, tmp_path / "out")
+    layer = json.loads((tmp_path / "out" / "gallery" / "gallery.json").read_text())["layers"][0]
+    assert [number for number, _ in layer["partners"][1]] == list(range(10))
 
 
 def test_more_images_come_from_the_data_that_the_run_was_trained_on(composed: Compose, tmp_path: Path) -> None:

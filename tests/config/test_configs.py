@@ -10,6 +10,8 @@ import torch
 from hydra.utils import get_object
 
 from filterscope.config import factory, instantiate, trainer_factory
+from filterscope.config.options import find_runs
+from filterscope.errors import UserError
 from filterscope.training.schedules import takes_total_steps
 from tiny import REPOSITORY
 
@@ -87,3 +89,15 @@ def test_every_option_of_a_constructor_is_in_its_yaml(group: str, composed: Comp
         if node.get("_target_", "").startswith("filterscope."):
             missing = set(inspect.signature(get_object(node["_target_"])).parameters) - given - node.keys()
             assert not missing, f"{group}/{name}.yaml lacks {missing}"
+
+
+def test_runs_are_found_by_their_folders_and_each_once(tmp_path: Path) -> None:
+    for name in ("sweep/0", "sweep/1", "other"):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        (tmp_path / name / "checkpoints" / "best.ckpt").touch()
+    assert list(find_runs(str(tmp_path / "sweep"))) == ["0", "1"]
+    assert list(find_runs([None, str(tmp_path / "other")])) == ["published network", "other"]
+    wrong = ([None, None], [str(tmp_path / "other")], [str(tmp_path / "other"), str(tmp_path / "sweep/../other")])
+    for asked in wrong:
+        with pytest.raises(UserError, match=r"runs: 1 different run\(s\) found; give at least two, each once"):
+            find_runs(asked)

@@ -55,6 +55,9 @@ def module_of(lightning: Any) -> Any:
             super().__init__()
             self.net = Net()
 
+        def about(self) -> str:  # an attribute that filterscope's own modules have, with another meaning
+            return "theirs"
+
         def training_step(self, batch: Any, _index: int) -> Tensor:
             return F.cross_entropy(self.net(batch[0]), batch[1])
 
@@ -110,7 +113,9 @@ def test_what_was_remembered_lies_in_their_checkpoint(tmp_path: Path) -> None:
 
     fit(pl, tmp_path, [LogVisuals(["history"], examples=IMAGES[:2])])
     content = torch.load(tmp_path / "some.ckpt", weights_only=True)
-    assert sorted(content["filterscope"]["visual_state"]["store"]["history"]["conv"]) == [0, 1, 2]
+    store = content["filterscope"]["visual_state"]["store"]
+    assert sorted(store["history"]["conv"]) == [0, 1, 2]
+    assert set(store["metrics"][2]) == {"val_loss"}
 
 
 def test_the_last_epoch_is_known_as_such(tmp_path: Path) -> None:

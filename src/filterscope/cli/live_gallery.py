@@ -73,7 +73,7 @@ def serve_gallery(checkpoint: Path, folder: Path, draw: Callable[[], Any], *, po
                 if not seen:
                     log.info("the gallery is at http://%s:%d (Ctrl-C ends it)", ADDRESS, server.server_port)
                 _Handler.drawn = seen = changed
-            time.sleep(1)
+            time.sleep(1)  # between two looks at the checkpoint, whose file is replaced by another process
     except (KeyboardInterrupt, Stopped):
         log.info("closed")
     finally:
@@ -82,7 +82,7 @@ def serve_gallery(checkpoint: Path, folder: Path, draw: Callable[[], Any], *, po
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):
-    drawn: float = 0.0
+    drawn: float = 0.0  # when the checkpoint that is shown was written; open pages reload when it changes
 
     def do_GET(self) -> None:
         if self.headers.get("Host", "").rpartition(":")[0] not in (ADDRESS, "localhost"):

@@ -76,19 +76,27 @@ def visualize_runs(cfg: dict[str, Any], folder: Path) -> None:
     from filterscope.visuals.output.site import check_site, write_site
 
     check_site(folder / "gallery")  # before minutes of work
+
+    def subject_of(run: Path | None, **data: Any) -> from_checkpoint.Subject:
+        job = deepcopy(cfg)
+        job["data"].update(data)
+        return from_checkpoint.load_subject({**job, "ckpt": None if run is None else str(run)})
+
+    (gallery,) = factory.build_visuals(cfg).values() if len(cfg["visuals"]) == 1 else (None,)
+    if not isinstance(gallery, Gallery):
+        raise UserError("runs=… compares galleries: choose visuals=gallery, and no other visual")
+    # All are measured on the images of the first run, because responses to the same images can be correlated.
+    shared = subject_of(next(run for run in found.values() if run is not None)).examples
     drawn: list[DrawnRun] = []
-    first: from_checkpoint.Subject | None = None
     for number, (name, run) in enumerate(found.items(), 1):
         log.info("%s, run %d of %d", name, number, len(found))
-        job = {**deepcopy(cfg), "ckpt": None if run is None else str(run)}
-        (gallery,) = factory.build_visuals(job).values() if len(cfg["visuals"]) == 1 else (None,)
-        if not isinstance(gallery, Gallery):
-            raise UserError("runs=… compares galleries: choose visuals=gallery, and no other visual")
-        subject = from_checkpoint.load_subject(job)
-        first = first or subject
-        same = subject.classifier.image_size == first.classifier.image_size
-        same = same and subject.examples.class_names == first.examples.class_names
-        examples = first.examples if same else subject.examples  # responses to the same images can be correlated
+        subject = subject_of(run, image_size=shared.images.shape[-1])
+        if run is None:
+            subject.state.store["run"] = {"model.weights": cfg["model"]["weights"]}
+        size, examples = subject.classifier.image_size, subject.examples
+        if size in (None, shared.images.shape[-1]):
+            same = subject.classifier.class_names == shared.class_names
+            examples = shared if same else replace(shared.sample_if_possible(gallery.images), labels=None, more=None)
         pages, info = draw_gallery(replace(gallery, title=name), subject.classifier, examples, subject.state)
         drawn.append(DrawnRun(name=name, pages=pages, info=info))
     site = build_runs_site(drawn)

@@ -157,7 +157,8 @@ def find_runs(asked: str | Sequence[str | None]) -> dict[str, Path | None]:
             raise UserError(f"runs: there is no run with a checkpoint in {each}; give run folders, or that of a sweep")
         found += [path.parent.parent for path in below]
     folders = [each.resolve() for each in found if each is not None]
-    if len(found) < 2 or len(set(folders)) < len(folders):
-        raise UserError(f"runs: {len(set(found))} different run(s) found; give at least two, each once")
+    different = len(set(folders)) + (None in found)
+    if len(found) < 2 or different < len(found):
+        raise UserError(f"runs: {different} different run(s) found; give at least two, each once")
     shared = Path(os.path.commonpath([folder.parent for folder in folders]))
     return {"published network" if each is None else str(each.resolve().relative_to(shared)): each for each in found}

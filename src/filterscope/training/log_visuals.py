@@ -21,6 +21,7 @@ from filterscope.models.adapter import find_network, named_part
 from filterscope.models.classifier import Classifier
 from filterscope.training.loggers import log_numbers, run_options, show_pictures, tensorboard_writer
 from filterscope.training.metrics_log import MetricsLog
+from filterscope.training.module import FinetuneModule
 from filterscope.training.weight_average import averaged_weights
 from filterscope.visuals.output.outputs import Output, Table
 from filterscope.visuals.output.writer import write_outputs
@@ -138,10 +139,10 @@ class LogVisuals(pl.Callback):
 
     def draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, epoch: int) -> None:
         """Draw the visuals that are due after `epoch` finished epochs."""
+        self._remember_run(trainer, pl_module, epoch=epoch)
         if not self.visuals:
             return
         self.state.epoch, self.state.last = epoch, epoch == trainer.max_epochs
-        self._remember_run(trainer, pl_module, epoch=epoch)
         self.state.epoch_images = _images_per_epoch(trainer)
         with averaged_weights(trainer, pl_module):
             shown = self._draw(trainer, pl_module, epoch=epoch)
@@ -255,7 +256,7 @@ class LogVisuals(pl.Callback):
         metrics = rows.get(epoch, {}) if rows else trainer.callback_metrics
         finite = {name: float(value) for name, value in metrics.items() if name not in own and math.isfinite(value)}
         self.state.store.setdefault("metrics", {})[epoch] = finite
-        if config := getattr(pl_module, "about", {}).get("config"):
+        if isinstance(pl_module, FinetuneModule) and (config := pl_module.about.get("config")):
             self.state.store["run"] = {name: str(value) for name, value in run_options(config).items()}
 
     def _write(self, trainer: pl.Trainer, outputs: Mapping[str, Output], *, epoch: int) -> None:

@@ -265,12 +265,12 @@ def _shown_metrics(state: VisualState) -> dict[str, float]:
     """Return the metrics of the epoch whose network is shown, by name."""
     metrics = state.store.get("metrics", {})
     epoch = state.epoch if state.ended else max(metrics, default=None)
-    found = {name: value for name, value in metrics.get(epoch, {}).items() if name.startswith(("val/", "test/"))}
+    found = {name: value for name, value in metrics.get(epoch, {}).items() if name.startswith(("val", "test"))}
     return found | ({} if epoch is None else {"epoch": epoch})
 
 
 def _hash(images: Tensor) -> str:
-    """Return a short hash of images, by which two galleries find out whether they used the same ones."""
+    """Return a short hash of images, by which runs that were measured on the same images are recognized."""
     return hash_tensor((images * 255).round().to(torch.uint8))[:16]
 
 

@@ -23,13 +23,13 @@ from filterscope.visuals.gallery.sprites import SpriteLayout, draw_atlas, encode
 from filterscope.visuals.health.findings import rounded
 from filterscope.visuals.visual import Examples, example_name
 
-# Sides in pixels of the tiles in a filter's sprite sheet, of the thumbnails and of a patch in the compared atlas.
+# Sides in pixels of the tiles in a filter's sprite sheet, of the thumbnails, and of a patch in the atlas of patches.
 KERNEL, SAMPLE, PATCH, RESPONSE, EPOCH, THUMBNAIL, SMALL_PATCH = 128, 128, 104, 96, 72, 96, 64
 FULL_SIZE_FILTERS = 1024  # layers of more filters have smaller thumbnails
 # Of the bytes of a filter's pictures; the sheet is stored as text, which takes a third more.
 SHARE_OF_SHEET, SHARE_OF_THUMBNAIL, SHARE_OF_PATCHES, SHARE_OF_HISTORY = 0.75 * 0.75, 0.12, 0.06, 0.07
 OVERVIEW_FILTERS = 10  # filters of a layer that the overview shows
-COMPARED_PATCHES = 3  # patches of a filter that a comparison shows
+COMPARED_PATCHES = 3  # patches of a filter in the atlas, which the comparison of runs shows
 KINDS = ("kernel", "synthesis", "response")  # of tiles that the history holds
 NEIGHBOURS = 6  # most similar filters that the page of a filter links to
 

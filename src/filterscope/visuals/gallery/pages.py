@@ -28,7 +28,7 @@ MAIN_OPTIONS = (
 )
 """Options of a run that its overview names."""
 Info = Mapping[str, Any]
-"""What the pages of a site have in common; `Gallery` makes it, and the templates read it."""
+"""What the pages of a site have in common; `draw_gallery` makes it, and the templates read it."""
 MAX_IMAGE_BYTES = 20_000  # of a response image
 MAX_OVERVIEW_BYTES = 3_000  # of a filter's picture in the overview
 
@@ -38,7 +38,7 @@ def build_site(pages: Sequence[LayerPage], info: Info) -> Site:
 
     Args:
         pages: the contents of the layers' pages, in the order of the network.
-        info: what the pages have in common, as `Gallery` returns it.
+        info: what the pages have in common, as `draw_gallery` returns it.
     """
     overview = [tile for page in pages for tile in page.overview.values()]
     content: dict[str, bytes] = {}
@@ -56,9 +56,13 @@ def build_site(pages: Sequence[LayerPage], info: Info) -> Site:
             "following": pages[i + 1] if i + 1 < len(pages) else None,
         }
         content |= page.files | _layer_files(page, info, neighbours)
-    context = {"pages": pages, "info": info, "overview_tiles": len(overview)}
-    context["options"] = {name: info["run"][name] for name in MAIN_OPTIONS if name in info["run"]}
-    context["epochs"] = len({epoch for page in pages for epoch in page.epochs})
+    context = {
+        "pages": pages,
+        "info": info,
+        "overview_tiles": len(overview),
+        "options": {name: info["run"][name] for name in MAIN_OPTIONS if name in info["run"]},
+        "epochs": len({epoch for page in pages for epoch in page.epochs}),
+    }
     # The overview states the size of the site, itself included; the number's digits do not change its length much.
     size = (sum(map(len, content.values())) + len(page_html("index.html.j2", **context, megabytes=0.0))) / 1e6
     content["index.html"] = page_html("index.html.j2", **context, megabytes=size)
@@ -69,11 +73,7 @@ def build_site(pages: Sequence[LayerPage], info: Info) -> Site:
     return Site(files=content, description=text)
 
 
-def _layer_files(
-    page: LayerPage,
-    info: Info,
-    neighbours: Mapping[str, LayerPage | None],
-) -> dict[str, bytes]:
+def _layer_files(page: LayerPage, info: Info, neighbours: Mapping[str, LayerPage | None]) -> dict[str, bytes]:
     """Return the pages and the data of a layer by their path below the site."""
     context = {"page": page, "info": info, **neighbours}
     data = {
@@ -109,7 +109,7 @@ def _manifest(pages: Sequence[LayerPage], info: Info) -> dict[str, Any]:
     return {
         "made_by": MADE_BY,
         **{key: info[key] for key in ("title", "network", "run", "best", "metrics", "classes", "recipes")},
-        "images": info["images_hash"],
+        "images_hash": info["images_hash"],
         "layers": [
             {
                 "name": page.name,

@@ -55,16 +55,23 @@ function arranged(rows, view) {
 // ---- The slider over epochs. ----
 
 const EPOCHS = window.filterscopeEpochs || { metrics: {}, words: ["", ...VERDICTS], layers: {} };
-const SHOWN_METRICS = ["val/acc", "train/acc", "val/loss", "train/loss"];
+const USUAL_METRICS = ["val/acc", "train/acc", "val/loss", "train/loss"];
 
 function epochName(epoch) {
   return epoch === 0 ? "epoch 0, before training" : `epoch ${epoch}`;
 }
 
+// The metrics of our own trainings, or the first ones of a training that names them in its own way.
+function shownMetrics(row) {
+  const usual = USUAL_METRICS.filter((name) => name in row);
+  return usual.length ? usual : Object.keys(row).slice(0, 4);
+}
+
 // Draws the first metric over all epochs, and a mark at the chosen one.
 function drawChart(epoch) {
   const chart = byId("chart"), metrics = EPOCHS.metrics;
-  const name = SHOWN_METRICS.find((each) => Object.values(metrics).filter((row) => each in row).length > 1);
+  const rows = Object.values(metrics);
+  const name = shownMetrics(Object.assign({}, ...rows)).find((each) => rows.filter((row) => each in row).length > 1);
   if (!name) return;
   const points = Object.entries(metrics).filter(([, row]) => name in row).map(([at, row]) => [Number(at), row[name]]);
   const last = Math.max(...points.map(([at]) => at)), values = points.map(([, value]) => value);
@@ -88,7 +95,7 @@ function followSlider(names, show, nameOfRest = "") {
     byId("epoch-label").textContent = label;
     slider.setAttribute("aria-valuetext", label);
     const row = epoch === null ? {} : EPOCHS.metrics[epoch] || {};
-    byId("metrics").textContent = SHOWN_METRICS.filter((name) => name in row)
+    byId("metrics").textContent = shownMetrics(row)
       .map((name) => `${name} ${row[name].toPrecision(3)}`).join(" · ");
     if (epoch !== null) drawChart(epoch);
     show(place);
