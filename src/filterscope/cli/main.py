@@ -89,6 +89,9 @@ def run_script(main: Callable[[], Any]) -> None:
     _given[:] = sys.argv[1:]
     try:
         sys.argv[1:] = resume_arguments(sys.argv[1:])
+        if not is_first_process():
+            # The first process stores the config; Hydra would write its own over it, later, from the other ranks.
+            sys.argv.append("hydra.output_subdir=null")
         check_launcher(sys.argv[1:])
         add_plugin_configs()
         with _raising_errors():

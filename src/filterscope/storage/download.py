@@ -142,12 +142,20 @@ def unpack_tar(archive: Path, folder: Path, *, max_bytes: int) -> None:
             for count, member in enumerate(tar):
                 if not (member.isreg() or member.isdir()):
                     raise UserError(f"{archive} contains {member.name!r}, which is a link or a device")
-                if member.name.startswith("/"):
+                target = partial / member.name
+                if member.name.startswith("/") or ".." in target.parts:
                     raise UserError(f"{archive} contains {member.name!r}, which lies outside of its folder")
                 size += member.size
                 if size > max_bytes or count >= _MAX_FILES:
                     raise _too_large(archive, max_bytes)
-                tar.extract(member, partial, filter="data")
+                content = tar.extractfile(member)
+                if content is None:
+                    target.mkdir(parents=True, exist_ok=True)
+                    continue
+                # Not `tar.extract(…, filter="data")`: Python 3.11 has it from 3.11.4 on only.
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with target.open("wb") as file:
+                    shutil.copyfileobj(content, file)
     except _DAMAGED as error:
         raise UserError(f"{archive} is damaged: {first_line(error)}") from error
 
