@@ -6,6 +6,7 @@ To add a measure, decorate a function with `measure`, here or in a plugin; it th
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Literal
 
 import torch
@@ -142,9 +143,10 @@ def cka(layer: LayerHealth) -> Tensor | None:
     return torch.tensor(linear_cka(before, now), dtype=torch.float64) if known else None
 
 
-def _of_classes(name: str) -> Function:
-    """Return a function that reads class information, NaN for each filter if there is none."""
-    return lambda layer: getattr(layer.classes, name) if layer.classes else torch.full((len(layer.kernels),), torch.nan)
+def _read(values: str, *, known: str) -> Function:
+    """Return a function that reads an attribute of a layer, NaN for each filter if the attribute `known` is false."""
+    value, is_known = attrgetter(values), attrgetter(known)
+    return lambda layer: value(layer) if is_known(layer) else torch.full((len(layer.kernels),), torch.nan)
 
 
 def _of_importance(key: str) -> Function:
@@ -152,19 +154,10 @@ def _of_importance(key: str) -> Function:
     return lambda layer: layer.importance.columns[key] if layer.importance else None
 
 
-def _if_rectified(read: Callable[[Activity], Tensor]) -> Function:
-    """Return a function that reads the activity, NaN for each filter if its negative outputs count too."""
-    return lambda layer: read(layer.activity) if layer.rectified else torch.full((len(layer.kernels),), torch.nan)
-
-
 def _correlation(layer: LayerHealth) -> Tensor:
     of = layer.duplicates.of
     found = layer.activity.correlation[torch.arange(len(of)), of.clamp_min(0)]
     return torch.where(of < 0, torch.nan, found)
-
-
-def _where(testable: bool, values: Tensor) -> Tensor:
-    return values if testable else torch.full((len(values),), torch.nan)
 
 
 # Key, title in the gallery, summary, description, values.
@@ -183,31 +176,33 @@ for _measure in (
      lambda layer: layer.structure.concentration),
     ("z", "structure", None,
      "Spatial structure of the kernel, in standard deviations from permuted weights; NaN if untestable.",
-     lambda layer: _where(layer.structure.testable, layer.structure.z)),
+     _read("structure.z", known="structure.testable")),
     ("p", "p-value of structure", None,
      "Probability that randomly permuted weights have as much structure; NaN if untestable.",
-     lambda layer: _where(layer.structure.testable, layer.structure.p)),
+     _read("structure.p", known="structure.testable")),
     ("structured", "", "mean", "Whether the structure is significant at the chosen false-discovery rate, 1 or 0.",
      lambda layer: layer.structure.structured if layer.structure.testable else None),
     ("inputs", "uneven inputs", None,
      "Share of the variance of its squared weights that lies between input channels, 0 to 1; NaN if untestable.",
-     lambda layer: _where(layer.weighing.testable, layer.weighing.share)),
+     _read("weighing.share", known="weighing.testable")),
     ("p_inputs", "p-value of uneven inputs", None,
      "Probability that randomly permuted weights weigh the input channels as unevenly; NaN if untestable.",
-     lambda layer: _where(layer.weighing.testable, layer.weighing.p)),
+     _read("weighing.p", known="weighing.testable")),
     ("uneven", "", "mean", "Whether it weighs its inputs significantly unevenly, 1 or 0.",
      lambda layer: layer.weighing.uneven if layer.weighing.testable else None),
     ("variance_entropy", "", None, "Variance entropy of the layer's kernels (Gavrikov & Keuper 2022).",
      lambda layer: torch.tensor(variance_entropy(layer.kernels), dtype=torch.float64)),
     ("apoz", "share of zeros", "mean", "Share of outputs that are zero after the ReLU (APoZ); 1 for a dead filter.",
-     _if_rectified(lambda activity: activity.apoz)),
+     _read("activity.apoz", known="rectified")),
     ("activation", "activation", None, "Mean output as a multiple of the mean over the layer's filters; 0 if silent.",
-     _if_rectified(lambda activity: activity.dormancy)),
+     _read("activity.dormancy", known="rectified")),
     ("eta_squared", "class information", "median",
-     "Share of its responses' variance that the class explains (η²), 0 to 1.", _of_classes("eta_squared")),
-    ("p_class", "", None, "Probability that shuffled labels explain as much of that variance.", _of_classes("p")),
+     "Share of its responses' variance that the class explains (η²), 0 to 1.",
+     _read("classes.eta_squared", known="classes")),
+    ("p_class", "", None, "Probability that shuffled labels explain as much of that variance.",
+     _read("classes.p", known="classes")),
     ("selectivity", "class selectivity", None, "0 if it responds to all classes alike, 1 if to one class only.",
-     _of_classes("selectivity")),
+     _read("classes.selectivity", known="classes")),
     ("cosine", "largest cosine", None, "Largest absolute cosine to a kernel with the same inputs; 1 for a copy.",
      lambda layer: layer.duplicates.cosine),
     ("duplicate_of", "", None, "Index of the filter that it copies, -1 if none.", lambda layer: layer.duplicates.of),

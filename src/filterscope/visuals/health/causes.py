@@ -1,6 +1,6 @@
 """Test the verdicts: the loss without single filters, the accuracy without sets of them and with other kernels."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -22,6 +22,7 @@ from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
 from filterscope.registry import register
 from filterscope.visuals.filter_selection import convolution_names
+from filterscope.visuals.health.findings import HealthRecords
 from filterscope.visuals.health.health import Health
 from filterscope.visuals.output.outputs import Output, Table
 from filterscope.visuals.visual import AtLeastOne, Every, Examples, LayerChoice, Visual, VisualState, name_of
@@ -90,7 +91,7 @@ class HealthCauses(Visual):
             "health/natural": self._compare_natural(classifier, examples.images, layers),
         }
         if single:
-            shown["health/ablation"] = self._ablate(classifier, examples, verdicts, records, single)
+            shown["health/ablation"] = self._ablate(classifier, examples, records, single)
         return shown
 
     def _silence(
@@ -102,18 +103,11 @@ class HealthCauses(Visual):
             cost = silencing(classifier, images, labels, verdicts=group, draws=self.draws, batch_size=self.batch_size)
             filters = sum(map(len, group.values()))
             if cost is None:
-                rows.append((name, filters, 0, "", "", "", "", "", ""))
-            else:
-                costs = (cost.unused, cost.random, cost.errors[1], cost.needed_size)
-                rows.append(
-                    (
-                        name,
-                        filters,
-                        cost.size,
-                        *costs,
-                        *((cost.needed, cost.errors[2]) if cost.needed_size else ("", "")),
-                    )
-                )
+                rows.append((name, filters, 0, *[""] * 6))
+                continue
+            needed = (cost.needed, cost.errors[2]) if cost.needed_size else ("", "")
+            costs = (cost.unused, cost.random, cost.errors[1])
+            rows.append((name, filters, cost.size, *costs, cost.needed_size, *needed))
         return Table(
             columns=("layers", "filters", "not needed", "loss", "random", "±", "needed", "loss of needed", "±"),
             rows=tuple(rows),
@@ -175,40 +169,27 @@ class HealthCauses(Visual):
         return (found == _labels(examples)).double()
 
     def _ablate(
-        self,
-        classifier: Classifier,
-        examples: Examples,
-        verdicts: dict[str, list[str]],
-        records: dict[str, dict[str, object]],
-        single: Sequence[str],
+        self, classifier: Classifier, examples: Examples, records: HealthRecords, single: Sequence[str]
     ) -> Table:
         """Return the changes of loss and accuracy without each filter, beside what was expected."""
-        return Table(
-            columns=("layer", "filter", "verdict", "expected change", "change", "± change", "accuracy", "classes_hurt"),
-            rows=tuple(self._ablation_rows(classifier, examples, verdicts, records, single)),
-            description=f"Change of the loss and of the accuracy on {len(examples)} images without single filters, the "
-            "change of the loss that was expected, and the classes whose loss rises most.",
-        )
-
-    def _ablation_rows(
-        self,
-        classifier: Classifier,
-        examples: Examples,
-        verdicts: dict[str, list[str]],
-        records: dict[str, dict[str, object]],
-        single: Sequence[str],
-    ) -> Iterator[tuple[str | int | float, ...]]:
         labels, names = _labels(examples), examples.class_names or classifier.class_names
+        rows: list[tuple[str | int | float, ...]] = []
         for layer in single:
             found = ablate_each(classifier, examples.images, labels, layer=layer)
             exact = importance_of(found.losses, labels, exact=True)
-            change, error = exact.columns["importance_signed"].tolist(), exact.columns["importance_se"].tolist()
+            verdicts, measures = records[layer]["verdicts"], records[layer]["measures"]
+            count = len(verdicts)
+            expected = measures["importance_signed"].tolist() if "importance_signed" in measures else [""] * count
+            change, error = (exact.columns[key].tolist() for key in ("importance_signed", "importance_se"))
             accuracy = found.right.double().mean(0).tolist()
-            measures = records[layer]["measures"]
-            expected = measures["importance_signed"].tolist() if "importance_signed" in measures else [""] * len(change)  # type: ignore[index,operator]
-            for i, verdict in enumerate(verdicts[layer]):
-                hurt = "; ".join(name_of(label, names) for label in exact.classes_hurt[i])
-                yield layer, i, verdict, expected[i], change[i], error[i], accuracy[i], hurt
+            hurt = ["; ".join(name_of(label, names) for label in classes) for classes in exact.classes_hurt]
+            rows += zip([layer] * count, range(count), verdicts, expected, change, error, accuracy, hurt, strict=True)
+        return Table(
+            columns=("layer", "filter", "verdict", "expected change", "change", "± change", "accuracy", "classes_hurt"),
+            rows=tuple(rows),
+            description=f"Change of the loss and of the accuracy on {len(examples)} images without single filters, the "
+            "change of the loss that was expected, and the classes whose loss rises most.",
+        )
 
     def _compare_natural(self, classifier: Classifier, images: Tensor, layers: Sequence[str]) -> Table:
         own, copy = (
