@@ -40,7 +40,7 @@ def write_model_card(
     """
     name = classifier.backbone.name
     dataset = type(data).__name__.removesuffix("DataModule")
-    summary = summary_table(dict(records), classifier.num_classes)
+    summary = summary_table(records, classifier.num_classes)
     size = f"{data.image_size}×{data.image_size}"
     parts = [
         f"# {name} trained on {dataset}",

@@ -1,30 +1,16 @@
 """Evaluate the predictions for a whole split: intervals, calibration, the hardest images, the most confused classes."""
 
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from PIL import Image
 from scipy.stats import binomtest
 from torch import Tensor
 
 from filterscope.visuals.confusion import accuracy_table, commonest_mistakes, confusion_picture
-from filterscope.visuals.drawing.grid import (
-    BACKGROUND,
-    BLUE,
-    FAINT,
-    MARGIN,
-    VERMILION,
-    WIDTH,
-    Cell,
-    Colour,
-    Pixels,
-    grid,
-)
+from filterscope.visuals.drawing.charts import dark_figure, rasterized, shade
+from filterscope.visuals.drawing.grid import BACKGROUND, BLUE, FAINT, VERMILION, Cell, grid
 from filterscope.visuals.output.outputs import Output, Picture, Table
 from filterscope.visuals.predictions import draw_predictions
 
@@ -94,20 +80,17 @@ def calibration_error(record: PredictionRecord) -> float:
     return float((counts * (accuracy - confidence).abs()).sum() / counts.sum().clamp_min(1))
 
 
-def summary_row(split: str, record: PredictionRecord, num_classes: int) -> tuple[str | int | float, ...]:
-    """Return a split's row of `summary_table`."""
-    right, total = int((record.predicted == record.labels).sum()), len(record.labels)
-    counts = record.confusion(num_classes)
-    accuracy = right / total if total else float("nan")
-    numbers = (macro_f1(counts), calibration_error(record), float(record.loss.mean()))
-    return (split, total, accuracy, *accuracy_interval(right, total), *numbers)
-
-
-def summary_table(records: dict[str, PredictionRecord], num_classes: int) -> Table:
+def summary_table(records: Mapping[str, PredictionRecord], num_classes: int) -> Table:
     """Return a row per split: accuracy with its 95 % interval, macro-F1, expected calibration error and loss."""
+    rows = []
+    for split, record in records.items():
+        right, total = int((record.predicted == record.labels).sum()), len(record.labels)
+        accuracy = (right / total if total else float("nan"), *accuracy_interval(right, total))
+        f1 = macro_f1(record.confusion(num_classes))
+        rows.append((split, total, *accuracy, f1, calibration_error(record), float(record.loss.mean())))
     return Table(
         columns=("split", "images", "accuracy", "from", "to", "macro-F1", "calibration error", "loss"),
-        rows=tuple(summary_row(split, record, num_classes) for split, record in records.items()),
+        rows=tuple(rows),
         description="Accuracy with its 95 % interval (Wilson), macro-F1, and expected calibration error in 15 bins.",
     )
 
@@ -170,30 +153,3 @@ def reliability_picture(record: PredictionRecord) -> Picture:
         "share of right predictions in a bin, a **dot** the mean confidence there: where they agree, the "
         "probability can be believed.",
     )
-
-
-def dark_figure(rows: int, **options: Any) -> tuple[Figure, list[Any]]:
-    """Return a figure as wide as a picture, in its colours, and its axes, one below the other."""
-    size = ((WIDTH - 2 * MARGIN) / 100, 5.6)
-    figure = Figure(figsize=size, dpi=100, layout="constrained", facecolor=shade(BACKGROUND))
-    every = list(figure.subplots(rows, 1, squeeze=False, **options)[:, 0])
-    for axes in every:
-        axes.set_facecolor(shade(BACKGROUND))
-        axes.tick_params(colors=shade(FAINT), labelsize=15)
-        axes.xaxis.label.set(color=shade(FAINT), size=16)
-        axes.yaxis.label.set(color=shade(FAINT), size=16)
-        axes.spines[:].set_color(shade(FAINT))
-    return figure, every
-
-
-def rasterized(figure: Figure) -> Pixels:
-    """Return the pixels of a figure."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", facecolor=figure.get_facecolor())
-    return np.asarray(Image.open(file).convert("RGB"))
-
-
-def shade(colour: Colour) -> tuple[float, float, float]:
-    """Return a colour as matplotlib takes it."""
-    red, green, blue = (part / 255 for part in colour)
-    return red, green, blue

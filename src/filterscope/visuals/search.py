@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from matplotlib.ticker import MaxNLocator
 
-from filterscope.visuals.drawing.grid import BLUE, FAINT, VERMILION, Cell, Pixels, grid
-from filterscope.visuals.evaluation import dark_figure, rasterized, shade
+from filterscope.visuals.drawing.charts import dark_figure, rasterized, shade
+from filterscope.visuals.drawing.grid import BLUE, FAINT, VERMILION, Cell, grid
 from filterscope.visuals.output.outputs import Picture
 
 
@@ -32,7 +32,8 @@ def search_picture(trials: Sequence[tuple[int, str, float | None]], *, monitor: 
     axes.set(xlabel="trial", ylabel=monitor)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(labelcolor=shade(FAINT), facecolor=figure.get_facecolor(), fontsize=15)
-    pixels: Pixels = rasterized(figure)
     counts = {state: sum(each == state for _, each, _ in trials) for state in ("complete", "pruned", "fail")}
     note = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    return Picture(pixels=grid([Cell(pixels=pixels)], columns=1, title="search", notes=[note]), description=note)
+    return Picture(
+        pixels=grid([Cell(pixels=rasterized(figure))], columns=1, title="search", notes=[note]), description=note
+    )

@@ -78,9 +78,7 @@ def encode_png(picture: Picture, *, exact: bool = True) -> bytes:
     """
     file, image = io.BytesIO(), Image.fromarray(picture.pixels)
     image = image if exact else reduce_colours(image)
-    image.save(
-        file, "png", compress_level=4 if image.mode == "P" else 1
-    )  # a palette is one byte a pixel, so a higher level is affordable
+    image.save(file, "png", compress_level=4 if image.mode == "P" else 1)  # a palette has a third of the bytes
     return file.getvalue()
 
 
