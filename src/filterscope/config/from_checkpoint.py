@@ -23,7 +23,7 @@ from filterscope.registry import Kind, is_registered
 from filterscope.runtime.processes import is_first_process
 from filterscope.storage.safe_load import LOAD_ERRORS, load_error_reason, load_plain
 from filterscope.training.checkpoints import load_checkpoint
-from filterscope.training.log_visuals import examples_of, unpack_examples
+from filterscope.training.example_images import examples_of, unpack_examples
 from filterscope.training.prune import Prune
 from filterscope.visuals.visual import Examples, VisualState
 

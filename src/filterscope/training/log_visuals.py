@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ import torch
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
-from filterscope.data.datamodule import ImageDataModule
 from filterscope.errors import UserError
 from filterscope.models.adapter import find_network, named_part
 from filterscope.models.classifier import Classifier
+from filterscope.training.example_images import examples_of, pack_examples
 from filterscope.training.loggers import log_numbers, run_options, show_pictures, tensorboard_writer
 from filterscope.training.metrics_log import MetricsLog
 from filterscope.training.module import FinetuneModule
@@ -362,36 +361,3 @@ def _rebuild(kind: type[LogVisuals], state: dict[str, Any]) -> LogVisuals:
     callback = kind.__new__(kind)
     vars(callback).update(state, _adapted=None, _adapted_from=None, _recording=ExitStack(), _recorders={})
     return callback
-
-
-def examples_of(data: ImageDataModule, count: int, seed: int = 0) -> Examples:
-    """Return validation images of a datamodule, spread over the classes; it gives more of them when asked."""
-    images, labels, names = data.examples(count, seed)
-    return Examples(
-        images=images,
-        labels=labels if data.class_names else None,
-        names=names,
-        class_names=tuple(data.class_names),
-        more=partial(examples_of, data, seed=seed),
-    )
-
-
-def pack_examples(examples: Examples) -> dict[str, Any]:
-    """Return the examples as plain data; images as uint8."""
-    return {
-        "images": (examples.images * 255).round().to(torch.uint8),
-        "labels": examples.labels,
-        "class_names": list(examples.class_names),
-        "names": list(examples.names),
-    }
-
-
-def unpack_examples(packed: Mapping[str, Any]) -> Examples:
-    """Return the examples that `pack_examples` packed."""
-    images: Tensor = packed["images"]
-    return Examples(
-        images=images.float() / 255,
-        labels=packed["labels"],
-        class_names=tuple(packed["class_names"]),
-        names=tuple(packed["names"]),
-    )

@@ -22,7 +22,7 @@ from filterscope.models.classifier import Classifier
 from filterscope.models.filter_removal import Cut, Merge, cut_filters, multiply_adds
 from filterscope.models.network_copy import restored
 from filterscope.storage.atomic import write_file
-from filterscope.training.log_visuals import examples_of
+from filterscope.training.example_images import examples_of
 from filterscope.visuals.health.findings import can_go
 from filterscope.visuals.health.health import Health
 from filterscope.visuals.output.outputs import Table
