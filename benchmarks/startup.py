@@ -79,6 +79,8 @@ def first_picture(folder: Path) -> float:
             time.sleep(0.05)
         took = time.perf_counter() - begun
         process.terminate()
+    if not any((drawn / "pictures").rglob("*.png")):
+        raise RuntimeError("visualize.py ended without a picture")
     return took
 
 

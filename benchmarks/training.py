@@ -12,13 +12,14 @@ import itertools
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from loops import ByHand, Run, bare, flowers, network, run
-from report import Report, arguments, processor_time, real_data, seconds
+from report import Report, arguments, processor_time, ratio, real_data, seconds
 
 BATCH = {"alexnet": 64, "vgg16": 16}
 TARGETS = {
@@ -147,6 +148,34 @@ def block(bench: Bench) -> None:
     )
 
 
+def layout(bench: Bench) -> None:
+    """Compare the contiguous memory layout to channels-last: gradients of a convolution's weights, and steps of VGG16.
+
+    For a processor with AVX2 only, on one with more: `ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2`.
+    """
+    work = {}
+    for kind in (torch.channels_last, torch.contiguous_format):
+        images = torch.rand(2, 64, 224, 224).to(memory_format=kind)
+        convolution = torch.nn.Conv2d(64, 64, 3, padding=1).to(memory_format=kind)  # type: ignore[call-overload]
+        output = convolution(images)
+        work[kind] = partial(torch.autograd.grad, output, convolution.weight, output.detach(), retain_graph=True)
+        work[kind]()  # warm-up
+    value, slow, fast = ratio(*work.values(), repetitions=7, processor=bench.processor)
+    about = {"seconds_channels_last": slow, "seconds": fast}
+    bench.report.add("layout: gradients of weights, contiguous, times as fast as channels-last", value, **about)
+    options = ("finetune=full", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.precision=32-true")
+    pairs = []
+    for _ in range(bench.repetitions):
+        times = []
+        for channels_last in ("true", "false"):
+            mine = bench.run("vgg16", bench.few, *options, *ALONE, f"channels_last={channels_last}")
+            times.append(bench.seconds(mine.fit))
+        pairs.append(times)
+    slow, fast = sorted(pairs, key=lambda pair: pair[0] / pair[1])[len(pairs) // 2]
+    about = {"seconds_channels_last": slow, "seconds": fast}
+    bench.report.add("layout: vgg16, 2 steps, contiguous, times as fast as channels-last", slow / fast, **about)
+
+
 class Clock(pl.Callback):
     """Measures the time of the training part of epochs."""
 
@@ -228,7 +257,7 @@ class _Epochs(pl.Callback):
         self.ends.append(self.now())
 
 
-PARTS = {each.__name__: each for each in (full, frozen, cached, block, lightning, visuals)}
+PARTS = {each.__name__: each for each in (full, frozen, cached, block, layout, lightning, visuals)}
 
 
 def main() -> int:

@@ -149,8 +149,8 @@ def drawable_visuals(visuals: dict[str, Visual], examples: Examples) -> dict[str
 def prefers_contiguous(accelerator: str) -> bool:
     """Return whether convolutions are trained faster in the contiguous memory layout than in channels-last.
 
-    On x86 processors without AVX-512 the gradients of a convolution's weights take 1.5 to 5 times as long in
-    channels-last; the forward pass and the gradients of its input take the same time.
+    On x86 processors without AVX-512 the gradients of a convolution's weights take several times as long in
+    channels-last (`benchmarks/training.py --only layout`).
     """
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
     x86 = platform.machine().lower() in ("x86_64", "amd64")
