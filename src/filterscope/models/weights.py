@@ -89,9 +89,9 @@ def build_with_weights(
     """Build a network and load a weights file into it.
 
     The file may be a state dict (`.pth`, safetensors), a checkpoint that contains one, or a run folder. It may hold the
-    whole network or a part of it, for example the convolutional part; what stands before the network's names in
-    the file (`module.`, `model.`, `features.` missing …) is removed or added, and tensors of a different classifier are
-    left out. One log line says so. A file with a list of tensors holds the weights of all convolutions and Linears in
+    whole network or a part of it, for example the convolutional part. Prefixes of the tensors' names (`module.`,
+    `model.`) are removed, a missing prefix (`features.`) is added, and tensors of a classifier with other classes are
+    left out; one log line says so. A file with a list of tensors holds the weights of all convolutions and Linears in
     the network's order, and all biases are zero.
 
     Args:
@@ -210,11 +210,11 @@ def _named(tensors: Sequence[Tensor], network: nn.Module, *, path: Path, name: s
 
 
 def _rename_like(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the tensors by their names in the network, and notes on what was removed from or added to the names.
+    """Return the tensors by their names in the network, and notes on the prefix that was removed or added.
 
-    The start of the names (`module.`, `model.`) is the one with which most tensors fit the network by name and shape;
-    tensors without it (metrics, a second network) are left out. Wrappers inside a name (torch.compile's `_orig_mod`)
-    are removed.
+    The prefix to remove or add (`module.`, `model.`) is the one with which most tensors fit the network by name and
+    shape; tensors without it (metrics, a second network) are left out. Wrappers inside a name (torch.compile's
+    `_orig_mod`) are removed.
     """
     plain = {_published_name(_WRAPPERS.sub("", key)): tensor for key, tensor in tensors.items()}
     plain.pop("n_averaged", None)  # of torch's AveragedModel

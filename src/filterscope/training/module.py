@@ -49,8 +49,8 @@ class FinetuneModule(pl.LightningModule):
         seed: dropout depends on (seed, step, rank) alone, so that a resumed run draws the same numbers.
         label_smoothing: of the training loss, 0 to 1.
         class_weights: of the training loss, `(classes,)`; None: all 1.
-        mix: mixes a batch of training images and labels; None: they stay apart. Training accuracy is that of the labels
-            before.
+        mix: mixes a batch of training images and labels; None: no mixing. Training accuracy is measured with
+            the labels before mixing.
         test_augment: predictions for test images are averaged over these views; None: each image is seen once.
         channels_last: run convolutions in the channels-last memory layout, which most processors prefer, instead of the
             contiguous one.

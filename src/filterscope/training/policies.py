@@ -212,9 +212,9 @@ def _decayed(groups: list[Group], classifier: Classifier, decay: float) -> Itera
     """Yield the groups of the backbone block by block, each with its learning rate; those of the head stay."""
     ends = {find_layer(classifier.layers, name).path: name for name in blocks_of(classifier)}
     block = 0
-    numbers: dict[int, int] = {}  # of the block of each parameter
+    numbers: dict[int, int] = {}  # the block of each parameter, by its id
     for path, module in classifier.named_modules():
-        begins = path in ends and next(module.children(), None) is not None  # of a container its layers follow
+        begins = path in ends and next(module.children(), None) is not None  # the layers of a container come after it
         block += begins
         numbers |= {id(parameter): block for parameter in module.parameters(recurse=False)}
         block += path in ends and not begins

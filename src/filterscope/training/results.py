@@ -104,12 +104,13 @@ def _write_results(
     *,
     best: int,
 ) -> None:
-    metrics = rows[best]
+    metrics, options = rows[best], run_options(cfg)
     # The numbers of single layers are in the tables of their visual and in metrics.csv.
     overall = {name: value for name, value in metrics.items() if name.count("/") == 1 or name.endswith("/all")}
     classifier = module.classifier
     records = {split: PredictionRecord.of(values) for split, values in module.records.items() if values.numel()}
-    shown: dict[str, Output] = {"predictions/summary": summary_table(records, classifier.num_classes)}
+    summary = summary_table(records, classifier.num_classes)
+    shown: dict[str, Output] = {"predictions/summary": summary}
     for split, record in records.items():
         shown |= evaluation_outputs(
             split, record, classifier.class_names, num_classes=classifier.num_classes, read=partial(data.read, split)
@@ -119,18 +120,18 @@ def _write_results(
     # After the tables: it flushes the event file, and nothing flushes it later.
     for logger in trainer.loggers:
         if isinstance(logger, RunTensorBoardLogger):
-            logger.log_outcome(run_options(cfg), overall)
+            logger.log_outcome(options, overall)
         else:
-            logger.log_hyperparams(run_options(cfg))
+            logger.log_hyperparams(options)
     visuals = find_callback(trainer, LogVisuals)
     write_model_card(
-        folder, classifier, data, records, options=run_options(cfg),
+        folder, classifier, data, records, options=options,
         summaries={tag: table for tag, (_, table) in (visuals.summaries if visuals else {}).items()},
     )  # fmt: skip
     export_weights(classifier, cfg["export"], folder)
     for tag, (epoch, table) in visuals.summaries.items() if visuals else ():
         log.info("%s", table_text(table, f"{tag}, epoch {epoch}"))
-    log.info("%s", table_text(shown["predictions/summary"], "predictions, best epoch"))  # type: ignore[arg-type]
+    log.info("%s", table_text(summary, "predictions, best epoch"))
     log.info("%s", table_text(_metrics_table(overall, rows, records, best=best), "metrics"))
     sizes = folder_sizes(folder)
     shares = ", ".join(f"{kind} {size / 1e6:.1f}" for kind, size in sizes.items() if size >= 5e4)

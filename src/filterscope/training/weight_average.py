@@ -12,11 +12,11 @@ from pytorch_lightning.callbacks import WeightAveraging
 class SWA(WeightAveraging):
     """Averages the weights at the end of each of the last epochs; validation, test and checkpoints use the average.
 
-    Lightning's `StochasticWeightAveraging` trains one epoch more and replaces the schedule, so a resumed run would be
-    another one. Before the averaged epochs the average is the weights themselves.
+    Lightning's `StochasticWeightAveraging` trains one epoch more and replaces the schedule, so a resumed run would not
+    equal an uninterrupted one. Before averaging begins, the average is the weights themselves.
 
     Args:
-        start: share of the epochs after which epochs count.
+        start: share of the epochs after which averaging begins.
     """
 
     def __init__(self, *, start: Annotated[float, Field(ge=0, lt=1)] = 0.75) -> None:
