@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy.stats import kstest
+from scipy.stats import kstest, spearmanr
 from torch import Tensor, nn
 
 from filterscope.analysis.health.causes import ablate_each
@@ -84,6 +84,18 @@ def test_importance_predicts_the_change_of_the_loss_on_other_images_of_a_trained
     exact = ablate_each(classifier, pixels[testing], labels[testing], layer="conv_2").losses.mean(0)
     assert torch.corrcoef(torch.stack([expected.argsort().argsort(), exact.argsort().argsort()]).double())[0, 1] > 0.7
     assert importance_of(changes, labels[judging]).columns["needed"].sum() > 0
+
+
+def test_a_mean_change_that_is_noise_does_not_hide_which_filters_matter():
+    generator = torch.Generator().manual_seed(0)
+    sizes, labels = torch.linspace(0.01, 0.1, 40), torch.arange(96) % 4
+    for sign in (-1, 1):  # of what all filters share by chance on these images
+        noise = 0.5 * torch.randn(96, 40, generator=generator) + torch.randn(96, 1, generator=generator)
+        noise += sign * 0.1 - noise.mean()
+        expected = importance_of(noise * sizes, labels).columns["importance_signed"]
+        assert spearmanr(expected, sizes)[0] > 0.9
+    certain = importance_of(noise * 1e-3 - sizes, labels).columns["importance_signed"]
+    assert torch.allclose(certain, sizes.double() ** 2 / 2 - sizes, atol=1e-3)
 
 
 def test_classes_that_need_a_filter_are_named_first():

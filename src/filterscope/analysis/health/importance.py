@@ -1,10 +1,9 @@
 """The importance of filters: how much the loss is expected to rise without each, from one backward pass.
 
 A gate of 1 behind each filter scales its output. When the gate falls to 0, the loss of an image changes by minus its
-derivative by the gate, to first order (Molchanov et al. 2017, 2019). The second-order term is half the curvature, which
-is estimated from the squares of the derivatives. Their mean with the true labels was about twice the curvature on
-validation images (benchmarks/health_predicts.py), so a quarter of it is added. Without it, filters that do much, harm
-and good, look unimportant.
+derivative by the gate, to first order (Molchanov et al. 2017, 2019), and by half the curvature, which is estimated from
+the squares of the derivatives. In a trained network the derivatives have a mean near 0, so that their mean over some
+images says little about other images: it is shrunk towards 0, the more the larger its standard error is.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,10 +19,9 @@ from filterscope.analysis.hooks import observing, run_model
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 
-IMAGES = 96  # on which importance is measured by default: 5 % of an epoch of AlexNet on 1020 images
+IMAGES = 96  # on which importance is measured by default; benchmarks/health.py --only overhead measures the time
 NEEDED = 0.0005  # of the loss; what a single filter may cost that is called not needed
 SHARE = 0.05  # of a layer's squared effects on the loss; what all filters that are called not needed may hold together
-CURVATURE = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +54,11 @@ def importance_of(changes: Tensor, labels: Tensor, *, needed: float = NEEDED, ex
         exact: whether the changes were measured (`ablate_each`), so that no second-order term is to be added.
     """
     changes = changes.double()
-    expected = changes if exact else changes + CURVATURE * changes.square()
-    signed, error = expected.mean(0), expected.std(0) / len(changes) ** 0.5
-    effect = changes.square().mean(0)
+    signed, error, effect = changes.mean(0), changes.std(0) / len(changes) ** 0.5, changes.square().mean(0)
+    if not exact:
+        # The positive-part estimator of James and Stein; 0 if the error is unknown, as for a single image.
+        kept = (1 - error.square().sum() / signed.square().sum()).clamp_min(0).nan_to_num(0)
+        signed = kept * signed + effect / 2
     order = effect.argsort()
     spare = torch.zeros(len(effect), dtype=torch.bool)
     spare[order] = effect[order].cumsum(0) <= SHARE * effect.sum()
@@ -69,7 +69,7 @@ def importance_of(changes: Tensor, labels: Tensor, *, needed: float = NEEDED, ex
             "importance_se": error,
             "needed": (~spare | (signed > needed)).long(),
         },
-        classes_hurt=_classes_hurt(expected, labels),
+        classes_hurt=_classes_hurt(changes if exact else changes + changes.square() / 2, labels),
     )
 
 

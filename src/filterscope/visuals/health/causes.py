@@ -109,7 +109,17 @@ class HealthCauses(Visual):
             costs = (cost.unused, cost.random, cost.errors[1])
             rows.append((name, filters, cost.size, *costs, cost.needed_size, *needed))
         return Table(
-            columns=("layers", "filters", "not needed", "loss", "random", "±", "needed", "loss of needed", "±"),
+            columns=(
+                "layers",
+                "filters",
+                "not needed",
+                "loss",
+                "random",
+                "± random",
+                "needed",
+                "loss of needed",
+                "± needed",
+            ),
             rows=tuple(rows),
             description=f"Loss of accuracy, as a share of {len(images)} images, when filters are silenced together: "
             "all that are not needed (noise, idle, dead), as many random filters of the same layers, and at most as "

@@ -54,7 +54,7 @@ class Health(Visual):
             network's own predictions take their place.
         needed: a filter is needed if the loss is expected to rise by more than this without it.
         level: the false-discovery rate of the test for structure.
-        alike: a filter is a duplicate of another from this cosine or correlation on.
+        alike: a filter is a duplicate of another from this correlation of their outputs on.
         draws: the number of permutations behind a p-value of structure.
         batch_size: of the examples.
         every: judge before training and then every so many epochs; 0: before training only.
