@@ -1,7 +1,8 @@
 """Hydra's sweeper of `hparams_search=optuna`: each job is a trial of an Optuna study in the sweep's folder.
 
-hydra-optuna-sweeper needs Optuna 2, which newer Pythons cannot install. Hydra imports this module at every start, so
-nothing heavy is imported at its top.
+Hydra accepts a sweeper only from a module of the namespace package `hydra_plugins`, hence this place outside of
+`filterscope`. Hydra imports the module at every start, so nothing heavy is imported at its top. hydra-optuna-sweeper
+needs Optuna 2, which newer Pythons cannot install.
 """
 
 import csv
@@ -29,9 +30,9 @@ class OptunaSearch(Sweeper):
     continues the study in `hydra.sweep.dir`; a trial that was killed is repeated.
 
     Args:
-        params: the search space in Hydra's words: `interval(a, b)`, `tag(log, interval(a, b))`, `choice(a, b)`,
+        params: the search space in Hydra's syntax: `interval(a, b)`, `tag(log, interval(a, b))`, `choice(a, b)`,
             `range(a, b)`.
-        trials: the number of trials in the study.
+        trials: the number of finished trials, complete or pruned, after which the search ends.
         startup_trials: random trials before the sampler learns, and before trials are pruned.
         warmup_epochs: epochs of each trial before it may be pruned.
         seed: of the sampler.
@@ -166,7 +167,9 @@ def _suggest(trial: Any, override: Override) -> Any:
     if isinstance(space, ChoiceSweep):
         return trial.suggest_categorical(name, [str(each) for each in space.list])
     if isinstance(space, RangeSweep):
-        return trial.suggest_int(name, int(space.start or 0), int(space.stop or 0) - 1, step=int(space.step))
+        values = list(space.range())
+        suggest = trial.suggest_int if isinstance(values[0], int) else trial.suggest_float
+        return suggest(name, min(values), max(values), step=abs(space.step))
     assert isinstance(space, IntervalSweep)
     start: Any = space.start
     end: Any = space.end

@@ -6,7 +6,9 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from hydra_plugins.filterscope_search import _suggest
 from tiny import TINY
 
 optuna = pytest.importorskip("optuna")
@@ -42,3 +44,13 @@ def test_a_search_goes_on_where_it_was_killed(script: Callable[..., CompletedPro
     other = script("train.py", *SEARCH, "optimizer.lr=interval(0.1,0.2)")
     assert other.returncode == 2
     assert "holds another search" in other.stderr + other.stdout
+
+
+@pytest.mark.parametrize(
+    ("space", "values"),
+    [("range(1,8,3)", {1, 4, 7}), ("range(8,1,-3)", {2, 5, 8}), ("range(0.5,2,0.5)", {0.5, 1.0, 1.5})],
+)
+def test_a_range_is_searched_in_its_own_steps(space: str, values: set[float]) -> None:
+    override = OverridesParser.create().parse_override(f"x={space}")
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    assert {_suggest(study.ask(), override) for _ in range(40)} == values

@@ -38,7 +38,7 @@ def sleep_while_waiting() -> None:
     (`benchmarks/startup.py --threads`).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # about a microsecond
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # turns of the loop
 
 
 def _quotas(cgroups: Path, own: Path) -> Iterable[float]:
