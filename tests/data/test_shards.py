@@ -1,3 +1,4 @@
+import hashlib
 import itertools
 import json
 import os
@@ -216,11 +217,20 @@ def change_contents(folder: Path, change: Callable[[dict[str, Any]], object]) ->
     (folder / "contents.json").write_text(json.dumps(contents))
 
 
+def cut_index(folder: Path) -> None:
+    """Cut the index, and write its new hash beside it."""
+    content = (folder / "index.npz").read_bytes()[:-200]
+    (folder / "index.npz").write_bytes(content)
+    change_contents(folder, lambda c: c.update(index=f"sha256:{hashlib.sha256(content).hexdigest()}"))
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no contents": (lambda f: (f / "contents.json").unlink(), "holds no shards that can be read: .*No such file"),
     "no JSON": (lambda f: (f / "contents.json").write_text("["), "holds no shards that can be read"),
     "a list": (lambda f: (f / "contents.json").write_text("[]"), "holds no shards that can be read"),
     "another index": (lambda f: (f / "index.npz").write_bytes(b"x"), "index.npz is not the one"),
+    "a cut index": (cut_index, "holds no shards that can be read"),
+    "no split": (lambda f: change_contents(f, lambda c: c["splits"].clear()), "holds no shards that can be read"),
     "a path": (lambda f: change_contents(f, lambda c: c["splits"]["train"].update({"../x": "sha256:"})), "no shard"),
     "a class less": (lambda f: change_contents(f, lambda c: c["class_names"].pop()), "a class or a shard that is not"),
     "a shard less": (lambda f: (f / "train-00000.tar").unlink(), "train-00000.tar is missing"),

@@ -1,4 +1,4 @@
-"""The folder of a run: created once, written by one process at a time, and by no link anywhere else."""
+"""The folder of a run: created once, written by one process at a time, and never through links that lead out of it."""
 
 import fcntl
 import itertools

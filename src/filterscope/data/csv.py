@@ -148,7 +148,7 @@ def _find_files(names: Sequence[str], folder: Path, file: Path) -> tuple[str, ..
             below.setdefault(key, []).append(path)
     for number in list(missing):
         parts = PureWindowsPath(names[number]).parts  # splits at both kinds of slashes
-        found = [path for path in below.get(parts[-1].lower(), ()) if _ends_with(path, parts)] if parts else []
+        found = [path for path in below.get(parts[-1].lower(), ()) if _lies_in(path, parts)] if parts else []
         if len(found) > 1:
             raise UserError(f"{file} names {names[number]!r}, which may be {found[0]} or {found[1]}")
         if found:
@@ -162,10 +162,10 @@ def _find_files(names: Sequence[str], folder: Path, file: Path) -> tuple[str, ..
     return tuple(paths)
 
 
-def _ends_with(path: str, parts: tuple[str, ...]) -> bool:
-    own = [*Path(path).parts[:-1], ""]
-    above = len(parts) - 1
-    return above < len(own) and [each.lower() for each in own[-above - 1 : -1]] == [each.lower() for each in parts[:-1]]
+def _lies_in(path: str, parts: tuple[str, ...]) -> bool:
+    """Return whether a file lies in folders of the names that precede its own in `parts`, in any case."""
+    above = [each.lower() for each in parts[:-1]]
+    return not above or [each.lower() for each in Path(path).parts[:-1]][-len(above) :] == above
 
 
 def _no_column(file: Path, column: str, row: dict[str, str]) -> str:

@@ -167,8 +167,8 @@ def _in_unit_range(values: Tensor) -> Tensor:
         raise UserError(f"{broken} of {len(values)} images hold values that are not finite (NaN or infinite)")
     low, high = float(values.min()), float(values.max())
     if low < -1e-3 or high > 1 + 1e-3:
-        hint = "divide them by 255" if low >= 0 and 2 < high <= 255 else "pass them before normalisation, "
-        hint += "" if hint.startswith("divide") else "and the normalisation as mean=… and std=…"
+        before = "pass them before normalisation, and the normalisation as mean=… and std=…"
+        hint = "divide them by 255" if low >= 0 and 2 < high <= 255 else before
         raise UserError(f"images must lie in [0, 1], but these range from {low:.2g} to {high:.2g}: {hint}")
     return values.clamp(0, 1)
 

@@ -109,12 +109,12 @@ class RandomTransform:
     def _library_transforms(self) -> Transform | None:
         """Return torchvision's transforms that the options ask for; they draw from torch's default generator."""
         augment = self.augment
-        steps: list[Any] = {
-            None: [],
-            "rand": [v2.RandAugment(magnitude=augment.magnitude)],
-            "trivial": [v2.TrivialAugmentWide()],
-        }[augment.policy]
-        steps += [v2.RandomErasing(augment.erase)] if augment.erase else []
+        steps: list[Any] = []
+        if augment.policy is not None:
+            rand = augment.policy == "rand"
+            steps.append(v2.RandAugment(magnitude=augment.magnitude) if rand else v2.TrivialAugmentWide())
+        if augment.erase:
+            steps.append(v2.RandomErasing(augment.erase))
         return cast(Transform, v2.Compose(steps)) if steps else None
 
     def _crop_boxes(self, sizes: Numbers, numbers: Numbers) -> Numbers:

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import tarfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -18,7 +19,6 @@ from urllib.error import HTTPError
 
 import numpy as np
 import torch
-from filelock import FileLock
 from pydantic import Field
 from rich.progress import track
 from torch import Tensor
@@ -29,8 +29,9 @@ from filterscope.data.image_io import BadImageError, Decoding, decode_image
 from filterscope.data.images import DataSplits, Files, Images
 from filterscope.errors import UserError, first_line
 from filterscope.registry import register
-from filterscope.storage.atomic import atomic_write, remove_partial_files, write_file
-from filterscope.storage.download import fetch, read_url
+from filterscope.storage.atomic import atomic_write, write_file
+from filterscope.storage.download import download_lock, fetch, read_url
+from filterscope.storage.safe_load import LOAD_ERRORS
 
 CONTENTS = "contents.json"
 INDEX = "index.npz"
@@ -83,26 +84,19 @@ class ShardFolder:
         return self.digests[self.names.index(name)]
 
     def _download(self, name: str, path: Path) -> None:
-        assert self.cache is not None
-        try:
-            self.cache.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.cache / ".lock"):
-                if path.is_file():
-                    return
-                remove_partial_files(self.cache)
-                for trial in range(1, _TRIES + 1):
-                    try:
-                        fetch(f"{self.root}/{name}", path, digest=self._digest(name))
-                        break
-                    except (OSError, HTTPException) as error:
-                        if isinstance(error, HTTPError):
-                            error.close()
-                        if trial == _TRIES:
-                            raise
-                self._make_room(path)
-        except (OSError, RuntimeError, HTTPException) as error:
-            reason = getattr(error, "reason", None) or first_line(error)
-            raise UserError(f"could not download {self.root}/{name} into data.cache={self.cache}: {reason}") from error
+        with download_lock(name, url=self.root, folder=path.parent):
+            if path.is_file():
+                return
+            for trial in range(1, _TRIES + 1):
+                try:
+                    fetch(f"{self.root}/{name}", path, digest=self._digest(name))
+                    break
+                except (OSError, HTTPException) as error:
+                    if isinstance(error, HTTPError):
+                        error.close()
+                    if trial == _TRIES:
+                        raise
+            self._make_room(path)
 
     def _make_room(self, new: Path) -> None:
         """Delete the shards that were downloaded first until the others and the new one fit."""
@@ -222,13 +216,13 @@ class ShardsDataModule(ImageDataModule):
                     sizes=sizes,
                     decoding=self._decoding,
                 )
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, HTTPException) as error:
+            held_out = {"val": 0.15, "test": 0.0}
+            return DataSplits(location=root, class_names=names, **splits, held_out=held_out)
+        except (*LOAD_ERRORS, zlib.error, HTTPException) as error:
             if isinstance(error, UserError):
                 raise
             reason = getattr(error, "reason", None) or first_line(error)
             raise UserError(f"data.root={self.root} holds no shards that can be read: {reason}") from error
-        held_out = {"val": 0.15, "test": 0.0}
-        return DataSplits(location=root, class_names=names, **splits, held_out=held_out)
 
 
 def pack(

@@ -28,7 +28,7 @@ from filterscope.storage.atomic import atomic_folder, atomic_write, remove_parti
 _TIMEOUT = 30  # seconds; behind a firewall that drops packets a connection would hang for minutes
 _MAX_FILES = 2_000_000
 _LOCAL_HOSTS = ("127.0.0.1", "::1", "localhost")
-_DAMAGED = (tarfile.TarError, zlib.error, EOFError, gzip.BadGzipFile)
+_UNPACK_ERRORS = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError)  # of damaged archives
 
 
 class WrongHashError(RuntimeError):
@@ -49,8 +49,7 @@ def fetch(url: str, file: Path, *, digest: str) -> None:
     """
     if file.is_file() and has_digest(file, digest):
         return
-    _require_https(url)
-    with urllib.request.build_opener(_HttpsRedirects).open(url, timeout=_TIMEOUT) as answer:
+    with _open(url) as answer:
         size = int(answer.headers.get("Content-Length") or 0)
         progress = wrap_file(
             answer, size, description=file.name, console=Console(stderr=True), disable=not sys.stderr.isatty()
@@ -70,8 +69,7 @@ def read_url(url: str, *, max_bytes: int) -> bytes:
     Raises:
         OSError: the host cannot be reached, the address or a redirect is not https, or there are more bytes.
     """
-    _require_https(url)
-    with urllib.request.build_opener(_HttpsRedirects).open(url, timeout=_TIMEOUT) as answer:
+    with _open(url) as answer:
         content: bytes = answer.read(max_bytes + 1)
     if len(content) > max_bytes:
         raise OSError(f"{url} has more than {max_bytes:,} bytes")
@@ -93,16 +91,16 @@ def is_safe(url: str) -> bool:
 
 
 @contextmanager
-def download_lock(name: str, *, url: str, files: str, folder: Path) -> Iterator[None]:
-    """Let one process at a time download a data set into a folder, and turn every failure into one clear message.
+def download_lock(name: str, *, url: str, folder: Path, files: str | None = None) -> Iterator[None]:
+    """Let one process at a time download data into a folder, and turn every failure into one clear message.
 
     A process that waited for the lock finds the files of the other one.
 
     Args:
-        name: of the data set, for the message.
-        url: where the data set is published, for the message.
-        files: the files to fetch from there by hand, for the message.
-        folder: where the data set is stored; it is created.
+        name: of the data, for the message.
+        url: where the data is published, for the message.
+        folder: where the data is stored; it is created.
+        files: the files that can be fetched from there by hand, for the message; None: none.
 
     Raises:
         UserError: the host cannot be reached, a file is damaged, or the folder cannot be written.
@@ -114,9 +112,10 @@ def download_lock(name: str, *, url: str, files: str, folder: Path) -> Iterator[
             yield
     except (OSError, RuntimeError, HTTPException, EOFError) as error:
         reason = getattr(error, "reason", None) or first_line(error)
+        by_hand = f"put {files} from {url} into {folder} by hand, or " if files else ""
         raise UserError(
             f"could not download {name} from {urlparse(url).netloc or url} ({reason}); "
-            f"put {files} from {url} into {folder} by hand, or give data.root=<the folder that has it>"
+            f"{by_hand}give data.root=<the folder that has it>"
         ) from error
 
 
@@ -156,7 +155,7 @@ def unpack_tar(archive: Path, folder: Path, *, max_bytes: int) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with target.open("wb") as file:
                     shutil.copyfileobj(content, file)
-    except _DAMAGED as error:
+    except _UNPACK_ERRORS as error:
         raise UserError(f"{archive} is damaged: {first_line(error)}") from error
 
 
@@ -169,7 +168,7 @@ def unpack_gzip(archive: Path, file: Path, *, max_bytes: int) -> None:
     try:
         with gzip.open(archive) as stream:
             content = stream.read(max_bytes + 1)
-    except _DAMAGED as error:
+    except _UNPACK_ERRORS as error:
         raise UserError(f"{archive} is damaged: {first_line(error)}") from error
     if len(content) > max_bytes:
         raise _too_large(archive, max_bytes)
@@ -180,6 +179,11 @@ def _too_large(archive: Path, max_bytes: int) -> UserError:
     return UserError(
         f"{archive} unpacks to more than the expected {max_bytes:,} bytes; it may be made to fill the disk"
     )
+
+
+def _open(url: str) -> Any:
+    _require_https(url)
+    return urllib.request.build_opener(_HttpsRedirects).open(url, timeout=_TIMEOUT)
 
 
 def _require_https(url: str) -> None:
