@@ -1,6 +1,7 @@
 """The behaviour that a shell or a batch system sees: exit codes, error lines, run folders, requeued jobs."""
 
 import errno
+import os
 import json
 import re
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from filterscope.cli.error_messages import describe_error
+from filterscope.cli.error_messages import FAULT, describe_error
 from filterscope.cli.resume_arguments import resume_arguments
 from filterscope.data.loader import ImageLoader
 from filterscope.errors import UserError
@@ -162,7 +163,7 @@ def test_a_full_disk_is_reported_instead_of_torchs_own_error() -> None:
 LOADING = """
 import os, signal, sys
 from filterscope.data.folder import FolderDataModule
-from filterscope.cli.error_messages import describe_error
+from filterscope.cli.error_messages import FAULT, describe_error
 
 data = FolderDataModule(root=sys.argv[1], num_workers=1, batch_size=2, image_size=16)
 data.setup()
@@ -214,3 +215,24 @@ def test_a_killed_loader_process_is_reported_in_one_line(tmp_path: Path) -> None
     assert re.search(r"a loader process died \(.*; .*a smaller data\.num_workers", done.stdout), (
         done.stdout + done.stderr
     )
+
+
+FAULTY = """
+import sys
+from filterscope.cli import main, resume_arguments
+def broken(arguments): raise ZeroDivisionError("unforeseen")
+main.resume_arguments = broken
+main.run_script(lambda: None)
+"""
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_an_unforeseen_error_is_one_line_and_a_traceback_on_demand(full: bool) -> None:
+    environment = {**os.environ, **({"HYDRA_FULL_ERROR": "1"} if full else {})}
+    done = subprocess.run([sys.executable, "-c", FAULTY], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    if full:
+        assert "Traceback" in done.stderr
+    else:
+        assert done.stderr.startswith(f"{FAULT}: ZeroDivisionError: unforeseen")
+        assert len(done.stderr.splitlines()) == 1

@@ -14,6 +14,7 @@ import pytest
 
 from filterscope.cli.live_gallery import followed_checkpoint
 from filterscope.errors import UserError
+from filterscope.storage.atomic import write_file
 
 SERVE = """
 import logging, signal, sys
@@ -38,7 +39,7 @@ def served(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[str], str]]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert "waiting for" in process.stdout.readline()
-        checkpoint.write_text("1")
+        write_file(checkpoint, b"1")
         line = process.stdout.readline()
         address = re.search(r"http://[\d.]+:\d+", line)
         assert address, line
@@ -57,7 +58,7 @@ def test_pages_are_drawn_again_after_each_checkpoint_until_interrupted(served) -
     assert "epoch 1" in read(address)
     assert "location.reload" in read(address)
     drawn = read(f"{address}/drawn")
-    checkpoint.write_text("2")
+    write_file(checkpoint, b"2")
     deadline = time.monotonic() + 60
     while read(f"{address}/drawn") == drawn and time.monotonic() < deadline:
         time.sleep(0.1)
