@@ -1,8 +1,8 @@
 """The behaviour that a shell or a batch system sees: exit codes, error lines, run folders, requeued jobs."""
 
 import errno
-import os
 import json
+import os
 import re
 import signal
 import subprocess
