@@ -108,18 +108,9 @@ class HealthCauses(Visual):
             needed = (cost.needed, cost.errors[2]) if cost.needed_size else ("", "")
             costs = (cost.unused, cost.random, cost.errors[1])
             rows.append((name, filters, cost.size, *costs, cost.needed_size, *needed))
+        names = ("layers", "filters", "not needed", "loss", "random", "± random", "needed", "needed loss", "± needed")
         return Table(
-            columns=(
-                "layers",
-                "filters",
-                "not needed",
-                "loss",
-                "random",
-                "± random",
-                "needed",
-                "loss of needed",
-                "± needed",
-            ),
+            columns=names,
             rows=tuple(rows),
             description=f"Loss of accuracy, as a share of {len(images)} images, when filters are silenced together: "
             "all that are not needed (noise, idle, dead), as many random filters of the same layers, and at most as "
