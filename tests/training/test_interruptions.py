@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from filterscope.errors import UserError
 from filterscope.runtime.signals import Stopped, stop_request
 from filterscope.training.checkpoints import RunCheckpoints
 from filterscope.training.module import FinetuneModule
+from filterscope.training.preemption import FiniteLoss
 from resumed_runs import assert_alike, events_of, files_of, own_signals, stop_in, weights_of  # noqa: F401
 from tiny import TINY
 
@@ -171,6 +173,23 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint(
     saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == STEPS
     assert all(tensor.isfinite().all() for tensor in saved["state_dict"].values())
+
+
+@pytest.mark.parametrize(("precision", "survived"), [("16-mixed", 19), ("32-true", 0)])
+def test_float16_survives_some_losses_that_overflow(precision: str, survived: int) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    trainer: Any = SimpleNamespace(precision=precision, is_last_batch=False, gradient_clip_val=None, current_epoch=0)
+    trainer.optimizers, trainer.callbacks, watch = [optimizer], [], FiniteLoss()
+
+    def step(loss: float) -> None:
+        trainer.global_step += 1
+        watch.on_train_batch_end(trainer, None, {"loss": torch.tensor(loss)}, None, 0)
+
+    trainer.global_step = 4
+    for loss in (*[float("inf")] * survived, 1.0, *[float("inf")] * survived):
+        step(loss)
+    with pytest.raises(UserError, match=f"the loss is not finite since step {6 + survived} "):
+        step(float("inf"))
 
 
 def test_a_damaged_checkpoint_is_refused_before_anything_is_taken_back(composed: Compose, tmp_path: Path) -> None:

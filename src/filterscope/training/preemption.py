@@ -58,8 +58,8 @@ class FiniteLoss(pl.Callback):
     def check(self, trainer: pl.Trainer) -> None:
         """Raise a `UserError` if the training has diverged; it names the step since which."""
         since = -1 if self._since is None else int(self._since)
-        patience = 20 if trainer.precision == "16-mixed" and not trainer.is_last_batch else 0
-        if 0 <= since <= trainer.global_step - patience:
+        needed = 20 if trainer.precision == "16-mixed" and not trainer.is_last_batch else 1
+        if 0 <= since <= trainer.global_step + 1 - needed:
             raise _diverged(trainer, f"the loss is not finite since step {since}")
 
 
