@@ -23,7 +23,7 @@ setInterval(async () => {
   drawn = now;
 }, 2000);
 </script></body>"""
-"""Is put at the end of each page; the files on the disk do not have it, because they must not ask any server."""
+"""Is added to each page as it is served; the files on the disk work without a server and do not hold it."""
 
 
 def followed_checkpoint(ckpt: str | None) -> Path:

@@ -17,7 +17,8 @@ LOCK = ".lock"
 
 _RUN = ("checkpoints", "metrics.csv")
 _SWEEP = ("multirun.yaml", ".jobs")
-_FILES = (".lock", ".slurm", "train.log", "visualize.log", "metrics.csv", "events.out.tfevents.*")
+_LOGS = ("train.log", "visualize.log", "pack.log", "events.out.tfevents.*")
+_FILES = (".lock", ".slurm", "metrics.csv", "study.journal", *_LOGS)
 _FOLDERS = (".hydra", "checkpoints", "pictures", "health", "gallery")
 """What a run writes; its folder may hold other things of the user's, and links among them."""
 

@@ -156,9 +156,9 @@ def build_pruned(cfg: dict[str, Any], data: ImageDataModule, folder: Path, pruni
     return run.classifier
 
 
-def _classifier(about: Mapping[str, Any], digest: Any, path: Path) -> Classifier:
+def _classifier(about: Mapping[str, Any], state_dict: Any, path: Path) -> Classifier:
     names, size = tuple(map(printable, about["class_names"])), int(about["image_size"])
-    own = {key.removeprefix("classifier."): t for key, t in digest.items() if key.startswith("classifier.")}
+    own = {key.removeprefix("classifier."): t for key, t in state_dict.items() if key.startswith("classifier.")}
     with on_meta_device():  # refuse a config that does not fit the weights before it takes memory
         _refuse_other_weights(_build(about["config"], len(names), path, own), own, path)
     classifier = _build(about["config"], len(names), path, own)
@@ -193,10 +193,10 @@ def _build(config: Mapping[str, Any], num_classes: int, path: Path, weights: Map
     return classifier
 
 
-def _refuse_other_weights(classifier: Classifier, digest: Mapping[str, Any], path: Path) -> None:
+def _refuse_other_weights(classifier: Classifier, weights: Mapping[str, Any], path: Path) -> None:
     wanted = classifier.state_dict()
-    for name in (*wanted, *digest):
-        if name not in digest or name not in wanted or getattr(digest[name], "shape", None) != wanted[name].shape:
+    for name in (*wanted, *weights):
+        if name not in weights or name not in wanted or getattr(weights[name], "shape", None) != wanted[name].shape:
             raise UserError(f"{path} is damaged: its weights are not those of its config: {name} differs")
 
 

@@ -26,6 +26,7 @@ _SPLITS = {
     "val": ("val", "valid", "validation", "dev", "eval", "evaluation"),
     "test": ("test", "testing", "tst"),
 }
+# Words and numbers that may stand beside the name of a split: `train_set`, `images_val`, `val2017`.
 _BESIDE_SPLIT = "set|data|dataset|split|folder|images?|imgs?|photos?|pictures?|files"
 _SPLIT_NAME = re.compile(
     rf"(?:{_BESIDE_SPLIT}|\d+)*(?P<word>{'|'.join(itertools.chain(*_SPLITS.values()))})(?:{_BESIDE_SPLIT}|\d+)*"

@@ -12,7 +12,7 @@ from filterscope.errors import UserError
 PARTIAL = ".partial"
 """The suffix of temporary names."""
 
-_bounds: list[tuple[Path, Path]] = []  # folders as they were given and without links
+_bounds: list[tuple[Path, Path]] = []  # each folder as it was given, and its path without links
 
 
 def keep_below(folder: Path) -> None:

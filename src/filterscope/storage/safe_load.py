@@ -91,6 +91,7 @@ def _refuse_compressed(file: IO[bytes], size: int) -> None:
     An archive that two readers could read differently is refused: one with a comment, which may hold a second list of
     its content, or with a 64-bit end record that does not lie before the usual one.
     """
+    # The last 22 bytes are the end record; torch writes a 64-bit one (56 bytes) and its locator (20 bytes) before it.
     ends = file.seek(max(0, size - 98)) and file.read()
     locator = ends[-42:-22] if ends else b""
     moved = locator[:4] == b"PK\6\7" and int.from_bytes(locator[8:16], "little") != size - 98

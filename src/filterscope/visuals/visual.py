@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from filterscope.analysis.hooks import Precision, compute_precision
-from filterscope.data.image_io import image_batch
+from filterscope.data.array_images import image_batch
 from filterscope.errors import UserError, printable, suggestion
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions
