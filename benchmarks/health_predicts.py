@@ -21,6 +21,7 @@ from torch import Tensor
 
 from filterscope.analysis.health.causes import ablate_each, accuracy_losses
 from filterscope.analysis.health.importance import importance_of, loss_changes
+from filterscope.analysis.health.verdict import Verdict
 from filterscope.models.backbone import Backbone, torchvision_backbone
 from filterscope.models.classifier import Classifier
 from filterscope.models.heads import replace
@@ -111,9 +112,9 @@ def predict(report: Report, network: Network, *, most: int) -> tuple[list[float]
             "of the size": rank_correlation(expected.columns["importance"][sample], cost.abs()),
         }
         report.add(f"{name} {layer}: rank correlation of expected and measured change", correlations[-1], **more)
-        verdicts = [state.store["health"][layer]["verdicts"][i] for i in sample.tolist()]
-        unneeded = torch.tensor([each in ("noise", "idle", "dead") for each in verdicts])
-        needed = torch.tensor([each in ("useful", "unstructured") for each in verdicts])
+        verdicts = [Verdict(state.store["health"][layer]["verdicts"][i]) for i in sample.tolist()]
+        unneeded = torch.tensor([each.unused for each in verdicts])
+        needed = torch.tensor([each.needed for each in verdicts])
         cheap += (cost - 2 * error < 1e-3)[unneeded].tolist()
         if min(int(unneeded.sum()), int(needed.sum())) >= LARGE:
             groups = cost[needed], cost[unneeded]
@@ -145,7 +146,7 @@ def together(report: Report, name: str, classifier: Classifier, testing: Images,
     generator = torch.Generator().manual_seed(0)
     for layer, record in state.store["health"].items():
         verdicts = record["verdicts"]
-        unneeded = [i for i, each in enumerate(verdicts) if each in ("noise", "idle", "dead")]
+        unneeded = [i for i, each in enumerate(verdicts) if Verdict(each).unused]
         if not unneeded or len(unneeded) == len(verdicts):
             continue
         sets = [{layer: unneeded}]
