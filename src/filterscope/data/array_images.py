@@ -25,7 +25,9 @@ def image_batch(given: Any, *, num_channels: int | None = None) -> Tensor:
     if isinstance(given, list | tuple):
         batches = [image_batch(each, num_channels=num_channels) for each in given]
         sizes = list(dict.fromkeys("×".join(map(str, batch.shape[1:])) for batch in batches))
-        if len(sizes) != 1:
+        if not sizes:
+            raise UserError("there are no images in an empty list")
+        if len(sizes) > 1:
             raise UserError(f"images of {len(sizes)} sizes ({', '.join(sizes[:3])} …); bring them to one size first")
         return torch.cat(batches)
     if isinstance(given, Image.Image):

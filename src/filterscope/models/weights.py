@@ -25,7 +25,7 @@ from filterscope.storage.safe_load import LOAD_ERRORS, load_error_reason, load_p
 
 log = logging.getLogger(__name__)
 
-_CONTAINERS = (
+_STATE_KEYS = (
     *("state_dict_ema", "model_ema", "ema", "ema_state_dict"),
     *("state_dict", "model_state_dict", "model", "net", "network", "weights", "params"),
 )
@@ -176,7 +176,7 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor] | list[Tensor], list[str]
     except (*LOAD_ERRORS, SafetensorError) as error:
         raise UserError(f"{file} is not a readable weights file: {load_error_reason(error)}") from error
     notes = []
-    while isinstance(content, dict) and (found := next((key for key in _CONTAINERS if _is_state(content, key)), "")):
+    while isinstance(content, dict) and (found := next((key for key in _STATE_KEYS if _is_state(content, key)), "")):
         content = content[found]
         if found.endswith("ema"):
             notes.append(f"holds a moving average of the weights ({found}), which is used")

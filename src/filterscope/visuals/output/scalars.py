@@ -25,7 +25,11 @@ _SPLITS = {
     "val": "validation images",
     "test": "test images",
 }
-_METRICS = {"loss": "Mean loss", "acc": "Share of correct predictions, 0 to 1"}
+_METRICS = {
+    "loss": "Mean loss",
+    "acc": "Share (0 to 1) of correct predictions",
+    "acc_top5": "Share (0 to 1) of images whose class is among the five most probable",
+}
 
 
 def describe_scalar(tag: str) -> str:
@@ -35,7 +39,7 @@ def describe_scalar(tag: str) -> str:
     if tag == "train/loss_step":
         return "The loss of single optimizer steps; the step counts these, not epochs."
     if first in _SPLITS and rest in _METRICS:
-        return f"{_METRICS[rest]} of the {_SPLITS[first]}."
+        return f"{_METRICS[rest]}, {_SPLITS[first]}."
     if first == "health":
         where = "all convolutions" if layer == "all" else layer
         if name in list(Verdict):
