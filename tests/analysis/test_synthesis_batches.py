@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from filterscope.analysis.synthesis import synthesize
+from filterscope.analysis.synthesis.jobs import micro_batch_size
 from filterscope.analysis.synthesis.network import profile_forward
-from filterscope.analysis.synthesis.renderer import micro_batch_size
 from quick import quick
 
 

@@ -15,7 +15,7 @@ from filterscope.analysis.synthesis import (
     synthesize,
     synthesize_all,
 )
-from filterscope.analysis.synthesis.jobs import assign_to_ranks
+from filterscope.analysis.synthesis.distributed import assign_to_ranks
 from filterscope.errors import UserError
 from filterscope.models import heads
 from filterscope.models.backbone import small_cnn_backbone

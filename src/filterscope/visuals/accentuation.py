@@ -10,8 +10,14 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from filterscope.analysis.synthesis import Job, Recipe, SynthesisResult, run_synthesis_worker, synthesize_all
-from filterscope.analysis.synthesis.renderer import start_from
+from filterscope.analysis.synthesis import (
+    Job,
+    Recipe,
+    SynthesisResult,
+    run_synthesis_worker,
+    start_from,
+    synthesize_all,
+)
 from filterscope.analysis.synthesis.trust import ActivationStatistics
 from filterscope.analysis.top_patches import ReceptiveField, cut_patch, measure_responses, receptive_field
 from filterscope.models.classifier import Classifier

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from filterscope.analysis.hooks import device_of
+from filterscope.analysis.synthesis.jobs import Job, SynthesisResult, merge_results
 from filterscope.analysis.synthesis.network import ForwardProfile
 from filterscope.analysis.synthesis.optimize import uses_bf16
 from filterscope.analysis.synthesis.parameterization import Parameterization
 from filterscope.analysis.synthesis.recipe import Recipe
-from filterscope.analysis.synthesis.renderer import Job, SynthesisResult, merge_results
 from filterscope.models.classifier import Classifier
 from filterscope.storage.atomic import write_file
 

@@ -1,164 +1,200 @@
-"""Pictures of many layers: distributed over the ranks of a run, and read from a cache where they are finished."""
+"""What pictures are to be made of one layer's channels, in which micro-batches, and what the result is."""
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import cached_property
 
 import torch
-import torch.distributed as dist
+from torch import Tensor
 
-from filterscope.analysis.hooks import device_of, observing
-from filterscope.analysis.synthesis.cache import PictureCache
-from filterscope.analysis.synthesis.network import ForwardProfile, frozen_copy, profile_forward
+from filterscope.analysis.hooks import device_of
+from filterscope.analysis.synthesis.network import ForwardProfile
+from filterscope.analysis.synthesis.objectives import Objective, direction, objective
 from filterscope.analysis.synthesis.optimize import uses_bf16
-from filterscope.analysis.synthesis.renderer import Job, LayerRenderer, SynthesisResult, merge_results
+from filterscope.analysis.synthesis.parameterization import Parameterization
+from filterscope.analysis.synthesis.recipe import Recipe, objective_compares
+from filterscope.analysis.synthesis.trust import ActivationStatistics, LayerStatistics, reference_layers
+from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
+from filterscope.models.layers import find_layer
 
-Progress = Callable[[str, float], None]
-"""Is called with the name of the current layer and the finished fraction of all work, 0 to 1."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Batch:
-    """A micro-batch: indices of the pictures of job number `job`; `work` is the number of multiplications."""
-
-    job: int
-    indices: Sequence[int]
-    work: int
+_LARGEST_BATCH = 16
+_CACHE_ELEMENTS = 5 * 2**19  # of one activation of the whole micro-batch; beyond, a CPU's convolutions wait for memory
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Plan:
-    """All jobs with their forward profiles and caches, and the micro-batches that are left to do."""
+class SynthesisResult:
+    """N pictures and the measures of how far to trust them; all tensors are on the CPU.
 
-    jobs: Sequence[Job] = ()
-    profiles: Sequence[ForwardProfile] = ()
-    caches: Sequence[PictureCache | None] = ()
-    batches: Sequence[_Batch] = ()
+    Attributes:
+        images: `(N, C, size, size)` in [0, 1].
+        parameters: can be given as `start` of a later optimization, `(N, …)`.
+        curve: the objective in each step, under the transforms, `(steps, N)`.
+        activation: mean response of the own channel to the final picture without transforms, `(N,)`.
+        rank: number of channels of the layer that the picture activates more than its own, `(N,)`; 0 is best.
+        converged: whether the activation ended above that of the noise from which an optimization starts, or above
+            those of all real images, `(N,)`. For a recipe that minimizes: whether the objective ended above its start.
+        responses: mean responses of all channels of the layer, `(N, K)`.
+        agreement: rank correlation, over the channels of the convolution before the layer, between the responses to the
+            picture and to the real images that activate the channel most, in z-scores, `(N,)`; nan if unknown.
+    """
+
+    images: Tensor
+    parameters: Tensor
+    curve: Tensor
+    activation: Tensor
+    rank: Tensor
+    converged: Tensor
+    responses: Tensor
+    agreement: Tensor
+
+    def select(self, indices: Sequence[int]) -> "SynthesisResult":
+        """Return some of the pictures."""
+        chosen = list(indices)
+        return SynthesisResult(**{n: v[:, chosen] if n == "curve" else v[chosen] for n, v in vars(self).items()})
 
 
-def synthesize_all(
-    classifier: Classifier,
-    jobs: Sequence[Job],
-    *,
-    cache: Path | None = None,
-    progress: Progress | None = None,
-) -> list[SynthesisResult]:
-    """Make the pictures of several jobs, with the same bits for any number of ranks.
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Pictures to be made of one layer.
 
-    In a distributed run rank 0 calls this, while every other rank calls `run_synthesis_worker`. Micro-batches are
-    distributed by their work, and rank 0 gets all pictures.
+    Attributes:
+        layer: a name as `Classifier.layers` has it; a convolution's name means its output before the ReLU.
+        channels: one picture each; a channel that is listed several times gets several samples, which start from
+            different noise.
+        recipe: how to make the pictures.
+        seed: together with layer, channel and sample it determines all random numbers of a picture.
+        start: `SynthesisResult.parameters` of earlier pictures, `(N, …)`, or `start_from(images, recipe)`; None: noise.
+        statistics: of real images, of the layer and of `reference_layers`; None: `natural` becomes `channel`,
+            `specific` uses statistics of noise with a natural spectrum, and channels are ranked by activation.
+        directions: `(D, K)` in channel space, to be visualized instead of channels; `channels` and `statistics` then
+            refer to them.
+        objective: an objective instead of the recipe's.
+        micro_batch: number of pictures that are optimized together; None: `micro_batch_size`. The same number gives a
+            channel's picture the same bits, whatever the other channels are. An objective that compares samples
+            (`diversity`) always gets those of one channel together.
+    """
+
+    layer: str
+    channels: tuple[int, ...]
+    recipe: Recipe
+    seed: int = 0
+    start: Tensor | None = None
+    statistics: ActivationStatistics | None = None
+    directions: Tensor | None = None
+    objective: Objective | None = None
+    micro_batch: int | None = None
+
+    @cached_property
+    def pairs(self) -> list[tuple[int, int]]:
+        """The channel of each picture and its number among the samples of that channel, from 0."""
+        return [(channel, self.channels[:i].count(channel)) for i, channel in enumerate(self.channels)]
+
+    @property
+    def known(self) -> LayerStatistics | None:
+        """The layer's own statistics."""
+        return None if self.statistics is None else self.statistics.layers.get(self.layer)
+
+    @cached_property
+    def channel_set(self) -> list[int]:
+        """The different channels, each once."""
+        return list(dict.fromkeys(self.channels))
+
+    def compared_layers(self, classifier: Classifier) -> list[str]:
+        """Return the reference layers that were measured together with this one, itself last."""
+        if self.statistics is None or self.directions is not None:
+            return []
+        names = reference_layers(classifier, self.layer)
+        return [name for name in names if self.statistics.top_scores(self.layer, [0], name) is not None]
+
+    def total_objective(self, classifier: Classifier) -> Objective:
+        """Return the objective, or that of the recipe.
+
+        Directions replace objectives of single channels by the mean along them. `natural` adds the likeness of the
+        compared layers; without statistics it is replaced by `channel`.
+        """
+        if self.objective is not None:
+            return self.objective
+        terms = []
+        for name, weight in self.recipe.weights.items():
+            if self.directions is not None and not objective_compares(name):
+                terms.append(weight * objective(direction, directions=self.directions))
+            elif name == "natural" and self.known is None:
+                terms.append(weight * objective("channel"))
+            else:
+                terms.append(weight * objective(name))
+                layers = self.compared_layers(classifier) if name == "natural" else []
+                share = weight * self.recipe.likeness / max(1, len(layers))
+                terms += [share * objective("likeness", layer=layer) for layer in layers]
+        total: Objective = sum(terms[1:], start=terms[0])
+        return total
+
+    def layers(self, classifier: Classifier) -> tuple[str, ...]:
+        """Return the layers that are computed: the visualized one, those of the objective, and the one before it."""
+        own = find_layer(classifier.layers, self.layer).name
+        return tuple(dict.fromkeys((own, *self.total_objective(classifier).layers, *self.compared_layers(classifier))))
+
+    def batch_size(self, classifier: Classifier, profile: ForwardProfile) -> int:
+        """Return the number of pictures in a micro-batch.
+
+        Raises:
+            UserError: a channel does not exist, `start` has another shape, or there is no memory for a picture.
+        """
+        ((layer, shape),) = list(profile.shapes.items())[:1]
+        count = shape[0] if self.directions is None else len(self.directions)
+        wrong = [channel for channel in self.channels if not 0 <= channel < count]
+        if wrong:
+            raise UserError(f"channel {wrong[0]} of {layer} does not exist; it has 0 to {count - 1}")
+        if not self.channels:
+            raise UserError(f"no channels of {layer} to synthesize; it has 0 to {count - 1}")
+        expected = Parameterization(recipe=self.recipe, channels=classifier.in_channels).shape
+        if self.start is not None and tuple(self.start.shape) != (len(self.channels), *expected):
+            raise UserError(
+                f"a start of shape {tuple(self.start.shape)} does not fit; this recipe's has "
+                f"{(len(self.channels), *expected)}"
+            )
+        device = device_of(classifier)
+        return self.micro_batch or micro_batch_size(profile, self.recipe, device, len(self.channels))
+
+    def batches(self, count: int, finished: Container[int] = ()) -> list[list[int]]:
+        """Return the indices of unfinished pictures in each micro-batch of at most `count` pictures."""
+        left = [i for i in range(len(self.channels)) if i not in finished]
+        if self.recipe.compares_samples:
+            channels = dict.fromkeys(self.channels[i] for i in left)
+            return [[i for i in left if self.channels[i] == channel] for channel in channels]
+        return [left[i : i + count] for i in range(0, len(left), count)]
+
+
+def merge_results(parts: Sequence[tuple[Sequence[int], SynthesisResult]]) -> SynthesisResult:
+    """Return all parts as one result, each picture at its index; the indices are 0 to one less than all pictures."""
+    order = [index for indices, _ in parts for index in indices]
+    names = SynthesisResult.__dataclass_fields__
+    joined = SynthesisResult(
+        **{n: torch.cat([getattr(part, n) for _, part in parts], dim=int(n == "curve")) for n in names}
+    )
+    return joined.select(sorted(range(len(order)), key=order.__getitem__))
+
+
+def micro_batch_size(profile: ForwardProfile, recipe: Recipe, device: torch.device, pictures: int) -> int:
+    """Return how many pictures are optimized together: limited by `recipe.memory`, and on a CPU by its cache.
 
     Args:
-        classifier: is left exactly as it was; has the same weights on all ranks.
-        jobs: the pictures to be made.
-        cache: folder of finished pictures. Those in it are not made again, and new ones are added as they are
-            finished; all pictures then have 8 bits a channel. Jobs with a start are not cached. None: no cache.
-        progress: is called after every step with the progress of this rank.
+        profile: of one picture on the way to the layer.
+        recipe: with memory limit and precision.
+        device: of the network.
+        pictures: number of all pictures; they are spread evenly over as few micro-batches as possible.
 
     Raises:
-        UserError: as `LayerRenderer`, before any picture is made.
+        UserError: a single picture exceeds the memory limit.
     """
-    with observing(classifier), torch.no_grad():
-        profiles = _profiles(classifier, jobs)
-        caches: list[PictureCache | None] = []
-        batches: list[_Batch] = []
-        parts: list[list[tuple[Sequence[int], SynthesisResult]]] = []
-        for number, (job, profile) in enumerate(zip(jobs, profiles, strict=True)):
-            size = job.batch_size(classifier, profile)
-            cached = cache is not None and job.start is None and job.objective is None
-            caches.append(PictureCache.of(classifier, job, profile, size, cache) if cache and cached else None)
-            finished = _finished(job, caches[-1])
-            parts.append([((index,), result) for index, result in finished.items()])
-            for indices in job.batches(size, finished):
-                pictures = len(indices) if job.recipe.compares_samples else size
-                work = round(profile.work * pictures * job.recipe.passes)
-                batches.append(_Batch(job=number, indices=indices, work=work))
-        plan = _Plan(jobs=jobs, profiles=profiles, caches=caches, batches=batches)
-        for batch, result in zip(batches, _run_on_all_ranks(classifier, plan, progress), strict=True):
-            parts[batch.job].append((batch.indices, result))
-    return [merge_results(each) for each in parts]
-
-
-def run_synthesis_worker(classifier: Classifier) -> None:
-    """Do this rank's share of the work that `synthesize_all` on rank 0 distributes."""
-    with observing(classifier), torch.no_grad():
-        _run_on_all_ranks(classifier, _Plan(), None)
-
-
-def assign_to_ranks(work: Sequence[int], ranks: int) -> list[int]:
-    """Return a rank for each piece of work, largest pieces first, so that all ranks have about the same work."""
-    loads = [0] * ranks
-    owners = [0] * len(work)
-    for piece in sorted(range(len(work)), key=lambda i: (-work[i], i)):
-        owners[piece] = loads.index(min(loads))
-        loads[owners[piece]] += work[piece]
-    return owners
-
-
-def _run_on_all_ranks(classifier: Classifier, plan: _Plan, progress: Progress | None) -> list[SynthesisResult]:
-    """Return the results of the plan's batches, in its order, on rank 0, and nothing on other ranks."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return _run(classifier, plan, plan.batches, progress)
-    message: list[Any] = [plan]
-    dist.broadcast_object_list(message, src=0)
-    plan = message[0]
-    owners = assign_to_ranks([batch.work for batch in plan.batches], dist.get_world_size())
-    own = [batch for batch, owner in zip(plan.batches, owners, strict=True) if owner == dist.get_rank()]
-    results = _run(classifier, plan, own, progress)
-    gathered: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-    dist.gather_object(results, gathered, dst=0)
-    if gathered is None:
-        return []
-    by_rank = [iter(each) for each in gathered]
-    return [next(by_rank[owner]) for owner in owners]
-
-
-def _run(
-    classifier: Classifier, plan: _Plan, batches: Sequence[_Batch], progress: Progress | None
-) -> list[SynthesisResult]:
-    total, done = sum(batch.work for batch in batches), 0
-    results = []
-    copies: dict[tuple[bool, bool], Classifier] = {}  # by what decides how the copy's modules are prepared
-    for number, group in itertools.groupby(batches, key=lambda batch: batch.job):
-        job, cache = plan.jobs[number], plan.caches[number]
-        kind = job.recipe.normalize, uses_bf16(job.recipe, device_of(classifier))
-        if kind not in copies:
-            copies[kind] = frozen_copy(classifier)
-        renderer = LayerRenderer(classifier, job, profile=plan.profiles[number], copied=copies[kind])
-        for batch in group:
-            result = renderer.render(batch.indices, _step_counter(progress, job, done / total, batch.work / total))
-            results.append(result if cache is None else cache.put([job.pairs[i] for i in batch.indices], result))
-            done += batch.work
-    return results
-
-
-def _profiles(classifier: Classifier, jobs: Sequence[Job]) -> list[ForwardProfile]:
-    """Return the forward profile of each job, with one forward pass for each size of pictures."""
-    profiles: dict[int, ForwardProfile] = {}
-    for size in {job.recipe.size for job in jobs}:
-        numbers = [number for number, job in enumerate(jobs) if job.recipe.size == size]
-        groups = [jobs[number].layers(classifier) for number in numbers]
-        profiles.update(zip(numbers, profile_forward(classifier, groups, size), strict=True))
-    return [profiles[number] for number in range(len(jobs))]
-
-
-def _finished(job: Job, cache: PictureCache | None) -> dict[int, SynthesisResult]:
-    """Return the cached pictures by index; of samples that are compared, all of a channel or none."""
-    if cache is None:
-        return {}
-    cached = {index: cache.find(*pair) for index, pair in enumerate(job.pairs)}
-    missing = {job.channels[index] for index, result in cached.items() if result is None}
-    return {
-        index: result
-        for index, result in cached.items()
-        if result is not None and not (job.recipe.compares_samples and job.channels[index] in missing)
-    }
-
-
-def _step_counter(progress: Progress | None, job: Job, before: float, share: float) -> Callable[[int], None]:
-    if progress is None:
-        return lambda _step: None
-    return lambda step: progress(job.layer, before + share * step / job.recipe.steps)
+    width = 2 if uses_bf16(recipe, device) else 4
+    needed = 2 * width * profile.elements  # every activation and its gradient
+    fitting = int(recipe.memory * 2**30 / needed)
+    if fitting < 1:
+        raise UserError(
+            f"one picture needs {needed / 2**30:.2g} GiB for activations, recipe.memory is {recipe.memory:g}; "
+            "choose a smaller recipe.size or more memory"
+        )
+    cached = _LARGEST_BATCH if device.type != "cpu" else max(1, _CACHE_ELEMENTS // profile.largest)
+    most = max(1, min(fitting, cached, _LARGEST_BATCH, pictures))
+    return -(-pictures // -(-pictures // most))
