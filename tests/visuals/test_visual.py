@@ -84,6 +84,13 @@ def test_an_option_out_of_range_is_one_line() -> None:
         Filters(every=-1)
 
 
+def test_every_visual_checks_its_options() -> None:
+    needed = {"directions": {"directions": [{0: 1.0}]}}
+    for name, visual in registered("visual").items():
+        with pytest.raises(UserError, match=r"every=-1"):
+            visual(**needed.get(name, {}), every=-1)
+
+
 def test_examples_run_in_the_precision_of_the_training(classifier: Classifier, examples: Examples) -> None:
     ran = []
     classifier.head.register_forward_hook(lambda _module, _inputs, output: ran.append(output.dtype))

@@ -3,11 +3,10 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
 from filterscope.analysis.synthesis import (
@@ -35,6 +34,7 @@ from filterscope.visuals.visual import (
     Every,
     Examples,
     LayerChoice,
+    Positive,
     Visual,
     VisualState,
     epoch_label,
@@ -141,7 +141,7 @@ class Accentuation(Visual):
     layers: LayerChoice = None
     channels: ChannelChoice = 4
     steps: AtLeastOne = 32
-    learning_rate: Annotated[float, Field(gt=0)] = 0.05
+    learning_rate: Positive = 0.05
     images: AtLeastOne = 300
     seed: int = 0
     every: Every = 0

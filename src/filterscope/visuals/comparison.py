@@ -4,8 +4,10 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 
 from filterscope.analysis.activations import activations
 from filterscope.analysis.synthesis import (
@@ -18,7 +20,6 @@ from filterscope.analysis.synthesis import (
     synthesize_all,
 )
 from filterscope.analysis.synthesis.trust import mean_response
-from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of, convolutions
 from filterscope.registry import register
@@ -40,7 +41,6 @@ from filterscope.visuals.visual import (
 
 log = logging.getLogger(__name__)
 
-PICKS = ("first", "random")
 _LABEL_WIDTH = 150  # pixels
 _DESCRIPTION = (
     "The same filters of **{layer}** by {count} recipes, one row each. Pictures of a recipe that does not bound its "
@@ -66,21 +66,14 @@ class Comparison(Visual):
         every: see `Visual`.
     """
 
-    recipes: Mapping[str, Recipe] = field(default_factory=lambda: {"natural": Recipe()})
+    recipes: Annotated[Mapping[str, Recipe], Field(min_length=1)] = field(default_factory=lambda: {"natural": Recipe()})
     layers: LayerChoice | AtLeastOne = None
     channels: ChannelChoice = 4
-    pick: str = "first"
-    log_every: int = 10
+    pick: Literal["first", "random"] = "first"
+    log_every: Annotated[int, Field(ge=0)] = 10
     cache: str | None = None
     seed: int = 0
     every: Every = 0
-
-    def __post_init__(self) -> None:
-        """Check the options."""
-        if self.pick not in PICKS:
-            raise UserError(f"visuals.comparison.pick={self.pick!r}; possible are {', '.join(PICKS)}")
-        if not self.recipes:
-            raise UserError("visuals.comparison.recipes is empty; it needs at least one recipe")
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Output]:
         """Return a picture and a table of objectives for every layer."""

@@ -41,7 +41,8 @@ class Directions(Visual):
     every: Every = 0
 
     def __post_init__(self) -> None:
-        """Check that no direction is zero."""
+        """Check the options."""
+        super().__post_init__()
         if not self.directions or not all(any(weights.values()) for weights in self.directions):
             raise UserError(
                 f"visuals.directions.directions={list(map(dict, self.directions))}; "

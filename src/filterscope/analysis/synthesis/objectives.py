@@ -316,4 +316,4 @@ def diversity(response: LayerResponse) -> Tensor:
 
 
 def _no_statistics(layer: str) -> Any:
-    raise ValueError(f"this objective needs statistics of {layer}; give `measure`")
+    raise ValueError(f"this objective needs statistics of {layer}; give `measure` and `imitate`")
