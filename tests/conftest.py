@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hydra
 import pytest
+import torch
 from pytorch_lightning.utilities import rank_zero_only
 
 from filterscope.cli.main import resolve_config
@@ -30,7 +31,11 @@ def real() -> Path:
 
 @pytest.fixture(autouse=True)
 def this_process() -> Iterator[None]:
-    """Reset after each test what a `Trainer` sets for the whole process: its rank, and the launcher's variables."""
+    """Begin each test with the same random numbers, and reset after it what a `Trainer` sets for the whole process.
+
+    That is its rank, and the launcher's variables.
+    """
+    torch.manual_seed(0)
     rank, variables = getattr(rank_zero_only, "rank", 0), dict(os.environ)
     yield
     rank_zero_only.rank = rank
