@@ -1,6 +1,6 @@
 """Measure how right the tuning of filters is: planted kernels, AlexNet's first layer, descriptions by eye, speed.
 
-`planted` has no need of real data; the other parts take weights and images from FILTERSCOPE_REAL.
+`planted` and `noise` need no real data; the other parts take weights and images from FILTERSCOPE_REAL.
 """
 
 import colorsys
@@ -71,6 +71,17 @@ def planted(report: Report, quick: bool, real: Path | None) -> None:
         sum(not sentences.has_colour(tuning, i) for i in grey) / len(grey),
         at_least=0.98,
     )
+
+
+def noise(report: Report, quick: bool, real: Path | None) -> None:
+    """Measure first layers of random weights, which no stimulus explains."""
+    del real
+    generator = torch.Generator().manual_seed(1)
+    for side in (3, 7) if quick else (3, 5, 7, 9, 11, 15, 21):
+        weights = torch.randn(128, 3, side, side, generator=generator) / math.sqrt(3 * side**2)
+        tuning = measure_tuning(first_layer(weights, generator), "block1_conv1")
+        explained = sum(sentences.kind_of_filter(tuning, i) != "none" for i in range(128)) / 128
+        report.add(f"random kernels of {side} × {side}: explained by a stimulus", explained, at_most=0.05)
 
 
 def published(report: Report, quick: bool, real: Path | None) -> None:
@@ -204,8 +215,8 @@ def speed(report: Report, quick: bool, real: Path | None) -> None:
 
 
 def first_layer(weights: Tensor, generator: torch.Generator) -> Classifier:
-    """Return a network whose first layer has AlexNet's shape and these kernels."""
-    conv = nn.Conv2d(3, len(weights), SIDE, stride=4, padding=2)
+    """Return a network whose first layer has AlexNet's stride and these kernels."""
+    conv = nn.Conv2d(3, len(weights), weights.shape[-1], stride=4, padding=2)
     with torch.no_grad():
         conv.weight.copy_(weights)
         conv.bias.copy_(0.2 * torch.randn(len(weights), generator=generator))
@@ -285,6 +296,7 @@ def share_of(values: list[float], bound: float) -> float:
 
 PARTS: dict[str, Callable[[Report, bool, Path | None], None]] = {
     "planted": planted,
+    "noise": noise,
     "published": published,
     "speed": speed,
 }

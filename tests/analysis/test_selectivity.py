@@ -102,6 +102,11 @@ def test_noise_is_said_not_to_be_explained(tuning: LayerTuning) -> None:
     assert sentences.sentence(tuning, 6).startswith("not explained by any stimulus")
 
 
+def test_kernels_of_white_noise_are_not_explained() -> None:
+    noise = planted(torch.randn(40, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)))
+    assert sum(sentences.kind_of_filter(noise, i) != "none" for i in range(40)) <= 2
+
+
 def test_the_best_stimulus_is_an_image(tuning: LayerTuning) -> None:
     assert tuning.best.shape == (8, 3, SIDE, SIDE)
     assert float(tuning.best.min()) >= 0

@@ -43,8 +43,8 @@ WHEEL, SPOT = 464, 34  # pixels of a wheel and of a filter on it
 _HOW = (
     "Gratings, edges, bars, blobs, curves, line ends, corners and crossings, light, dark and in hues of equal "
     "luminance, were shown in the filter's receptive field. The filter's responses to all of them are compared with "
-    "those of ideal detectors; the **fit** is the correlation with the most similar one, and the fit on images is the "
-    "same for patches of real images."
+    "those of ideal detectors; the **fit** is the correlation with the most similar one. It explains the filter if it "
+    "also predicts the responses to images of noise; the real fit is the correlation on patches of real images."
 )
 _FILTERS_TEXT = (
     "Left: how strongly the filter responds to gratings of each orientation, at the best wavelength; the orientation "
@@ -63,7 +63,8 @@ _COLUMNS: Mapping[str, str] = {
     "kind": "of the detector that explains it",
     "sentence": "",
     "fit": "correlation with the detector's responses to the stimuli",
-    "real fit": "the same on real images",
+    "noise fit": "the same on images of noise",
+    "real fit": "the same on patches of real images",
     "reach": "response to the best stimulus ÷ to the best patch of real images",
     "orientation": "of the lines, degrees counter-clockwise from horizontal",
     "bandwidth": "half width at half height, degrees",
@@ -154,7 +155,7 @@ def tuning_record(tuning: LayerTuning, layer: str) -> dict[str, Any]:
     rows = []
     for i in filters:
         values = (
-            tuning.fit, tuning.real_fit, tuning.reach, tuning.grating.angle, tuning.grating.bandwidth,
+            tuning.fit, tuning.noise_fit, tuning.real_fit, tuning.reach, tuning.grating.angle, tuning.grating.bandwidth,
             tuning.grating.selectivity, tuning.grating.wavelength, tuning.grating.octaves, tuning.grating.modulation,
             tuning.hue, tuning.colour_share, tuning.colour_selectivity, tuning.real_colour_selectivity,
         )  # fmt: skip

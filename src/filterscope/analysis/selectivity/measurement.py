@@ -27,7 +27,7 @@ from filterscope.analysis.selectivity.stimuli import (
 from filterscope.analysis.selectivity.templates import Template, TemplateFit, Templates, fit_templates, make_templates
 from filterscope.models.classifier import Classifier
 
-PATCHES = 1024  # of real images
+PATCHES = 1024  # of real images, and as many of noise
 TOP_PATCHES = 20  # of them, that the colour selectivity index is computed on
 COMPLEX = 1.0  # F1/F0 below which a filter is a complex cell (Skottun et al. 1991)
 
@@ -43,6 +43,9 @@ class LayerTuning:
         polarity: 1, or −1 where the filter prefers the template's opposite.
         any_phase: whether the filter ignores the phase of its grating.
         fit: how well the template explains the responses to all stimuli, a correlation.
+        noise_fit: the same for images of noise, in which every pixel of every channel is 0 or 1 at random. All spatial
+            frequencies are equally strong in them, so that a template that resembles a kernel in its low frequencies
+            only does not predict the responses. NaN if none of them activates the filter.
         real_fit: the same for patches of real images; NaN without images.
         reach: response to the best stimulus as a multiple of that to the best patch of real images; NaN without images.
         responds: whether any stimulus activates the filter.
@@ -65,6 +68,7 @@ class LayerTuning:
     polarity: Tensor
     any_phase: Tensor
     fit: Tensor
+    noise_fit: Tensor
     real_fit: Tensor
     reach: Tensor
     responds: Tensor
@@ -107,7 +111,7 @@ def measure_tuning(classifier: Classifier, layer: str, images: Tensor | None = N
         classifier: is left as it was.
         layer: name of a convolution.
         images: real images `(N, C, H, W)` in [0, 1] that the result is tested on; None or none: it is not tested.
-        seed: of the patches of real images.
+        seed: of the noise and of the patches of real images.
 
     Raises:
         UserError: the layer is no convolution.
@@ -142,6 +146,7 @@ def measure_tuning(classifier: Classifier, layer: str, images: Tensor | None = N
         polarity=fit.polarity,
         any_phase=fit.any_phase,
         fit=fit.fit,
+        noise_fit=_fit_to_noise(exposure, templates, fit, colour, seed),
         real_fit=real[0] if real else nothing,
         reach=peak / real[1].clamp_min(1e-12) if real else nothing,
         responds=peak > 0,
@@ -213,19 +218,32 @@ def _test_on_images(
     """Return `real_fit`, the largest response to a patch, and `real_colour_selectivity`."""
     patches = random_patches(images, exposure.window.side, PATCHES, seed=seed)
     responses = exposure.of_images(patches)
-    centred = (patches - 0.5).permute(0, 2, 3, 1).flatten(1, 2)
-    predicted = torch.empty_like(responses)
-    for i, energy in enumerate(fit.energy):
-        index = fit.template[i, None] if energy is None else energy
-        products = templates.weights[index].flatten(1) @ (centred @ colour[i]).T * fit.polarity[i]
-        predicted[i] = products[0].relu() if energy is None else products.square().sum(0).sqrt()
     top = responses.topk(min(TOP_PATCHES, len(patches)), dim=1)
     selectivity = torch.full((len(responses),), torch.nan)
     if exposure.channels == 3:
         grey = exposure.of_images(patches.mean(1, keepdim=True).expand_as(patches))
         selectivity = 1 - grey.gather(1, top.indices).sum(1) / top.values.sum(1).clamp_min(1e-12)
-    real_fit = torch.stack([torch.corrcoef(torch.stack(both))[0, 1] for both in zip(responses, predicted, strict=True)])
-    return real_fit, responses.amax(1), selectivity
+    return _correlations(responses, patches, templates, fit, colour), responses.amax(1), selectivity
+
+
+def _fit_to_noise(
+    exposure: StimulusResponses, templates: Templates, fit: TemplateFit, colour: Tensor, seed: int
+) -> Tensor:
+    """Return `noise_fit`."""
+    side, generator = exposure.window.side, torch.Generator().manual_seed(seed)
+    noise = torch.empty(PATCHES, exposure.channels, side, side).bernoulli_(generator=generator)
+    return _correlations(exposure.of_images(noise), noise, templates, fit, colour)
+
+
+def _correlations(responses: Tensor, images: Tensor, templates: Templates, fit: TemplateFit, colour: Tensor) -> Tensor:
+    """Return the correlation of each filter's responses `(filters, N)` to images with those of its template."""
+    centred = (images - 0.5).permute(0, 2, 3, 1).flatten(1, 2)
+    predicted = torch.empty_like(responses)
+    for i, energy in enumerate(fit.energy):
+        index = fit.template[i, None] if energy is None else energy
+        products = templates.weights[index].flatten(1) @ (centred @ colour[i]).T * fit.polarity[i]
+        predicted[i] = products[0].relu() if energy is None else products.square().sum(0).sqrt()
+    return torch.stack([torch.corrcoef(torch.stack(both))[0, 1] for both in zip(responses, predicted, strict=True)])
 
 
 def random_patches(images: Tensor, side: int, count: int, *, seed: int = 0) -> Tensor:

@@ -1,5 +1,7 @@
 """Tuning in words: one sentence and one short caption for each filter."""
 
+import math
+
 from filterscope.analysis.selectivity.measurement import LayerTuning
 from filterscope.analysis.selectivity.stimuli import (
     BAR,
@@ -14,9 +16,10 @@ from filterscope.analysis.selectivity.stimuli import (
     hue_name,
 )
 
-EXPLAINED = (
-    0.85  # fit from which a template explains a filter; of 24 kernels of white noise one reaches it, 17 reach .55
-)
+EXPLAINED = 0.55  # fit from which a template explains a filter, if it also predicts the responses to noise
+# Fit to noise from which it does: the larger of PREDICTS_NOISE and RANDOM / n for a receptive field of n × n pixels.
+# At most a twentieth of kernels of random weights reaches it (`benchmarks/tuning.py --only noise`).
+PREDICTS_NOISE, RANDOM = 0.15, 2.2
 PREDICTS = 0.3  # fit from which it also predicts the responses to real images
 COLOURED = 0.15  # share of colour from which it is named
 PURE = 0.5  # share of colour from which light and dark are not named
@@ -28,7 +31,8 @@ def kind_of_filter(tuning: LayerTuning, i: int) -> str:
     """Return the kind of stimulus that explains filter `i`: one of `stimuli.KINDS`, `none` or `silent`."""
     if not tuning.responds[i]:
         return "silent"
-    return tuning.templates[i].kind if tuning.fit[i] >= EXPLAINED else "none"
+    least = max(PREDICTS_NOISE, RANDOM / tuning.side)
+    return tuning.templates[i].kind if tuning.fit[i] >= EXPLAINED and tuning.noise_fit[i] >= least else "none"
 
 
 def predicts_real_images(tuning: LayerTuning, i: int) -> bool:
@@ -74,8 +78,9 @@ def sentence(tuning: LayerTuning, i: int) -> str:
         return "responds to none of the stimuli"
     if kind == "none":
         reach = float(tuning.reach[i])
-        known = f", the best stimulus reaches {_decimals(reach)} of the best real patch" if reach == reach else ""
-        return f"not explained by any stimulus: the most similar is {_description(tuning, i)}{known}"
+        known = f"; the best stimulus activates it {reach:.1f} times as strongly as the best real patch"
+        similar = f"not explained by any stimulus: the most similar is {_description(tuning, i)}"
+        return similar if math.isnan(reach) else f"{similar}{known}"
     doubt = "" if predicts_real_images(tuning, i) else "; does not predict its responses to real images"
     return f"{_description(tuning, i)}{doubt}"
 
@@ -147,7 +152,3 @@ def _sides(angle: float, rough: float, first: str, second: str) -> str:
 def _pixels(size: object) -> str:
     value = float(size)  # type: ignore[arg-type]
     return f"{value:.1f} px" if value < 9.95 else f"{value:.0f} px"
-
-
-def _decimals(value: float) -> str:
-    return f"{value:.2f}".removeprefix("0")
