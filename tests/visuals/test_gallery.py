@@ -15,6 +15,7 @@ from PIL import Image
 from torch import nn
 
 from filterscope.analysis.filters import kernels
+from filterscope.analysis.health.measures import all_measures
 from filterscope.analysis.synthesis import Recipe
 from filterscope.analysis.top_patches import cut_patch, measure_responses, receptive_field
 from filterscope.errors import UserError
@@ -122,6 +123,8 @@ def test_other_programs_read_the_site_as_the_docs_say(made: Site, tmp_path: Path
     facts = found["layer"]["filters"][0]
     assert facts["similar"]["kernel"][0][0] != 0
     assert {"verdict", "reason", "classes", "samples", "patches"} <= set(facts)
+    measured = {key: facts[key] for key in all_measures() if facts.get(key) is not None}
+    assert all(isinstance(value, float | int) for value in measured.values())  # no other fact has a measure's name
 
 
 def test_the_tiles_of_a_sprite_sheet_are_where_the_layout_says(made: Site) -> None:

@@ -223,7 +223,7 @@ def build_layer_page(
             findings.facts(i, sources, examples)
             | {
                 "classes": classes[i],
-                "inputs": strongest[i],
+                "strongest_inputs": strongest[i],
                 "similar": {kind: each[i] for kind, each in similar.items()},
             }
         )

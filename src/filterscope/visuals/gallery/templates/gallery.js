@@ -437,7 +437,7 @@ function filter() {
   }
 
   function showSamples(facts) {
-    const inputs = facts.inputs.length ? `kernel; inputs ${facts.inputs.join(", ")}` : "kernel";
+    const inputs = facts.strongest_inputs.length ? `kernel; inputs ${facts.strongest_inputs.join(", ")}` : "kernel";
     const counts = new Map();
     const samples = data.recipes.map((recipe, k) => {
       counts.set(recipe, (counts.get(recipe) || 0) + 1);
