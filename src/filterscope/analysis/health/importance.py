@@ -30,8 +30,8 @@ class Importance:
 
     Attributes:
         columns: by measure, `(filters,)` each: `importance_signed` (the expected change of the loss without the
-            filter), `importance_se` (its standard error over the images), `importance` (the size of the change to be
-            expected on other images, the root of the sum of their squares) and `needed` (1 or 0).
+            filter), `importance_se` (the standard error of the mean change over the images), `importance` (the size of
+            the change to be expected on other images, the root of the sum of their squares) and `needed` (1 or 0).
         classes_hurt: for each filter the classes whose loss is expected to rise most, at most three.
     """
 
@@ -51,7 +51,7 @@ def importance_of(changes: Tensor, labels: Tensor, *, needed: float = NEEDED, ex
         changes: `(N, filters)`, as `loss_changes` returns them.
         labels: `(N,)`.
         needed: the threshold.
-        exact: whether the changes were measured (`ablate_each`), so that no second-order term is to be added.
+        exact: whether the changes were measured (`ablate_each`), so that nothing is shrunk or added.
     """
     changes = changes.double()
     signed, error, effect = changes.mean(0), changes.std(0) / len(changes) ** 0.5, changes.square().mean(0)

@@ -168,7 +168,7 @@ for _measure in (
      "Expected change of the loss without the filter; the filter does harm if it is negative.",
      _of_importance("importance_signed")),
     ("importance_se", "standard error of that change", None,
-     "Standard error of the expected change over the images.", _of_importance("importance_se")),
+     "Standard error of the mean change of the loss over the images.", _of_importance("importance_se")),
     ("needed", "", "mean", "Whether the network needs the filter, 1 or 0.", _of_importance("needed")),
     ("dead", "", None, "Whether the filter was never active behind norm and activation, 1 or 0.",
      lambda layer: layer.activity.dead & layer.rectified),
