@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from filterscope.analysis.selectivity.class_words import ClassWords, class_words, enough_classes
 from filterscope.analysis.top_patches import measure_responses, receptive_field
 from filterscope.errors import UserError
@@ -73,8 +75,6 @@ class Concepts(Visual):
         examples = examples.sample(self.images)
         if len(examples) < LEAST_IMAGES:
             raise UserError(f"concepts need at least {LEAST_IMAGES} images; there are {len(examples)}")
-        labels = examples.labels if examples.labels is not None and enough_classes(examples.labels) else None
-        names = [] if labels is None else [name_of(k, examples.class_names) for k in range(1 + int(labels.max()))]
         layers = convolution_names(classifier, self.layers)
         chosen = {layer: channels_of(classifier.layers, layer, self.channels) for layer in layers}
         responses = measure_responses(classifier, examples.images, layers, after_norm=True)
@@ -82,15 +82,7 @@ class Concepts(Visual):
         rows: list[tuple[Any, ...]] = []
         for layer in layers:
             top = responses[layer]
-            words = None if labels is None else class_words(top.responses, labels, seed=self.seed)
-            filters = range(top.responses.shape[1])
-            facts = [_facts(words, i, names) if words is not None else ("", "", "", "", "") for i in filters]
-            sentences = [str(each[0]) for each in facts]
-            short = [names[words.classes[i][0]] if words is not None and words.holds(i) else "" for i in filters]
-            if words is not None:
-                remember_words(
-                    state, layer, source="concepts", sentences=sentences, captions=[[each] for each in short]
-                )
+            facts, captions = find_class_words(layer, top.responses, examples, state, seed=self.seed)
             field = receptive_field(classifier, layer, examples.images.shape[-1])
             size = tile_size(PATCHES, labels=LABEL)
             pixels = grid(
@@ -101,19 +93,46 @@ class Concepts(Visual):
                 ],
                 columns=PATCHES,
                 title=layer,
-                notes=[f"{len(chosen[layer])} of {len(filters)} filters: classes and top-activating patches"],
-                row_labels=[f"{i} {short[i]}" for i in chosen[layer]],
+                notes=[f"{len(chosen[layer])} of {len(facts)} filters: classes and top-activating patches"],
+                row_labels=[f"{i} {captions[i]}" for i in chosen[layer]],
                 label_width=LABEL,
             )
-            listed = "".join(f"\n- {i}: {sentences[i]}" for i in chosen[layer]) if words is not None else ""
+            listed = "".join(f"\n- {i}: {facts[i][0]}" for i in chosen[layer] if facts[i][0])
             shown[f"concepts/{layer}"] = Picture(pixels=pixels, description=f"**{layer}**. {_TEXT}\n{listed}")
             rows += [(layer, i, *each) for i, each in enumerate(facts)]
         shown["concepts"] = Table(columns=_COLUMNS, rows=tuple(rows), description=_TEXT)
         return shown
 
 
+def find_class_words(
+    layer: str, responses: Tensor, examples: Examples, state: VisualState, *, seed: int = 0
+) -> tuple[list[tuple[Any, ...]], list[str]]:
+    """Find the classes that a layer's filters separate, and remember them for the captions of other visuals.
+
+    Args:
+        layer: its name.
+        responses: of its filters to the examples, `(N, filters)`.
+        examples: without labels of two classes nothing is found.
+        state: remembers the words.
+        seed: of the halves of the images and of the shuffles.
+
+    Returns:
+        For each filter the sentence, its classes, the class that activates it least, AUC and q; and the first class, or
+        an empty text if the filter separates none.
+    """
+    filters = range(responses.shape[1])
+    if examples.labels is None or not enough_classes(examples.labels):
+        return [("", "", "", "", "")] * len(filters), [""] * len(filters)
+    words = class_words(responses, examples.labels, seed=seed)
+    names = [name_of(label, examples.class_names) for label in range(1 + int(examples.labels.max()))]
+    facts = [_facts(words, i, names) for i in filters]
+    captions = [names[words.classes[i][0]] if words.holds(i) else "" for i in filters]
+    sentences = [str(each[0]) for each in facts]
+    remember_words(state, layer, source="concepts", sentences=sentences, captions=[[each] for each in captions])
+    return facts, captions
+
+
 def _facts(words: ClassWords, i: int, names: Sequence[str]) -> tuple[Any, ...]:
-    """Return the sentence on filter `i`, its classes, the class that activates it least, and AUC and q."""
     weakest = words.weakest[i]
     return (
         words.sentence(i, names),

@@ -28,7 +28,7 @@ from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
 from filterscope.registry import register
 from filterscope.storage.disk_cache import hash_tensor
-from filterscope.visuals.concepts import LEAST_IMAGES, Concepts
+from filterscope.visuals.concepts import find_class_words
 from filterscope.visuals.drawing.tiles import photo
 from filterscope.visuals.filter_selection import convolution_names
 from filterscope.visuals.filter_words import known_words
@@ -74,8 +74,7 @@ class Gallery(Visual):
         title: of the site; None: the network's name.
         health: how filters are judged if training has not judged them.
         tuning: how the sentences on the filters of the first layers are found.
-        concepts: how the classes of filters are found.
-        seed: of the noise that synthesized images start from.
+        seed: of the noise that synthesized images start from, and of how images are split to find the filters' classes.
         every: write the site every so many epochs of a training as well, 0: at its end only.
     """
 
@@ -95,7 +94,6 @@ class Gallery(Visual):
     title: str | None = None
     health: Health = field(default_factory=Health)
     tuning: Tuning = field(default_factory=Tuning)
-    concepts: Concepts = field(default_factory=Concepts)
     seed: int = 0
     every: Every = 0
 
@@ -119,14 +117,12 @@ class Gallery(Visual):
             )
         return float((self.max_megabytes * 1e6 - fixed) / total - FILTER_BYTES / 2)
 
-    def _find_words(self, classifier: Classifier, names: Sequence[str], real: Examples, state: VisualState) -> None:
-        """Measure the tuning of the layers that `tuning` chooses, that are shown, and the concepts of all layers."""
+    def _measure_tuning(self, classifier: Classifier, names: Sequence[str], real: Examples, state: VisualState) -> None:
+        """Measure the tuning of the shown layers that `tuning` chooses."""
         real = dataclasses.replace(real, more=None)
         layers = [layer for layer in tuned_layers(classifier, self.tuning.layers) if layer in names]
         if layers:
             dataclasses.replace(self.tuning, layers=layers, channels=1)(classifier, real, state)
-        if len(real) >= max(IMAGES_PER_PATCH * self.patches, LEAST_IMAGES):
-            dataclasses.replace(self.concepts, layers=names, channels=1)(classifier, real, state)
 
     def _synthesize(
         self,
@@ -220,9 +216,11 @@ def draw_gallery(
     outside = VisualState(store=state.store)
     if len(real):
         dataclasses.replace(gallery.health, layers=list(counts))(classifier, real, outside)
-    gallery._find_words(classifier, list(counts), real, outside)
+    gallery._measure_tuning(classifier, list(counts), real, outside)
     statistics = real_statistics(classifier, list(counts), real, outside)
     top = measure_responses(classifier, real.images, list(counts), after_norm=True) if len(real) >= min_images else {}
+    for name, measured in top.items():
+        find_class_words(name, measured.responses, real, outside, seed=gallery.seed)
     shown = examples.images[: gallery.response_images]
     pages, done, total = [], 0, sum(counts.values())
     shares, before = gallery._shares(classifier, counts), 0.0
