@@ -174,9 +174,10 @@ def _least(records: Mapping[str, Mapping[str, Any]], share: float) -> dict[str, 
         for layer, record in records.items()
     }
     everything = torch.cat(list(values.values()))
-    least = everything.sort().values[: int(share * len(everything))]
-    bound = float(least[-1]) if len(least) else -1.0
-    return {layer: (each <= bound).nonzero()[:, 0].tolist() for layer, each in values.items()}
+    chosen = torch.zeros(len(everything), dtype=torch.bool)
+    chosen[everything.argsort(stable=True)[: int(share * len(everything))]] = True
+    layers = torch.split(chosen, [len(each) for each in values.values()])
+    return {layer: each.nonzero()[:, 0].tolist() for layer, each in zip(values, layers, strict=True)}
 
 
 def _filter_rows(records: Mapping[str, Mapping[str, Any]], cut: Cut) -> Iterator[Row]:
