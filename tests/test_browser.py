@@ -214,6 +214,7 @@ def test_the_order_of_a_layer_is_kept_by_next_by_escape_and_by_back(page, galler
     for number in order[:3]:
         expect(page.get_by_role("heading", level=1)).to_have_text(f"block2_conv1, filter {number}")
         page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("heading", level=1)).to_have_text(f"block2_conv1, filter {order[3]}")
     page.keyboard.press("Escape")
     expect(page.get_by_role("heading", level=1)).to_have_text("block2_conv1")
     assert _numbers(page) == order

@@ -15,6 +15,7 @@ from filterscope.visuals.synthesis import Synthesis
 from filterscope.visuals.visual import Examples, VisualState, render
 
 WORKER = """
+import os
 import sys
 import torch
 import torch.distributed as dist
@@ -44,6 +45,7 @@ for state.epoch in (0, 1):
 torch.save({"shown": shown, "made": made}, f"{sys.argv[2]}/rank{dist.get_rank()}.pt")
 dist.barrier()  # a rank that leaves while others still talk to it may abort
 dist.destroy_process_group()
+os._exit(0)  # once in some thirty runs on a busy machine torch's own threads abort an interpreter that ends
 """
 
 
