@@ -4,14 +4,19 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from train import train
 
+from filterscope.errors import UserError
+from filterscope.training import trial
 from hydra_plugins.filterscope_search import _suggest
 from tiny import TINY
 
 optuna = pytest.importorskip("optuna")
+Compose = Callable[..., dict[str, Any]]
 SEARCH = (
     "-m", "hparams_search=optuna", "hydra.sweep.dir=search", "hydra.sweeper.startup_trials=1",
     "hydra.sweeper.warmup_epochs=0", *TINY, "visuals=none",
@@ -44,6 +49,17 @@ def test_a_search_goes_on_where_it_was_killed(script: Callable[..., CompletedPro
     other = script("train.py", *SEARCH, "optimizer.lr=interval(0.1,0.2)")
     assert other.returncode == 2
     assert "holds another search" in other.stderr + other.stdout
+
+
+def test_a_trial_without_its_metric_is_one_line(composed: Compose, tmp_path: Path) -> None:
+    cfg = composed("hparams_search=optuna", *TINY, "visuals=none", "callbacks.trial.monitor=val/accuracy")
+    study = optuna.create_study()
+    trial.current[:] = [study.ask()]
+    try:
+        with pytest.raises(UserError, match=r"^callbacks\.trial\.monitor='val/accuracy' is not measured .*val/acc"):
+            train(cfg, tmp_path / "run")
+    finally:
+        trial.current.clear()
 
 
 @pytest.mark.parametrize(

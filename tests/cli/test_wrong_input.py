@@ -3,12 +3,13 @@
 import csv
 import os
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning.loggers.mlflow
 import torch
+from lightning_utilities.core.imports import RequirementCache
 from PIL import Image
 from train import train
 from visualize import visualize
@@ -125,8 +126,10 @@ def test_training_without_data_is_refused(composed: Compose, tmp_path: Path) -> 
         train(composed("data=none", "visuals=none"), tmp_path)
 
 
-@pytest.mark.skipif(find_spec("mlflow") is not None, reason="mlflow is installed")
-def test_a_logger_whose_package_is_missing_names_the_extra(composed: Compose, tmp_path: Path) -> None:
+def test_a_logger_whose_package_is_missing_names_the_extra(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pytorch_lightning.loggers.mlflow, "_MLFLOW_AVAILABLE", RequirementCache("no_such_package"))
     with pytest.raises(UserError, match=r'logger\.mlflow: .*pip install "filterscope\[mlflow\]"') as caught:
         train(composed(*tiny("visuals=none", "logger=mlflow")), tmp_path)
     assert "\n" not in str(caught.value)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from filterscope.analysis.health.causes import ablated
 from filterscope.errors import UserError
+from filterscope.models import filter_removal
 from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
 from filterscope.models.filter_removal import Merge, cut_filters, fit_to_weights, multiply_adds
@@ -167,3 +168,35 @@ def test_a_network_that_torch_pruning_cannot_cut_is_one_clear_line():
 
     with pytest.raises(UserError, match="net cannot be cut: torch-pruning does not support it"):
         cut_filters(classifier_of(Nested(Fixed()).eval()), {"body.conv": [0]})
+
+
+class Untraceable(nn.Module):
+    """Computes with gradients switched off, so that torch-pruning finds no graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.conv(pixels).detach().mean((2, 3))
+
+
+def test_a_network_that_cannot_be_cut_is_left_in_its_modes_with_what_it_trains():
+    classifier = classifier_of(Nested(Untraceable()))
+    classifier.train()
+    classifier.backbone.eval()
+    classifier.get_parameter("backbone.network.body.conv.bias").requires_grad_(False)
+    before = ([module.training for module in classifier.modules()], [p.requires_grad for p in classifier.parameters()])
+    with pytest.raises(UserError, match=r"net cannot be cut: torch-pruning does not support it \(.+\)$"):
+        cut_filters(classifier, {"body.conv": [0]})
+    after = ([module.training for module in classifier.modules()], [p.requires_grad for p in classifier.parameters()])
+    assert after == before
+
+
+def test_a_fault_of_our_own_is_not_called_one_of_torch_pruning(monkeypatch):
+    def fail(*_arguments: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(filter_removal._Cutter, "_can_merge", fail)
+    with pytest.raises(ZeroDivisionError):
+        cut_filters(chain(), {"conv_1": [0]})

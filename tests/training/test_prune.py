@@ -1,6 +1,7 @@
 """A run is pruned: filters are cut out, the network is trained again, and its checkpoint is read like any other."""
 
 import csv
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,11 @@ def test_a_share_is_cut_out_trained_again_and_read_back(source: Path, composed: 
 
 
 def test_an_interrupted_pruned_run_resumes_to_the_same_bits(
-    source: Path, composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path,
+    composed: Compose,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     options = (f"model.weights={source}", "prune=share", "trainer.max_epochs=2", "visuals=none")
     train(composed(*TINY, *options), tmp_path / "whole")
@@ -71,6 +76,7 @@ def test_an_interrupted_pruned_run_resumes_to_the_same_bits(
         patched.setattr(FinetuneModule, "loss", interrupted)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             train(composed(*TINY, *options), tmp_path / "resumed")
+    shutil.copytree(tmp_path / "resumed", tmp_path / "bare")
     train(composed(*TINY, *options) | {"resume": str(tmp_path / "resumed")}, tmp_path / "resumed")
     one, other = (
         torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
@@ -78,6 +84,11 @@ def test_an_interrupted_pruned_run_resumes_to_the_same_bits(
     )
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
     assert len(table(tmp_path / "resumed" / SUMMARY)) == 3
+    (tmp_path / "bare" / SUMMARY).write_text("network,accuracy\nbefore,unknown\n")
+    with caplog.at_level("WARNING", "filterscope"):
+        train(composed(*TINY, *options) | {"resume": str(tmp_path / "bare")}, tmp_path / "bare")
+    assert any(f"{SUMMARY} cannot be read" in line and "\n" not in line for line in caplog.messages)
+    assert [row["network"] for row in table(tmp_path / "bare" / SUMMARY)] == ["after the training"]
 
 
 def test_pruning_needs_a_run_of_the_same_network(source: Path, composed: Compose, tmp_path: Path) -> None:

@@ -97,10 +97,21 @@ def build_callbacks(cfg: Config, folder: Path, visuals: dict[str, Visual]) -> li
 
 
 def build_loggers(cfg: Config, folder: Path) -> list[Any]:
-    """Build the loggers of the group `logger`; each writes to the run folder unless it sets `save_dir`."""
-    nodes = {name: node for name, node in (cfg.get("logger") or {}).items() if node}
-    offered = {"folder": folder, "save_dir": str(folder)}
-    return [instantiate(node, where=f"logger.{name}", offered=offered) for name, node in nodes.items()]
+    """Build the loggers of the group `logger`; each writes to the run folder unless its options say otherwise."""
+    offered = {
+        "folder": folder,
+        "save_dir": str(folder),
+        "tracking_uri": f"sqlite:///{folder.resolve() / 'mlflow.db'}",
+        "artifact_location": str(folder.resolve() / "mlflow"),
+    }
+    built = []
+    for name, node in (cfg.get("logger") or {}).items():
+        if not node:
+            continue
+        here = {k: v for k, v in offered.items() if k != "artifact_location" or node.get("tracking_uri") is None}
+        given = {key: value for key, value in node.items() if value is not None or key not in here}
+        built.append(instantiate(given, where=f"logger.{name}", offered=here))
+    return built
 
 
 def _with_options(error: UserError, options: Mapping[str, Any]) -> UserError:

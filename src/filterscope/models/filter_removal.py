@@ -2,8 +2,10 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -63,28 +65,43 @@ def cut_filters(
     size, parameters = classifier.accepted_size, list(classifier.parameters())
     image = torch.rand(1, classifier.in_channels, size, size, device=parameters[0].device)
     trained = {name for name, parameter in classifier.named_parameters() if parameter.requires_grad}
-    classifier.eval().requires_grad_(True)  # torch-pruning reads the graph from the functions of the gradients
+    modes = {module: module.training for module in classifier.modules()}
+    supported = partial(_refuse_unsupported, classifier)
     cut = Cut(filters={}, merged={}, kept={name: {} for name in wanted})
     try:
+        classifier.eval().requires_grad_(True)  # torch-pruning reads the graph from the functions of the gradients
         with warnings.catch_warnings(action="ignore"), torch.enable_grad():
-            graph = tp.DependencyGraph().build_dependency(classifier, example_inputs=image)
-            cutter = _Cutter(tp, graph, classifier, wanted, merges or {}, cut)
+            with supported():
+                graph = tp.DependencyGraph().build_dependency(classifier, example_inputs=image)
+            cutter = _Cutter(tp, graph, classifier, wanted, merges or {}, cut, supported)
             for name in convolutions(classifier.layers):
                 cutter.cut_group(name)
-        with torch.no_grad():
+        with torch.no_grad(), supported():
             logits = classifier(image)
-    except Exception as error:  # torch-pruning's ways of not supporting a network are many
-        raise UserError(
-            f"{classifier.backbone.name} cannot be cut: torch-pruning does not support it ({first_line(error)})"
-        ) from error
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for name, parameter in classifier.named_parameters():
+            parameter.requires_grad_(name in trained)
     if tuple(logits.shape) != (1, classifier.num_classes):
         raise UserError(f"{classifier.backbone.name} cannot be cut: the number of its outputs would change")
-    for name, parameter in classifier.named_parameters():
-        parameter.requires_grad_(name in trained)
     for known in ("layers", "_accepted"):
         classifier.__dict__.pop(known, None)
     classifier.traced = None
     return cut
+
+
+@contextmanager
+def _refuse_unsupported(classifier: Classifier) -> Iterator[None]:
+    """Turn an error of a call to torch-pruning, whose ways of not supporting a network are many, into a `UserError`."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{classifier.backbone.name} cannot be cut: torch-pruning does not support it ({first_line(error)})"
+        ) from error
 
 
 class _Cutter:
@@ -98,8 +115,9 @@ class _Cutter:
         wanted: Mapping[str, Sequence[int]],
         merges: Mapping[str, Mapping[int, Merge]],
         cut: Cut,
+        supported: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        self.tp, self.graph, self.merges, self.cut = tp, graph, merges, cut
+        self.tp, self.graph, self.merges, self.cut, self.supported = tp, graph, merges, cut, supported
         self.modules = {name: cast(nn.Conv2d, classifier.module_of(name)) for name in convolutions(classifier.layers)}
         self.names = {module: name for name, module in self.modules.items()}
         self.wanted = {(name, i) for name, indices in wanted.items() for i in indices}
@@ -107,9 +125,10 @@ class _Cutter:
 
     def group(self, name: str, filters: Sequence[int]) -> Any:
         """Return torch-pruning's group of everything that goes with some filters of a layer."""
-        return self.graph.get_pruning_group(
-            self.modules[name], self.tp.prune_conv_out_channels, idxs=[int(i) for i in filters]
-        )
+        with self.supported():
+            return self.graph.get_pruning_group(
+                self.modules[name], self.tp.prune_conv_out_channels, idxs=[int(i) for i in filters]
+            )
 
     def cut_group(self, name: str) -> None:
         """Remove the wanted filters of a layer and of all layers that are coupled with it."""
@@ -155,7 +174,9 @@ class _Cutter:
             if i in merges:
                 self._merge(name, i, merges[i])
                 self.cut.merged.setdefault(name, []).append(i)
-        self.group(name, chosen).prune()
+        group = self.group(name, chosen)
+        with self.supported():
+            group.prune()
 
     def _keep(self, filters: Iterable[tuple[str, int]], reason: str) -> None:
         for layer, i in filters:

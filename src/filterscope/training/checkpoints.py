@@ -11,9 +11,10 @@ import torch
 from lightning_fabric.plugins import CheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 
-from filterscope.errors import UserError, suggestion
+from filterscope.errors import UserError
 from filterscope.storage.atomic import PARTIAL, atomic_write, remove_partial_files, sync_folder
 from filterscope.storage.safe_load import LOAD_ERRORS, load_error_reason, load_plain
+from filterscope.training.metrics_log import monitored
 
 _TRAINING_KEYS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "filterscope")
 _NOT_FOR_INFERENCE = ("optimizer_states", "callbacks", "loops")
@@ -162,16 +163,8 @@ class RunCheckpoints(Checkpoint):
         self.best, self.best_epoch = best, epoch
 
     def _score(self, trainer: pl.Trainer) -> float:
-        known = trainer.callback_metrics
         assert self.monitor is not None
-        if self.monitor not in known:
-            similar = [name for name in known if name.split("/")[0] == self.monitor.split("/")[0]]
-            measured = ", ".join(sorted(similar or known)) or "nothing yet"
-            hint = suggestion(self.monitor, known)
-            raise UserError(
-                f"callbacks.checkpoint.monitor={self.monitor!r} is not measured{hint}; measured are {measured}"
-            )
-        return float(known[self.monitor])
+        return monitored(trainer.callback_metrics, self.monitor, option="callbacks.checkpoint.monitor")
 
     def _improves(self, score: float | None) -> bool:
         if self.best is None:

@@ -18,7 +18,7 @@ from filterscope.errors import UserError
 from filterscope.models.adapter import find_network, named_part
 from filterscope.models.classifier import Classifier
 from filterscope.training.example_images import examples_of, pack_examples
-from filterscope.training.loggers import log_numbers, run_options, show_pictures, tensorboard_writer
+from filterscope.training.loggers import log_numbers, run_options, show_outputs, tensorboard_writer
 from filterscope.training.metrics_log import MetricsLog
 from filterscope.training.module import FinetuneModule
 from filterscope.training.weight_average import averaged_weights
@@ -262,13 +262,13 @@ class LogVisuals(pl.Callback):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return  # it is to leave no files
         writer = tensorboard_writer(trainer)
-        if self.folder is None and not show_pictures(trainer, {}, epoch=epoch):
+        if self.folder is None and not show_outputs(trainer, {}, epoch=epoch):
             self.folder = Path(trainer.default_root_dir)
             log.info("no logger shows images; pictures are written to %s", self.folder / "pictures")
         write_outputs(outputs, folder=self.folder, writer=writer, epoch=epoch)
         if writer is not None:
             writer.flush()
-        show_pictures(trainer, outputs, epoch=epoch)
+        show_outputs(trainer, outputs, epoch=epoch)
         numbers = {tag: output for tag, output in outputs.items() if isinstance(output, float)}
         log_numbers(trainer, numbers, epoch=epoch, but=writer)
 

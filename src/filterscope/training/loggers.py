@@ -11,8 +11,9 @@ from pytorch_lightning.utilities import rank_zero_only
 from tensorboard.summary.writer import event_file_writer
 from torch.utils.tensorboard.summary import hparams
 
-from filterscope.visuals.output.outputs import Output, Picture
+from filterscope.visuals.output.outputs import Output, Picture, Table
 from filterscope.visuals.output.scalars import LAYOUT, write_scalar
+from filterscope.visuals.output.tables import table_csv
 
 EVENTS = "events.out.tfevents.*"
 
@@ -107,27 +108,38 @@ def tensorboard_writer(trainer: pl.Trainer) -> Any:
     )
 
 
-def show_pictures(trainer: pl.Trainer, outputs: Mapping[str, Output], *, epoch: int) -> bool:
-    """Log pictures to all loggers that show images, TensorBoard apart, and return whether any logger shows them.
+def show_outputs(trainer: pl.Trainer, outputs: Mapping[str, Output], *, epoch: int) -> bool:
+    """Log pictures and tables to all loggers that show them, TensorBoard apart, and return whether any shows pictures.
 
-    Weights & Biases and others with its `log_image` get them by tag, MLflow as artifacts `<tag>/epoch_<NNN>.png`.
+    Weights & Biases gets them by tag, MLflow as artifacts `<tag>/epoch_<NNN>.png` and `.csv`.
     """
-    pictures = {tag: output for tag, output in outputs.items() if isinstance(output, Picture)}
     shown = False
     logger: Any
     for logger in trainer.loggers:
         if hasattr(logger, "log_image"):
-            for tag, picture in pictures.items():
-                caption = [picture.description]
-                logger.log_image(key=tag, images=[picture.pixels], caption=caption, step=trainer.global_step)
-            shown = True
+            for tag, output in outputs.items():
+                if isinstance(output, Picture):
+                    caption = [output.description]
+                    logger.log_image(key=tag, images=[output.pixels], caption=caption, step=trainer.global_step)
+                elif isinstance(output, Table) and hasattr(logger, "log_table"):
+                    columns = list(output.columns)
+                    logger.log_table(key=tag, columns=columns, data=_of_one_type(output), step=trainer.global_step)
         elif _is(logger, "MLFlowLogger"):
-            for tag, picture in pictures.items():
-                logger.experiment.log_image(logger.run_id, picture.pixels, f"{tag}/epoch_{epoch:03d}.png")
-            shown = True
-        elif _is(logger, "TensorBoardLogger"):
-            shown = True
+            for tag, output in outputs.items():
+                name = f"{tag}/epoch_{epoch:03d}"
+                if isinstance(output, Picture):
+                    logger.experiment.log_image(logger.run_id, output.pixels, f"{name}.png")
+                elif isinstance(output, Table):
+                    logger.experiment.log_text(logger.run_id, table_csv(output), f"{name}.csv")
+        shown = shown or hasattr(logger, "log_image") or _is(logger, "MLFlowLogger") or _is(logger, "TensorBoardLogger")
     return shown
+
+
+def _of_one_type(table: Table) -> list[list[Any]]:
+    """Return the rows of a table; a column that mixes text and numbers is text, as Weights & Biases wants it."""
+    columns = list(zip(*table.rows, strict=True))
+    mixed = [len({isinstance(cell, str) for cell in column}) > 1 for column in columns]
+    return [[str(cell) if as_text else cell for cell, as_text in zip(row, mixed, strict=True)] for row in table.rows]
 
 
 def _is(logger: Any, name: str) -> bool:

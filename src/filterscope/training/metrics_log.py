@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
 
+from filterscope.errors import UserError, suggestion
 from filterscope.storage.atomic import synced_size, write_file
 from filterscope.training.loggers import EVENTS, log_numbers, log_step
 
@@ -116,6 +117,15 @@ class EpochProgressBar(RichProgressBar):
             label = f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
             # As wide as the validation bar's label: lines of different width flicker.
             self.progress.update(self.train_progress_bar_id, description=f"{label:{len(self.validation_description)}}")
+
+
+def monitored(known: Mapping[str, Any], name: str, *, option: str) -> float:
+    """Return the metric of a name that an option gave; one that is not among the known metrics is a `UserError`."""
+    if name in known:
+        return float(known[name])
+    similar = [each for each in known if _split(each) == _split(name)]
+    measured = ", ".join(sorted(similar or known)) or "nothing yet"
+    raise UserError(f"{option}={name!r} is not measured{suggestion(name, known)}; measured are {measured}")
 
 
 def write_rows(path: Path, rows: dict[int, dict[str, float]]) -> None:

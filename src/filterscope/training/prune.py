@@ -17,7 +17,7 @@ from torch import Tensor
 
 from filterscope.data.datamodule import ImageDataModule
 from filterscope.data.preprocessing import to_float
-from filterscope.errors import UserError
+from filterscope.errors import UserError, first_line
 from filterscope.models.classifier import Classifier
 from filterscope.models.filter_removal import Cut, Merge, cut_filters, multiply_adds
 from filterscope.models.network_copy import restored
@@ -77,11 +77,13 @@ class Prune:
             self._write(folder)
 
     def resume(self, folder: Path) -> None:
-        """Read the rows of an interrupted run."""
+        """Read the rows of an interrupted run; without them its last table has only the network after the training."""
         path = folder / SUMMARY
-        if path.is_file():
+        try:
             rows = list(csv.reader(io.StringIO(path.read_text())))[1:3]
             self.rows = [(row[0], *(float(cell) for cell in row[1:])) for row in rows]
+        except (OSError, ValueError, IndexError) as error:
+            log.warning("%s cannot be read (%s): it will lack the network before the training", path, first_line(error))
 
     def finish(self, classifier: Classifier, data: ImageDataModule, folder: Path) -> None:
         """Add the network after the training, and write and print the table."""

@@ -13,7 +13,7 @@ from filterscope.data.datamodule import ImageDataModule
 from filterscope.models.export import export_weights
 from filterscope.training.checkpoints import RunCheckpoints, load_checkpoint
 from filterscope.training.log_visuals import LogVisuals
-from filterscope.training.loggers import EVENTS, RunTensorBoardLogger, run_options, show_pictures, tensorboard_writer
+from filterscope.training.loggers import EVENTS, RunTensorBoardLogger, run_options, show_outputs, tensorboard_writer
 from filterscope.training.metrics_log import MetricsLog
 from filterscope.training.model_card import write_model_card
 from filterscope.training.module import FinetuneModule
@@ -116,7 +116,7 @@ def _write_results(
             split, record, classifier.class_names, num_classes=classifier.num_classes, read=partial(data.read, split)
         )
     write_outputs(shown, folder=folder, writer=tensorboard_writer(trainer), epoch=trainer.current_epoch)
-    show_pictures(trainer, shown, epoch=trainer.current_epoch)
+    show_outputs(trainer, shown, epoch=trainer.current_epoch)
     # After the tables: it flushes the event file, and nothing flushes it later.
     for logger in trainer.loggers:
         if isinstance(logger, RunTensorBoardLogger):

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from filterscope.training.metrics_log import MetricsLog, monitored
+
 log = logging.getLogger(__name__)
 
 current: list[Any] = []
@@ -23,13 +25,21 @@ class ReportToTrial(pl.Callback):
         self.monitor = monitor
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Report the epoch."""
+        """Report the epoch, unless it ended without the validation that measures the metric.
+
+        Raises:
+            UserError: nothing measures the metric.
+        """
         del pl_module
-        value = trainer.callback_metrics.get(self.monitor)
-        if not current or value is None:
+        if not current:
             return
+        rows = next((each.rows for each in trainer.callbacks if isinstance(each, MetricsLog)), {})  # type: ignore[attr-defined]
+        row = rows.get(trainer.current_epoch + 1, {})
+        if self.monitor.startswith("val/") and not any(name.startswith("val/") for name in row):
+            return
+        value = monitored(trainer.callback_metrics | row, self.monitor, option="callbacks.trial.monitor")
         trial = current[0]
-        trial.report(float(value), trainer.current_epoch + 1)
+        trial.report(value, trainer.current_epoch + 1)
         if trial.should_prune():
             log.info("trial %d is pruned after epoch %d", trial.number, trainer.current_epoch + 1)
             trial.set_user_attr("pruned", True)
