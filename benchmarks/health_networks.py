@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 from torchvision.datasets import FashionMNIST, Flowers102
 from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
@@ -33,6 +34,13 @@ def fashion(real: Path, *, train: bool, count: int) -> Images:
     """Return the first `count` images and labels of FashionMNIST."""
     data = FashionMNIST(real, train=train)
     return data.data[:count, None].float() / 255, data.targets[:count]
+
+
+def animals(real: Path, size: int) -> Tensor:
+    """Return the images of Animals-10 at `size` × `size` pixels."""
+    files = sorted((real / "animals10" / "raw-img").rglob("*.*"))
+    shown = [Image.open(file).convert("RGB") for file in files]
+    return torch.stack([center_crop(resize(pil_to_tensor(each), [size]), [size, size]) for each in shown]).float() / 255
 
 
 def alexnet(real: Path, num_classes: int) -> Classifier:

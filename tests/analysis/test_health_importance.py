@@ -7,7 +7,7 @@ from scipy.stats import kstest, spearmanr
 from torch import Tensor, nn
 
 from filterscope.analysis.health.causes import ablate_each
-from filterscope.analysis.health.importance import importance_of, loss_changes
+from filterscope.analysis.health.importance import LossChange, importance_of, loss_changes
 from filterscope.analysis.health.input_weights import weighing
 from filterscope.analysis.health.recorder import is_rectified, output_tap
 from filterscope.errors import UserError
@@ -45,9 +45,25 @@ def test_the_change_of_the_loss_is_minus_the_derivative_by_a_gate():
     for i in range(6):
         loss = F.cross_entropy(classifier(pixels[i : i + 1]), labels[i : i + 1])
         (slope,) = torch.autograd.grad(loss, gate)
-        assert torch.allclose(found["conv_2"][i], -slope, atol=1e-5)
+        assert torch.allclose(found["conv_2"].first[i], -slope, atol=1e-5)
     handle.remove()
-    assert found["conv_1"].shape == (6, 10)
+    assert found["conv_1"].first.shape == (6, 10)
+
+
+def test_the_second_order_term_is_the_curvature_of_the_softmax_whatever_the_true_label():
+    classifier, (pixels, _) = network(), images(1)
+    classifier.head.weight.data *= 20  # far from equal probabilities
+    gate = torch.ones(20, requires_grad=True)
+    relu = output_tap(classifier, "conv_2").module
+    handle = relu.register_forward_hook(lambda _m, _i, out: out * gate[:, None, None])
+    logits = classifier(pixels)[0]
+    slopes = torch.stack([torch.autograd.grad(logit, gate, retain_graph=True)[0] for logit in logits])
+    handle.remove()
+    p = logits.softmax(0).detach()
+    curvature = (p @ slopes.square() - (p @ slopes).square()) / 2
+    many = pixels.expand(1500, -1, -1, -1)
+    found = loss_changes(classifier, many, torch.full((1500,), 7), layers=["conv_2"])["conv_2"].second
+    assert (found.mean(0) - curvature).abs().max() < 0.1 * curvature.max()
 
 
 def test_measuring_importance_leaves_weights_gradients_and_hooks_as_they_were():
@@ -64,7 +80,9 @@ def test_a_frozen_network_has_importance_too():
     classifier = network()
     expected = loss_changes(classifier, *images(), layers=["conv_1"])["conv_1"]
     classifier.requires_grad_(False)
-    assert torch.equal(loss_changes(classifier, *images(), layers=["conv_1"])["conv_1"], expected)
+    again = loss_changes(classifier, *images(), layers=["conv_1"])["conv_1"]
+    assert torch.equal(again.first, expected.first)
+    assert torch.equal(again.second, expected.second)
 
 
 def test_importance_predicts_the_change_of_the_loss_on_other_images_of_a_trained_network():
@@ -92,9 +110,13 @@ def test_a_mean_change_that_is_noise_does_not_hide_which_filters_matter():
     for sign in (-1, 1):  # of what all filters share by chance on these images
         noise = 0.5 * torch.randn(96, 40, generator=generator) + torch.randn(96, 1, generator=generator)
         noise += sign * 0.1 - noise.mean()
-        expected = importance_of(noise * sizes, labels).columns["importance_signed"]
+        expected = importance_of(LossChange(noise * sizes, sizes.square() / 2 + 0 * noise), labels).columns[
+            "importance_signed"
+        ]
         assert spearmanr(expected, sizes)[0] > 0.9
-    certain = importance_of(noise * 1e-3 - sizes, labels).columns["importance_signed"]
+    certain = importance_of(LossChange(noise * 1e-3 - sizes, sizes.square() / 2 + 0 * noise), labels).columns[
+        "importance_signed"
+    ]
     assert torch.allclose(certain, sizes.double() ** 2 / 2 - sizes, atol=1e-3)
 
 
@@ -102,15 +124,15 @@ def test_classes_that_need_a_filter_are_named_first():
     labels = torch.arange(40) % 4
     changes = torch.zeros(40, 2)
     changes[labels == 3, 0], changes[labels == 1, 0] = 2.0, 1.0
-    assert importance_of(changes, labels).classes_hurt == [[3, 1], []]
+    assert importance_of(LossChange(changes), labels).classes_hurt == [[3, 1], []]
 
 
 def test_filters_that_together_hold_much_of_the_importance_are_needed_though_each_costs_little():
     labels = torch.arange(10)
-    alike = importance_of(torch.full((10, 50), 1e-4), labels).columns["needed"]
+    alike = importance_of(LossChange(torch.full((10, 50), 1e-4)), labels).columns["needed"]
     assert alike.sum() == 48  # two of fifty equal filters hold 4 % together
     unequal = torch.cat([torch.full((10, 1), 1.0), torch.full((10, 49), 1e-4)], dim=1)
-    assert importance_of(unequal, labels).columns["needed"].tolist() == [1] + [0] * 49
+    assert importance_of(LossChange(unequal), labels).columns["needed"].tolist() == [1] + [0] * 49
 
 
 def test_filters_are_measured_behind_the_norm_and_activation_that_run_next():

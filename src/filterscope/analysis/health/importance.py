@@ -1,14 +1,17 @@
-"""The importance of filters: how much the loss is expected to rise without each, from one backward pass.
+"""The importance of filters: how much the loss is expected to rise without each, from two backward passes.
 
 A gate of 1 behind each filter scales its output. When the gate falls to 0, the loss of an image changes by minus its
-derivative by the gate, to first order (Molchanov et al. 2017, 2019), and by half the curvature, which is estimated from
-the squares of the derivatives. In a trained network the derivatives have a mean near 0, so that their mean over some
-images says little about other images: it is shrunk towards 0, the more the larger its standard error is.
+derivative by the gate, to first order (Molchanov et al. 2017, 2019), and by half the curvature. Of the curvature the
+Gauss-Newton part is measured: the mean square of the derivative for labels that are drawn from the network's own
+probabilities (Martens 2020). The true labels would make it too large where the network is too sure of itself. In a
+trained network the derivatives have a mean near 0, so that their mean over some images says little about other images:
+it is shrunk towards 0, the more the larger its standard error is.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +22,7 @@ from filterscope.analysis.hooks import observing, run_model
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 
-IMAGES = 96  # on which importance is measured by default; benchmarks/health.py --only overhead measures the time
+IMAGES = 64  # on which importance is measured by default; benchmarks/health.py --only overhead measures the time
 NEEDED = 0.0005  # of the loss; what a single filter may cost that is called not needed
 SHARE = 0.05  # of a layer's squared effects on the loss; what all filters that are called not needed may hold together
 
@@ -39,8 +42,20 @@ class Importance:
     classes_hurt: list[list[int]]
 
 
-def importance_of(changes: Tensor, labels: Tensor, *, needed: float = NEEDED, exact: bool = False) -> Importance:
-    """Return the importance of a layer's filters from the changes of the loss of each image.
+class LossChange(NamedTuple):
+    """The expected change of each image's loss without each filter of a layer.
+
+    Attributes:
+        first: the first-order term, `(N, filters)`.
+        second: the second-order term, `(N, filters)`; None: `first` is the whole change, measured by `ablate_each`.
+    """
+
+    first: Tensor
+    second: Tensor | None = None
+
+
+def importance_of(change: LossChange, labels: Tensor, *, needed: float = NEEDED) -> Importance:
+    """Return the importance of a layer's filters from the change of each image's loss.
 
     A filter is not needed if the loss is expected to rise by at most `needed` without it, as long as all such filters
     together hold at most `SHARE` of the layer's squared effects on the loss of single images. Without that bound,
@@ -48,17 +63,17 @@ def importance_of(changes: Tensor, labels: Tensor, *, needed: float = NEEDED, ex
     cost as much as random ones.
 
     Args:
-        changes: `(N, filters)`, as `loss_changes` returns them.
+        change: as `loss_changes` returns it.
         labels: `(N,)`.
         needed: the threshold.
-        exact: whether the changes were measured (`ablate_each`), so that nothing is shrunk or added.
     """
-    changes = changes.double()
-    signed, error, effect = changes.mean(0), changes.std(0) / len(changes) ** 0.5, changes.square().mean(0)
-    if not exact:
+    first = change.first.double()
+    second = torch.zeros_like(first) if change.second is None else change.second.double()
+    signed, error, effect = first.mean(0), first.std(0) / len(first) ** 0.5, first.square().mean(0)
+    if change.second is not None:
         # The positive-part estimator of James and Stein; 0 if the error is unknown, as for a single image.
         kept = (1 - error.square().sum() / signed.square().sum()).clamp_min(0).nan_to_num(0)
-        signed = kept * signed + effect / 2
+        signed = kept * signed + second.mean(0)
     order = effect.argsort()
     spare = torch.zeros(len(effect), dtype=torch.bool)
     spare[order] = effect[order].cumsum(0) <= SHARE * effect.sum()
@@ -69,7 +84,7 @@ def importance_of(changes: Tensor, labels: Tensor, *, needed: float = NEEDED, ex
             "importance_se": error,
             "needed": (~spare | (signed > needed)).long(),
         },
-        classes_hurt=_classes_hurt(changes if exact else changes + changes.square() / 2, labels),
+        classes_hurt=_classes_hurt(first + second, labels),
     )
 
 
@@ -83,8 +98,8 @@ def _classes_hurt(changes: Tensor, labels: Tensor, most: int = 3) -> list[list[i
 
 def loss_changes(
     classifier: Classifier, images: Tensor, labels: Tensor, *, layers: Sequence[str], batch_size: int = 32
-) -> dict[str, Tensor]:
-    """Return the first-order change of each image's loss without each filter, `(N, filters)` by layer.
+) -> dict[str, LossChange]:
+    """Return the expected change of each image's loss without each filter, by layer.
 
     Args:
         classifier: is left as it was; its parameters get no gradients.
@@ -107,17 +122,22 @@ def loss_changes(
 
         return hook
 
-    found: dict[str, list[Tensor]] = {layer: [] for layer in layers}
+    found: dict[str, tuple[list[Tensor], list[Tensor]]] = {layer: ([], []) for layer in layers}
+    generator = torch.Generator().manual_seed(0)
     with observing(classifier), torch.enable_grad(), ExitStack() as stack:
         for layer in layers:
             stack.callback(output_tap(classifier, layer).module.register_forward_hook(keep(layer)).remove)
         for batch, classes in zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True):
-            logits = run_model(classifier, batch)
-            loss = F.cross_entropy(logits.float(), classes.to(logits.device), reduction="sum")
-            slopes = torch.autograd.grad(loss, [outputs[layer] for layer in layers], allow_unused=True)
-            for layer, slope in zip(layers, slopes, strict=True):
-                output = outputs[layer].detach()
-                change = output.new_zeros(output.shape[:2]) if slope is None else -(output * slope).sum((2, 3))
-                found[layer].append(change.float().cpu())
+            logits = run_model(classifier, batch).float()
+            probabilities = logits.detach().softmax(1).nan_to_num(1).cpu()  # multinomial refuses NaN
+            drawn = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+            tapped = [outputs[layer] for layer in layers]
+            for order, targets in enumerate((classes, drawn)):
+                loss = F.cross_entropy(logits, targets.to(logits.device), reduction="sum")
+                slopes = torch.autograd.grad(loss, tapped, allow_unused=True, retain_graph=not order)
+                for layer, output, slope in zip(layers, tapped, slopes, strict=True):
+                    term = output.new_zeros(output.shape[:2]) if slope is None else -(output * slope).sum((2, 3))
+                    term = term.detach().float().cpu()
+                    found[layer][order].append(term.square() / 2 if order else term)
             outputs.clear()
-    return {layer: torch.cat(parts) for layer, parts in found.items()}
+    return {layer: LossChange(torch.cat(first), torch.cat(second)) for layer, (first, second) in found.items()}

@@ -16,7 +16,7 @@ from filterscope.analysis.health.causes import (
     silencing,
     with_kernels,
 )
-from filterscope.analysis.health.importance import importance_of
+from filterscope.analysis.health.importance import LossChange, importance_of
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
@@ -177,7 +177,7 @@ class HealthCauses(Visual):
         rows: list[tuple[str | int | float, ...]] = []
         for layer in single:
             found = ablate_each(classifier, examples.images, labels, layer=layer)
-            exact = importance_of(found.losses, labels, exact=True)
+            exact = importance_of(LossChange(found.losses), labels)
             verdicts, measures = records[layer]["verdicts"], records[layer]["measures"]
             count = len(verdicts)
             expected = measures["importance_signed"].tolist() if "importance_signed" in measures else [""] * count
