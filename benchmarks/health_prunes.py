@@ -74,7 +74,7 @@ def prune(
     operations = multiply_adds(cut) / multiply_adds(before)
     batch = testing[0][:64]
     with torch.no_grad():
-        faster = ratio(lambda: before.eval()(batch), lambda: cut.eval()(batch), repetitions=7, processor=True)[0]
+        faster = ratio(lambda: before.eval()(batch), lambda: cut.eval()(batch), repetitions=7, processor=True).times
     report.add(f"{name}: share of the multiply-adds that is left", operations)
     report.add(f"{name}: speed-up of a forward pass", faster, at_least=1, **{"by multiply-adds": 1 / operations})
     worse = []

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from matplotlib import pyplot as plt
-from report import Report, arguments, ratio, real_data
+from report import Report, arguments, ratio, real_data, version
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.transforms import ToPILImage
@@ -98,30 +98,26 @@ def main() -> int:
 
         report = Report("picture logging")
         ours()
-        whole, slow, fast = ratio(notebook, ours, repetitions=repetitions, processor=True)
+        whole = ratio(notebook, ours, repetitions=repetitions, processor=True)
         drawing()
-        rendered, by_matplotlib, by_us = ratio(matplotlib, drawing, repetitions=repetitions, processor=True)
+        rendered = ratio(matplotlib, drawing, repetitions=repetitions, processor=True)
         pictures = [each for each in visual(classifier, examples, VisualState()).values() if isinstance(each, Picture)]
 
         def encode(*, exact: bool) -> int:
             return sum(len(encode_png(picture, exact=exact)) for picture in pictures)
 
         all_colours, palette = partial(encode, exact=True), partial(encode, exact=False)
-        quicker, _, _ = ratio(all_colours, palette, repetitions=5, processor=True)
+        quicker = ratio(all_colours, palette, repetitions=5, processor=True)
         sizes = {}
         for name, writer in writers.items():
             writer.close()
             sizes[name] = sum(file.stat().st_size for file in (Path(place) / name).iterdir())
     each = {name: sizes[name] / count for name, count in (("notebook", repetitions), ("ours", 1 + repetitions))}
-    report.add("seconds, the notebook's way", slow)
-    report.add("seconds", fast)
-    report.add("times as fast as the notebook's way", whole, at_least=60)
-    report.add(
-        "rendering alone, times as fast as matplotlib", rendered, at_least=30, seconds=by_us, theirs=by_matplotlib
-    )
+    report.compare("feature maps to TensorBoard, times as fast", whole, rival="the notebook's function", at_least=60)
+    report.compare("drawing and writing alone, times as fast", rendered, rival=version("matplotlib"), at_least=30)
     report.add("event bytes, share of the notebook's", each["ours"] / each["notebook"], at_most=0.25)
     report.add("256 colours: bytes, share of those with all colours", palette() / all_colours())
-    report.add("256 colours: times as fast to encode as all colours", quicker)
+    report.compare("256 colours: times as fast to encode", quicker, rival="all colours")
     return 0 if report.show(options.json) else 1
 
 

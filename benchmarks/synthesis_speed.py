@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from report import Report, arguments, ratio, seconds
+from report import Report, arguments, ratio, seconds, version
 from synthesis_networks import channels_of, classifier, lucent, lucent_pictures, published
 from torch import Tensor, nn
 
@@ -83,15 +83,8 @@ def against_lucent(report: Report, wanted: Wanted, sizes: tuple[int, ...]) -> No
             )  # fmt: skip
             ours = partial(synthesize, network, layer, channels_of(network, layer, count), recipe=own)
             rival(), ours()
-            times, theirs, mine = ratio(rival, ours, repetitions=wanted.repetitions)
-            report.add(
-                what,
-                times * count,
-                at_least=target,
-                lucent_seconds=theirs,
-                seconds=mine / count,
-                steps=wanted.steps,
-            )
+            found = ratio(rival, ours, repetitions=wanted.repetitions).scaled(count)
+            report.compare(what, found, rival=version("torch-lucent"), at_least=target, steps=wanted.steps)
 
 
 def against_the_notebook(report: Report, wanted: Wanted) -> None:
@@ -107,19 +100,13 @@ def against_the_notebook(report: Report, wanted: Wanted) -> None:
         submodel = published(name).features[: _position(network, layer) + 1]
         chosen = channels_of(network, layer, count)
         recipe = replace(NOTEBOOK, size=96, steps=wanted.steps, precision="fp32")
-        times, theirs, mine = ratio(
+        found = ratio(
             partial(notebook_loop, submodel, 0, wanted.steps),
             partial(synthesize, network, layer, chosen, recipe=recipe),
             repetitions=wanted.repetitions,
         )
-        report.add(
-            what,
-            times * count,
-            at_least=target,
-            notebook_seconds=theirs,
-            seconds=mine / count,
-            steps=wanted.steps,
-        )
+        rival = "the notebook's loop"
+        report.compare(what, found.scaled(count), rival=rival, at_least=target, steps=wanted.steps)
 
 
 def notebook_loop(submodel: nn.Module, channel: int, steps: int) -> Tensor:

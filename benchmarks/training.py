@@ -19,8 +19,9 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from loops import ByHand, Run, bare, flowers, network, run
-from report import Report, arguments, processor_time, ratio, real_data, seconds
+from report import Report, arguments, processor_time, ratio, ratio_of, real_data, seconds
 
+BY_HAND = "a loop written by hand"
 BATCH = {"alexnet": 64, "vgg16": 16}
 TARGETS = {
     ("full", "alexnet"): 1.5,
@@ -95,14 +96,8 @@ def steps_of(bench: Bench, part: str, *, finetune: str, trained: str) -> None:
         for _ in range(bench.repetitions):
             mine = bench.run(name, bench.whole, f"finetune={finetune}", "trainer.max_epochs=1", *ALONE, *limit)
             pairs.append((bench.seconds(slow), bench.seconds(mine.fit)))
-        before, after = sorted(pairs, key=lambda pair: pair[0] / pair[1])[len(pairs) // 2]
-        bench.report.add(
-            f"{part}: {name}, {'an epoch' if steps is None else f'{steps} steps'}, times as fast as by hand",
-            before / after,
-            at_least=TARGETS[part, name],
-            seconds_by_hand=before,
-            seconds=after,
-        )
+        what = f"{part}: {name}, {'an epoch' if steps is None else f'{steps} steps'}, times as fast"
+        bench.report.compare(what, ratio_of(pairs), rival=BY_HAND, at_least=TARGETS[part, name])
 
 
 def full(bench: Bench) -> None:
@@ -122,14 +117,9 @@ def cached(bench: Bench) -> None:
         mine = bench.run(
             name, root, "finetune=linear_probe", "finetune.cached_augmentations=0", "trainer.max_epochs=10", *ALONE
         )
-        epoch, ten = bench.seconds(slow), bench.seconds(mine.fit)
-        bench.report.add(
-            f"cached: {name}, ten epochs of the last layer, times as fast as requires_grad=False",
-            10 * epoch / ten,
-            at_least=TARGETS["cached", name],
-            seconds_by_hand=10 * epoch,
-            seconds=ten,
-        )
+        found = ratio_of([(10 * bench.seconds(slow), bench.seconds(mine.fit))])
+        what = f"cached: {name}, ten epochs of the last layer, times as fast"
+        bench.report.compare(what, found, rival=f"{BY_HAND}, requires_grad=False", at_least=TARGETS["cached", name])
 
 
 def block(bench: Bench) -> None:
@@ -138,14 +128,9 @@ def block(bench: Bench) -> None:
     mine = bench.run(
         "vgg16", bench.few, "finetune=last_blocks", "finetune.cached_augmentations=0", "trainer.max_epochs=10", *ALONE
     )
-    epoch, ten = bench.seconds(slow), bench.seconds(mine.fit)
-    bench.report.add(
-        "cached: vgg16, ten epochs of block5 and the head, times as fast as requires_grad=False",
-        10 * epoch / ten,
-        at_least=2.5,
-        seconds_by_hand=10 * epoch,
-        seconds=ten,
-    )
+    found = ratio_of([(10 * bench.seconds(slow), bench.seconds(mine.fit))])
+    what = "cached: vgg16, ten epochs of block5 and the head, times as fast"
+    bench.report.compare(what, found, rival=f"{BY_HAND}, requires_grad=False", at_least=2.5)
 
 
 def layout(bench: Bench) -> None:
@@ -160,20 +145,15 @@ def layout(bench: Bench) -> None:
         output = convolution(images)
         work[kind] = partial(torch.autograd.grad, output, convolution.weight, output.detach(), retain_graph=True)
         work[kind]()  # warm-up
-    value, slow, fast = ratio(*work.values(), repetitions=7, processor=bench.processor)
-    about = {"seconds_channels_last": slow, "seconds": fast}
-    bench.report.add("layout: gradients of weights, contiguous, times as fast as channels-last", value, **about)
+    found = ratio(*work.values(), repetitions=7, processor=bench.processor)
+    bench.report.compare("layout: gradients of weights, contiguous, times as fast", found, rival="channels-last")
     options = ("finetune=full", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.precision=32-true")
     pairs = []
     for _ in range(bench.repetitions):
-        times = []
-        for channels_last in ("true", "false"):
-            mine = bench.run("vgg16", bench.few, *options, *ALONE, f"channels_last={channels_last}")
-            times.append(bench.seconds(mine.fit))
-        pairs.append(times)
-    slow, fast = sorted(pairs, key=lambda pair: pair[0] / pair[1])[len(pairs) // 2]
-    about = {"seconds_channels_last": slow, "seconds": fast}
-    bench.report.add("layout: vgg16, 2 steps, contiguous, times as fast as channels-last", slow / fast, **about)
+        sides = (bench.run("vgg16", bench.few, *options, *ALONE, f"channels_last={kind}") for kind in ("true", "false"))
+        slow, fast = (bench.seconds(side.fit) for side in sides)
+        pairs.append((slow, fast))
+    bench.report.compare("layout: vgg16, 2 steps, contiguous, times as fast", ratio_of(pairs), rival="channels-last")
 
 
 class Clock(pl.Callback):
