@@ -52,7 +52,7 @@ KEPT = 20  # earlier values of a figure
 LEAST = 0.85  # share of a recorded ratio that `--check` demands
 
 Record = dict[str, dict[str, Any]]
-"""Of each kind of machine: `machine`, and `commands` with `title` and `figures`, the values of each over the commits."""
+"""Of each kind of machine: `machine`, and `commands` with `title` and `figures`, the values of each by commit."""
 
 
 def main() -> int:
@@ -137,9 +137,9 @@ def page(record: Record) -> str:
     lines = [
         "# Record of measurements",
         "",
-        "Written by `python benchmarks/record.py`; every figure can be repeated with the command above it. A figure with",
-        "a rival says how many times as fast filterscope is: the median of pairs that were timed alternately. The spread",
-        "is the least and the most of these. A commit with + had uncommitted changes.",
+        "Written by `python benchmarks/record.py`; every figure can be repeated with the command above it. A figure",
+        "with a rival says how many times as fast filterscope is: the median of pairs that were timed alternately. The",
+        "spread is the least and the most of these. A commit with + had uncommitted changes.",
     ]
     for kind, machine in record.items():
         about = machine["machine"]
