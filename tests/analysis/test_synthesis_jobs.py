@@ -1,6 +1,7 @@
 """Pictures of many layers: work is distributed evenly, and cached pictures are used unless they are stale."""
 
 import copy
+import os
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from filterscope.analysis.synthesis import (
     synthesize,
     synthesize_all,
 )
+from filterscope.analysis.synthesis.cache import remove_oldest
 from filterscope.analysis.synthesis.distributed import assign_to_ranks
 from filterscope.errors import UserError
 from filterscope.models import heads
@@ -182,3 +184,14 @@ def test_mistakes_are_reported_before_any_picture_is_made(network):
     with pytest.raises(UserError, match="channel 99 of block2_conv1 does not exist"):
         synthesize_all(network, [job(), job(channels=(99,))], progress=told)
     assert told == []
+
+
+def test_a_cache_that_is_too_large_loses_the_pictures_that_were_not_used_for_longest(tmp_path):
+    names = [f"alexnet_block1_conv1_{number}_0_{'0' * 32}.npz" for number in range(4)]
+    for age, name in enumerate(names):
+        (tmp_path / name).write_bytes(bytes(100))
+        os.utime(tmp_path / name, (1000 + age, 1000 + age))
+    (tmp_path / "my_own.npz").write_bytes(bytes(1000))
+    os.utime(tmp_path / names[0], (2000, 2000))
+    remove_oldest(tmp_path, max_bytes=250)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([names[0], names[3], "my_own.npz"])

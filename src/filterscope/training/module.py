@@ -164,10 +164,8 @@ class FinetuneModule(pl.LightningModule):
         seed = int.from_bytes(hashlib.sha256(key).digest()[:7], "big")
         # Not torch.manual_seed: before CUDA is used, it stores every call with its stack, without bound.
         torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
-        elif self.device.type == "mps":
-            torch.mps.manual_seed(seed)
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Average the gradients of the head over all processes while DDP does not, before the backbone's release."""

@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import os
+import re
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +24,8 @@ from filterscope.storage.atomic import write_file
 
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, TypeError, NotImplementedError, zipfile.BadZipFile)
 _MAX_BYTES = 1 << 27  # of one unpacked picture with its measures
+MAX_FOLDER_BYTES = 2 * 10**9  # of all pictures of a folder; about 100,000 of 96 pixels
+_FILE_NAME = re.compile(r".+_\d+_\d+_[0-9a-f]{32}\.npz")
 _MEASURES = ("curve", "activation", "rank", "converged", "responses", "agreement")
 
 
@@ -71,8 +75,10 @@ class PictureCache:
 
     def find(self, channel: int, sample: int) -> SynthesisResult | None:
         """Return a finished picture, or None if there is none or its file is damaged."""
+        file = self._file(channel, sample)
         try:
-            content = io.BytesIO(self._file(channel, sample).read_bytes())
+            content = io.BytesIO(file.read_bytes())
+            os.utime(file)  # the time of its last use, by which `remove_oldest` goes
             with zipfile.ZipFile(content) as archive:
                 if sum(entry.file_size for entry in archive.infolist()) > _MAX_BYTES:
                     return None
@@ -108,6 +114,17 @@ class PictureCache:
         images = torch.from_numpy(image).float() / 255
         parameters = Parameterization(recipe=self.recipe, channels=images.shape[1]).parameters(images)
         return SynthesisResult(images=images, parameters=parameters, **measures)
+
+
+def remove_oldest(folder: Path, max_bytes: int = MAX_FOLDER_BYTES) -> None:
+    """Remove the pictures that were not used for longest, until all of them take at most `max_bytes`."""
+    files = [(path.stat(), path) for path in folder.glob("*.npz") if _FILE_NAME.fullmatch(path.name)]
+    total = sum(stat.st_size for stat, _ in files)
+    for stat, path in sorted(files, key=lambda file: file[0].st_mtime):
+        if total <= max_bytes:
+            return
+        path.unlink(missing_ok=True)
+        total -= stat.st_size
 
 
 def _code_digest() -> str:

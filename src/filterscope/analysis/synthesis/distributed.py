@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from filterscope.analysis.hooks import device_of, observing
-from filterscope.analysis.synthesis.cache import PictureCache
+from filterscope.analysis.synthesis.cache import PictureCache, remove_oldest
 from filterscope.analysis.synthesis.jobs import Job, SynthesisResult, merge_results
 from filterscope.analysis.synthesis.network import ForwardProfile, frozen_copy, profile_forward
 from filterscope.analysis.synthesis.optimize import uses_bf16
@@ -56,7 +56,8 @@ def synthesize_all(
         classifier: is left exactly as it was; has the same weights on all ranks.
         jobs: the pictures to be made.
         cache: folder of finished pictures. Those in it are not made again, and new ones are added as they are
-            finished; all pictures then have 8 bits a channel. Jobs with a start are not cached. None: no cache.
+            finished; all pictures then have 8 bits a channel. Jobs with a start are not cached. It takes at most 2 GB:
+            beyond that, the pictures that were not used for longest are removed. None: no cache.
         progress: is called after every step with the progress of this rank.
 
     Raises:
@@ -80,6 +81,8 @@ def synthesize_all(
         plan = _Plan(jobs=jobs, profiles=profiles, caches=caches, batches=batches)
         for batch, result in zip(batches, _run_on_all_ranks(classifier, plan, progress), strict=True):
             parts[batch.job].append((batch.indices, result))
+    if cache is not None and batches:
+        remove_oldest(cache)
     return [merge_results(each) for each in parts]
 
 

@@ -1,0 +1,159 @@
+"""How soon do pictures activate their channels as much as those of other tools, and as specifically?
+
+    FILTERSCOPE_REAL=<folder> python benchmarks/synthesis_rivals.py [--quick] [--json FILE] [--networks NAME …]
+
+torch-lucent, dreamlens (its batched call) and Horama make pictures of 128 pixels with 128 steps and their defaults.
+filterscope's pictures get as many steps, of 8, 16, 32 …, as they need until, on images of the network's own size, the
+channels' activations (in units of their spread on real images) are as high on average, and as many channels are first
+of their layer. Both sides are timed once, in processor time of one thread, because the rivals take minutes. At equal
+steps and settings, dreamlens is compared in alternated pairs; `synthesis_speed.py` does that for torch-lucent.
+The rivals come with the extra `benchmarks`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from explains import SIZE, dreamlens_maco, flowers, horama_maco, respond
+from report import Report, arguments, processor_time, ratio, ratio_of, version
+from synthesis_networks import CONVOLUTIONS, channels_of, classifier, lucent, lucent_pictures, published
+from torch import Tensor, nn
+
+from filterscope.analysis.synthesis import ActivationStatistics, Recipe, measure_statistics, ranks, synthesize
+from filterscope.models.classifier import Classifier
+from filterscope.models.layers import find_layer
+
+STEPS = (8, 16, 32, 64, 128, 256)
+RECIPES = {
+    "plain": Recipe(objective="channel", learning_rate=0.15, anneal=0.3),
+    "specific": Recipe(objective="specific"),
+}
+DREAMLENS = {"width": 128, "height": 128, "steps": 128}
+AHEAD = {"torch-lucent": 15.0, "dreamlens": 10.0, "Horama": 10.0}
+
+T = TypeVar("T")
+Pictures = Callable[[nn.Module, str, Sequence[int]], Tensor]
+"""Takes torchvision's network, a module's path and channels; returns `(N, 3, H, W)` in [0, 1]."""
+
+
+def by_lucent(network: nn.Module, path: str, channels: Sequence[int]) -> Tensor:
+    """Return lucent's pictures, one call each: it has no batched one for different channels."""
+    return torch.cat([lucent_pictures(lucent(), network, path, each, steps=[128], size=128)[0] for each in channels])
+
+
+def by_dreamlens(network: nn.Module, path: str, channels: Sequence[int], **settings: float) -> Tensor:
+    """Return the pictures of dreamlens' batched call."""
+    from dreamlens import FeatureVisualizer, RenderConfig
+
+    made = FeatureVisualizer(network, quiet=True).maximize_channels(
+        path, list(channels), config=RenderConfig(**{**DREAMLENS, **settings})
+    )
+    return torch.cat([each.as_nchw() for each in made]) if isinstance(made, (list, tuple)) else made.as_nchw()
+
+
+def one_by_one(make: Callable[[nn.Module, str, int], Tensor]) -> Pictures:
+    """Return a function that makes pictures one after the other."""
+    return lambda network, path, channels: torch.cat([make(network, path, each) for each in channels])
+
+
+RIVALS: dict[str, Pictures] = {
+    "torch-lucent": by_lucent,
+    "dreamlens": by_dreamlens,
+    "dreamlens maco": one_by_one(dreamlens_maco),
+    "Horama maco": one_by_one(horama_maco),
+}
+
+
+def reached(
+    network: Classifier, layer: str, channels: Sequence[int], pictures: Tensor, known: ActivationStatistics
+) -> tuple[float, float]:
+    """Return the mean activation in units of its spread on real images, and the share of channels that are first."""
+    shown = F.interpolate(pictures.float().clamp(0, 1), (SIZE, SIZE), mode="bilinear", antialias=True)
+    answered = respond(network, shown, [layer])[layer]
+    scores = known.of(layer).scores(answered)[torch.arange(len(channels)), torch.tensor(channels)]
+    first = (ranks(answered, list(channels), known.of(layer)) == 0).float().mean()
+    return float(scores.mean()), float(first)
+
+
+def time_to_reach(report: Report, name: str, layers: Sequence[str], count: int) -> None:
+    """Report how many times as soon filterscope's pictures of each layer reach what each rival's reach."""
+    network, other = classifier(name), published(name)
+    known = measure_statistics(network, flowers("train", 128) / 255, layers)
+    ratios: dict[str, list[tuple[float, float]]] = {rival: [] for rival in RIVALS}
+    for layer in layers:
+        channels = channels_of(network, layer, count)
+        path = find_layer(network.layers, layer).path.removeprefix("backbone.network.")
+        ours: list[tuple[str, int, float, tuple[float, float]]] = []
+        for recipe, steps in ((recipe, steps) for steps in STEPS for recipe in RECIPES):
+            own = replace(RECIPES[recipe], steps=steps)
+            took, made = timed(partial(synthesize, network, layer, channels, recipe=own, statistics=known))
+            ours.append((recipe, steps, took, reached(network, layer, channels, made.images, known)))
+        for rival, make in RIVALS.items():
+            torch.manual_seed(0)
+            took, theirs = timed(partial(make, other, path, channels))
+            score, first = reached(network, layer, channels, theirs, known)
+            enough = [each for each in ours if each[3][0] >= score and each[3][1] >= first]
+            what = f"{name} {layer}: times as soon as {rival}"
+            about = {"their_score": score, "their_share_first": first}
+            if not enough:
+                report.add(f"{name} {layer}: {rival} reaches what no recipe does", score, **about)
+                continue
+            recipe, steps, own_time, (own_score, own_first) = min(enough, key=lambda each: each[2])
+            ratios[rival].append((took, own_time))
+            about |= {"score": own_score, "share_first": own_first, "recipe": recipe, "steps": steps}
+            report.compare(what, ratio_of([(took, own_time)]), rival=named(rival), **about)
+    for rival, pairs in ratios.items():
+        if pairs:
+            logs = torch.tensor([took / own for took, own in pairs]).log()
+            found = ratio_of(pairs)._replace(times=float(logs.mean().exp()))
+            least = AHEAD[rival.split()[0]]
+            what = f"{name}, geometric mean of {len(pairs)} layers: times as soon as {rival}"
+            report.compare(what, found, rival=named(rival), at_least=least)
+
+
+def timed(work: Callable[[], T]) -> tuple[float, T]:
+    """Return the processor time in seconds of some work, and its result."""
+    begun = processor_time()
+    result = work()
+    return processor_time() - begun, result
+
+
+def equal_steps(report: Report, name: str, layers: Sequence[str], count: int, steps: int) -> None:
+    """Report how many times more pictures a second come than from dreamlens' batched call at the same settings."""
+    network, other = classifier(name), published(name)
+    for layer in layers:
+        channels = channels_of(network, layer, count)
+        path = find_layer(network.layers, layer).path.removeprefix("backbone.network.")
+        recipe = replace(RECIPES["plain"], steps=steps)
+        found = ratio(
+            partial(by_dreamlens, other, path, channels, steps=steps),
+            partial(synthesize, network, layer, channels, recipe=recipe),
+            processor=True,
+        )
+        report.compare(f"{name} {layer}, {steps} equal steps: times as fast", found, rival=version("dreamlens"))
+
+
+def named(rival: str) -> str:
+    """Return a rival with its version."""
+    package, *rest = rival.split()
+    return " ".join([version(package), *rest])
+
+
+def main() -> int:
+    """Measure."""
+    networks = {"nargs": "+", "choices": list(CONVOLUTIONS), "default": list(CONVOLUTIONS), "metavar": "NAME"}
+    options = arguments((__doc__ or "").splitlines()[0], networks=networks)
+    torch.set_num_threads(1)
+    report = Report("synthesis: rivals")
+    for name in options.networks:
+        layers = CONVOLUTIONS[name][1::2] if options.quick else CONVOLUTIONS[name]
+        time_to_reach(report, name, layers, 2 if options.quick else 6)
+        equal_steps(report, name, layers, 4 if options.quick else 16, 8 if options.quick else 32)
+    return 0 if report.show(options.json) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
