@@ -9,7 +9,7 @@ from filterscope.errors import UserError
 from filterscope.models import filter_removal
 from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
-from filterscope.models.filter_removal import Merge, cut_filters, fit_to_weights, multiply_adds
+from filterscope.models.filter_removal import Merge, cut_filters, fit_to_weights, multiply_adds, reset_filters
 
 pytest.importorskip("torch_pruning", reason="torch-pruning is not installed")
 
@@ -200,3 +200,44 @@ def test_a_fault_of_our_own_is_not_called_one_of_torch_pruning(monkeypatch):
     monkeypatch.setattr(filter_removal._Cutter, "_can_merge", fail)
     with pytest.raises(ZeroDivisionError):
         cut_filters(chain(), {"conv_1": [0]})
+
+
+def test_reset_filters_compute_what_the_network_did_with_them_silenced_and_can_learn():
+    classifier, pixels = chain(), images()
+    classifier.train()
+    classifier(pixels)  # the batch norm has seen something
+    classifier.eval()
+    wanted = {find(classifier, "conv_1"): [0, 4], find(classifier, "conv_2"): [5]}
+    with torch.no_grad(), ablated(classifier, wanted):
+        silenced = classifier(pixels)
+    before = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
+    state = torch.get_rng_state()
+    done = reset_filters(classifier, wanted, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert done.filters == wanted
+    assert not any(module.training for module in classifier.modules())
+    assert torch.allclose(classifier(pixels), silenced, atol=1e-6)
+    kernel = "backbone.network.0.weight"
+    now = classifier.state_dict()[kernel]
+    assert torch.equal(now[[1, 2, 3]], before[kernel][[1, 2, 3]])
+    assert not torch.isclose(now[[0, 4]], before[kernel][[0, 4]]).any()
+    assert classifier.state_dict()["backbone.network.1.running_var"][0] == 1
+    classifier(pixels).logsumexp(1).sum().backward()
+    later = classifier.backbone.network[4].weight
+    assert later.grad[:, 0].abs().max() > 0
+    assert {id(parameter) for parameter, *_ in done.parts} >= {id(later), id(classifier.backbone.network[0].weight)}
+    assert [(dim, indices) for parameter, dim, indices in done.parts if parameter is later] == [(1, [0, 4]), (0, [5])]
+
+
+def test_filters_of_residual_and_frozen_layers_are_not_reset():
+    classifier = residual()
+    names = [name for name, layer in classifier.layers.items() if layer.kind == "conv"]
+    before = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
+    done = reset_filters(classifier, {name: [1] for name in names})
+    assert sorted(done.filters) == ["body.first", "body.point"]
+    changed = [name for name, tensor in classifier.state_dict().items() if not torch.equal(tensor, before[name])]
+    assert {name.removeprefix("backbone.network.body.").split(".")[0] for name in changed} == {
+        *("first", "second", "point", "fc")
+    }
+    classifier.get_submodule("backbone.network.body.second").weight.requires_grad_(False)
+    assert sorted(reset_filters(classifier, {name: [1] for name in names}).filters) == ["body.point"]

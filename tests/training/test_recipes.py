@@ -1,5 +1,6 @@
 """Mixing, averaging, class weights, decayed rates: each does what it says, and a resumed run repeats it to the bit."""
 
+import csv
 import logging
 import os
 import signal
@@ -24,10 +25,19 @@ EVERYTHING = (
     "class_weights=balanced", "data.sampling=balanced", "trainer.accumulate_grad_batches=2",
     "trainer.gradient_clip_val=0.5", "test.augment=flip", "trainer.max_epochs=3",
 )  # fmt: skip
+RECYCLE = (
+    "callbacks=recycle", "callbacks.recycle.every_epochs=1", "callbacks.recycle.until=1", "callbacks.recycle.share=0.5",
+    "callbacks.recycle.images=8", "optimizer=adam", "trainer.max_epochs=3", "visuals=filters",
+)  # fmt: skip
 SWA = ("callbacks=swa", "callbacks.swa.start=0.3", "mix=mixup", "trainer.max_epochs=3", "visuals=filters")
 
 
-@pytest.mark.parametrize(("options", "step"), [((*EVERYTHING, "visuals=[filters,health]"), 2), (SWA, 4)])
+def table_of(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(("options", "step"), [((*EVERYTHING, "visuals=[filters,health]"), 2), (SWA, 4), (RECYCLE, 4)])
 def test_a_run_with_all_recipes_resumes_to_the_bit(options, step, composed, tmp_path, monkeypatch):
     train(composed(*TINY, *options), tmp_path / "whole")
     stop_in(step, monkeypatch, lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -37,6 +47,16 @@ def test_a_run_with_all_recipes_resumes_to_the_bit(options, step, composed, tmp_
     stop_request.requested = None
     train(composed(*TINY, *options) | {"resume": str(tmp_path / "run")}, tmp_path / "run")
     assert_alike(tmp_path / "run", tmp_path / "whole")
+
+
+def test_recycled_filters_are_told_and_do_not_go_with_averages(composed, tmp_path):
+    pytest.importorskip("torch_pruning", reason="torch-pruning is not installed")
+    train(composed(*TINY, *RECYCLE), tmp_path / "run")
+    rows = table_of(tmp_path / "run" / "recycled.csv")
+    assert {row["after_epoch"] for row in rows} == {"1", "2"}
+    assert all(row["verdict"] in ("noise", "dead") and row["verdict_now"] for row in rows)
+    with pytest.raises(UserError, match="callbacks=recycle cannot run with ema or swa"):
+        train(composed(*TINY, "callbacks=[recycle,ema]", "visuals=none"), tmp_path / "other")
 
 
 def test_looking_changes_nothing_with_all_recipes(composed, tmp_path):

@@ -103,7 +103,7 @@ def layer_table(records: HealthRecords) -> Table:
     for layer, record in records.items():
         verdicts = record["verdicts"]
         counts = [verdicts.count(verdict) for verdict in words]
-        needed, unneeded = sum(map(_is_needed, verdicts)), sum(map(can_go, verdicts))
+        needed, unneeded = sum(map(is_needed, verdicts)), sum(map(can_go, verdicts))
         drift = record["numbers"].get("drift", math.nan)
         rows.append((layer, len(verdicts), needed, unneeded, *counts, drift, *_extremes(record)))
     columns = (
@@ -127,15 +127,21 @@ def need_sentence(verdicts: Sequence[str]) -> str:
     """
     if not verdicts or {"", Verdict.UNKNOWN} & set(verdicts):
         return ""
-    needed, unneeded = sum(map(_is_needed, verdicts)), sum(map(can_go, verdicts))
+    needed, unneeded = sum(map(is_needed, verdicts)), sum(map(can_go, verdicts))
     return (
         f"{needed} of {len(verdicts)} filters are needed; {unneeded} ({unneeded / len(verdicts):.0%}) are "
         "not, with all others in place (idle, noise, dead, or a duplicate of another filter)."
     )
 
 
-def _is_needed(verdict: str) -> bool:
+def is_needed(verdict: str) -> bool:
+    """Return whether the network needs filters with this verdict."""
     return Verdict(verdict).needed
+
+
+def is_wasted(verdict: str) -> bool:
+    """Return whether filters with this verdict neither are needed nor have learned anything: noise and dead ones."""
+    return verdict in (Verdict.NOISE, Verdict.DEAD)
 
 
 def can_go(verdict: str) -> bool:

@@ -1,0 +1,135 @@
+"""Give filters that are noise or dead new random weights during training, so that they can learn something else."""
+
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytorch_lightning as pl
+import torch
+from pydantic import Field
+
+from filterscope.errors import UserError
+from filterscope.models.classifier import Classifier
+from filterscope.models.filter_removal import Reset, reset_filters
+from filterscope.storage.atomic import write_file
+from filterscope.training.example_images import examples_of
+from filterscope.training.weight_average import is_averaging
+from filterscope.visuals.health.findings import is_needed, is_wasted
+from filterscope.visuals.health.health import Health
+from filterscope.visuals.output.outputs import Table
+from filterscope.visuals.output.tables import table_csv
+from filterscope.visuals.visual import VisualState
+
+log = logging.getLogger(__name__)
+
+FILE = "recycled.csv"
+Records = dict[str, dict[str, Any]]
+
+
+class Recycle(pl.Callback):
+    """Initialises filters again that are noise or dead, between two epochs, with outgoing weights of 0.
+
+    The network computes what it did with these filters silenced, and gradients find a use for the new ones (Sokar et
+    al. 2023). What the optimizer remembers of their weights is forgotten. The log and `recycled.csv` say which filters
+    were recycled and what became of them.
+
+    Args:
+        every_epochs: how often; a filter that was recycled is left alone for as long.
+        until: share of `trainer.max_epochs` after which no filter is recycled.
+        share: of a layer's filters that may be recycled at a time; the least important go first.
+        images: validation images that filters are judged on.
+        seed: of the new weights.
+    """
+
+    def __init__(
+        self,
+        *,
+        every_epochs: Annotated[int, Field(ge=1)] = 5,
+        until: Annotated[float, Field(gt=0, le=1)] = 0.75,
+        share: Annotated[float, Field(gt=0, le=1)] = 0.1,
+        images: Annotated[int, Field(ge=1)] = 256,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.every_epochs, self.until, self.share = every_epochs, until, share
+        self.images, self.seed = images, seed
+        self.rows: list[tuple[int, str, int, str]] = []  # epochs before it, layer, filter, verdict
+        self._judged = 0  # the epoch before which filters were judged last
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was recycled when."""
+        return {"rows": [list(row) for row in self.rows], "judged": self._judged}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after an interruption."""
+        self.rows = [(int(epoch), str(layer), int(i), str(word)) for epoch, layer, i, word in state_dict["rows"]]
+        self._judged = int(state_dict["judged"])
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Raise a `UserError` before training if the network or the training cannot be combined with recycling."""
+        if any(map(is_averaging, trainer.callbacks)):  # type: ignore[attr-defined]
+            raise UserError("callbacks=recycle cannot run with ema or swa, which average old and new filters")
+        classifier: Any = pl_module.classifier
+        reset_filters(classifier, {})
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Recycle filters if it is time; a run that resumes inside an epoch has done so."""
+        epoch = trainer.current_epoch
+        due = 0 < epoch <= self.until * (trainer.max_epochs or 0) and epoch % self.every_epochs == 0
+        if not due or epoch == self._judged:
+            return
+        self._judged = epoch
+        classifier: Any = pl_module.classifier
+        records = self._judge(trainer, classifier)
+        self._report(trainer, records)
+        chosen = trainer.strategy.broadcast(self._choose(records, epoch))
+        done = reset_filters(classifier, chosen, seed=self.seed + epoch)
+        _forget(trainer, done)
+        for layer, filters in done.filters.items():
+            self.rows += [(epoch, layer, i, records[layer]["verdicts"][i]) for i in filters]
+        count = sum(map(len, done.filters.values()))
+        places = ", ".join(f"{len(filters)} in {layer}" for layer, filters in done.filters.items())
+        log.info("recycling after epoch %d: %d filters%s", epoch, count, f" ({places})" if count else "")
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say what became of the recycled filters."""
+        if self.rows:
+            classifier: Any = pl_module.classifier
+            self._report(trainer, self._judge(trainer, classifier))
+
+    def _judge(self, trainer: pl.Trainer, classifier: Classifier) -> Records:
+        examples, state = examples_of(trainer.datamodule, self.images), VisualState()  # type: ignore[attr-defined]
+        Health(importance=len(examples))(classifier, examples, state)
+        records: Records = state.store["health"]
+        return records
+
+    def _choose(self, records: Records, epoch: int) -> dict[str, list[int]]:
+        """Return the filters to recycle by layer, the least important first."""
+        young = {(layer, i) for since, layer, i, _ in self.rows if epoch - since <= self.every_epochs}
+        chosen = {}
+        for layer, record in records.items():
+            verdicts = record["verdicts"]
+            order = record["measures"]["importance"].argsort(stable=True).tolist()
+            bad = [i for i in order if is_wasted(verdicts[i]) and (layer, i) not in young]
+            chosen[layer] = bad[: int(self.share * len(verdicts))]
+        return chosen
+
+    def _report(self, trainer: pl.Trainer, records: Records) -> None:
+        """Log and write what the filters are now that were recycled before."""
+        if not self.rows or not trainer.is_global_zero:
+            return
+        now = [records[layer]["verdicts"][i] for _, layer, i, _ in self.rows]
+        needed = sum(map(is_needed, now))
+        log.info("recycling: of %d filters recycled so far, %d are needed now", len(now), needed)
+        rows = tuple((*row, word) for row, word in zip(self.rows, now, strict=True))
+        table = Table(columns=("after_epoch", "layer", "filter", "verdict", "verdict_now"), rows=rows, description="")
+        write_file(Path(trainer.default_root_dir) / FILE, table_csv(table).encode())
+
+
+def _forget(trainer: pl.Trainer, done: Reset) -> None:
+    """Set to 0 what the optimizers remember of the changed parts of parameters."""
+    for parameter, dim, indices in done.parts:
+        for optimizer in trainer.optimizers:
+            for value in optimizer.state.get(parameter, {}).values():
+                if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                    value.index_fill_(dim, torch.tensor(indices, device=value.device), 0)
