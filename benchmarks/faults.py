@@ -2,7 +2,7 @@
 
     python benchmarks/faults.py [--quick] [--only kills,resume,…] [--seed 0] [--json FILE]
 
-The parts are kills, signals, resume, disk, long, memory, images, labels and fuzz.
+The parts are kills, signals, resume, trials, disk, long, memory, images, labels and fuzz.
 
 Runs are forked from this process, which has imported everything, so that a run takes seconds.
 """
@@ -15,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import faults_commands
 import faults_disk
 import faults_fuzz
 import faults_images
@@ -24,7 +25,7 @@ import faults_long
 import faults_trials
 from report import Report, arguments, real_data
 
-PARTS = ("kills", "signals", "resume", "disk", "long", "memory", "images", "labels", "fuzz")
+PARTS = ("kills", "signals", "resume", "trials", "disk", "long", "memory", "images", "labels", "fuzz")
 
 
 def main() -> int:
@@ -48,15 +49,26 @@ def main() -> int:
             faults_kills.kills(
                 report, place, seed=given.seed + 2, count=3 if quick else 20, name="two processes", ranks=2
             )
+            cached = ("finetune=linear_probe", "feature_cache={cache}/features", "data.num_workers=2")
+            draft = ("visuals=gallery", "visuals.gallery.quality=draft", "visuals.gallery.images=20",
+                     "visuals.gallery.cache={cache}")  # fmt: skip
+            aims = {"gallery": draft, "cache": cached, "resume": ()}
+            for number, (aim, chosen) in enumerate(aims.items()):
+                faults_kills.kills(
+                    report, place, seed=given.seed + 10 + number, count=4 if quick else 34, name=f"kills into {aim}",
+                    during=aim, share=0.5, overrides=chosen,
+                )  # fmt: skip
         if "signals" in parts:
             faults_kills.signals(report, place, seed=given.seed + 3, count=6 if quick else 30, name="signals")
             faults_kills.signals(
                 report, place, seed=given.seed + 4, count=2 if quick else 10, name="signals to one of two", ranks=2
             )
         if "resume" in parts:
-            faults_trials.resume(report, place, kills=8 if quick else 40)
+            faults_commands.resume(report, place, kills=8 if quick else 40)
         if "memory" in parts:
-            faults_trials.memory(report, place)
+            faults_commands.memory(report, place)
+        if "trials" in parts:
+            faults_trials.trials(report, place)
         if "disk" in parts:
             faults_disk.full_disk(report, place, moments=4 if quick else 16)
         if "long" in parts:

@@ -1,9 +1,11 @@
 """Kill runs at random moments; every resumed run must end identical to the uninterrupted one."""
 
+import glob
 import random
 import shutil
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +13,69 @@ from faults_runs import Run, checkpoints, config, differences, start
 from report import Report
 
 MAX_KILLS = 4  # of one run, before it may finish
+RESUMING = 1.5  # seconds that a resumed run takes until it trains, about
 
 
-def kills(report: Report, place: Path, *, seed: int, count: int, name: str, ranks: int = 1, **changes: Any) -> None:
+WRITES = {
+    "checkpoint": "checkpoints/.*.partial",
+    "gallery": ".gallery.*.partial",
+    "cache": "../{name}_cache/**/.*.partial",
+}
+"""Temporary files and folders of what is written, below a run's folder."""
+
+
+def kills(
+    report: Report,
+    place: Path,
+    *,
+    seed: int,
+    count: int,
+    name: str,
+    ranks: int = 1,
+    during: str = "checkpoint",
+    share: float = 1 / 3,
+    overrides: Sequence[str] = (),
+) -> None:
     """Kill runs `count` times in total, each at most `MAX_KILLS` times, and compare their final state.
 
-    A third of the kills wait until the temporary file of a checkpoint exists.
+    Args:
+        report: gets the counts.
+        place: of the run folders.
+        seed: of the moments.
+        count: of the kills.
+        name: of this series.
+        ranks: processes of a run.
+        during: what is being written at a share of the kills, a key of `WRITES`; or `resume`: all kills but the first
+            of a run come in the first part of a resumed run, before it has trained an epoch.
+        share: of the kills that are aimed at this.
+        overrides: of the configuration; `{cache}` is a folder of the run's own.
     """
     rng = random.Random(seed)
-    cfg = config(*changes.get("overrides", ()))
-    if ranks > 1:
-        cfg["trainer"] |= {"strategy": "ddp", "devices": ranks}
+
+    def configured(folder: Path) -> dict[str, Any]:
+        cfg = config(*[each.replace("{cache}", f"{folder}_cache") for each in overrides])
+        if ranks > 1:
+            cfg["trainer"] |= {"strategy": "ddp", "devices": ranks}
+        return cfg
+
     reference = place / f"{name}_reference"
-    duration = _reference_run(cfg, reference, ranks)
+    duration = _reference_run(configured(reference), reference, ranks)
     done = during_write = unreadable = failed = different = late = runs = 0
+    killed: set[Path] = set()
     while done < count:
         folder = place / f"{name}_{runs}"
         runs += 1
-        begun = False
+        begun, cfg = False, configured(folder)
         for _ in range(min(rng.randint(1, MAX_KILLS), count - done)):
             run = start(cfg, folder, resume=begun, ranks=ranks)
             begun = True
-            aimed = 3 * during_write < done + 1
-            hit = _during_write(run, rng, duration) if aimed else _at_random_moment(run, rng, duration)
+            if during == "resume":
+                moment = duration if run.folder not in killed else RESUMING
+                hit = _at_random_moment(run, rng, moment)
+            elif during_write < share * (done + 1):
+                hit = _during_write(run, rng, duration, WRITES[during])
+            else:
+                hit = _at_random_moment(run, rng, duration)
             if not hit:  # it had finished before
                 run.wait()
                 break
@@ -41,7 +83,8 @@ def kills(report: Report, place: Path, *, seed: int, count: int, name: str, rank
             run.kill(victims)
             late += _wait_until_gone(run) > 60
             done += 1
-            during_write += bool(list((folder / "checkpoints").glob(".*.partial")))
+            during_write += folder in killed if during == "resume" else bool(_written(folder, WRITES[during]))
+            killed.add(folder)
             unreadable += list(checkpoints(folder).values()).count(False)
         run = start(cfg, folder, resume=True, ranks=ranks)
         if any(run.wait(300)):
@@ -55,7 +98,8 @@ def kills(report: Report, place: Path, *, seed: int, count: int, name: str, rank
         else:
             shutil.rmtree(folder)
     report.add(f"{name}: kills", done, at_least=count, runs=runs, seed=seed, seconds_of_a_run=duration)
-    report.add(f"{name}: of these during the writing of a checkpoint", during_write, at_least=count // 3)
+    aim = "resuming" if during == "resume" else f"the writing of a {during}"
+    report.add(f"{name}: of these during {aim}", during_write, at_least=int(count * share))
     report.add(f"{name}: unreadable checkpoints", unreadable, at_most=0)
     report.add(f"{name}: resumed runs that failed", failed, at_most=0)
     report.add(f"{name}: resumed runs that differ from the uninterrupted run", different, at_most=0)
@@ -133,13 +177,16 @@ def _at_random_moment(run: Run, rng: random.Random, duration: float) -> bool:
     return bool(run.alive())
 
 
-def _during_write(run: Run, rng: random.Random, duration: float) -> bool:
-    """Wait, from a random moment on, until a checkpoint is being written; return whether that happened."""
-    if not _at_random_moment(run, rng, 0.7 * duration):
+def _written(folder: Path, pattern: str) -> list[str]:
+    return glob.glob(f"{folder}/{pattern.format(name=folder.name)}", recursive=True, include_hidden=True)  # noqa: PTH207
+
+
+def _during_write(run: Run, rng: random.Random, duration: float, pattern: str) -> bool:
+    """Wait, for checkpoints from a random moment on, until something is being written; return whether that happened."""
+    if pattern == WRITES["checkpoint"] and not _at_random_moment(run, rng, 0.7 * duration):
         return False
-    checkpoint = run.folder / "checkpoints"
     while run.alive():
-        if any(True for _ in checkpoint.glob(".*.partial")):
+        if _written(run.folder, pattern):
             time.sleep(rng.uniform(0, 0.004))
             return bool(run.alive())
     return False

@@ -29,8 +29,10 @@ def many_epochs(report: Report, place: Path, *, epochs: int) -> None:
     window = max(5, epochs // 15)
     late = [seen[epoch] for epoch in sorted(seen) if epoch > epochs - window]
     early = [seen[epoch] for epoch in sorted(seen) if _FROM <= epoch < _FROM + window]
-    memory, files, threads, _ = (statistics.median(column) for column in zip(*early, strict=True))
-    memory_end, files_end, threads_end, _ = (statistics.median(column) for column in zip(*late, strict=True))
+    memory, _, threads, _ = (statistics.median(column) for column in zip(*early, strict=True))
+    memory_end, _, threads_end, _ = (statistics.median(column) for column in zip(*late, strict=True))
+    # The fewest: while an epoch is drawn, a file that is being written is open for a moment, which is no leak.
+    files, files_end = (min(files for _, files, _, _ in seen_in) for seen_in in (early, late))
     report.add("long: epochs", max(seen, default=0), at_least=epochs - 1, exit_code=str(codes))
     report.add(
         "long: memory at the end ÷ after epoch 20", memory_end / memory, at_most=1.02, megabytes=memory_end / 1024

@@ -179,7 +179,7 @@ def contents(run: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(run)): path.read_bytes()
         for path in run.rglob("*")
-        if path.is_file() and path.suffix in (".png", ".csv", ".npz", ".partial")
+        if path.is_file() and path.suffix in (".png", ".csv", ".npz", ".webp", ".partial")
     }
 
 

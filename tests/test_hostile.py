@@ -18,7 +18,7 @@ from train import train
 from visualize import visualize
 
 import hostile
-from filterscope.cli.resume_arguments import check_stored_config
+from filterscope.cli.resume_arguments import check_stored_config, repeated_arguments, resume_arguments
 from filterscope.config import from_checkpoint
 from filterscope.config.from_checkpoint import open_run, read_checkpoint
 from filterscope.data.image_io import BadImageError, check_image, read_image
@@ -322,6 +322,37 @@ def test_an_untrusted_run_folder_is_checked_before_it_is_resumed(
     check_stored_config(tmp_path)
     stored.write_text(STORED[trick](nodes))
     assert "config.yaml" in refused(check_stored_config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "refused_too"),
+    [
+        ("callbacks.log_visuals.folder", "/somewhere/else", True),
+        ("logger.csv.save_dir", "../other", True),
+        ("callbacks.mine.dirpath", "${seed_folder}", True),
+        ("callbacks.mine.dirpath", "~/mine", True),
+        ("callbacks.log_visuals.folder", "RUN/pictures", False),
+        ("callbacks.feature_cache.folder", "${feature_cache}", False),
+    ],
+)
+def test_a_stored_config_does_not_choose_a_place_outside_of_its_run(
+    option: str, value: str, refused_too: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", [str(REPOSITORY / "train.py")])
+    (tmp_path / ".hydra").mkdir()
+    config: dict[str, Any] = {"data": {}, "model": {}, "trainer": {}, "callbacks": {}, "seed_folder": "/elsewhere"}
+    config["feature_cache"] = "/features"
+    group, name, key = option.split(".")
+    config.setdefault(group, {})[name] = {key: value.replace("RUN", str(tmp_path))}
+    (tmp_path / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
+    if not refused_too:
+        check_stored_config(tmp_path)
+        return
+    assert f"add {option}=" in refused(check_stored_config, tmp_path)
+    check_stored_config(tmp_path, own=[f"{option}={value}"])
+    arguments = [f"resume={tmp_path}", f"{option}={value}"]
+    assert arguments[1] in resume_arguments(arguments)
+    assert repeated_arguments(["data=mnist", arguments[1]]) == [arguments[1]]
 
 
 def test_a_decompression_bomb_is_refused_by_its_image_header(tmp_path: Path) -> None:

@@ -147,6 +147,13 @@ def test_a_fault_of_the_machine_is_one_line_that_says_what_to_do(error: BaseExce
     assert "\n" not in said
 
 
+def test_a_setting_that_lightning_refuses_is_one_line() -> None:
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+    error = MisconfigurationException("You requested 0.001 of the `val_dataloader`.\nTry `limit_val_batches=0.5`.")
+    assert describe_error(error) == f"trainer: {error}"
+
+
 def test_a_bug_is_no_fault_of_the_machine() -> None:
     assert describe_error(KeyError("layer")) is None
     assert describe_error(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None

@@ -1,5 +1,6 @@
 """The folder of a run: made once, locked, never overwritten, and no way out of it."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -92,6 +93,9 @@ LINKS: dict[str, Callable[[Path, Path], None]] = {
     "a folder of pictures": lambda run, user: (run / "pictures" / "filters").symlink_to(user),
     "Hydra's folder": lambda run, user: (run / ".hydra").symlink_to(user),
     "the lock": lambda run, user: (run / ".lock").symlink_to(user / "file"),
+    "a hard link as the log": lambda run, user: (run / "train.log").hardlink_to(user / "file"),
+    "a hard link as an event file": lambda run, user: (run / "events.out.tfevents.1.a").hardlink_to(user / "file"),
+    "a hard link as the lock": lambda run, user: (run / ".lock").hardlink_to(user / "file"),
     "a checkpoint that is a pipe": lambda run, _: os.mkfifo(run / "pictures" / "best.ckpt"),
 }
 
@@ -104,9 +108,33 @@ def test_a_run_folder_with_a_way_out_is_refused(what: str, tmp_path: Path) -> No
     (user / "file").write_text("mine")
     (run / "pictures" / "inside.png").symlink_to(run / "pictures")  # leads nowhere else
     LINKS[what](run, user)
-    with pytest.raises(UserError, match=r"is a link that leads out of the run folder|is a pipe or a device"):
+    with pytest.raises(
+        UserError, match=r"is a link that leads out of the run folder|is a pipe or a device|is a hard link"
+    ):
         claim_folder(run, resume=True)
     assert [(path.name, path.read_text()) for path in user.iterdir()] == [("file", "mine")]
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_said(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(run_folder.fcntl, "lockf", refuse)
+    claim_folder(tmp_path / "run")
+    (message,) = caplog.messages
+    assert message.startswith(f"{tmp_path / 'run'} cannot be locked ({os.strerror(code)})")
+
+
+def test_pictures_that_are_hard_links_are_replaced_and_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "run" / "pictures").mkdir(parents=True)
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "run" / "pictures" / "a.png").hardlink_to(tmp_path / "mine")
+    claim_folder(tmp_path / "run", resume=True)
+    atomic.write_file(tmp_path / "run" / "pictures" / "a.png", b"other")
+    assert (tmp_path / "mine").read_text() == "mine"
 
 
 def test_nothing_is_written_through_a_link_that_appears_later(tmp_path: Path) -> None:

@@ -341,6 +341,18 @@ def test_images_in_two_splits_are_counted(split_folder, caplog):
     assert "1 of the val images are train images, too" in caplog.text
 
 
+def test_copies_of_images_in_another_split_are_counted(split_folder, caplog):
+    for number, path in enumerate(sorted(split_folder.rglob("*.png"))):
+        image(path, number)  # no two alike
+    copy = split_folder / "train" / "ant" / "train0.png"
+    target = split_folder / "valid" / copy.parent.name
+    (target / "copy 1.png").write_bytes(copy.read_bytes())
+    (target / "copy 2.png").write_bytes(copy.read_bytes())
+    (target / "no copy.png").write_bytes(copy.read_bytes()[:-1] + b"x")
+    module(split_folder).setup()
+    assert "2 of the val images are copies of train images, byte by byte" in caplog.text
+
+
 def test_a_folder_that_may_not_be_read_is_named(one_folder, monkeypatch):
     closed = str(one_folder / "bee" / "closed")
     image(one_folder / "bee" / "closed" / "1.png")

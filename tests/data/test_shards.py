@@ -224,11 +224,20 @@ def cut_index(folder: Path) -> None:
     change_contents(folder, lambda c: c.update(index=f"sha256:{hashlib.sha256(content).hexdigest()}"))
 
 
+def blown_up_index(folder: Path) -> None:
+    """Replace the index by one of zeros, which takes a thousand times its size in memory."""
+    np.savez_compressed(folder / "index.npz", train=np.zeros((100_000, 4), dtype=np.int64))
+    change_contents(
+        folder, lambda c: c.update(index=f"sha256:{hashlib.sha256((folder / 'index.npz').read_bytes()).hexdigest()}")
+    )
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no contents": (lambda f: (f / "contents.json").unlink(), "holds no shards that can be read: .*No such file"),
     "no JSON": (lambda f: (f / "contents.json").write_text("["), "holds no shards that can be read"),
     "a list": (lambda f: (f / "contents.json").write_text("[]"), "holds no shards that can be read"),
     "another index": (lambda f: (f / "index.npz").write_bytes(b"x"), "index.npz is not the one"),
+    "an index that unpacks to far more": (blown_up_index, "index.npz would unpack to 3,200,128 bytes"),
     "a cut index": (cut_index, "holds no shards that can be read"),
     "no split": (lambda f: change_contents(f, lambda c: c["splits"].clear()), "holds no shards that can be read"),
     "a path": (lambda f: change_contents(f, lambda c: c["splits"]["train"].update({"../x": "sha256:"})), "no shard"),

@@ -2,10 +2,15 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+
+from filterscope.errors import UserError
+from filterscope.runtime.processes import Ranks
 
 GROUP = """
 import os, signal, sys, time
@@ -67,3 +72,17 @@ def test_a_process_ends_with_its_parent_even_if_that_died_before_the_watch(when:
         capture_output=True, text=True, timeout=30, check=False,
     )  # the output is complete when the last process has ended  # fmt: skip
     assert "the process that started this one has ended" in done.stderr
+
+
+@pytest.mark.parametrize("port", ["taken", "x", "70000"])
+def test_a_port_that_is_not_free_is_said_before_other_ranks_are_started(
+    port: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = SimpleNamespace(creates_processes_externally=False)
+    launcher = SimpleNamespace(num_processes=2, procs=[], cluster_environment=environment)
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        monkeypatch.setenv("MASTER_PORT", str(other.getsockname()[1]) if port == "taken" else port)
+        with pytest.raises(UserError, match="is not a free port"):
+            Ranks().watch(launcher)

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,25 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with hydra.initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
         train(resolve_config(hydra.compose("train", [*TINY, *LOOKS])), folder)
     return folder
+
+
+@pytest.mark.parametrize("where", ["health", "numbers"])
+def test_a_stored_state_of_visuals_that_does_not_fit_is_left_out_or_refused(
+    where: str, whole: Path, composed: Compose, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    content["filterscope"]["visual_state"]["store"][where] = "x"
+    torch.save(content, last)
+    cfg = composed(*TINY, "visuals=[filters,predictions,health]", "trainer.max_epochs=4")
+    if where == "numbers":  # not of a visual
+        with pytest.raises(UserError, match="does not fit its run"):
+            train(cfg | {"resume": str(tmp_path / "run")}, tmp_path / "run")
+        return
+    train(cfg | {"resume": str(tmp_path / "run")}, tmp_path / "run")
+    assert "the state of the visuals in the checkpoint does not fit" in caplog.text
+    assert (tmp_path / "run" / "health" / "epoch_004.csv").is_file()
 
 
 class Gone(Exception):

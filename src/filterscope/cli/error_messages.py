@@ -72,6 +72,8 @@ def describe_error(error: BaseException) -> str | None:
     if system is not None:
         return _describe_os_error(system)
     text = str(error)
+    if type(error).__name__ == "MisconfigurationException":  # Lightning's, such as for limit_val_batches=0.001
+        return f"trainer: {text}"
     if type(error).__name__ == "OutOfMemoryError" or _GPU_MEMORY.search(text):
         return f"the GPU is out of memory ({_sentence(text)}); a smaller data.batch_size or data.image_size needs less"
     if isinstance(error, RuntimeError) and _PROCESSES.search(text):

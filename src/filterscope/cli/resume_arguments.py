@@ -1,12 +1,14 @@
 """Store a run's config, and turn `resume=<run>` into the arguments that resume it, after a check of that config."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from filterscope.cli.run_folder import claim_folder
 from filterscope.cli.search_path import CONF, plugin_folders, targets_of
@@ -17,8 +19,9 @@ from filterscope.storage.atomic import write_file
 
 _REMOVABLE = ("visuals", "recipe", "experiment", "callbacks", "logger", "hydra")
 _RESOLVER = re.compile(r"\$\{[^}]*[:$]")
-_OWN_MODEL = "model.path="
-_CHANGEABLE = ("trainer.", "data.root=", _OWN_MODEL)
+_OWN = re.compile(r"\+*(model\.path|(callbacks|logger)\..*(folder|dir|path))=")
+"""Arguments of a run that name what a stored config alone may not: a module to import, a place outside of the run."""
+_CHANGEABLE = re.compile(rf"\+*~?(trainer\.|data\.root=)|{_OWN.pattern}")
 _CONFIG_DIR = ("--config-dir", "-cd")
 
 _PATHS = (("data", "root"), ("data", "cache"), ("model", "weights"), ("", "feature_cache"))
@@ -43,18 +46,17 @@ def resume_arguments(arguments: list[str]) -> list[str]:
         if folder is None:
             _refuse_removed_groups(arguments)
             return arguments
-        others = [argument for argument in others if argument.startswith(_CHANGEABLE)]
+        others = [argument for argument in others if _CHANGEABLE.match(argument)]
     else:
         folder = Path(given[-1].removeprefix("resume=")).expanduser().resolve()
     for argument in others:
-        if not argument.lstrip("+~").startswith(_CHANGEABLE):
+        if not _CHANGEABLE.match(argument):
             raise UserError(
                 f"{argument} cannot be changed on resume: the stored config is used, only trainer.… and data.root may "
                 "differ"
             )
     own_dirs = [Path(each.partition("=")[2] or each) for each in folders if each not in _CONFIG_DIR]
-    own_model = any(argument.startswith(_OWN_MODEL) for argument in others)
-    check_stored_config(folder, own_dirs, own_model=own_model)
+    check_stored_config(folder, own_dirs, own=[argument for argument in others if _OWN.match(argument)])
     claim_folder(folder, resume=True)
     # The stored config does not contain Hydra's own groups; they come from filterscope's folder.
     groups = [f"hydra.searchpath=[{quote_path(f'file://{CONF}')}]", "hydra/job_logging=lines"]
@@ -72,9 +74,7 @@ def resume_arguments(arguments: list[str]) -> list[str]:
 def repeated_arguments(arguments: list[str]) -> list[str]:
     """Return those of a start's arguments that are to be given again when the run is resumed."""
     resumed = any(argument.startswith("resume=") and argument != "resume=null" for argument in arguments)
-    changed = [argument for argument in arguments if argument.lstrip("+~").startswith(_CHANGEABLE)]
-    models = [argument for argument in arguments if argument.startswith(_OWN_MODEL)]
-    return _config_dirs(arguments) + (changed if resumed else models)
+    return _config_dirs(arguments) + list(filter((_CHANGEABLE if resumed else _OWN).match, arguments))
 
 
 def store_config(raw: dict[str, Any], resolved: dict[str, Any], *, folder: Path, cwd: Path) -> None:
@@ -99,12 +99,18 @@ def store_config(raw: dict[str, Any], resolved: dict[str, Any], *, folder: Path,
     write_file(folder / ".hydra" / "config.yaml", content.encode())
 
 
-def check_stored_config(folder: Path, config_dirs: list[Path] | None = None, *, own_model: bool = False) -> None:
+def check_stored_config(folder: Path, config_dirs: Sequence[Path] = (), *, own: Sequence[str] = ()) -> None:
     """Check that a run folder holds a config as filterscope stores it, before any of it is composed or built.
 
     The file may come from a stranger. It may only name registered parts, torch's optimizers and schedulers, and the
     classes in the YAML files of filterscope, of installed plugins and of the user's own `--config-dir`; nothing but
-    references to other options is resolved; and it may not configure Hydra itself.
+    references to other options is resolved; callbacks and loggers write below the run folder; and it may not configure
+    Hydra itself.
+
+    Args:
+        folder: the run folder.
+        config_dirs: the user's own config folders.
+        own: arguments of the user that allow what the stored config alone may not.
 
     Raises:
         UserError: there is no config, it is damaged, or it asks for more.
@@ -122,12 +128,13 @@ def check_stored_config(folder: Path, config_dirs: list[Path] | None = None, *, 
     if re.search(r"^\s*#", text, re.MULTILINE) or {"hydra", "defaults"} & content.keys():
         raise UserError(f"{file} is not as filterscope stored it: it configures more than the run")
     path = content["model"].get("path") if isinstance(content["model"], dict) else None
-    if path is not None and not own_model and not is_registered(str(path), ("model",)):
+    confirmed = {argument.lstrip("+").partition("=")[0] for argument in own}
+    if path is not None and "model.path" not in confirmed and not is_registered(str(path), ("model",)):
         raise UserError(
             f"{file}: config.model.path={path!r} is not registered, and a file does not choose what is imported; if "
             f"it is your own network, add model.path={path}"
         )
-    known = targets_of([CONF, *plugin_folders(), *(config_dirs or [])])
+    known = targets_of([CONF, *plugin_folders(), *config_dirs])
     for where, key, value in _leaves(content, "config"):
         if key == "_target_" and not (isinstance(value, str) and (value in known or _is_buildable(value))):
             raise UserError(
@@ -138,6 +145,18 @@ def check_stored_config(folder: Path, config_dirs: list[Path] | None = None, *, 
             raise UserError(f"{file}: {where} is not something filterscope stores")
         if isinstance(value, str) and _RESOLVER.search(value):
             raise UserError(f"{file}: {where}={value!r} is more than a reference to another option")
+    try:
+        resolved = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(content), resolve=True))
+    except (OmegaConfBaseException, ValueError, RecursionError) as error:
+        raise UserError(f"{file} is damaged: {first_line(error)}") from error
+    for group in ("callbacks", "logger"):
+        for where, _, value in _leaves(resolved[group], group) if isinstance(resolved.get(group), dict) else ():
+            place = isinstance(value, str) and _OWN.fullmatch(f"{where}=") and value != resolved.get("feature_cache")
+            if place and where not in confirmed and not Path(value).expanduser().resolve().is_relative_to(folder):
+                raise UserError(
+                    f"{file}: {where}={value!r} leads out of the run folder; if that is your own choice, add "
+                    f"{where}={value}"
+                )
 
 
 def quote_path(folder: Path | str) -> str:

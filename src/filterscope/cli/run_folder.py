@@ -2,6 +2,7 @@
 
 import fcntl
 import itertools
+import logging
 import os
 import socket
 import stat
@@ -11,6 +12,8 @@ from pathlib import Path
 from filterscope.errors import UserError
 from filterscope.runtime.processes import is_first_process
 from filterscope.storage.atomic import keep_below
+
+log = logging.getLogger("filterscope")
 
 LOCK = ".lock"
 """The file in a run folder that the writing process locks; it names that process."""
@@ -58,8 +61,9 @@ def claim_folder(folder: Path, *, resume: bool = False) -> None:
         owner = os.read(descriptor, 200).decode(errors="replace").strip()
         os.close(descriptor)
         raise UserError(f"{folder} is in use by {owner or 'another process'}; wait until that has ended") from error
-    except OSError:
-        pass  # a file system without locks
+    except OSError as error:
+        reason = error.strerror or error
+        log.warning("%s cannot be locked (%s): let no second process write it meanwhile", folder, reason)
     with suppress(OSError):
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
@@ -88,12 +92,18 @@ def _make_unique(path: Path) -> str:
 
 
 def _check_links(folder: Path) -> None:
-    """Raise if a link in a run's files leads out of its folder, or if one of them is a pipe or a device."""
+    """Raise if a link in a run's files leads out of its folder, or if one of them is a pipe or a device.
+
+    Hard links are refused among the files that are appended to; others are replaced, which changes no other name.
+    """
     for top in {path for pattern in _FILES + _FOLDERS for path in folder.glob(pattern)}:
         below = (Path(root) / name for root, folders, files in os.walk(top) for name in (*folders, *files))
         for path in (top, *below):
-            kind = path.lstat().st_mode
+            about = path.lstat()
+            kind = about.st_mode
             if stat.S_ISLNK(kind) and not path.resolve().is_relative_to(folder):
                 raise UserError(f"{path} is a link that leads out of the run folder; only files below it are written")
             if not (stat.S_ISLNK(kind) or stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
                 raise UserError(f"{path} is a pipe or a device; only files are read and written")
+            if stat.S_ISREG(kind) and about.st_nlink > 1 and path.parent == folder:
+                raise UserError(f"{path} is a hard link to another file, which would be changed; copy the folder first")

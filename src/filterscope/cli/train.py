@@ -66,7 +66,7 @@ def main(cfg: DictConfig) -> float | None:
     score = None
     with report_errors(resumable=True):
         config = begin_run(cfg)
-        monitor = config["callbacks"]["checkpoint"]["monitor"]
+        monitor = (config["callbacks"].get("checkpoint") or {}).get("monitor", "val/acc")
         metrics = run_in_subprocess(config)
         if metrics is None:
             metrics = train(config, run_folder())

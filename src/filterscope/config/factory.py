@@ -2,13 +2,17 @@
 
 import logging
 import platform
+from types import NoneType
 
 import torch
 from hydra.utils import get_object
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchvision.transforms.v2 import Transform
 
 from filterscope.config.instantiate import Config, instantiate
 from filterscope.data.datamodule import ImageDataModule
-from filterscope.errors import UserError, first_line
+from filterscope.errors import UserError
 from filterscope.models import heads
 from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
@@ -35,7 +39,7 @@ def build_data(cfg: Config, stage: str = "fit") -> ImageDataModule:
         raise UserError(
             "there is no data to train on; choose a data set, such as data=synthetic_flowers or data=flowers"
         )
-    data: ImageDataModule = instantiate(cfg["data"], where="data")
+    data: ImageDataModule = instantiate(cfg["data"], where="data", kind=ImageDataModule)
     data.prepare_data()
     data.setup(stage)
     if data.trains_on_val and stage == "fit":
@@ -70,7 +74,7 @@ def register_named_model(cfg: Config) -> None:
     try:
         part = get_object(str(path))
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"model.path={path!r} cannot be imported: {first_line(error)}") from error
+        raise UserError(f"model.path={path!r} cannot be imported: {error}") from error
     if not callable(part) or target_of(part) != path:
         raise UserError(f"model.path={path!r} is no function or class of that name")
     register("model", str(path))(part)
@@ -79,10 +83,11 @@ def register_named_model(cfg: Config) -> None:
 def build_classifier(cfg: Config, data: ImageDataModule) -> Classifier:
     """Build the classifier for the data's classes and image size."""
     register_named_model(cfg)
-    backbone: Backbone = instantiate(cfg["model"], where="model")
+    backbone: Backbone = instantiate(cfg["model"], where="model", kind=Backbone)
     # Stored, because a checkpoint is rebuilt without the weights file that decides it.
     cfg["model"]["num_classes"] = backbone.num_classes
-    classifier: Classifier = instantiate(cfg["head"], where="head")(backbone, num_classes=data.num_classes)
+    head = instantiate(cfg["head"], where="head", kind=Classifier, half=True)
+    classifier: Classifier = head(backbone, num_classes=data.num_classes)
     classifier.class_names = tuple(data.class_names)
     classifier.image_size = data.image_size
     classifier.check_image_size(data.image_size)
@@ -91,7 +96,7 @@ def build_classifier(cfg: Config, data: ImageDataModule) -> Classifier:
 
 def build_pruning(cfg: Config) -> Prune | None:
     """Build what cuts filters out of a trained network before training; None for `prune=none`."""
-    return instantiate(cfg["prune"], where="prune") if cfg.get("prune") else None
+    return instantiate(cfg["prune"], where="prune", kind=Prune) if cfg.get("prune") else None
 
 
 def build_published(cfg: Config) -> Classifier:
@@ -100,7 +105,7 @@ def build_published(cfg: Config) -> Classifier:
     If the weights file holds only the convolutional part, only that part is built, and this is logged.
     """
     register_named_model(cfg)
-    backbone: Backbone = instantiate(cfg["model"], where="model")
+    backbone: Backbone = instantiate(cfg["model"], where="model", kind=Backbone)
     size = int(cfg["data"]["image_size"])
     convolutional_only = bool(backbone.missing) and not backbone.allow_random
     if convolutional_only:
@@ -115,7 +120,7 @@ def build_published(cfg: Config) -> Classifier:
 def build_visuals(cfg: Config) -> dict[str, Visual]:
     """Build the chosen visuals, by name; options that an experiment sets for other visuals are ignored."""
     nodes = {name: node for name, node in (cfg.get("visuals") or {}).items() if node and "_target_" in node}
-    return {name: instantiate(node, where=f"visuals.{name}") for name, node in nodes.items()}
+    return {name: instantiate(node, where=f"visuals.{name}", kind=Visual) for name, node in nodes.items()}
 
 
 def supported_visuals(visuals: dict[str, Visual], classifier: Classifier) -> dict[str, Visual]:
@@ -161,7 +166,8 @@ def build_module(cfg: Config, classifier: Classifier, data: ImageDataModule) -> 
     """Build the Lightning module."""
     classifier.class_names = tuple(data.class_names)
     schedule = {key: value for key, value in cfg["schedule"].items() if key != "interval"}
-    policy: Policy = instantiate(cfg["finetune"], where="finetune")
+    mix = instantiate(cfg["mix"], where="mix", kind=(Transform, NoneType), half=True)
+    policy: Policy = instantiate(cfg["finetune"], where="finetune", kind=Policy)
     channels_last = cfg["channels_last"]
     if channels_last is None:
         trains_convolutions = policy.trains_backbone(cfg["trainer"]["max_epochs"])
@@ -169,13 +175,13 @@ def build_module(cfg: Config, classifier: Classifier, data: ImageDataModule) -> 
     return FinetuneModule(
         classifier,
         policy=policy,
-        optimizer=instantiate(cfg["optimizer"], where="optimizer"),
-        schedule=instantiate(schedule, where="schedule"),
+        optimizer=instantiate(cfg["optimizer"], where="optimizer", kind=Optimizer, half=True),
+        schedule=instantiate(schedule, where="schedule", kind=LRScheduler, half=True),
         schedule_interval=cfg["schedule"].get("interval", "step"),
         seed=cfg["seed"],
         label_smoothing=cfg["label_smoothing"],
         class_weights=data.class_weights() if cfg["class_weights"] == "balanced" else None,
-        mix=instantiate(cfg["mix"], where="mix")(num_classes=data.num_classes),
+        mix=mix(num_classes=data.num_classes),
         test_augment=cfg["test"]["augment"],
         channels_last=channels_last,
         compile_steps=cfg.get("compile", False),

@@ -16,6 +16,7 @@ from filterscope.data.datamodule import ImageDataModule
 from filterscope.data.image_io import Decoding, read_image
 from filterscope.data.preprocessing import fixed_transform, to_float
 from filterscope.errors import UserError, first_line, printable
+from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
 from filterscope.models.filter_removal import fit_to_weights
 from filterscope.models.weights import on_meta_device
@@ -185,8 +186,8 @@ def _check_examples(examples: Examples | None, classifier: Classifier) -> None:
 
 def _build(config: Mapping[str, Any], num_classes: int, path: Path, weights: Mapping[str, Any]) -> Classifier:
     model = {**config["model"], "weights": None}
-    backbone = instantiate(model, where=f"{path}: model", allowed=_allowed)
-    head = instantiate(config["head"], where=f"{path}: head", allowed=_allowed)
+    backbone = instantiate(model, where=f"{path}: model", kind=Backbone, allowed=_allowed)
+    head = instantiate(config["head"], where=f"{path}: head", kind=Classifier, half=True, allowed=_allowed)
     classifier: Classifier = head(backbone, num_classes=num_classes)
     if config.get("prune"):
         fit_to_weights(classifier, weights)
@@ -208,7 +209,7 @@ def _of_the_same_data(run: Run, count: int, *, seed: int) -> Examples:
     stored["image_size"] = run.classifier.image_size
     if not isinstance(drawn := stored.get("num_val", 0), int) or drawn > MAX_DRAWN:
         raise UserError(f"{run.path} asks for {drawn!r:.20} drawn images, more than {MAX_DRAWN:,}")
-    data: ImageDataModule = instantiate(stored, where=f"{run.path}: data", allowed=_allowed)
+    data: ImageDataModule = instantiate(stored, where=f"{run.path}: data", kind=ImageDataModule, allowed=_allowed)
     data.setup("predict")
     examples = examples_of(data, count, seed)
     if examples.class_names != run.classifier.class_names:

@@ -1,20 +1,24 @@
 """Build the object that a config node names with `_target_`; the target's signature is the schema of the node."""
 
 import inspect
+import logging
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import NoneType
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, TypeAlias, Union
 
 from hydra.utils import get_object
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from filterscope.errors import UserError, first_line, suggestion
+from filterscope.errors import UserError, first_line, printable, suggestion
 
 Config = dict[str, Any]
+Kind: TypeAlias = type | tuple[type, ...]
+
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs the errors of `get_object` in several lines
 
 _NAMES: dict[Any, str] = {int: "an integer", float: "a number", str: "a text", bool: "true or false", NoneType: "null"}
 _PLURALS = {"an integer": "integers", "a number": "numbers", "a text": "texts"}
@@ -26,6 +30,8 @@ def instantiate(
     node: Config,
     *,
     where: str,
+    kind: Kind | None = None,
+    half: bool = False,
     allowed: Callable[[str], bool] | None = None,
     offered: Mapping[str, Any] | None = None,
     narrower: Mapping[str, Any] | None = None,
@@ -39,22 +45,32 @@ def instantiate(
     Args:
         node: plain data.
         where: the node's place in the config, for messages.
+        kind: the class of what is built, or several; None: any. What declares another one is not called.
+        half: whether a partial is expected, if `kind` is given.
         allowed: whether a target may be built; None: any. Required for configs that were read from a file.
         offered: arguments that the target gets if it has parameters of these names and the node does not set them.
         narrower: types that replace those of the signature, by parameter.
         extra: further arguments.
 
     Raises:
-        UserError: the target cannot be imported or is not allowed, the target has no such option, a value has the
-            wrong type or lies out of range, or the constructor of another package refuses its arguments.
+        UserError: the target cannot be imported, is not allowed or builds something else, the target has no such
+            option, a value has the wrong type or lies out of range, or a function of another package refuses its
+            arguments.
     """
-    name = str(node.get("_target_"))
+    if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
+        raise UserError(f"{where}={printable(node, longest=100)}: must be options with a _target_, a dotted name")
+    name = node["_target_"]
     if allowed is not None and not allowed(name):
         raise UserError(f"{where}._target_={name[:80]!r} is not something filterscope builds from a file")
     try:
         target = get_object(name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{where}._target_={name!r} cannot be imported: {first_line(error)}") from error
+        raise UserError(f"{where}._target_={name!r} cannot be imported: {error}") from error
+    if kind is not None and half != bool(node.get("_partial_")):
+        raise UserError(f"{where}._partial_={node.get('_partial_')!r}: must be {str(half).lower()}")
+    made = target if inspect.isclass(target) else _returned(target)
+    if not callable(target) or (kind is not None and isinstance(made, type) and not issubclass(made, kind)):
+        raise _other_kind(name, where, kind)
     options = {
         key: _built(value, where=f"{where}.{key}", allowed=allowed)
         for key, value in node.items()
@@ -63,17 +79,51 @@ def instantiate(
     parameters = _parameters(target)
     arguments = check_arguments(target, options, where=where, narrower=narrower) | extra
     arguments |= {key: each for key, each in (offered or {}).items() if key in parameters and key not in arguments}
+    call = _Call(target, **arguments)
+    call.name, call.where, call.kind = name, where, kind
     if node.get("_partial_"):
-        return partial(target, **arguments)
+        return call
     _check_complete(parameters, arguments, where)
-    if name.startswith("filterscope."):
-        return target(**arguments)
+    return call()
+
+
+class _Call(partial[Any]):
+    """A call of a target, whose errors and whose result are checked."""
+
+    name: str
+    where: str
+    kind: Kind | None
+
+    def __call__(self, /, *args: Any, **keywords: Any) -> Any:
+        try:
+            inspect.signature(self).bind(*args, **keywords)
+        except TypeError as error:
+            raise UserError(f"{self.where}._target_={self.name!r} has other parameters: {error}") from error
+        try:
+            built = super().__call__(*args, **keywords)
+        except Exception as error:  # a foreign function's ways of refusing an option are many
+            if self.name.startswith("filterscope.") or isinstance(error, UserError):
+                raise
+            extras = [each for each in _EXTRAS if isinstance(error, ImportError) and self.where.endswith(each)]
+            install = f'; pip install "filterscope[{extras[0]}]"' if extras else ""
+            raise UserError(f"{self.where}: {first_line(error)}{install}") from error
+        if self.kind is not None and not isinstance(built, self.kind):
+            raise _other_kind(self.name, self.where, self.kind)
+        return built
+
+
+def _other_kind(name: str, where: str, kind: Kind | None) -> UserError:
+    first = kind[0] if isinstance(kind, tuple) else kind
+    wanted = f"builds no {first.__module__}.{first.__qualname__}" if first else "is no class or function"
+    return UserError(f"{where}._target_={name!r} {wanted}")
+
+
+def _returned(target: Any) -> Any:
+    """Return the type that a function declares to return, or None."""
     try:
-        return target(**arguments)
-    except Exception as error:  # a foreign constructor's ways of refusing an option are many
-        extras = [each for each in _EXTRAS if isinstance(error, ImportError) and where.endswith(each)]
-        install = f'; pip install "filterscope[{extras[0]}]"' if extras else ""
-        raise UserError(f"{where}: {first_line(error)}{install}") from error
+        return typing.get_type_hints(target).get("return")
+    except (NameError, TypeError):
+        return None
 
 
 def check_arguments(

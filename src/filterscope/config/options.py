@@ -35,6 +35,7 @@ TRAINER: dict[str, Any] = {
     "precision": Literal["auto", "32-true", "bf16-mixed", "16-mixed"],
     "deterministic": bool | Literal["warn"],
     "accumulate_grad_batches": Annotated[int, Field(ge=1)],
+    "check_val_every_n_epoch": Annotated[int, Field(ge=1)] | None,
     "gradient_clip_val": Annotated[float, Field(ge=0)] | None,
     **dict.fromkeys(("limit_train_batches", "limit_test_batches"), _Limit),
     "limit_val_batches": _Limit | Literal[0],

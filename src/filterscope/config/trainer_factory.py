@@ -11,6 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from pytorch_lightning.loggers import Logger
 
 from filterscope.config.instantiate import Config, instantiate
 from filterscope.config.options import TRAINER
@@ -71,6 +72,7 @@ def build_trainer(cfg: Config, folder: Path, visuals: dict[str, Visual]) -> pl.T
         trainer: pl.Trainer = instantiate(
             node,
             where="trainer",
+            kind=pl.Trainer,
             narrower=TRAINER,
             callbacks=callbacks,
             logger=loggers or False,
@@ -91,7 +93,8 @@ def build_callbacks(cfg: Config, folder: Path, visuals: dict[str, Visual]) -> li
     for name, node in cfg["callbacks"].items():
         if not node or (name == "progress_bar" and not cfg["trainer"].get("enable_progress_bar", True)):
             continue
-        built[name] = instantiate(node, where=f"callbacks.{name}", offered={"folder": folder, "visuals": visuals})
+        offered = {"folder": folder, "visuals": visuals}
+        built[name] = instantiate(node, where=f"callbacks.{name}", kind=pl.Callback, offered=offered)
     # Averaging first: a checkpoint inside an epoch must hold the average of the step that it holds.
     return sorted(built.values(), key=lambda callback: not is_averaging(callback))
 
@@ -108,9 +111,11 @@ def build_loggers(cfg: Config, folder: Path) -> list[Any]:
     for name, node in (cfg.get("logger") or {}).items():
         if not node:
             continue
+        if not isinstance(node, dict):
+            raise UserError(f"logger.{name}={node!r}: must be options with a _target_, a dotted name")
         here = {k: v for k, v in offered.items() if k != "artifact_location" or node.get("tracking_uri") is None}
         given = {key: value for key, value in node.items() if value is not None or key not in here}
-        built.append(instantiate(given, where=f"logger.{name}", offered=here))
+        built.append(instantiate(given, where=f"logger.{name}", kind=Logger, offered=here))
     return built
 
 

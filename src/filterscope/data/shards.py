@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from filterscope.storage.safe_load import LOAD_ERRORS
 CONTENTS = "contents.json"
 INDEX = "index.npz"
 _MAX_INDEX = 1 << 30  # bytes of a downloaded index: 40 million images
+_MAX_RATIO = 40  # of an index's size in memory to that of its file; a list of images is packed to a twentieth at most
 _TRIES = 3  # downloads of a shard until the run ends
 
 
@@ -191,6 +193,10 @@ class ShardsDataModule(ImageDataModule):
             digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
             if contents["index"] != digest:
                 raise ValueError(f"{INDEX} is not the one that {CONTENTS} belongs to")
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                unpacked = sum(entry.file_size for entry in archive.infolist())
+            if unpacked > _MAX_RATIO * len(content):
+                raise ValueError(f"{INDEX} would unpack to {unpacked:,} bytes")
             table = np.load(io.BytesIO(content), allow_pickle=False)
             names = tuple(map(str, contents["class_names"]))
             self.bit_depth = self.bit_depth or contents["bit_depth"]

@@ -5,6 +5,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,8 @@ from filterscope.data.sampler import generator
 from filterscope.errors import UserError, suggestion
 
 log = logging.getLogger(__name__)
+
+_MOST_COMPARED = 20_000  # files that are searched for copies: those of equal size are read before training
 
 
 def prepare_splits(
@@ -62,6 +65,8 @@ def prepare_splits(
                 splits[split] = train.select(part, train.labels[part])
     if not len(splits.get("val", ())) and not training:
         splits["val"] = train
+    if training:
+        _tell_copies(splits, found.location)
     if not len(splits.get("val", ())):
         raise UserError(f"{found.location} has no validation images and data.val_fraction is 0; give one or the other")
     return names, splits
@@ -182,6 +187,35 @@ def _without_repeated(found: DataSplits) -> dict[str, Any]:
     for (one, later), count in shared.items():
         log.warning("%d of the %s images are %s images, too, in %s", count, later, one, found.location)
     return kept
+
+
+def _tell_copies(splits: Mapping[str, Images], location: str) -> None:
+    """Log how many files of a split are copies, byte by byte, of files of an earlier split; not for large data sets."""
+    files = {split: images.paths for split, images in splits.items() if isinstance(images, Files)}
+    if sum(map(len, files.values())) > _MOST_COMPARED:
+        return
+    by_size: dict[int, dict[str, list[str]]] = {}
+    for split, paths in files.items():
+        for path in paths:
+            with suppress(OSError):  # is reported as a damaged file
+                by_size.setdefault(os.stat(path).st_size, {}).setdefault(split, []).append(path)  # noqa: PTH116
+    copies: Counter[tuple[str, str]] = Counter()
+    for alike in by_size.values():
+        owners: dict[object, str] = {}
+        for split, same_size in alike.items() if len(alike) > 1 else ():
+            for digest in map(_file_hash, same_size):
+                if owners.setdefault(digest, split) != split:
+                    copies[owners[digest], split] += 1
+    for (one, later), count in copies.items():
+        log.warning("%d of the %s images are copies of %s images, byte by byte, in %s", count, later, one, location)
+
+
+def _file_hash(path: str) -> object:
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123
+            return hashlib.file_digest(file, "sha1").digest()
+    except OSError:
+        return path
 
 
 def _file_id(path: str) -> object:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -9,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from filterscope.errors import UserError
 from filterscope.runtime.signals import stop_request
 from filterscope.runtime.terminal import print_safely
 
@@ -70,9 +72,16 @@ class Ranks:
         self._started: list[subprocess.Popen[bytes]] = []
 
     def watch(self, launcher: Any) -> None:
-        """Watch the processes that a launcher of Lightning is going to start, if it starts any."""
+        """Watch the processes that a launcher of Lightning is going to start, if it starts any.
+
+        Raises:
+            UserError: the port at which they are to meet is in use, so that they would wait for each other in vain.
+        """
         count = getattr(launcher, "num_processes", 1) - 1
         if count > 0 and hasattr(launcher, "procs") and not launcher.cluster_environment.creates_processes_externally:
+            port = os.environ.get("MASTER_PORT")
+            if port is not None and os.environ.get("NODE_RANK", "0") == "0" and not _is_free(port):
+                raise UserError(f"MASTER_PORT={port} is not a free port of this machine; choose another, or unset it")
             os.environ[PARENT] = str(os.getpid())
             threading.Thread(target=self._watch, args=(launcher, count), daemon=True).start()
 
@@ -96,6 +105,16 @@ class Ranks:
         print_safely(f"another process of this run has ended ({how}); the last checkpoint is intact\n")
         self.kill()
         os._exit(1)
+
+
+def _is_free(port: str) -> bool:
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ports of connections that have ended are free
+        try:
+            trial.bind(("", int(port)))
+        except (OSError, ValueError, OverflowError):
+            return False
+    return True
 
 
 ranks = Ranks()

@@ -6,11 +6,13 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
+from pydantic import TypeAdapter
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
@@ -37,6 +39,16 @@ from filterscope.visuals.visual import (
 )
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+_STORED: dict[str, TypeAdapter[Any]] = {
+    "numbers": TypeAdapter(dict[str, float]),
+    "metrics": TypeAdapter(dict[int, dict[str, float]]),
+    "run": TypeAdapter(dict[str, str]),
+}
+"""What this callback itself keeps in the store of the visuals' state."""
 
 
 class LogVisuals(pl.Callback):
@@ -106,6 +118,7 @@ class LogVisuals(pl.Callback):
         self._recording = ExitStack()
         self._recorders: dict[str, Callable[[Tensor | None], None]] = {}
         self._warned: set[str] = set()
+        self._restored = False  # whether the state comes from a file, which may hold anything
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle without recorders, the adapter around the network, and the methods that Lightning attaches."""
@@ -173,8 +186,8 @@ class LogVisuals(pl.Callback):
             self._recording.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code has no hooks
         for name, visual in self.visuals.items():
             with self._reported(name):
-                recording = recording_validation({name: visual}, classifier, self.state)
-                self._recorders[name] = self._recording.enter_context(recording)
+                record = partial(recording_validation, {name: visual}, classifier, self.state)
+                self._recorders[name] = self._with_state(lambda: self._recording.enter_context(record()))  # noqa: B023
 
     def on_validation_batch_end(
         self,
@@ -226,6 +239,9 @@ class LogVisuals(pl.Callback):
         del trainer, pl_module
         about = checkpoint.get("filterscope", {})
         self.state = VisualState(**about["visual_state"]) if "visual_state" in about else VisualState()
+        for name, kind in _STORED.items():
+            kind.validate_python(dict(self.state.store).get(name, {}))
+        self._restored = True
 
     def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, epoch: int) -> dict[str, Output]:
         """Draw on rank 0, help with it on the others, and return the outputs by tag (none on other ranks)."""
@@ -240,7 +256,8 @@ class LogVisuals(pl.Callback):
         for visual in visuals_due(self.visuals, self.state):
             name = names[id(visual)]
             with self._reported(name):
-                shown = render({name: visual}, classifier, examples, self.state, precision=precision)
+                draw = partial(render, {name: visual}, classifier, examples, self.state, precision=precision)
+                shown = self._with_state(draw)
                 outputs |= shown
                 with self._reported("writing"):  # at once: the first pictures are there while others are drawn
                     self._write(trainer, shown, epoch=epoch)
@@ -271,6 +288,19 @@ class LogVisuals(pl.Callback):
         show_outputs(trainer, outputs, epoch=epoch)
         numbers = {tag: output for tag, output in outputs.items() if isinstance(output, float)}
         log_numbers(trainer, numbers, epoch=epoch, but=writer)
+
+    def _with_state(self, draw: Callable[[], T]) -> T:
+        """Call a function, and once more without the restored state of the visuals if that makes it fail."""
+        try:
+            return draw()
+        except Exception as error:
+            if not self._restored or isinstance(error, UserError | OSError | MemoryError):
+                raise
+            self._restored = False
+            self.state.store.clear()
+            result = draw()
+            self._warn("state", f"the state of the visuals in the checkpoint does not fit ({error}) and is left out")
+            return result
 
     @contextmanager
     def _reported(self, name: str) -> Iterator[None]:
