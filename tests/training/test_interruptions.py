@@ -18,6 +18,7 @@ from filterscope.runtime.signals import Stopped, stop_request
 from filterscope.training.checkpoints import RunCheckpoints
 from filterscope.training.module import FinetuneModule
 from filterscope.training.preemption import FiniteLoss
+from filterscope.training.resume import remove_later_outputs
 from resumed_runs import assert_alike, events_of, files_of, own_signals, stop_in, weights_of  # noqa: F401
 from tiny import TINY
 
@@ -140,6 +141,18 @@ def test_a_run_that_died_repeats_the_epoch_and_leaves_nothing_twice(
     (tmp_path / "pictures" / ".left.png.1.partial").write_bytes(b"half")
     train(composed(*TINY, *LOOKS) | {"resume": str(tmp_path)}, tmp_path)
     assert_alike(tmp_path, whole)
+
+
+@pytest.mark.parametrize("sign", [".hydra", ".lock", "checkpoints", "metrics.csv"])
+def test_resuming_takes_back_nothing_of_other_runs_in_the_folder(sign: str, tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "sweep" / "other"):
+        (folder / "pictures").mkdir(parents=True)
+        (folder / "pictures" / "epoch_003.png").touch()
+        (folder / "pictures" / ".epoch_004.png.7.partial").touch()
+    (tmp_path / "sweep" / "other" / sign).touch()
+    remove_later_outputs(tmp_path, None)
+    assert not list((tmp_path / "pictures").iterdir())
+    assert len(list((tmp_path / "sweep" / "other" / "pictures").iterdir())) == 2
 
 
 def test_long_epochs_are_saved_inside(

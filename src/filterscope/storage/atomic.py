@@ -12,6 +12,8 @@ from filterscope.errors import UserError
 PARTIAL = ".partial"
 """The suffix of temporary names."""
 
+_SIGNS_OF_RUN = (".hydra", ".lock", "checkpoints", "metrics.csv")
+
 _bounds: list[tuple[Path, Path]] = []  # each folder as it was given, and its path without links
 
 
@@ -89,9 +91,17 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def paths_of_run(folder: Path) -> Iterator[Path]:
+    """Yield the files and folders in a run folder, but not those of other runs whose folders lie in it."""
+    for root, folders, files in os.walk(folder):
+        place = Path(root)
+        folders[:] = [each for each in folders if not any((place / each / sign).exists() for sign in _SIGNS_OF_RUN)]
+        yield from (place / name for name in (*folders, *files))
+
+
 def remove_partial_files(folder: Path) -> None:
-    """Remove the temporary files and folders that interrupted writes left in a folder and its subfolders."""
-    for leftover in list(folder.rglob(f".*{PARTIAL}")):
+    """Remove the temporary files and folders that interrupted writes left in a run folder."""
+    for leftover in [path for path in paths_of_run(folder) if path.match(f".*{PARTIAL}")]:
         shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from filterscope.errors import UserError
-from filterscope.storage.atomic import remove_partial_files
+from filterscope.storage.atomic import paths_of_run, remove_partial_files
 from filterscope.training.checkpoints import load_training_checkpoint
 from filterscope.training.loggers import EVENTS
 
@@ -64,7 +64,7 @@ def remove_later_outputs(folder: Path, checkpoint: Path | None) -> None:
             path.unlink()
         elif path.stat().st_size > size:
             os.truncate(path, size)
-    for path in folder.rglob("epoch_*.*"):
+    for path in list(paths_of_run(folder)):
         found = _EPOCH_FILE.fullmatch(path.name)
         if found and int(found[1]) > finished:
             path.unlink()
