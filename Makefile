@@ -1,6 +1,6 @@
 # The usual tasks of working on filterscope. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup check test docs lowest
+.PHONY: help setup check test demo docs lowest
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -17,7 +17,14 @@ check:  ## style, format and types
 test:  ## the whole test suite
 	pytest
 
-docs:  ## build the documentation site into site/, strictly
+demo: build/demo/gallery/index.html  ## train the demo and draw the gallery that the documentation shows, once
+
+build/demo/gallery/index.html:
+	rm -rf build/demo
+	python train.py hydra.run.dir=build/demo visuals=[default,gallery] visuals.gallery.quality=draft \
+	  visuals.gallery.layers=[block1_conv1,block2_conv1,block3_conv3] visuals.gallery.title=demo visuals.gallery.max_megabytes=25
+
+docs: demo  ## build the documentation site into site/, strictly, with the gallery of the demo
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 lowest:  ## the whole test suite with the oldest versions that pyproject.toml allows, in a new environment

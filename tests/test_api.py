@@ -100,7 +100,7 @@ def test_a_training_loop_with_one_state_draws_a_timeline():
         with torch.no_grad():
             model.first.weight.add_(0.1)
     assert sorted(state.store["timeline"]["block1_conv1"]["epochs"]) == [0, 1, 2]
-    assert set(seen) == {"timeline/block1_conv1", "timeline/block1_conv2"}
+    assert set(seen) == {"Overview", "timeline/block1_conv1", "timeline/block1_conv2"}
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
 """The gallery and TensorBoard in a real browser, used by mouse and by keyboard."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from filterscope.cli.main import resolve_config
 from filterscope.cli.tensorboard import start_tensorboard
 from filterscope.cli.visualize import visualize_runs
 from filterscope.errors import UserError
+from serving import serving
 from tiny import REPOSITORY, TINY
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -26,6 +30,7 @@ SMALL = ("visuals.gallery.samples=1", *(f"visuals.gallery.recipes.{r}.{k}" for r
     "steps=2", "size=24")), "visuals.gallery.health.draws=19")  # fmt: skip
 FEW = (*SMALL, "visuals=gallery", "visuals.gallery.images=30", "visuals.gallery.patches=4")
 EPOCHS = 2
+FOREIGN = re.compile(r"(?!http://127\.0\.0\.1:)(?:http|ws)")
 expect.set_options(timeout=120_000)  # on a machine with other things to do
 
 
@@ -70,6 +75,19 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def site(gallery: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the documentation site with that gallery as its demo."""
+    pytest.importorskip("material")
+    pytest.importorskip("mkdocstrings")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    environment = os.environ | {"FILTERSCOPE_DEMO": str(gallery), "NO_MKDOCS_2_WARNING": "1"}
+    subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, check=True)
+    with serving(folder) as address:
+        yield address
+
+
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
     """A page on which an error message or a request that is not to a file fails the test."""
@@ -80,7 +98,7 @@ def page(browser: Browser) -> Iterator[Page]:
     page.on("pageerror", lambda error: wrong.append(str(error)))
     aborted = "net::ERR_ABORTED"  # leaving a page aborts what it was still loading
     page.on("requestfailed", lambda asked: wrong.append(f"failed: {asked.url}") if asked.failure != aborted else None)
-    page.on("request", lambda asked: wrong.append(asked.url) if asked.url.startswith(("http", "ws")) else None)
+    page.on("request", lambda asked: wrong.append(asked.url) if FOREIGN.match(asked.url) else None)
     yield page
     page.close()
     assert wrong == []
@@ -304,6 +322,30 @@ def test_pages_have_no_serious_accessibility_violations(page, gallery, runs, nam
     page.goto(((runs if "runs" in name else gallery) / f"{name.removeprefix('runs ')}.html").as_uri())
     found = Axe().run(page, options={"preload": False}).response["violations"]  # "preload" would fetch the style sheet
     assert [(each["id"], each["nodes"][0]["html"]) for each in found if each["impact"] in ("serious", "critical")] == []
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1440), ("dark", 390)])
+@pytest.mark.parametrize("name", ["index", "tutorial", "overview", "health", "reference"])
+def test_pages_of_the_documentation_fit_the_screen_and_are_accessible(page, site, name, scheme, width):
+    page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(color_scheme=scheme)
+    page.goto(f"{site}{name}.html")
+    expect(page.get_by_role("heading", level=1)).to_be_visible()
+    assert page.evaluate("document.body.dataset.mdColorScheme") == {"light": "default", "dark": "slate"}[scheme]
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    found = Axe().run(page, options={"preload": False}).response["violations"]
+    assert [(each["id"], each["nodes"][0]["html"]) for each in found if each["impact"] in ("serious", "critical")] == []
+
+
+def test_the_documentation_leads_to_a_filter_and_is_searched(page, site):
+    page.goto(f"{site}index.html")
+    page.get_by_role("link", name="Open it in a page of its own").click()
+    page.get_by_role("link", name="block2_conv1", exact=True).click()
+    page.get_by_role("link", name=re.compile("filter 3 ")).click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("block2_conv1, filter 3")
+    page.goto(f"{site}index.html")
+    page.get_by_role("textbox", name="Search").fill("receptive field")
+    expect(page.locator(".md-search-result__item").first).to_be_visible()
 
 
 def test_tensorboard_shows_the_pictures_of_every_epoch(browser, run):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import pytorch_lightning as pl
@@ -147,8 +148,14 @@ def test_the_site_builds_strictly_and_its_pages_load_nothing_from_elsewhere(tmp_
     assert done.returncode == 0, done.stderr
     pages = list(tmp_path.glob("*.html"))
     assert {"index.html", "tutorial.html", "architecture.html", "reference.html"} <= {page.name for page in pages}
+    anchors = {page: set(re.findall(r'\bid="([^"]+)"', page.read_text(encoding="utf-8"))) for page in pages}
     for page in pages:
         text = page.read_text(encoding="utf-8")
+        for target in re.findall(r'\b(?:href|src)="([^":]+)"', text) if page.name != "404.html" else ():
+            file, _, anchor = unquote(target).partition("#")
+            linked = (page.parent / file).resolve() if file else page
+            assert linked.exists(), f"{page.name} links to {target}"
+            assert not anchor or linked not in anchors or anchor in anchors[linked], f"{page.name} links to {target}"
         loaded = re.findall(r'<(?:script|img|iframe|source)\b[^>]*\bsrc="(?:https?:)?//[^"]*"', text)
         loaded += re.findall(
             r'<link\b[^>]*rel="(?:stylesheet|preconnect|preload)"[^>]*href="(?:https?:)?//[^"]*"', text

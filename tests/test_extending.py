@@ -192,7 +192,7 @@ def test_a_visual_draws_into_tensorboard(trained: Path) -> None:
 
 
 def test_a_measure_is_in_the_metrics_and_in_the_table(trained: Path) -> None:
-    assert "health/peak_weight/block1_conv1" in (trained / "metrics.csv").read_text()
+    assert "health/peak_weight/block1_conv1" in (trained / "metrics.csv").read_text()  # health.by_layer
     assert "peak_weight" in next((trained / "health").glob("*.csv")).read_text()
 
 

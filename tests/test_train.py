@@ -63,7 +63,7 @@ LAYERS = ("block1_conv1", "block2_conv1")
 TAGS = (
     *(f"filters/{layer}" for layer in LAYERS),
     *(f"synthesis/{layer}" for layer in LAYERS),
-    *(f"timeline/{layer}" for layer in LAYERS),
+    "Overview",
     "activations/block1_pool",
     "activations/block2_pool",
     "predictions/val",
@@ -84,7 +84,7 @@ def test_every_epoch_writes_every_picture_to_the_folder_and_to_tensorboard(run: 
 def test_metrics_have_one_row_per_epoch_and_equal_names_in_csv_and_tensorboard(run: Path) -> None:
     rows, logged = rows_of(run), scalars_of(run)
     assert [row["epoch"] for row in rows] == ["0", "1", "2"]
-    for name in ("val/loss", "val/acc", "health/useful/all", "health/apoz/block2_conv1"):
+    for name in ("val/loss", "val/acc", "verdicts/useful", "verdicts/needed"):
         assert [step for step, _ in logged[name]] == [0, 1, 2]
         for row, (_, value) in zip(rows, logged[name], strict=True):
             assert float(row[name]) == pytest.approx(value, rel=1e-5)
@@ -96,8 +96,9 @@ def test_metrics_have_one_row_per_epoch_and_equal_names_in_csv_and_tensorboard(r
 def test_every_number_in_tensorboard_has_a_description(run: Path) -> None:
     events = events_of(run)
     tags = [tag for tag in events.Tags()["tensors"] if events.SummaryMetadata(tag).plugin_data.plugin_name == "scalars"]
-    assert {"val/acc", "train/loss", "health/useful/all"} <= set(tags)
+    assert {"val/acc", "train/loss", "verdicts/useful"} <= set(tags)
     assert [tag for tag in tags if not events.SummaryMetadata(tag).summary_description] == []
+    assert {tag.split("/")[0] for tag in tags} == {"train", "val", "test", "verdicts"}  # in the order of TensorBoard
     assert "custom_scalars__config__" in events.Tags()["tensors"]
 
 
@@ -208,6 +209,7 @@ def test_verdicts_are_tested_by_ablation_once_at_the_end_of_training(run: Path) 
 def test_a_health_metric_can_select_the_best_epoch_and_stop_training(composed: Compose, tmp_path: Path) -> None:
     watch = (
         "callbacks.checkpoint.monitor=health/drift/block1_conv1",
+        "visuals.health.by_layer=true",
         "callbacks.checkpoint.mode=min",
         "callbacks=[default,early_stopping]",
         "callbacks.early_stopping.patience=2",
@@ -220,10 +222,13 @@ def test_a_health_metric_can_select_the_best_epoch_and_stop_training(composed: C
 
 
 def test_an_unknown_monitored_metric_is_refused_before_the_first_epoch(composed: Compose, tmp_path: Path) -> None:
-    cfg = composed(*TINY, "visuals=health", "callbacks.checkpoint.monitor=health/usefull/all")
-    measured = r"not measured \(did you mean health/useful/all\?\); measured are health/apoz/block1_conv1"
+    cfg = composed(*TINY, "visuals=health", "callbacks.checkpoint.monitor=verdicts/usefull")
+    measured = r"not measured \(did you mean verdicts/useful\?\); measured are verdicts/dead"
     with pytest.raises(UserError, match=measured):
         train(cfg, tmp_path)
+    cfg = composed(*TINY, "visuals=health", "callbacks.checkpoint.monitor=health/drift/block1_conv1")
+    with pytest.raises(UserError, match=r"not measured \(needs visuals.health.by_layer=true\)"):
+        train(cfg, tmp_path / "layer")
     assert [row["epoch"] for row in rows_of(tmp_path)] == ["0"]
 
 

@@ -49,7 +49,7 @@ train.train(yaml.safe_load(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
 )
 def test_ranks_agree_bit_for_bit_after_every_epoch(finetune: str, on: str, composed: Compose, tmp_path: Path) -> None:
     overrides = [*TINY, f"finetune={finetune}", "visuals=[filters,health,synthesis]", "trainer.max_epochs=3"]
-    overrides.append("callbacks.checkpoint.monitor=health/useful/all")
+    overrides.append("callbacks.checkpoint.monitor=verdicts/useful")
     if finetune == "gradual":
         overrides.append("finetune.release_epoch=1")
     tiny = [override for override in overrides if not override.startswith("trainer.accelerator")]

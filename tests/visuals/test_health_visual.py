@@ -39,7 +39,7 @@ def examples(count: int = 30) -> Examples:
 
 
 def test_every_filter_has_a_row_and_every_layer_its_numbers():
-    shown = Health()(network(), examples(), VisualState())
+    shown = Health(by_layer=True)(network(), examples(), VisualState())
     table, layers = shown["health"], shown["health/layers"]
     assert isinstance(table, Table)
     assert isinstance(layers, Table)
@@ -50,7 +50,7 @@ def test_every_filter_has_a_row_and_every_layer_its_numbers():
     assert [sum(row[i] for i in words) == row[1] for row in layers.rows] == [True, True]
     needed, all_filters = sum(row[layers.columns.index("needed")] for row in layers.rows), 30
     assert layers.description.startswith(f"{needed} of {all_filters} filters are needed; ")
-    assert shown["health/needed/all"] == pytest.approx(needed / all_filters)
+    assert shown["verdicts/needed"] == pytest.approx(needed / all_filters)
     for layer in ("block1_conv1", "block2_conv1"):
         shares = [shown[f"health/{verdict}/{layer}"] for verdict in Verdict]
         assert sum(shares) == pytest.approx(1)
@@ -65,7 +65,7 @@ def test_a_frozen_layer_reads_exactly_zero_and_one_while_the_other_moves():
     with torch.no_grad():
         classifier.module_of("conv_2").weight.mul_(1.5).add_(0.1)
     state.epoch = 1
-    shown = Health()(classifier, examples(), state)
+    shown = Health(by_layer=True)(classifier, examples(), state)
     assert shown["health/drift/block1_conv1"] == 0
     assert shown["health/cka/block1_conv1"] == 1
     assert shown["health/drift/block2_conv1"] > 0.4
@@ -89,7 +89,7 @@ def test_records_of_a_validation_pass_are_used_instead_of_the_examples():
     sums = RunningSums(filters=10, classes=10)
     sums.update(BatchActivity.of_outputs(torch.full((7, 10, 4, 4), -1.0)))
     state.gathered["activity"] = {"block1_conv1": sums}
-    shown = Health()(classifier, examples(), state)
+    shown = Health(by_layer=True)(classifier, examples(), state)
     assert shown["health/dead/block1_conv1"] == 1
     assert not state.gathered
 
@@ -101,8 +101,8 @@ def test_a_validation_pass_is_recorded_and_no_hook_remains():
             classifier(images)
             take(labels)
     assert not any(module._forward_hooks for module in classifier.modules())
-    recorded = Health()(classifier, examples(5), state)
-    alone = Health()(classifier, shown_images, VisualState(epoch=0))
+    recorded = Health(by_layer=True)(classifier, examples(5), state)
+    alone = Health(by_layer=True)(classifier, shown_images, VisualState(epoch=0))
     # CKA and importance are measured on the examples.
     same = [
         tag for tag in alone if tag.startswith(("health/apoz", "health/dead", "health/drift", "health/eta_squared"))
@@ -131,7 +131,7 @@ def test_a_frozen_layer_is_run_and_judged_once():
     classifier.register_forward_hook(lambda *_: runs.append(1))
     with recording_validation({"health": Health()}, classifier, state):
         assert not any(module._forward_hooks for module in classifier.backbone.modules())
-    later = Health()(classifier, examples(5), state)
+    later = Health(by_layer=True)(classifier, examples(5), state)
     assert runs == []
     assert repr(later["health"].rows) == repr(first["health"].rows)
     assert later["health/cka/block1_conv1"] == 1
@@ -180,7 +180,7 @@ def test_records_can_be_loaded_with_weights_only(tmp_path):
     Health()(network(), examples(), state)
     torch.save(state.store, tmp_path / "past.pt")
     kept = VisualState(epoch=1, store=torch.load(tmp_path / "past.pt", weights_only=True))
-    assert Health()(network(), examples(), kept)["health/drift/block1_conv1"] == 0
+    assert Health(by_layer=True)(network(), examples(), kept)["health/drift/block1_conv1"] == 0
 
 
 def test_judging_changes_neither_weights_nor_random_state():
@@ -255,7 +255,7 @@ def test_importance_can_be_switched_off_and_then_need_is_unknown():
     shown = Health(importance=0)(network(), examples(), VisualState())
     assert {row[2] for row in shown["health"].rows} <= {"unknown", "dead", "duplicate"}
     assert "importance" not in shown["health"].columns
-    assert "health/needed/all" not in shown
+    assert "verdicts/needed" not in shown
 
 
 def test_images_without_labels_are_judged_by_the_networks_own_predictions():

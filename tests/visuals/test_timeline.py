@@ -13,7 +13,7 @@ from filterscope.visuals.health.health import Health
 from filterscope.visuals.history import thin_out
 from filterscope.visuals.output.outputs import Picture
 from filterscope.visuals.synthesis import Synthesis
-from filterscope.visuals.timeline import Timeline
+from filterscope.visuals.timeline import CARD, Timeline
 from filterscope.visuals.visual import Examples, VisualState, render
 
 LAYER = "block1_conv1"
@@ -42,6 +42,22 @@ def test_it_shows_kernel_synthesis_response_and_verdict_of_every_epoch(
         assert all(record["verdicts"])
     assert not torch.equal(known["epochs"][0]["kernel"], known["epochs"][2]["kernel"])
     assert isinstance(shown[f"timeline/{LAYER}"], Picture)
+
+
+def test_a_training_draws_one_card_an_epoch_and_the_timelines_when_it_has_ended(
+    classifier: Classifier, examples: Examples
+) -> None:
+    visual, state, cards = {"timeline": Timeline()}, VisualState(epoch_images=9), []
+    for state.epoch in range(2):
+        shown = render(visual, classifier, examples, state)
+        assert set(shown) == {CARD}
+        cards.append(shown[CARD])
+        with torch.no_grad():
+            classifier.module_of(LAYER).weight.neg_()
+    assert cards[0].pixels.shape[1] >= 1.5 * cards[0].pixels.shape[0]  # wide, as TensorBoard's cards are
+    assert (cards[0].pixels != cards[1].pixels).any()
+    state.ended = True
+    assert set(render(visual, classifier, examples, state)) == {"timeline/block1_conv1", "timeline/block2_conv1"}
 
 
 def test_a_long_training_keeps_no_more_epochs(classifier: Classifier, examples: Examples) -> None:

@@ -134,7 +134,7 @@ def runs_table(jobs: Sequence[SweepJob]) -> "Table":
     from filterscope.analysis.health.verdict import Verdict
     from filterscope.visuals.output.outputs import Table
 
-    shares = (f"health/{word}/all" for word in ("needed", *Verdict) if word != Verdict.UNKNOWN)
+    shares = (f"verdicts/{word}" for word in ("needed", *Verdict) if word != Verdict.UNKNOWN)
     columns = (jobs[0].monitor, "val/acc", "test/acc", *shares)
     common = set.intersection(*(set(job.choices) for job in jobs)) if len(jobs) > 1 else set()
     names = [name for name in dict.fromkeys(columns) if any(name in job.metrics for job in jobs)]
@@ -146,7 +146,7 @@ def runs_table(jobs: Sequence[SweepJob]) -> "Table":
         )
         for job in jobs
     ]
-    heads = [name.removeprefix("health/").removesuffix("/all") for name in names]
+    heads = [name.removeprefix("verdicts/") for name in names]
     text = "Each run at its best epoch; the verdicts are shares of all filters." if len(heads) > 2 else ""
     return Table(columns=("chosen", *heads, "run"), rows=tuple(rows), description=text)
 

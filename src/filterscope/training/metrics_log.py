@@ -125,7 +125,8 @@ def monitored(known: Mapping[str, Any], name: str, *, option: str) -> float:
         return float(known[name])
     similar = [each for each in known if _split(each) == _split(name)]
     measured = ", ".join(sorted(similar or known)) or "nothing yet"
-    raise UserError(f"{option}={name!r} is not measured{suggestion(name, known)}; measured are {measured}")
+    hint = " (needs visuals.health.by_layer=true)" if name.startswith("health/") else suggestion(name, known)
+    raise UserError(f"{option}={name!r} is not measured{hint}; measured are {measured}")
 
 
 def write_rows(path: Path, rows: dict[int, dict[str, float]]) -> None:

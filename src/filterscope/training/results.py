@@ -105,8 +105,7 @@ def _write_results(
     best: int,
 ) -> None:
     metrics, options = rows[best], run_options(cfg)
-    # The numbers of single layers are in the tables of their visual and in metrics.csv.
-    overall = {name: value for name, value in metrics.items() if name.count("/") == 1 or name.endswith("/all")}
+    overall = {name: value for name, value in metrics.items() if name.count("/") == 1}  # not those of single layers
     classifier = module.classifier
     records = {split: PredictionRecord.of(values) for split, values in module.records.items() if values.numel()}
     summary = summary_table(records, classifier.num_classes)

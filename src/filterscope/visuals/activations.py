@@ -1,5 +1,7 @@
 """The outputs of layers for a few examples: feature maps as pictures, and tensors in a file."""
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -25,6 +27,11 @@ from filterscope.visuals.visual import (
     name_of,
 )
 
+log = logging.getLogger(__name__)
+
+FEWEST_PIXELS = 4
+"""The smallest height and width of maps that are drawn by default."""
+
 
 @register("visual", "activations")
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +39,8 @@ class Activations(Visual):
     """Draw the feature maps of a few channels for a few examples, one grid per layer: `activations/<layer>`.
 
     Attributes:
-        layers: names of layers; None: the ends of the blocks. A convolution's name means its output before the ReLU.
+        layers: names of layers; None: the ends of the blocks whose maps have at least 4×4 pixels, if there are any. A
+            convolution's name means its output before the ReLU.
         channels: the number of channels, a list of indices, or None for all.
         pick: which channels, if `channels` is a number: `varied` (those whose positive values vary most over the
             examples when they are drawn for the first time) or `first`.
@@ -65,6 +73,8 @@ class Activations(Visual):
         numbers = self._image_numbers(examples)
         images, names = examples.images[numbers], _names(examples)
         maps = activations(classifier, images, due) if due else {}
+        if self.layers is None:
+            due = _large_enough(maps, tell=not state.epoch)
         pictures = {}
         for layer in due:
             selection = self._select(classifier, layer, maps[layer], state)
@@ -151,6 +161,19 @@ def most_varied(maps: Tensor, count: int) -> Tensor:
     # A tenth of the time of `var`, whose single pass is numerically safe and slow.
     spread = (values - values.mean(dim=1, keepdim=True)).square_().mean(dim=1)
     return spread.topk(min(count, len(spread))).indices
+
+
+def _large_enough(maps: Mapping[str, Tensor], *, tell: bool) -> list[str]:
+    """Return the layers whose maps show where something is; all if there are none; the log tells what is left out."""
+    small = [layer for layer, values in maps.items() if values.ndim == 4 and min(values.shape[-2:]) < FEWEST_PIXELS]
+    if len(small) == len(maps):
+        return small
+    for layer in small if tell else ():
+        size = "×".join(map(str, maps[layer].shape[-2:]))
+        log.info(
+            "activations/%s is left out: its maps have %s pixels; visuals.activations.layers draws it", layer, size
+        )
+    return [layer for layer in maps if layer not in small]
 
 
 def _names(examples: Examples) -> list[str]:

@@ -1,11 +1,12 @@
-"""Draw a few filters over the epochs: kernel, synthesized image, response to one image and verdict."""
+"""Draw a few filters, in one card for each epoch and over all epochs: kernel, synthesis, response and verdict."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from filterscope.analysis.activations import activations
@@ -15,7 +16,7 @@ from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of
 from filterscope.registry import register
-from filterscope.visuals.drawing.grid import Cell, Pixels, blank, grid
+from filterscope.visuals.drawing.grid import Cell, Pixels, blank, grid, tile_size
 from filterscope.visuals.drawing.tiles import photo, signed_maps
 from filterscope.visuals.filter_selection import convolution_names
 from filterscope.visuals.filter_words import known_words
@@ -26,7 +27,16 @@ from filterscope.visuals.visual import ChannelChoice, Examples, LayerChoice, Vis
 
 TILE = 88  # pixels
 KINDS = ("kernel", "synthesis", "response")
+CARD = "Overview"
+"""The tag of the card: a capital letter, so that TensorBoard shows it first."""
+_CARD_LABEL = 220  # pixels
+_CARD_LAYERS = 4  # rows of a card, which TensorBoard shows 215 pixels high
 
+_CARD_DESCRIPTION = (
+    "A few filters of the layers, as they are after this epoch. Each has its kernel with its number below, an image "
+    "synthesized to activate it with its verdict, and its response to the image in the corner, with the expected "
+    "change of the loss without the filter. Move the slider to see all of them learn."
+)
 _DESCRIPTION = (
     "Each column is an epoch; 0 is before training. Every filter has one row for its kernel, one for an image "
     "synthesized to activate it (if synthesis is drawn), and one for its response to one image: red positive, blue "
@@ -39,9 +49,9 @@ _DESCRIPTION = (
 @register("visual", "timeline")
 @dataclass(frozen=True, kw_only=True)
 class Timeline(Visual):
-    """Draw a few filters of each layer over the epochs so far: `timeline/<layer>`.
+    """Draw a few filters of each layer: one card for each epoch, `Overview`, and all epochs in `timeline/<layer>`.
 
-    Outside training, the timeline stored in the checkpoint is drawn.
+    In a training the latter is drawn when it has ended. Outside training, what the checkpoint holds is drawn.
 
     Attributes:
         layers: names of convolutions; None: all. Frozen layers do not change and are left out.
@@ -53,6 +63,7 @@ class Timeline(Visual):
 
     needs_images: ClassVar[bool] = True
     priority: ClassVar[int] = 1
+    again_at_end: ClassVar[bool] = True
 
     layers: LayerChoice = None
     channels: ChannelChoice = 2
@@ -60,7 +71,7 @@ class Timeline(Visual):
     epochs: AtLeastTwo = 8
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Picture]:
-        """Return a picture of every trained layer.
+        """Return the card of this epoch, or a picture of every trained layer, or both outside training.
 
         Raises:
             UserError: there is no example `image`.
@@ -69,7 +80,7 @@ class Timeline(Visual):
             raise UserError(f"visuals.timeline.image={self.image}: there are {len(examples)} examples")
         store = state.store.setdefault("timeline", {})
         names = convolution_names(classifier, self.layers)
-        if state.epoch is not None:
+        if state.epoch is not None and not state.ended:
             names = trained_layers(classifier, names)
             maps = activations(classifier, examples.images[[self.image]], names) if names else {}
             for layer in names:
@@ -77,13 +88,62 @@ class Timeline(Visual):
                 known["epochs"][state.epoch] = _record(classifier, layer, known["channels"], maps[layer][0], state)
                 thin_out(known["epochs"], self.epochs)
         image = examples.images[self.image]
-        return {f"timeline/{layer}": draw_timeline(store[layer], layer, image) for layer in names if layer in store}
+        known = {layer: store[layer] for layer in names if layer in store}
+        pictures = {f"timeline/{layer}": draw_timeline(record, layer, image) for layer, record in known.items()}
+        if not known or state.ended:
+            return pictures
+        card = {CARD: draw_card(known, image, state.store.get("metrics", {}))}
+        return card if state.epoch is not None and state.epoch_images is not None else card | pictures
 
     def _channels(self, classifier: Classifier, layer: str, state: VisualState) -> list[int]:
         synthesized = state.store.get("synthesis", {}).get(layer, {}).get("channels")
         if isinstance(self.channels, int) and synthesized:
             return list(synthesized[: self.channels])
         return channels_of(classifier.layers, layer, self.channels)
+
+
+def draw_card(
+    known: Mapping[str, Mapping[str, Any]], image: Tensor, metrics: Mapping[int, Mapping[str, float]]
+) -> Picture:
+    """Draw the newest records of up to four layers, evenly spaced: a row for each, with all tiles of its filters.
+
+    Args:
+        known: by layer, as `draw_timeline` takes it.
+        image: the example that the filters respond to, `(C, H, W)` in [0, 1].
+        metrics: of the run, by epoch.
+    """
+    layers = [list(known)[i] for i in np.linspace(0, len(known) - 1, min(_CARD_LAYERS, len(known))).round().astype(int)]
+    epoch = max(known[layers[0]]["epochs"])
+    newest = {layer: known[layer]["epochs"][max(known[layer]["epochs"])] for layer in layers}
+    kinds = [kind for kind in KINDS if any(kind in record for record in newest.values())]
+    filters = min(2, *(len(known[layer]["channels"]) for layer in layers))
+    size = tile_size(filters * len(kinds), labels=_CARD_LABEL, largest=150)
+    cells = []
+    for layer, record in newest.items():
+        for place, channel in enumerate(known[layer]["channels"][:filters]):
+            tiles = [_cell(record, kind, place, last=False) for kind in kinds]
+            need = record["importance"][place] if record.get("importance") else None
+            below = {
+                "kernel": str(channel),
+                "synthesis": record["verdicts"][place],
+                "response": "" if need is None else f"{need:+.2g}",
+            }
+            cells += [
+                replace(tile, pixels=_enlarged(tile.pixels, size), caption=(below[kind],))
+                for kind, tile in zip(kinds, tiles, strict=True)
+            ]
+    accuracy = metrics.get(epoch, {}).get("val/acc")
+    drawn = grid(
+        cells,
+        columns=filters * len(kinds),
+        title="filters",
+        header_note=f"epoch {epoch}" + ("" if accuracy is None else f", val/acc {accuracy:.2f}"),
+        thumbnail=photo(image, 80),
+        row_labels=layers,
+        column_labels=kinds * filters,
+        label_width=_CARD_LABEL,
+    )
+    return Picture(pixels=drawn, description=_CARD_DESCRIPTION)
 
 
 def draw_timeline(known: Mapping[str, Any], layer: str, image: Tensor) -> Picture:
@@ -127,6 +187,12 @@ def _cell(record: Mapping[str, Any], kind: str, place: int, *, last: bool) -> Ce
     judged = (verdict, f"{need:+.2g}") if verdict and need is not None else (verdict,) if verdict else ()
     lines = (*record["words"][place], *judged) if last else ()
     return Cell(pixels=tile, caption=lines, frame=frame, toned=int(bool(verdict)))
+
+
+def _enlarged(tile: Pixels, size: int) -> Pixels:
+    factor = size / max(tile.shape[:2])
+    height, width = (round(side * factor) for side in tile.shape[:2])
+    return np.asarray(Image.fromarray(tile).resize((width, height), Image.Resampling.NEAREST))
 
 
 def _record(

@@ -160,6 +160,7 @@ class Visual(ABC):
         needs_convolutions: whether it cannot be drawn of networks without convolutions.
         priority: visuals with a lower number are drawn earlier in an epoch; later ones may use their results.
         at_end: whether the visual is drawn when training has ended, of the best epoch, instead of before training.
+        again_at_end: whether it is drawn in all epochs and then.
         site: the folder below the output folder that the visual replaces by a static site, empty if it writes none.
     """
 
@@ -169,6 +170,7 @@ class Visual(ABC):
     needs_convolutions: ClassVar[bool] = False
     priority: ClassVar[int] = 0
     at_end: ClassVar[bool] = False
+    again_at_end: ClassVar[bool] = False
     site: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
@@ -313,7 +315,7 @@ def visuals_due(visuals: Mapping[str, Visual], state: VisualState) -> list[Visua
 def is_due(visual: Visual, state: VisualState) -> bool:
     """Return whether a visual is drawn in this epoch; outside training it always is."""
     if state.epoch is None or state.ended:
-        return visual.at_end or state.epoch is None
+        return visual.at_end or visual.again_at_end or state.epoch is None
     if state.epoch == 0:
         return not visual.at_end
     return visual.every > 0 and state.epoch % visual.every == 0

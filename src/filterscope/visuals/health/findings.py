@@ -68,16 +68,18 @@ def rounded(value: float, digits: int = 4) -> float | None:
     return float(f"{value:.{digits}g}") if math.isfinite(value) else None
 
 
-def health_numbers(records: HealthRecords) -> dict[str, Output]:
-    """Return `health/<key>/<layer>` of every layer, and the shares of verdicts and of needed filters in all layers."""
-    numbers: dict[str, Output] = {
+def health_numbers(records: HealthRecords, *, by_layer: bool) -> dict[str, Output]:
+    """Return the shares of verdicts and of needed filters in all layers, and `health/<key>/<layer>` if `by_layer`."""
+    each: dict[str, Output] = {
         f"health/{key}/{layer}": value for layer, record in records.items() for key, value in record["numbers"].items()
     }
     everything = [verdict for record in records.values() for verdict in record["verdicts"]]
     shares = {str(verdict): everything.count(verdict) / len(everything) for verdict in Verdict}
     if not shares[Verdict.UNKNOWN]:
+        del shares[Verdict.UNKNOWN]
         shares["needed"] = sum(shares[verdict] for verdict in Verdict if verdict.needed)
-    return numbers | {f"health/{key}/all": value for key, value in shares.items()}
+    numbers: dict[str, Output] = {f"verdicts/{key}": value for key, value in shares.items()}
+    return numbers | (each if by_layer else {})
 
 
 def filter_table(records: HealthRecords) -> Table:

@@ -41,7 +41,7 @@ from filterscope.visuals.visual import AtLeastOne, Examples, LayerChoice, Record
 @register("visual", "health")
 @dataclass(frozen=True, kw_only=True)
 class Health(Visual):
-    """Judge every filter: numbers `health/<measure>/<layer>`, and the tables `health` and `health/layers`.
+    """Judge every filter: numbers `verdicts/<verdict>`, and the tables `health` and `health/layers`.
 
     The activity of filters is recorded in the validation pass if there is one, and measured on the examples otherwise.
     A frozen layer is measured once. Whether filters are needed is measured on `importance` examples, in every epoch
@@ -57,6 +57,7 @@ class Health(Visual):
         alike: a filter is a duplicate of another from this correlation of their outputs on.
         draws: the number of permutations behind a p-value of structure.
         batch_size: of the examples.
+        by_layer: whether each measure of each layer is a number of its own, too: `health/<measure>/<layer>`.
         every: judge before training and then every so many epochs; 0: before training only.
     """
 
@@ -71,6 +72,7 @@ class Health(Visual):
     alike: Share = 0.95
     draws: AtLeastOne = 299
     batch_size: AtLeastOne = 64
+    by_layer: bool = False
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Output]:
         """Return the numbers and both tables.
@@ -109,7 +111,11 @@ class Health(Visual):
             for layer in due:
                 warn_of_deaths(layer, store[layer], epoch=state.epoch)
             warn_of_standstill(classifier, records, epoch=state.epoch)
-        return {**health_numbers(records), "health": filter_table(records), "health/layers": layer_table(records)}
+        return {
+            **health_numbers(records, by_layer=self.by_layer),
+            "health": filter_table(records),
+            "health/layers": layer_table(records),
+        }
 
     @contextmanager
     def record_validation(self, classifier: Classifier, state: VisualState) -> Iterator[RecordLabels]:

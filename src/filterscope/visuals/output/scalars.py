@@ -16,7 +16,7 @@ LAYOUT = {
         "accuracy": ["Multiline", ["^(train|val|test)/acc$"]],
         "loss": ["Multiline", ["^(train|val|test)/loss$"]],
     },
-    "Filters": {"share of each verdict": ["Multiline", ["^health/.*/all$"]]},
+    "Filters": {"share of each verdict": ["Multiline", ["^verdicts/"]]},
 }
 """The charts of the tab CUSTOM SCALARS, as `SummaryWriter.add_custom_scalars` takes them."""
 
@@ -40,11 +40,13 @@ def describe_scalar(tag: str) -> str:
         return "The loss of single optimizer steps; the step counts these, not epochs."
     if first in _SPLITS and rest in _METRICS:
         return f"{_METRICS[rest]}, {_SPLITS[first]}."
-    if first == "health":
-        where = "all convolutions" if layer == "all" else layer
-        if name in list(Verdict):
-            return f"Share of the filters of {where} that are judged {name}: {Verdict(name).meaning}."
-        measure = all_measures().get(name)
+    if tag == "verdicts/needed":
+        return "Share of the filters of all convolutions that the network needs: judged useful or unstructured."
+    if first in ("verdicts", "health"):
+        word, where = (name, layer) if name else (layer, "all convolutions")
+        if word in list(Verdict):
+            return f"Share of the filters of {where} that are judged {word}: {Verdict(word).meaning}."
+        measure = all_measures().get(word)
         return f"Of the filters of {where}: {measure.description}" if measure else ""
     if first.startswith("lr-"):
         return "Learning rate of a group of parameters."
