@@ -146,7 +146,7 @@ def test_a_planted_map_above_one_is_brightest_where_it_is_largest() -> None:
 def test_maps_too_small_to_show_a_place_are_drawn_only_when_asked_for(
     classifier: Classifier, examples: Examples, caplog: pytest.LogCaptureFixture
 ) -> None:
-    small = replace(examples, images=examples.images[..., :24, :24])  # maps of 6×6 and of 3×3 pixels
+    small = dataclasses.replace(examples, images=examples.images[..., :24, :24])  # maps of 6×6 and of 3×3 pixels
     with caplog.at_level("INFO"):
         assert set(Activations()(classifier, small, VisualState())) == {"activations/block1_pool"}
     assert "activations/block2_pool is left out: its maps have 3×3 pixels" in caplog.text

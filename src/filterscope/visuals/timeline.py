@@ -1,6 +1,6 @@
 """Draw a few filters, in one card for each epoch and over all epochs: kernel, synthesis, response and verdict."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of
 from filterscope.registry import register
-from filterscope.visuals.drawing.grid import Cell, Pixels, blank, grid, tile_size
+from filterscope.visuals.drawing.grid import Cell, Colour, Pixels, blank, grid, tile_size
 from filterscope.visuals.drawing.tiles import photo, signed_maps
 from filterscope.visuals.filter_selection import convolution_names
 from filterscope.visuals.filter_words import known_words
@@ -29,13 +29,14 @@ TILE = 88  # pixels
 KINDS = ("kernel", "synthesis", "response")
 CARD = "Overview"
 """The tag of the card: a capital letter, so that TensorBoard shows it first."""
-_CARD_LABEL = 220  # pixels
-_CARD_LAYERS = 4  # rows of a card, which TensorBoard shows 215 pixels high
+_CARD_COLUMNS = {"kernel": "kernel", "synthesis": "picture", "response": "map"}
+_CARD_LABEL = 190  # pixels
+_CARD_LAYERS = 3  # rows of a card, which TensorBoard shows 215 pixels high
 
 _CARD_DESCRIPTION = (
-    "A few filters of the layers, as they are after this epoch. Each has its kernel with its number below, an image "
-    "synthesized to activate it with its verdict, and its response to the image in the corner, with the expected "
-    "change of the loss without the filter. Move the slider to see all of them learn."
+    "A few filters, as they are after this epoch. *kernel*: its weights, with its number below; *picture*: an image "
+    "synthesized to activate it; *map*: its response to the image in the corner, red positive, blue negative. The "
+    "frame has the colour of its verdict. Move the slider to see all of them learn."
 )
 _DESCRIPTION = (
     "Each column is an epoch; 0 is before training. Every filter has one row for its kernel, one for an image "
@@ -105,7 +106,7 @@ class Timeline(Visual):
 def draw_card(
     known: Mapping[str, Mapping[str, Any]], image: Tensor, metrics: Mapping[int, Mapping[str, float]]
 ) -> Picture:
-    """Draw the newest records of up to four layers, evenly spaced: a row for each, with all tiles of its filters.
+    """Draw the newest records of up to three layers, the first and the last among them: a row for each.
 
     Args:
         known: by layer, as `draw_timeline` takes it.
@@ -113,34 +114,31 @@ def draw_card(
         metrics: of the run, by epoch.
     """
     layers = [list(known)[i] for i in np.linspace(0, len(known) - 1, min(_CARD_LAYERS, len(known))).round().astype(int)]
-    epoch = max(known[layers[0]]["epochs"])
-    newest = {layer: known[layer]["epochs"][max(known[layer]["epochs"])] for layer in layers}
-    kinds = [kind for kind in KINDS if any(kind in record for record in newest.values())]
+    records = {layer: dict(sorted(known[layer]["epochs"].items())) for layer in layers}
+    epoch = max(max(each) for each in records.values())
+    kinds = [kind for kind in KINDS if any(kind in record for each in records.values() for record in each.values())]
     filters = min(2, *(len(known[layer]["channels"]) for layer in layers))
     size = tile_size(filters * len(kinds), labels=_CARD_LABEL, largest=150)
     cells = []
-    for layer, record in newest.items():
+    for layer, each in records.items():
         for place, channel in enumerate(known[layer]["channels"][:filters]):
-            tiles = [_cell(record, kind, place, last=False) for kind in kinds]
-            need = record["importance"][place] if record.get("importance") else None
-            below = {
-                "kernel": str(channel),
-                "synthesis": record["verdicts"][place],
-                "response": "" if need is None else f"{need:+.2g}",
-            }
-            cells += [
-                replace(tile, pixels=_enlarged(tile.pixels, size), caption=(below[kind],))
-                for kind, tile in zip(kinds, tiles, strict=True)
-            ]
+            for kind in kinds:
+                # An epoch may have no synthesized images; those of an earlier one are shown, and its number.
+                made = max((number for number, record in each.items() if kind in record), default=epoch)
+                tile = _cell(each[made], kind, place, last=False)
+                caption = str(channel) if kind == "kernel" else f"epoch {made}" if made < epoch else ""
+                frame = _cell(each[max(each)], kind, place, last=False).frame
+                cells.append(replace(tile, pixels=_enlarged(tile.pixels, size), caption=(caption,), frame=frame))
     accuracy = metrics.get(epoch, {}).get("val/acc")
     drawn = grid(
         cells,
         columns=filters * len(kinds),
         title="filters",
         header_note=f"epoch {epoch}" + ("" if accuracy is None else f", val/acc {accuracy:.2f}"),
+        key=_verdict_key(each[max(each)] for each in records.values()),
         thumbnail=photo(image, 80),
         row_labels=layers,
-        column_labels=kinds * filters,
+        column_labels=[_CARD_COLUMNS[kind] for kind in kinds] * filters,
         label_width=_CARD_LABEL,
     )
     return Picture(pixels=drawn, description=_CARD_DESCRIPTION)
@@ -161,13 +159,12 @@ def draw_timeline(known: Mapping[str, Any], layer: str, image: Tensor) -> Pictur
         for kind in kinds:
             labels.append(f"{channel}" if kind == kinds[0] else "")
             cells += [_cell(record, kind, place, last=kind == kinds[-1]) for record in records.values()]
-    verdicts = {verdict for record in records.values() for verdict in record["verdicts"]}
     drawn = grid(
         cells,
         columns=len(records),
         title=layer,
         notes=[f"{len(known['channels'])} filters over the epochs: {', '.join(kinds)}"],
-        key=[(verdict.value, verdict.colour) for verdict in Verdict if verdict in verdicts],
+        key=_verdict_key(records.values()),
         thumbnail=photo(image, 110),
         row_labels=labels,
         column_labels=[str(epoch) for epoch in records],
@@ -177,6 +174,11 @@ def draw_timeline(known: Mapping[str, Any], layer: str, image: Tensor) -> Pictur
     listed = "".join(f"\n- {channel}: {sentence}" for channel, sentence in latest if sentence)
     text = f"**{layer}**, filters {known['channels']}. {_DESCRIPTION}\n{listed}".rstrip()
     return Picture(pixels=drawn, description=text)
+
+
+def _verdict_key(records: Iterable[Mapping[str, Any]]) -> list[tuple[str, Colour]]:
+    known = {verdict for record in records for verdict in record["verdicts"]}
+    return [(verdict.value, verdict.colour) for verdict in Verdict if verdict in known]
 
 
 def _cell(record: Mapping[str, Any], kind: str, place: int, *, last: bool) -> Cell:
