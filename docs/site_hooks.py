@@ -1,6 +1,9 @@
-"""Add to the documentation site what lies outside docs/: three pages of the root, and the gallery of the demo."""
+"""Add to the documentation site what lies outside docs/: three pages of the root, notebooks, the demo's gallery."""
 
+import base64
+import json
 import os
+import re
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -19,10 +22,15 @@ NO_DEMO = """<!doctype html>
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages of the repository's root, whose links to docs/ become links within the site, and the gallery."""
+    """Add the pages of the root, whose links to docs/ become links within the site, the notebooks and the gallery."""
     for source, target in PAGES.items():
         text = (REPOSITORY / source).read_text(encoding="utf-8").replace("](docs/", "](")
         files.append(File.generated(config, target, content=text))
+    for path in sorted((REPOSITORY / "docs" / "notebooks").glob("*.ipynb")):
+        page, pictures = notebook_page(path)
+        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=page))
+        for name, content in pictures.items():
+            files.append(File.generated(config, f"notebooks/{name}", content=content))
     gallery = Path(os.environ.get(DEMO) or REPOSITORY / "build" / "demo" / "gallery")
     if not (gallery / "index.html").is_file():
         files.append(File.generated(config, "demo/index.html", content=NO_DEMO))
@@ -34,8 +42,37 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def notebook_page(path: Path) -> tuple[str, dict[str, bytes]]:
+    """Return an executed notebook as Markdown, and its pictures by file name."""
+    parts, pictures = [], dict[str, bytes]()
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+            continue
+        parts.append(f"```python\n{source}\n```")
+        for output in cell["outputs"]:
+            data = output.get("data", {"text/plain": output.get("text", "")})
+            if "image/png" in data:
+                name = f"{path.stem}-{len(pictures)}.png"
+                pictures[name] = base64.b64decode("".join(data["image/png"]))
+                about = source.splitlines()[-1].replace('"', "").replace("[", "(").replace("]", ")")
+                parts.append(f"![{about}]({name})")
+            else:
+                parts.append(f"```text\n{''.join(data['text/plain']).rstrip()}\n```")
+    parts[0] += f"\n\n[Download this notebook]({path.name})"
+    return "\n\n".join(parts), pictures
+
+
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Turn links from docs/ to the pages of the repository's root into links within the site."""
+    """Turn links from docs/ to the root's pages and to notebooks into links within the site."""
     for source, target in PAGES.items():
         markdown = markdown.replace(f"](../{source}", f"]({target}").replace(f"]({source}", f"]({target}")
-    return markdown
+    return re.sub(r"\]\((notebooks/\w+)\.ipynb\)", r"](\1.md)", markdown)
+
+
+def on_post_page(output: str, **_: object) -> str:
+    """Name the dialog of the search, which the theme leaves without a name."""
+    return output.replace(
+        'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
+    )
