@@ -134,7 +134,8 @@ def _write_results(
     log.info("%s", table_text(_metrics_table(overall, rows, records, best=best), "metrics"))
     sizes = folder_sizes(folder)
     shares = ", ".join(f"{kind} {size / 1e6:.1f}" for kind, size in sizes.items() if size >= 5e4)
-    log.info("the run folder holds %.1f MB: %s", sum(sizes.values()) / 1e6, shares)
+    place = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    log.info("the run folder %s holds %.1f MB: %s", place, sum(sizes.values()) / 1e6, shares)
     log.info("%s", tensorboard_command(folder))
 
 

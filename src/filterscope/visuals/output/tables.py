@@ -41,7 +41,8 @@ def table_text(content: Table, title: str = "", *, width: int | None = None) -> 
     drawn = table.Table(title=title, box=SIMPLE_HEAD, title_justify="left")
     for i, column in enumerate(content.columns):
         numeric = all(isinstance(row[i], (int, float)) or row[i] == "" for row in content.rows)
-        drawn.add_column(column, justify="right" if numeric else "left")
+        # The first column says what a row is about: the others are broken or shortened before it.
+        drawn.add_column(column, justify="right" if numeric else "left", no_wrap=i == 0)
     for row in content.rows:
         drawn.add_row(*(_cell(cell, 3) for cell in row))
     console = Console(width=width or shutil.get_terminal_size((120, 24)).columns, color_system=None)
