@@ -122,24 +122,27 @@ class Tuning(Visual):
             tag = f"tuning/{layer}"
             channels = channels_of(classifier.layers, layer, self.channels)
             note = layer_note(classifier, layer, tag, state)
-            store = state.store.setdefault("tuning", {})
             if note is not None:
-                tuning = measure_tuning(classifier, layer, real, seed=self.seed)
-                record = store[layer] = tuning_record(tuning, layer)
-                said = zip(record["sentences"], record["fits"], strict=True)
-                remember_words(
-                    state,
-                    layer,
-                    source="tuning",
-                    sentences=[f"{text} (fit {fit:.2f})" for text, fit in said],
-                    captions=record["captions"],
-                )
-                shown[tag] = draw_filter_tuning(tuning, channels, store[layer], layer=layer, header_note=note)
+                tuning = find_tuning_words(classifier, layer, real, state, seed=self.seed)
+                record = state.store["tuning"][layer]
+                shown[tag] = draw_filter_tuning(tuning, channels, record, layer=layer, header_note=note)
                 shown[f"{tag}/overview"] = draw_wheels(tuning, layer=layer, header_note=note)
-            rows += store[layer]["rows"]
+            rows += state.store["tuning"][layer]["rows"]
         columns = ", ".join(f"*{name}*: {text}" for name, text in _COLUMNS.items() if text)
         shown["tuning"] = Table(columns=tuple(_COLUMNS), rows=tuple(rows), description=f"{_HOW} {columns}.")
         return shown
+
+
+def find_tuning_words(
+    classifier: Classifier, layer: str, real: Tensor, state: VisualState, *, seed: int
+) -> LayerTuning:
+    """Return the tuning of a layer, and store its table rows and the words on its filters."""
+    tuning = measure_tuning(classifier, layer, real, seed=seed)
+    record = state.store.setdefault("tuning", {})[layer] = tuning_record(tuning, layer)
+    said = zip(record["sentences"], record["fits"], strict=True)
+    with_fit = [f"{text} (fit {fit:.2f})" for text, fit in said]
+    remember_words(state, layer, source="tuning", sentences=with_fit, captions=record["captions"])
+    return tuning
 
 
 def tuned_layers(classifier: Classifier, layers: Sequence[str] | None) -> list[str]:

@@ -237,12 +237,14 @@ def _fit_to_noise(
 
 def _correlations(responses: Tensor, images: Tensor, templates: Templates, fit: TemplateFit, colour: Tensor) -> Tensor:
     """Return the correlation of each filter's responses `(filters, N)` to images with those of its template."""
-    centred = (images - 0.5).permute(0, 2, 3, 1).flatten(1, 2)
+    groups = [fit.template[i, None] if energy is None else energy for i, energy in enumerate(fit.energy)]
+    used, place = torch.cat(groups).unique(return_inverse=True)
+    pixels = (images - 0.5).flatten(2).permute(2, 0, 1)  # side², N, C
+    products = (templates.weights[used].flatten(1) @ pixels.flatten(1)).view(-1, *pixels.shape[1:])
     predicted = torch.empty_like(responses)
-    for i, energy in enumerate(fit.energy):
-        index = fit.template[i, None] if energy is None else energy
-        products = templates.weights[index].flatten(1) @ (centred @ colour[i]).T * fit.polarity[i]
-        predicted[i] = products[0].relu() if energy is None else products.square().sum(0).sqrt()
+    for i, rows in enumerate(place.split([len(group) for group in groups])):
+        own = products[rows] @ colour[i] * fit.polarity[i]
+        predicted[i] = own[0].relu() if fit.energy[i] is None else own.square().sum(0).sqrt()
     return torch.stack([torch.corrcoef(torch.stack(both))[0, 1] for both in zip(responses, predicted, strict=True)])
 
 

@@ -39,7 +39,7 @@ from filterscope.visuals.health.health import Health
 from filterscope.visuals.output.site import Site
 from filterscope.visuals.progress import progress_bar
 from filterscope.visuals.trust import cache_folder, real_statistics, trust_sentences
-from filterscope.visuals.tuning import Tuning, tuned_layers
+from filterscope.visuals.tuning import Tuning, find_tuning_words, tuned_layers
 from filterscope.visuals.visual import AtLeastOne, Every, Examples, LayerChoice, Visual, VisualState, example_name
 
 log = logging.getLogger(__name__)
@@ -116,13 +116,6 @@ class Gallery(Visual):
                 f"visuals.gallery.max_megabytes={self.max_megabytes:g}: {total} filters need at least {least:g}"
             )
         return float((self.max_megabytes * 1e6 - fixed) / total - FILTER_BYTES / 2)
-
-    def _measure_tuning(self, classifier: Classifier, names: Sequence[str], real: Examples, state: VisualState) -> None:
-        """Measure the tuning of the shown layers that `tuning` chooses."""
-        real = dataclasses.replace(real, more=None)
-        layers = [layer for layer in tuned_layers(classifier, self.tuning.layers) if layer in names]
-        if layers:
-            dataclasses.replace(self.tuning, layers=layers, channels=1)(classifier, real, state)
 
     def _synthesize(
         self,
@@ -216,7 +209,10 @@ def draw_gallery(
     outside = VisualState(store=state.store)
     if len(real):
         dataclasses.replace(gallery.health, layers=list(counts))(classifier, real, outside)
-    gallery._measure_tuning(classifier, list(counts), real, outside)
+    tested = real.images[: gallery.tuning.images]
+    for layer in tuned_layers(classifier, gallery.tuning.layers):
+        if layer in counts:
+            find_tuning_words(classifier, layer, tested, outside, seed=gallery.tuning.seed)
     statistics = real_statistics(classifier, list(counts), real, outside)
     top = measure_responses(classifier, real.images, list(counts), after_norm=True) if len(real) >= min_images else {}
     for name, measured in top.items():
