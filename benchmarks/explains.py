@@ -3,21 +3,29 @@
 For each filter, a picture stands for it. Of every pair of real images, one of the 5 % that activate the filter most and
 one of the 5 % that do least, the first should look more like the picture: chance is .5. "Looks like" is measured by two
 embeddings: LPIPS (AlexNet's trunk from REAL with the linear layers that the package `lpips` ships) and the cosine of
-EfficientNet-Lite0's pooled features. Pictures are made with the official training images of Oxford Flowers 102, and
-tested on the validation images. Rivals' pictures are kept in a folder, so that they are made once.
+EfficientNet-Lite0's pooled features.
+
+Smooth images are closer to any synthesized picture than busy ones, whatever filter it is of. An image is therefore as
+like a picture as it is closer to it than to the pictures of the layer's other filters (mean); `absolute` is the share
+without this comparison. As a control each filter is given the picture of another one, which must come out at chance.
+
+Pictures are made with the official training images of Oxford Flowers 102, and tested on the validation images.
+Everything that was computed is kept in a folder, so that an interrupted run goes on; delete it after a change of code.
 
 FILTERSCOPE_REAL=<folder> python benchmarks/explains.py [--quick] [--json FILE] [--networks NAME …] [--layers NAME …]
-    [--channels N] [--offset N] [--ways WAY …] [--pictures FOLDER] [--rivals FOLDER]
+    [--channels N] [--offset N] [--ways WAY …] [--pictures FOLDER] [--kept FOLDER]
 
 The rivals and embeddings come with the extra `benchmarks`.
 """
 
+import hashlib
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lpips
 import numpy as np
@@ -37,6 +45,7 @@ from filterscope.analysis.synthesis import ActivationStatistics, Recipe, measure
 from filterscope.analysis.synthesis.trust import mean_response
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
+from filterscope.storage.atomic import atomic_write
 from filterscope.visuals.accentuation import accentuate
 
 SIZE = 224  # of the images that the networks work with
@@ -87,25 +96,34 @@ class Embedding:
         return torch.cat([first for first, _ in parts]), torch.cat([second for _, second in parts])
 
 
-def explains(pictures: Sequence[Tensor], images: Tensor, responses: Tensor) -> Tensor:
-    """Return for each picture how often it tells images that activate its filter most from those that do least.
+def distances(pictures: Sequence[Tensor], images: Tensor) -> Tensor:
+    """Return the squared distances of images `(M, D)` to the pictures of each filter, `(M, N)`.
 
     Args:
         pictures: embeddings of one or more pictures for each filter, `(N, D)` each; their distances are averaged.
-        images: the embeddings of real images, `(M, D)`.
-        responses: of each filter to them, `(M, N)`.
+        images: embeddings of real images.
     """
-    count = round(SHARE * len(images))
-    shares = []
-    for i in range(len(pictures[0])):
-        order = responses[:, i].argsort()
-        least, most = order[:count], order[-count:]
-        distances = [
-            torch.stack([(images[chosen].float() - each[i].float()).square().sum(1) for each in pictures]).mean(0)
-            for chosen in (most, least)
-        ]
-        shares.append((distances[0][:, None] < distances[1][None, :]).float().mean())
-    return torch.stack(shares)
+    each = [
+        torch.cat([(part.float()[:, None] - own.float()[None]).square().sum(2) for part in images.split(8)])
+        for own in pictures
+    ]
+    return torch.stack(each).mean(0)
+
+
+def explains(distance: Tensor, responses: Tensor, *, absolute: bool = False) -> Tensor:
+    """Return for each filter how often its picture tells images that activate it most from those that do least.
+
+    Args:
+        distance: of the images to the pictures of a layer's filters, `(M, N)`.
+        responses: of each filter to the images, `(M, N)`.
+        absolute: do not compare with the distances to the pictures of other filters.
+    """
+    count = round(SHARE * len(distance))
+    if not absolute and distance.shape[1] > 1:
+        distance = distance - (distance.sum(1, keepdim=True) - distance) / (distance.shape[1] - 1)
+    order = responses.argsort(0)
+    least, most = distance.gather(0, order[:count]), distance.gather(0, order[-count:])
+    return (most[:, None] < least[None, :]).float().mean((0, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,9 +136,9 @@ class Bench:
     known: ActivationStatistics
     pool: Tensor
     tested: Tensor
-    embedded: tuple[Tensor, Tensor]
-    responses: dict[str, Tensor]
-    rivals: Path
+    embedded: Sequence[Tensor]
+    responses: Mapping[str, Tensor]
+    folder: Path
 
 
 def respond(network: Classifier, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
@@ -132,6 +150,15 @@ def respond(network: Classifier, images: Tensor, layers: Sequence[str]) -> dict[
             for layer in layers:
                 parts[layer].append(mean_response(outputs[layer]))
     return {layer: torch.cat(each) for layer, each in parts.items()}
+
+
+def kept(file: Path, make: Callable[[], Any]) -> Any:
+    """Return what an earlier run left in a file, or make it and leave it there."""
+    if not file.exists():
+        made = make()
+        with atomic_write(file) as stream:
+            torch.save(made, stream)
+    return torch.load(file, weights_only=True)
 
 
 def make(bench: Bench, way: str, layer: str, channels: list[int]) -> list[Tensor]:
@@ -152,18 +179,16 @@ def make(bench: Bench, way: str, layer: str, channels: list[int]) -> list[Tensor
 
 
 def rival(bench: Bench, way: str, network: nn.Module, path: str, channel: int) -> Tensor:
-    """Return another tool's picture of a channel after 128 steps, from `bench.rivals` if an earlier run made it."""
+    """Return another tool's picture of a channel after 128 steps, kept in `bench.folder`."""
     if way == "lucent":
         return kept_picture(
-            lucent(), bench.name, network, path, channel, steps=128, others=[], size=128, folder=bench.rivals
+            lucent(), bench.name, network, path, channel, steps=128, others=[], size=128, folder=bench.folder
         )
-    file = bench.rivals / f"{way.replace(' ', '_')}_{bench.name}_{path}_{channel}.pt"
-    if not file.exists():
-        torch.manual_seed(channel)
-        picture = {"dreamlens maco": dreamlens_maco, "horama maco": horama_maco}[way](network, path, channel)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(picture, file)
-    return torch.load(file, weights_only=True)
+    torch.manual_seed(channel)
+    tool = {"dreamlens maco": dreamlens_maco, "horama maco": horama_maco}[way]
+    file = bench.folder / f"{way.replace(' ', '_')}_{bench.name}_{path}_{channel}.pt"
+    picture: Tensor = kept(file, lambda: tool(network, path, channel))
+    return picture
 
 
 def dreamlens_maco(network: nn.Module, path: str, channel: int) -> Tensor:
@@ -207,20 +232,44 @@ def horama_maco(network: nn.Module, path: str, channel: int) -> Tensor:
     return image.clamp(0, 1)
 
 
-def judge(report: Report, bench: Bench, layer: str, channels: list[int], ways: Sequence[str], embed: Embedding,
-          folder: Path | None) -> dict[str, list[float]]:  # fmt: skip
-    """Report one layer: both embeddings' shares, own channel first at both sizes, seconds; return them by way."""
-    figures: dict[str, list[float]] = {}
-    for way in ways:
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What the pictures of a layer's filters by one way come to.
+
+    `explains`, `absolute` and `control` (given the picture of another filter) hold a share for each filter, for both
+    embeddings; `own_first` is at the picture's own size and at the network's.
+    """
+
+    explains: Sequence[Sequence[float]]
+    absolute: Sequence[Sequence[float]]
+    control: Sequence[Sequence[float]]
+    own_first: Sequence[float]
+    seconds: float
+
+
+def timed(bench: Bench, way: str, layer: str, channels: list[int]) -> dict[str, Any]:
+    """Return the pictures of a layer's channels and the processor seconds for each of them, kept in `bench.folder`."""
+    recipe = RECIPES.get(way)
+    key = hashlib.sha256(repr((bench.name, layer, channels, way, recipe)).encode()).hexdigest()[:16]
+
+    def run() -> dict[str, Any]:
         start = time.process_time()
-        made = make(bench, way, layer, channels)
-        seconds = (time.process_time() - start) / len(channels)
+        return {"made": make(bench, way, layer, channels), "seconds": (time.process_time() - start) / len(channels)}
+
+    made: dict[str, Any] = kept(bench.folder / f"pictures_{key}.pt", run)
+    return made
+
+
+def judge(report: Report, bench: Bench, layer: str, channels: list[int], ways: Sequence[str], embed: Embedding,
+          folder: Path | None) -> dict[str, Figures]:  # fmt: skip
+    """Report one layer; return the figures of each way."""
+    figures: dict[str, Figures] = {}
+    responses = bench.responses[layer][:, channels]
+    for way in ways:
+        run = timed(bench, way, layer, channels)
+        made = run["made"]
         embedded = [embed(each) for each in made]
-        shares = [
-            float(explains([each[kind] for each in embedded], bench.embedded[kind], bench.responses[layer][:, channels])
-                  .mean())
-            for kind in (0, 1)
-        ]  # fmt: skip
+        between = [distances([each[kind] for each in embedded], bench.embedded[kind]) for kind in (0, 1)]
         first = []
         for size in (made[-1].shape[-1], SIZE):
             shown = made[-1]
@@ -229,11 +278,20 @@ def judge(report: Report, bench: Bench, layer: str, channels: list[int], ways: S
             answered = respond(bench.network, shown, [layer])[layer]
             first.append(float((ranks(answered, channels, bench.known.of(layer)) == 0).float().mean()))
         own = answered[torch.arange(len(channels)), torch.tensor(channels)]
-        multiple = float(bench.known.of(layer).multiple(own, channels).median())
-        figures[way] = [*shares, *first, multiple, seconds]
+        figures[way] = Figures(
+            explains=[explains(each, responses).tolist() for each in between],
+            absolute=[explains(each, responses, absolute=True).tolist() for each in between],
+            control=[explains(each.roll(1, dims=1), responses).tolist() for each in between],
+            own_first=first,
+            seconds=run["seconds"],
+        )
         report.add(
-            f"{bench.name} {layer}, {way}: explains, LPIPS", shares[0],
-            efficientnet=shares[1], own_first=first[0], own_first_at_224=first[1], multiple=multiple, seconds=seconds,
+            f"{bench.name} {layer}, {way}: explains, LPIPS", statistics.mean(figures[way].explains[0]),
+            efficientnet=statistics.mean(figures[way].explains[1]),
+            absolute=statistics.mean(figures[way].absolute[0]),
+            absolute_efficientnet=statistics.mean(figures[way].absolute[1]),
+            own_first=first[0], own_first_at_224=first[1], seconds=run["seconds"],
+            multiple=float(bench.known.of(layer).multiple(own, channels).median()),
         )  # fmt: skip
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -242,32 +300,43 @@ def judge(report: Report, bench: Bench, layer: str, channels: list[int], ways: S
     return figures
 
 
-def summarize(report: Report, name: str, figures: Sequence[dict[str, list[float]]]) -> None:
+def summarize(report: Report, name: str, figures: Sequence[Mapping[str, Figures]]) -> None:
     """Report the means over layers, and hold the default recipe against its targets."""
-    mean: Callable[[str, int], float] = lambda way, at: statistics.mean(each[way][at] for each in figures)  # noqa: E731
     ways = list(figures[0])
-    for at, kind in enumerate(("LPIPS", "EfficientNet-Lite0")):
-        rivals = [mean(way, at) for way in ways if way in (*RIVALS, "specific", "plain")]
+
+    def mean(way: str, what: str, kind: int) -> float:
+        return statistics.mean(statistics.mean(getattr(each[way], what)[kind]) for each in figures)
+
+    for kind, embedding in enumerate(("LPIPS", "EfficientNet-Lite0")):
+        rivals = [mean(way, "explains", kind) for way in ways if way in (*RIVALS, "specific", "plain")]
         for way in ways:
+            values = [value for each in figures for value in each[way].explains[kind]]
             least = None
             if way == "natural" and rivals:
                 least = max(rivals) + 0.05
             elif way == "crop and accentuation" and "best real image" in ways:
-                least = mean("best real image", at)
-            report.add(f"{name}, {len(figures)} layers, {way}: explains, {kind}", mean(way, at), at_least=least)
+                least = mean("best real image", "explains", kind)
+            report.add(
+                f"{name}, {len(figures)} layers, {way}: explains, {embedding}", mean(way, "explains", kind),
+                at_least=least, absolute=mean(way, "absolute", kind), control=mean(way, "control", kind),
+                error=statistics.stdev(values) / len(values) ** 0.5,
+            )  # fmt: skip
         if {"natural", "best real image"} <= set(ways):
-            gap = mean("natural", at) - mean("best real image", at)
-            report.add(f"{name}: natural above the best real image, {kind}", gap, at_least=-0.02)
+            gap = mean("natural", "explains", kind) - mean("best real image", "explains", kind)
+            report.add(f"{name}: natural above the best real image, {embedding}", gap, at_least=-0.02)
+        if "natural" in ways:
+            control = mean("natural", "control", kind)
+            report.add(f"{name}: given the picture of another filter, {embedding}", control, at_most=0.55)
     if "natural" in ways:
-        for at, size in ((2, "its own size"), (3, f"{SIZE} px")):
-            report.add(f"{name}, natural: own channel first at {size}", mean("natural", at), at_least=0.95)
-            worst = min(each["natural"][at] for each in figures)
-            report.add(f"{name}, natural: own channel first at {size}, worst layer", worst, at_least=0.85)
+        for at, size in enumerate(("its own size", f"{SIZE} px")):
+            shares = [each["natural"].own_first[at] for each in figures]
+            report.add(f"{name}, natural: own channel first at {size}", statistics.mean(shares), at_least=0.95)
+            report.add(f"{name}, natural: own channel first at {size}, worst layer", min(shares), at_least=0.85)
     for way in ("specific", *RIVALS):
         if {"natural", way} <= set(ways):
+            own, other = (sum(each[w].seconds for each in figures) for w in ("natural", way))
             most = 1.5 if way == "specific" else None
-            ratio = mean("natural", 5) / mean(way, 5) if mean(way, 5) > 0.05 else float("nan")
-            report.add(f"{name}: processor time of natural / {way}", ratio, at_most=most)
+            report.add(f"{name}: processor time of natural / {way}", own / max(other, 1e-9), at_most=most)
 
 
 def main() -> None:
@@ -279,22 +348,25 @@ def main() -> None:
         offset={"type": int, "default": 0, "help": "of the channels, to choose others (%(default)s)"},
         ways={"nargs": "+", "default": list(WAYS), "help": "these pictures alone"},
         pictures={"type": Path, "metavar": "FOLDER", "help": "save sheets here"},
-        rivals={"type": Path, "metavar": "FOLDER", "default": Path("outputs/rivals"), "help": "keep rivals' pictures"},
+        kept={"type": Path, "metavar": "FOLDER", "default": Path("outputs/explains"), "help": "keep what is computed"},
     )
     warnings.simplefilter("ignore")
     report = Report("do pictures explain filters?")
     count = min(options.channels, 4) if options.quick else options.channels
+    folder = options.kept / ("quick" if options.quick else "full")
     embed, pool = Embedding(), flowers("train", 256 if options.quick else 512)
     tested = flowers("val", 400 if options.quick else None)
-    embedded = embed(tested / 255)
+    embedded = kept(folder / "embedded.pt", lambda: embed(tested / 255))
     for name in options.networks[:1] if options.quick else options.networks:
         network, layers = classifier(name), CONVOLUTIONS[name]
         # Statistics of every convolution up to the layers, which pictures are compared in.
-        convolutions = [layer.name for layer in network.layers.values() if layer.kind == "conv"]
-        known = measure_statistics(network, (batch / 255 for batch in pool.split(16)), convolutions)
+        every = [layer.name for layer in network.layers.values() if layer.kind == "conv"]
+        batches = (batch / 255 for batch in pool.split(16))
+        stored = kept(folder / f"known_{name}.pt", lambda: measure_statistics(network, batches, every).to_dict())  # noqa: B023
+        responses = kept(folder / f"responses_{name}.pt", lambda: respond(network, tested, layers))  # noqa: B023
         bench = Bench(
-            name=name, network=network, layers=layers, known=known, pool=pool, tested=tested, embedded=embedded,
-            responses=respond(network, tested, layers), rivals=options.rivals,
+            name=name, network=network, layers=layers, known=ActivationStatistics.from_dict(stored), pool=pool,
+            tested=tested, embedded=embedded, responses=responses, folder=folder,
         )  # fmt: skip
         figures = []
         for layer in options.layers or (layers[1::2] if options.quick else layers):
