@@ -238,7 +238,7 @@ def _fit_to_noise(
 def _correlations(responses: Tensor, images: Tensor, templates: Templates, fit: TemplateFit, colour: Tensor) -> Tensor:
     """Return the correlation of each filter's responses `(filters, N)` to images with those of its template."""
     groups = [fit.template[i, None] if energy is None else energy for i, energy in enumerate(fit.energy)]
-    used, place = torch.cat(groups).unique(return_inverse=True)
+    used, place = torch.unique(torch.cat(groups), return_inverse=True)
     pixels = (images - 0.5).flatten(2).permute(2, 0, 1)  # side², N, C
     products = (templates.weights[used].flatten(1) @ pixels.flatten(1)).view(-1, *pixels.shape[1:])
     predicted = torch.empty_like(responses)
