@@ -7,7 +7,7 @@ from pathlib import Path
 
 from filterscope.analysis.synthesis import ActivationStatistics, LayerStatistics, SynthesisResult, measure_statistics
 from filterscope.analysis.synthesis.statistics_recorder import recording_statistics
-from filterscope.analysis.synthesis.trust import LEAST_AGREEMENT, reference_layers
+from filterscope.analysis.synthesis.trust import LEAST_SUPPORT, reference_layers
 from filterscope.models.classifier import Classifier
 from filterscope.visuals.layer_state import fingerprints, is_frozen
 from filterscope.visuals.visual import Examples, RecordLabels, VisualState
@@ -16,9 +16,10 @@ CAPTION_HELP = (
     "The caption says how far to trust a picture. **4× best of 300**: it activates this filter 4 times as strongly as "
     "any of 300 real images (∞×: no real image activates it at all). *beats 54%*: the percentage of real images that "
     "activate it less, if not all do. **no filter reacts more**: no other filter of the layer reacts more strongly to "
-    "the picture, each in units of its spread on real images; otherwise their number. **do not trust**: the layer "
-    "before responds to the picture in another way than to the real images that activate the filter most. **did not "
-    "converge**: the optimization did not increase the activation. In these two cases the picture explains nothing."
+    "the picture, each in units of its spread on real images; otherwise their number. **do not trust**: nearly all "
+    "of the activation comes from filters of the layer before that respond more strongly than to any real image. "
+    "**did not converge**: the optimization did not increase the activation. In these two cases the picture explains "
+    "nothing."
 )
 
 
@@ -139,4 +140,4 @@ def _others(rank: int, *, short: bool = False) -> str:
 def _warning(result: SynthesisResult, index: int) -> str:
     if not result.converged[index]:
         return "did not converge"
-    return "do not trust" if result.agreement[index] < LEAST_AGREEMENT else ""
+    return "do not trust" if result.support[index] < LEAST_SUPPORT else ""

@@ -26,7 +26,7 @@ _DAMAGED = (OSError, ValueError, KeyError, EOFError, TypeError, NotImplementedEr
 _MAX_BYTES = 1 << 27  # of one unpacked picture with its measures
 MAX_FOLDER_BYTES = 2 * 10**9  # of all pictures of a folder; about 100,000 of 96 pixels
 _FILE_NAME = re.compile(r".+_\d+_\d+_[0-9a-f]{32}\.npz")
-_MEASURES = ("curve", "activation", "rank", "converged", "responses", "agreement")
+_MEASURES = ("curve", "activation", "rank", "converged", "responses", "support")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,8 +35,8 @@ class SynthesisResult:
         converged: whether the activation ended above that of the noise from which an optimization starts, or above
             those of all real images, `(N,)`. For a recipe that minimizes: whether the objective ended above its start.
         responses: mean responses of all channels of the layer, `(N, K)`.
-        agreement: rank correlation, over the channels of the convolution before the layer, between the responses to the
-            picture and to the real images that activate the channel most, in z-scores, `(N,)`; nan if unknown.
+        support: share of the activation that remains if every channel of the convolution before the layer is scaled
+            down to its largest mean response to a real image, `(N,)`; nan if there is none or without real images.
     """
 
     images: Tensor
@@ -46,7 +46,7 @@ class SynthesisResult:
     rank: Tensor
     converged: Tensor
     responses: Tensor
-    agreement: Tensor
+    support: Tensor
 
     def select(self, indices: Sequence[int]) -> "SynthesisResult":
         """Return some of the pictures."""

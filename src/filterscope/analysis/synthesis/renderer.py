@@ -19,7 +19,6 @@ from filterscope.analysis.synthesis.trust import (
     LayerStatistics,
     mean_along,
     mean_response,
-    rank_correlation,
     ranks,
 )
 from filterscope.errors import UserError
@@ -99,7 +98,7 @@ class LayerRenderer:
             rank=ranks(responses, own, job.known),
             converged=(curve[-1] > curve[0]).cpu() if self.recipe.minimizes else self._above_noise(filled, activation),
             responses=responses,
-            agreement=self._agreement(outputs, own),
+            support=self._support(images, outputs, own, activation),
         )
         return result.select(range(len(indices))) if missing else result
 
@@ -125,11 +124,20 @@ class LayerRenderer:
             raise UserError(f"the objective likeness needs statistics of real images of {layer} and {self.layer}")
         return scores
 
-    def _agreement(self, outputs: dict[str, Tensor], channels: Sequence[int]) -> Tensor:
+    def _support(
+        self, images: Tensor, outputs: dict[str, Tensor], channels: Sequence[int], activation: Tensor
+    ) -> Tensor:
         if self.before is None or self.job.statistics is None:
             return torch.full((len(channels),), torch.nan)
-        z = self.job.statistics.of(self.before).scores(mean_response(outputs[self.before]).cpu())
-        return rank_correlation(z, self._imitated(self.before, channels))
+        largest = self.job.statistics.of(self.before).largest.to(images.device)
+        scale = (largest / mean_response(outputs[self.before]).clamp_min(1e-12)).clamp(max=1)[..., None, None]
+        module = self.network.targets[self.before]
+        handle = module.register_forward_hook(lambda _module, _inputs, output: output * scale.to(output.dtype))
+        try:
+            limited = self._responses(self.network(images))
+        finally:
+            handle.remove()
+        return limited[torch.arange(len(channels)), torch.tensor(channels)] / activation.clamp_min(1e-12)
 
     def _statistics_of(self, layer: str) -> LayerStatistics:
         if self.job.directions is not None or self.job.statistics is None:

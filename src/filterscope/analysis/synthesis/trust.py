@@ -15,8 +15,8 @@ from filterscope.models.layers import convolutions, find_layer
 
 TOP = 9
 """The number of real images that stand for what activates a channel most."""
-LEAST_AGREEMENT = 0.0
-"""Pictures with a lower `SynthesisResult.agreement` are not to be trusted."""
+LEAST_SUPPORT = 0.01
+"""Pictures with a lower `SynthesisResult.support` are not to be trusted; chosen on eight filters of AlexNet."""
 _BATCH = 16
 
 
@@ -211,10 +211,3 @@ def reference_layers(classifier: Classifier, layer: str, most: int = 5) -> list[
     before = [each for each in convolutions(classifier.layers) if order.index(each) < order.index(name)]
     count = min(len(before), most - 1)
     return [*(before[round((i + 1) * len(before) / count) - 1] for i in range(count)), name]
-
-
-def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
-    """Return Spearman's rank correlation of each row of `(N, K)` with the same row of another `(N, K)`, `(N,)`."""
-    orders = (values.argsort(dim=1).argsort(dim=1).float() for values in (first, second))
-    centred = [F.normalize(order - order.mean(dim=1, keepdim=True), dim=1) for order in orders]
-    return (centred[0] * centred[1]).sum(dim=1)
