@@ -18,6 +18,7 @@ from filterscope.data.flowers import FlowersDataModule
 from filterscope.models import heads
 from filterscope.models.backbone import torchvision_backbone
 from filterscope.models.classifier import Classifier
+from filterscope.models.layers import convolutions
 from filterscope.visuals.drawing.grid import Cell, grid, tile_size
 from filterscope.visuals.drawing.tiles import photo
 from filterscope.visuals.output.outputs import Picture
@@ -58,7 +59,7 @@ class Subject:
         classifier = heads.linear(torchvision_backbone(name=name, weights=weights), num_classes=102)
         data = FlowersDataModule(root=str(real), num_workers=0, download=False)
         data.setup("fit")
-        known = measure_statistics(classifier, data.examples(IMAGES, 0)[0], LAYERS[name])
+        known = measure_statistics(classifier, data.examples(IMAGES, 0)[0], convolutions(classifier.layers))
         return cls(name=name, classifier=classifier, known=known)
 
 
@@ -69,7 +70,7 @@ def sheet(subject: Subject, recipe_name: str, keep: Path) -> Picture:
     for layer in LAYERS[name]:
         total = len(known.of(layer).mean)
         channels = tuple(i * total // COLUMNS for i in range(COLUMNS))
-        jobs.append(Job(layer=layer, channels=channels, recipe=how, statistics=known.of(layer)))
+        jobs.append(Job(layer=layer, channels=channels, recipe=how, statistics=known))
     with progress_bar(f"{name}, {recipe_name}", VisualState(), Console()) as progress:
         made = synthesize_all(subject.classifier, jobs, cache=keep, progress=progress)
     tile = tile_size(COLUMNS, labels=LABELS)
@@ -95,10 +96,11 @@ def main() -> None:
     parser.add_argument("real", type=Path, metavar="REAL")
     parser.add_argument("--keep", type=Path, default=Path("outputs/synthesized"), help="folder of finished images")
     parser.add_argument("--only", choices=tuple(LAYERS), help="draw this network only")
+    parser.add_argument("--recipes", nargs="+", default=["natural", "specific", "plain"], help="draw these recipes only")
     options = parser.parse_args()
     for name in LAYERS if options.only is None else (options.only,):
         subject = Subject.of(name, options.real)
-        for recipe_name in ("specific", "plain"):
+        for recipe_name in options.recipes:
             path = DOCS / "images" / f"synthesis_{name}_{recipe_name}.webp"
             Image.fromarray(sheet(subject, recipe_name, options.keep).pixels).save(path, quality=QUALITY, method=6)
             print(path)

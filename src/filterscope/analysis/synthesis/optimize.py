@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2.functional import gaussian_blur
 
 from filterscope.analysis.synthesis.network import TruncatedNetwork
 from filterscope.analysis.synthesis.parameterization import Parameterization
@@ -56,8 +55,7 @@ def optimize(
                 seen = transform(images, transforms[step], recipe.seen)
             slope = recipe.leaky_slope if step < leaky else 0.0
             scores = score(network(seen, slope), slope)
-            penalized = scores.sum() - _penalty(recipe, images)
-        (gradient,) = torch.autograd.grad(penalized, parameters)
+        (gradient,) = torch.autograd.grad(scores.sum(), parameters)
         curve[step] = scores.detach()
         rate = learning_rate_at(step, recipe)
         with torch.no_grad():
@@ -69,9 +67,6 @@ def optimize(
                 for picture, own in zip(pictures, gradient.unbind(), strict=True):
                     picture.grad = own
                 adam.step()
-            if recipe.blur and recipe.parameterization == "pixels" and (step + 1) % recipe.blur_every == 0:
-                side = 2 * min(max(1, round(3 * recipe.blur)), recipe.size - 1) + 1
-                parameters.copy_(gaussian_blur(parameters, [side, side], [recipe.blur, recipe.blur]))
         on_step(step + 1)
     return parameters.detach(), curve
 
@@ -116,13 +111,3 @@ def transform(images: Tensor, affine: Tensor, side: int) -> Tensor:
     columns = affine[:, None, None, :, 0] * centres[:, None]
     rows = affine[:, None, None, :, 1] * centres[:, None, None] + affine[:, None, None, :, 2]
     return F.grid_sample(images, columns + rows, mode="bilinear", padding_mode="reflection", align_corners=False)
-
-
-def _penalty(recipe: Recipe, images: Tensor) -> Tensor | float:
-    penalty: Tensor | float = 0.0
-    if recipe.total_variation:
-        down, right = images.diff(dim=2).abs(), images.diff(dim=3).abs()
-        penalty = penalty + recipe.total_variation * (down.mean(dim=(1, 2, 3)) + right.mean(dim=(1, 2, 3))).sum()
-    if recipe.l2:
-        penalty = penalty + recipe.l2 * (images - 0.5).square().mean(dim=(1, 2, 3)).sum()
-    return penalty

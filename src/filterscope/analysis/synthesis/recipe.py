@@ -44,10 +44,6 @@ class Recipe:
         leaky_slope: slope of ReLUs for negative inputs during the leaky warm-up, and weight of the dead-unit term,
             so that a channel that is inactive at first still has a gradient.
         leaky_steps: length of the leaky warm-up in steps.
-        total_variation: weight of the mean absolute difference of neighbouring pixels, a penalty.
-        l2: weight of the mean squared distance of the pixels from grey, a penalty.
-        blur: standard deviation in pixels of a Gaussian blur of the parameters (only of `pixels`); 0: none.
-        blur_every: number of steps between two blurs.
         precision: `bf16`, `fp32`, or `auto`: bf16 where the processor supports it.
         memory: limit on the activations of one micro-batch, in GiB.
 
@@ -74,10 +70,6 @@ class Recipe:
     untransformed: Fraction = 0.1
     leaky_slope: Amount = 0.05
     leaky_steps: Annotated[int, Field(ge=0)] = 24
-    total_variation: Amount = 0.0
-    l2: Amount = 0.0
-    blur: Amount = 0.0
-    blur_every: Count = 4
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     memory: Amount = 1.0
 
