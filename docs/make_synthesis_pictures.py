@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("real", type=Path, metavar="REAL")
     parser.add_argument("--keep", type=Path, default=Path("outputs/synthesized"), help="folder of finished images")
     parser.add_argument("--only", choices=tuple(LAYERS), help="draw this network only")
-    parser.add_argument("--recipes", nargs="+", default=["natural", "specific", "plain"], help="draw these recipes only")
+    parser.add_argument("--recipes", nargs="+", default=["natural", "specific", "plain"], help="of these recipes")
     options = parser.parse_args()
     for name in LAYERS if options.only is None else (options.only,):
         subject = Subject.of(name, options.real)
