@@ -16,8 +16,8 @@ CAPTION_HELP = (
     "The caption says how far to trust a picture. **4× best of 300**: it activates this filter 4 times as strongly as "
     "any of 300 real images (∞×: no real image activates it at all). *beats 54%*: the percentage of real images that "
     "activate it less, if not all do. **no filter reacts more**: no other filter of the layer reacts more strongly to "
-    "the picture, each in units of its spread on real images; otherwise their number. **do not trust**: nearly all "
-    "of the activation comes from filters of the layer before that respond more strongly than to any real image. "
+    "the picture, each in units of its spread on real images; otherwise their number. **do not trust**: at least "
+    "90% of the activation comes from filters of the layer before that respond more strongly than to any real image. "
     "**did not converge**: the optimization did not increase the activation. In these two cases the picture explains "
     "nothing."
 )

@@ -55,7 +55,7 @@ def optimize(
                 seen = transform(images, transforms[step], recipe.seen)
             slope = recipe.leaky_slope if step < leaky else 0.0
             scores = score(network(seen, slope), slope)
-        (gradient,) = torch.autograd.grad(scores.sum(), parameters)
+            (gradient,) = torch.autograd.grad(scores.sum(), parameters)
         curve[step] = scores.detach()
         rate = learning_rate_at(step, recipe)
         with torch.no_grad():

@@ -15,8 +15,8 @@ from filterscope.models.layers import convolutions, find_layer
 
 TOP = 9
 """The number of real images that stand for what activates a channel most."""
-LEAST_SUPPORT = 0.01
-"""Pictures with a lower `SynthesisResult.support` are not to be trusted; chosen on eight filters of AlexNet."""
+LEAST_SUPPORT = 0.1
+"""Pictures with a lower `SynthesisResult.support` cannot be told from forged ones (`benchmarks/forgeries.py`)."""
 _BATCH = 16
 
 
