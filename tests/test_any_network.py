@@ -35,6 +35,7 @@ from look_networks import (
     snapshot,
     trial,
 )
+from matrix import Cell, check
 
 pytestmark = [pytest.mark.filterwarnings("ignore")]
 SMALL = IMAGES[:, :, :24, :24]
@@ -304,3 +305,20 @@ def test_the_network_in_a_module_is_the_one_that_computes_its_output() -> None:
 
 def test_names_of_modules_may_hold_anything() -> None:
     assert "more.layer one" in as_classifier(ListOfLayers(), images=SMALL).layers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "cell",
+    [
+        Cell("alexnet", "linear", "gradual"),
+        Cell("mobilenet_v3_small", "append", "last_blocks"),
+        Cell("shufflenet_v2_x0_5", "keep", "linear_probe"),
+        Cell("resnet10t", "replace", "full"),
+    ],
+    ids=" ".join,
+)
+def test_a_network_is_trained_resumed_exported_and_drawn(cell: Cell, tmp_path: Path) -> None:
+    if cell.network == "resnet10t":
+        pytest.importorskip("timm")
+    check(cell, tmp_path, ["safetensors"])  # benchmarks/matrix.py tries every combination

@@ -21,7 +21,7 @@ from tiny import TINY
 
 __all__ = ["own_signals"]
 EVERYTHING = (
-    "mix=both", "callbacks=[ema,early_stopping]", "callbacks.ema.decay=0.5", "finetune.layer_decay=0.7",
+    "mix=both", "callbacks=[ema,early_stopping,step_sizes]", "callbacks.ema.decay=0.5", "finetune.layer_decay=0.7",
     "class_weights=balanced", "data.sampling=balanced", "trainer.accumulate_grad_batches=2",
     "trainer.gradient_clip_val=0.5", "test.augment=flip", "trainer.max_epochs=3",
 )  # fmt: skip
@@ -91,6 +91,24 @@ def test_swa_is_the_mean_of_the_last_epochs(composed, tmp_path):
     for key, tensor in mean.items():
         if key.startswith("classifier"):
             torch.testing.assert_close(tensor, (weights[0][key] + weights[1][key]) / 2)
+
+
+def test_the_size_of_a_step_is_what_plain_gradient_descent_makes_it(composed, tmp_path):
+    descent = (
+        "optimizer=sgd", "optimizer.lr=0.01", "optimizer.momentum=0", "optimizer.nesterov=false",
+        "optimizer.weight_decay=0", "finetune.first_layer_weight_decay=0", "finetune.first_layer_lr_factor=3",
+        "schedule=constant", "data.batch_size=60",
+    )  # fmt: skip
+    train(composed(*TINY, *descent, "visuals=none", "callbacks=step_sizes"), tmp_path)
+    with (tmp_path / "metrics.csv").open() as file:
+        row = {name: float(value) for name, value in list(csv.DictReader(file))[1].items() if value}
+    first = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    for layer, where, factor in (("block1_conv1", "backbone.network.conv1", 3), ("fc1", "backbone.network.fc1", 1)):
+        size = torch.cat([first[f"classifier.{where}.{kind}"].flatten() for kind in ("weight", "bias")]).norm()
+        moved = 0.01 * factor * row[f"optimizer/gradient_norm/{layer}"]
+        assert row[f"optimizer/update_ratio/{layer}"] * float(size) == pytest.approx(moved, rel=0.05)
+    assert row["optimizer/learning_rate/first_layer"] == pytest.approx(0.03)
+    assert (tmp_path / "pictures" / "optimizer" / "steps" / "epoch_002.png").is_file()
 
 
 @pytest.mark.parametrize("alphas", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}])

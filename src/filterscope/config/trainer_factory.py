@@ -24,6 +24,7 @@ from filterscope.training.log_visuals import LogVisuals
 from filterscope.training.loggers import log_numbers
 from filterscope.training.metrics_log import MetricsLog
 from filterscope.training.module import FinetuneModule
+from filterscope.training.preemption import Preemption
 from filterscope.training.weight_average import is_averaging
 from filterscope.visuals.visual import Visual
 
@@ -95,8 +96,8 @@ def build_callbacks(cfg: Config, folder: Path, visuals: dict[str, Visual]) -> li
             continue
         offered = {"folder": folder, "visuals": visuals}
         built[name] = instantiate(node, where=f"callbacks.{name}", kind=pl.Callback, offered=offered)
-    # Averaging first: a checkpoint inside an epoch must hold the average of the step that it holds.
-    return sorted(built.values(), key=lambda callback: not is_averaging(callback))
+    # A checkpoint inside an epoch must hold what other callbacks know of the step that it holds, averages first of all.
+    return sorted(built.values(), key=lambda each: (not is_averaging(each), isinstance(each, Preemption)))
 
 
 def build_loggers(cfg: Config, folder: Path) -> list[Any]:

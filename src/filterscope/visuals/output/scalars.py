@@ -31,6 +31,12 @@ _METRICS = {
     "acc_top5": "Share (0 to 1) of images whose class is among the five most probable",
 }
 
+_STEPS = {
+    "gradient_norm": "Mean over measured steps: norm of the gradient of the loss, before clipping, of",
+    "update_ratio": "Mean over measured steps: norm of the change in one step ÷ norm of the parameters of",
+    "learning_rate": "Learning rate at the end of the epoch of the parameter group",
+}
+
 
 def describe_scalar(tag: str) -> str:
     """Return what a number means, in one sentence; empty if its tag is not one of filterscope's."""
@@ -48,6 +54,9 @@ def describe_scalar(tag: str) -> str:
             return f"Share of the filters of {where} that are judged {word}: {Verdict(word).meaning}."
         measure = all_measures().get(word)
         return f"Of the filters of {where}: {measure.description}" if measure else ""
+    if first == "optimizer":
+        kind, _, where = rest.partition("/")
+        return f"{_STEPS[kind]} {where}." if kind in _STEPS else ""
     if first.startswith("lr-"):
         return "Learning rate of a group of parameters."
     return ""
