@@ -174,4 +174,5 @@ def _draw_lines(axes: Any, lines: Mapping[str, tuple[list[int], list[float]]]) -
 
 def _norm(tensors: list[Tensor]) -> Tensor:
     """Return the Euclidean norm of all elements of some tensors together, in float32."""
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(each.float()) for each in tensors]))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(each.float()) for each in tensors]))
+    return norm
