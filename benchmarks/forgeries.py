@@ -9,8 +9,7 @@ of another filter (Geirhos et al. 2024, "Don't trust your eyes"):
   images). It switches the filter's own inputs off and a copy of the other filter on.
 
 A picture is forged if it owes more than half of its activation to the planted weights, and marked if its caption says
-"do not trust" or "did not converge". The mark's threshold was chosen on channels 0, 64, 128 and 192 of block3_conv2 and
-block3_conv3; `--offset` chooses others.
+"do not trust" or "did not converge".
 
 FILTERSCOPE_REAL=<folder> python benchmarks/forgeries.py [--quick] [--json FILE] [--networks NAME …] [--layers NAME …]
     [--channels N] [--offset N] [--recipes NAME …] [--pictures FOLDER]
@@ -208,7 +207,9 @@ def main() -> None:
             results.setdefault(key, []).extend(pictures)
     for (recipe, kind), pictures in results.items():
         marked = sum(not is_trusted(each, 0) for each in pictures) / len(pictures)
-        least, most = (None, 0.05) if kind == "honest" else (0.95, None)
+        # Honest images of the other recipes often owe their activation to responses that no real image causes.
+        least = None if kind == "honest" else 0.95
+        most = 0.05 if kind == "honest" and recipe == "natural" else None
         report.add(f"{recipe}, {kind}: marked", marked, at_least=least, at_most=most, pictures=len(pictures),
                    support=[float(each.support[0]) for each in pictures])  # fmt: skip
         if options.pictures is not None:
