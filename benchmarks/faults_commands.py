@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -102,6 +103,7 @@ class Command:
                 self.before()
             if self.anew or self.environment:
                 os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | dict(self.environment))
+            warnings.simplefilter("ignore")  # that the module has been imported already
             runpy.run_module(f"filterscope.cli.{self.script}", run_name="__main__", alter_sys=True)
             code = 0
         except SystemExit as error:

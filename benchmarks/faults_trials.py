@@ -317,6 +317,8 @@ def _checkpoints(run: Trials) -> None:
     next(t for t in changed["state_dict"].values() if t.dim() == 4 and t.shape[0] > 1)[0] = torch.nan
     draw("weights: one filter NaN", changed, drawn)
     draw("weights: one filter NaN, gallery", changed, *small)
+    others = "visuals=[tuning,concepts,accentuation,gradcam,classes,batch,figures,summary,directions]"
+    draw("weights: one filter NaN, other visuals", changed, others, "num_examples=20")
     for what, change in about.items():
         changed = pickle.loads(pickle.dumps(content))
         change(changed["filterscope"])
@@ -337,17 +339,17 @@ def _tampered_pictures(run: Trials, content: dict[str, Any]) -> None:
     run.expect("pictures are kept", run.start(*given, "hydra.run.dir=t0", script="visualize"), WORKS)
     kept = [path for path in (run.place / "outputs" / "synthesized").rglob("*") if path.is_file()]
 
-    def resized(path: Path) -> None:
-        found = torch.load(path, weights_only=True)
-        torch.save(_each_tensor(found, lambda t: torch.zeros(2, 3, 9, 9) if t.dim() == 4 else t), path)
+    def rewritten(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:
+        def act(path: Path) -> None:
+            with np.load(path) as found:
+                content = {name: change(each) for name, each in found.items()}
+            np.savez(path.open("wb"), **content)
 
-    def empty(path: Path) -> None:
-        found = torch.load(path, weights_only=True)
-        torch.save(_each_tensor(found, lambda t: t[:, :0] if t.dim() == 4 else t[:0]), path)
+        return act
 
-    def words(path: Path) -> None:
-        torch.save(_each_tensor(torch.load(path, weights_only=True), lambda _: ["x"]), path)
-
+    resized = rewritten(lambda each: np.zeros((2, 3, 9, 9), each.dtype) if each.ndim == 4 else each)
+    empty = rewritten(lambda each: each[:, :0] if each.ndim > 1 else each[:0])
+    words = rewritten(lambda each: np.full(each.shape, "x"))
     damages: dict[str, Callable[[Path], object]] = {
         "of another size": resized,
         "of no channels": empty,
@@ -359,7 +361,7 @@ def _tampered_pictures(run: Trials, content: dict[str, Any]) -> None:
     run.judge("there are kept pictures", [] if kept else ["none"])
     for what, damage in damages.items():
         for path in kept:
-            if path.suffix not in (".json", ".lock"):
+            if path.suffix == ".npz":
                 damage(path)
         run.expect(f"kept pictures {what}", run.start(*given, f"hydra.run.dir=t{run.count}", script="visualize"), WORKS)
 
@@ -505,7 +507,7 @@ def _users(run: Trials) -> None:
         given = (*tiny, "data=folder", f"data.root={data}", f"hydra.run.dir={open_folder}/{what}", "data.batch_size=8")
         run.expect(f"an unreadable {what}", run.start(*given, before=as_nobody), TOLD, str(closed))
     run.expect("no place for outputs", run.start(*QUICK, "hydra.run.dir=mine", before=as_nobody), (1, 2), "mine")
-    run.expect("another's run", run.start("resume=f/old", "trainer.max_epochs=2", before=as_nobody), (1, 2), "denied")
+    run.expect("another user's run", run.start("resume=ck", "trainer.max_epochs=2", before=as_nobody), (1, 2), "denied")
     given = (*QUICK, "data.num_workers=2", f"hydra.run.dir={open_folder}/few")
     run.expect("two processes", run.start(*given, before=limited), (1, 2))
 
@@ -643,14 +645,6 @@ def _set_data(run: Trials, name: str) -> Callable[[], None]:
 
 def _contents(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def _each_tensor(content: Any, change: Callable[[torch.Tensor], Any]) -> Any:
-    if isinstance(content, torch.Tensor):
-        return change(content)
-    if isinstance(content, dict):
-        return {key: _each_tensor(value, change) for key, value in content.items()}
-    return [_each_tensor(each, change) for each in content] if isinstance(content, list | tuple) else content
 
 
 def _until(there: Callable[[], Any], command: Command) -> Any:

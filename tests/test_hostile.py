@@ -270,7 +270,7 @@ def test_a_network_of_values_that_are_not_finite_is_drawn(
     for tensor in content["state_dict"].values():
         tensor.fill_(value) if tensor.is_floating_point() else None
     torch.save(content, tmp_path / "model.ckpt")
-    given = ("visuals=[health,filters,activations,responses]", f"ckpt={tmp_path}/model.ckpt")
+    given = ("visuals=[health,filters,activations,responses,tuning]", f"ckpt={tmp_path}/model.ckpt")
     tags = visualize(composed(*given, config="visualize"), tmp_path)
     assert {"health/layers", "filters/block1_conv1"} <= set(tags)
 

@@ -104,6 +104,25 @@ def test_a_run_folder_with_any_name_can_be_resumed(name: str, tmp_path: Path, mo
     assert OverridesParser.create().parse_override(folder).value() == str(tmp_path / name)
 
 
+def test_the_run_to_resume_is_named_by_its_folder_its_checkpoint_or_as_the_latest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", [str(REPOSITORY / "train.py")])
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("new", "old")):
+        run = tmp_path / "outputs" / name
+        (run / ".hydra").mkdir(parents=True)
+        (run / "checkpoints").mkdir()
+        (run / ".hydra" / "config.yaml").write_text("{data: {}, model: {}, trainer: {}, callbacks: {}}")
+        (run / "checkpoints" / "last.ckpt").touch()
+        os.utime(run / "checkpoints" / "last.ckpt", (1000 - number, 1000 - number))
+    for asked in ("outputs/new", "outputs/new/", "outputs/new/checkpoints/last.ckpt", "latest"):
+        assert f"hydra.run.dir='{tmp_path}/outputs/new'" in resume_arguments([f"resume={asked}"])
+    monkeypatch.chdir(tmp_path / "outputs")
+    with pytest.raises(UserError, match="there is no run with a checkpoint below outputs"):
+        resume_arguments(["resume=latest"])
+
+
 def test_only_the_trainer_and_the_place_of_the_data_may_differ_on_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

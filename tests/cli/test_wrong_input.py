@@ -172,6 +172,10 @@ def test_a_logger_whose_package_is_missing_names_the_extra(
             ("model=small_cnn", "visuals=filters", "visuals.filters._target_=builtins.dict"),
             r"filters\._target_=.* builds no .*Visual",
         ),
+        (
+            ("model=small_cnn", "data.image_size=32", "visuals=synthesis", "recipe.size=24"),
+            "none of the chosen visuals can be drawn",
+        ),
         (("model=small_cnn", "model.mean=[.nan]"), r"model\.mean.*numbers"),
         (("model=small_cnn", "model.std=[.inf]"), r"model\.std"),
     ],

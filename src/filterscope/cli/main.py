@@ -25,7 +25,7 @@ from filterscope.cli.error_messages import (
     log_traceback,
     one_line,
 )
-from filterscope.cli.resume_arguments import repeated_arguments, resume_arguments, store_config
+from filterscope.cli.resume_arguments import is_resumed, repeated_arguments, resume_arguments, store_config
 from filterscope.cli.run_folder import claim_folder, unique_dir
 from filterscope.cli.search_path import add_plugin_configs, hide_bases, list_groups, suggest
 from filterscope.cli.sweeps import (
@@ -74,7 +74,8 @@ def report_errors(*, resumable: bool = False) -> Iterator[None]:
         line = describe_error(error)
         if line is None and not _ours:
             raise
-        hint = _resume_hint() if resumable else ""
+        again = isinstance(error, UserError) and is_resumed(_given)  # the same command would fail in the same way
+        hint = _resume_hint() if resumable and not again else ""
         _fail((line or describe_fault(error)) + hint, 2 if line else 1)
 
 

@@ -48,7 +48,7 @@ def resume_arguments(arguments: list[str]) -> list[str]:
             return arguments
         others = [argument for argument in others if _CHANGEABLE.match(argument)]
     else:
-        folder = Path(given[-1].removeprefix("resume=")).expanduser().resolve()
+        folder = _run_folder(given[-1].removeprefix("resume="))
     for argument in others:
         if not _CHANGEABLE.match(argument):
             raise UserError(
@@ -73,8 +73,13 @@ def resume_arguments(arguments: list[str]) -> list[str]:
 
 def repeated_arguments(arguments: list[str]) -> list[str]:
     """Return those of a start's arguments that are to be given again when the run is resumed."""
-    resumed = any(argument.startswith("resume=") and argument != "resume=null" for argument in arguments)
-    return _config_dirs(arguments) + list(filter((_CHANGEABLE if resumed else _OWN).match, arguments))
+    repeated = _CHANGEABLE if is_resumed(arguments) else _OWN
+    return _config_dirs(arguments) + list(filter(repeated.match, arguments))
+
+
+def is_resumed(arguments: list[str]) -> bool:
+    """Return whether a start's arguments name a run to resume."""
+    return any(argument.startswith("resume=") and argument != "resume=null" for argument in arguments)
 
 
 def store_config(raw: dict[str, Any], resolved: dict[str, Any], *, folder: Path, cwd: Path) -> None:
@@ -164,6 +169,19 @@ def quote_path(folder: Path | str) -> str:
     # A backslash is an ordinary character unless a quote follows.
     text = re.sub(r"(\\*)'", r"\1\1\\'", str(folder))
     return "'" + re.sub(r"(\\+)$", r"\1\1", text) + "'"
+
+
+def _run_folder(asked: str) -> Path:
+    """Return the run folder that is meant: the folder, that of its `last.ckpt`, or the newest one for `latest`."""
+    path = Path(asked).expanduser().resolve()
+    if path.is_file() and path.name in ("last.ckpt", "midway.ckpt"):
+        return path.parent.parent
+    if asked == "latest" and not path.exists():
+        found = sorted(Path("outputs").glob("**/checkpoints/last.ckpt"), key=lambda file: file.stat().st_mtime)
+        if not found:
+            raise UserError("resume=latest: there is no run with a checkpoint below outputs")
+        return found[-1].parent.parent.resolve()
+    return path
 
 
 def _config_dirs(arguments: list[str]) -> list[str]:

@@ -37,7 +37,10 @@ def visualize(cfg: dict[str, Any], folder: Path) -> list[str]:
 
     limit_threads()
     subject = from_checkpoint.load_subject(cfg)
-    visuals = factory.supported_visuals(factory.build_visuals(cfg), subject.classifier)
+    chosen = factory.build_visuals(cfg)
+    visuals = factory.supported_visuals(chosen, subject.classifier)
+    if chosen and not visuals:
+        raise UserError("none of the chosen visuals can be drawn of this network, for the reasons above")
     visuals = factory.drawable_visuals(visuals, subject.examples)
     export.check_exportable(subject.classifier, cfg["export"])
     for visual in visuals.values():

@@ -109,7 +109,7 @@ def restored(network: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for buffer, before in buffers:
                 # Not written to without need: a graph of the caller may still use the buffer.
-                if not buffer.is_meta and not torch.equal(buffer, before):
+                if not buffer.is_meta and not _same_values(buffer, before):
                     buffer.copy_(before)
 
 
@@ -189,3 +189,10 @@ def _refill(container: Any, items: list[tuple[Any, Any]]) -> None:
         container.update(item for _, item in items)
     else:
         container.extend(item for _, item in items)
+
+
+def _same_values(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors of one shape are equal, NaN being equal to NaN."""
+    if torch.equal(one, other) or not (one.is_floating_point() and one.shape == other.shape):
+        return torch.equal(one, other)
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())

@@ -97,7 +97,8 @@ class StimulusResponses:
 
     def _at_position(self, outputs: dict[str, Tensor]) -> Tensor:
         position = self.window.position
-        return outputs[self._output][:, :, position, position].float().relu().cpu()
+        # A filter whose values are not finite counts as one that responds to nothing.
+        return outputs[self._output][:, :, position, position].float().relu().cpu().nan_to_num(0.0, 0.0, 0.0)
 
     def _find_window(self, layer: str, size: int) -> StimulusWindow:
         field = receptive_field(self._classifier, layer, size)
