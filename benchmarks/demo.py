@@ -6,8 +6,7 @@ Runs `train.py` with its defaults (or OVERRIDES) in this process and measures ea
 validation before training, training with validation, each visual, writing, checkpoints, and the end of the run. Wall
 time and processor time; on a machine with other work only the latter says something. `--quick` trains for two epochs.
 
-For a processor with AVX2 only, on one with more:
-`ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/demo.py --train=trainer.precision=32-true`
+For a processor with AVX2 only, on one with more: `ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2`.
 """
 
 import functools

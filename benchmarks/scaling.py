@@ -1,13 +1,21 @@
-"""How much slower are two processes of one run than two independent runs?
+"""How do time and memory grow with filters, channels, pixels, images, classes, epochs and processes?
 
-    FILTERSCOPE_REAL=<folder> python benchmarks/scaling.py [--quick] [--json FILE]
+    FILTERSCOPE_REAL=<folder> python benchmarks/scaling.py [--quick] [--json FILE] [--only PARTS] [--picture FILE]
 
+Each point is measured in a process of its own, in processor time and in peak memory beyond that of the smallest point.
+The exponent is the slope between the smallest and the largest point on logarithmic axes: 1 is linear growth, and less
+where a fixed part weighs.
+
+`ranks` is another measurement: how much slower two processes of one run are than two independent runs. It takes
 AlexNet's convolutional part with a new Linear, one thread and 128 images per step and process; both sides run two
 processes at a time, so that they share memory and cores equally. Images are random tensors in memory.
 """
 
+import io
 import json
+import math
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -16,9 +24,156 @@ import time
 from pathlib import Path
 
 import torch
-from report import Report, arguments, real_data
+from report import Report, arguments, processor_time, real_data
+from torch import nn
 
 BATCH = 128
+SIZES = {
+    "filters": (4, 8, 16, 32, 64),
+    "channels": (64, 256, 1024, 4096),
+    "pixels": (64, 128, 256, 512),
+    "images": (2_000, 20_000, 200_000),
+    "classes": (10, 100, 1000, 3000),
+    "epochs": (2, 4, 8, 16),
+}
+WHAT = {
+    "filters": "synthesized filters",
+    "channels": "channels of a judged and drawn layer",
+    "pixels": "side of the training images",
+    "images": "image files that are listed and split",
+    "classes": "classes of a run with its evaluation",
+    "epochs": "epochs of a run with all visuals",
+}
+LARGEST_EXPONENT = {"pixels": 2.1}  # a side counts twice
+
+
+def filters(count: int, _place: Path) -> None:
+    """Synthesize so many filters of AlexNet's second layer."""
+    from filterscope.analysis.synthesis import Recipe, synthesize
+    from filterscope.models import heads
+    from filterscope.models.backbone import torchvision_backbone
+
+    network = heads.linear(torchvision_backbone(name="alexnet", weights=None, allow_random=True), num_classes=10)
+    synthesize(network, "block2_conv1", range(count), recipe=Recipe(objective="channel", size=64, steps=16))
+
+
+def channels(count: int, _place: Path) -> None:
+    """Judge and draw a convolution of so many channels."""
+    import filterscope
+
+    convolutions = nn.Conv2d(3, count, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+    network = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(count, 10))
+    images, labels = torch.rand(64, 3, 16, 16), [i % 10 for i in range(64)]
+    filterscope.look(network, images, visuals=["filters", "activations", "health"], labels=labels)
+
+
+def pixels(side: int, _place: Path) -> None:
+    """Train AlexNet's convolutions for four steps on images of this side."""
+    from filterscope.models.backbone import torchvision_backbone
+
+    network = torchvision_backbone(name="alexnet", weights=None, allow_random=True).network.features
+    for _ in range(4):
+        network(torch.rand(8, 3, side, side)).mean().backward()
+
+
+def images(count: int, place: Path) -> None:
+    """List, label and split so many image files."""
+    from PIL import Image
+
+    from filterscope.data.folder import FolderDataModule
+
+    content = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(content, "PNG")
+    for label in range(10):
+        (place / "set" / str(label)).mkdir(parents=True)
+        for number in range(count // 10):  # bytes behind the image make the files differ
+            (place / "set" / str(label) / f"{number}.png").write_bytes(
+                content.getvalue() + f"{label} {number}".encode()
+            )
+    begun = processor_time()
+    data = FolderDataModule(root=str(place / "set"), image_size=16, num_workers=0)
+    data.setup()
+    next(iter(data.train_dataloader()))
+    print(json.dumps(processor_time() - begun), flush=True)
+
+
+def classes(count: int, place: Path) -> None:
+    """Train a network of so many classes and evaluate it."""
+    from PIL import Image
+
+    for split in ("train", "valid", "test"):
+        for label in range(count):
+            (place / "set" / split / f"{label:04d}").mkdir(parents=True)
+            Image.new("RGB", (24, 24)).save(place / "set" / split / f"{label:04d}" / f"{split}.png")
+    train_tiny(
+        place, "data=folder", f"data.root={place / 'set'}", "trainer.max_epochs=1", "visuals=[health,predictions]"
+    )
+
+
+def epochs(count: int, place: Path) -> None:
+    """Train for so many epochs with all visuals."""
+    train_tiny(place, f"trainer.max_epochs={count}", "data.num_train=200", "data.num_val=60", "data.num_test=20")
+
+
+def train_tiny(place: Path, *overrides: str) -> None:
+    """Run `train.py` with a small network."""
+    from loops import compose
+
+    from filterscope.cli.train import train
+
+    small = ("data.image_size=24", "model=small_cnn", "model.in_channels=3", "recipe.size=24", "recipe.steps=4")
+    silent = ("trainer.enable_progress_bar=false", "trainer.accelerator=cpu", "data.num_workers=0")
+    train(compose(*small, *silent, *overrides), place / "run")
+
+
+POINTS = {each.__name__: each for each in (filters, channels, pixels, images, classes, epochs)}
+
+
+def point(name: str, size: int) -> None:
+    """Measure a point in this process and print its seconds and megabytes."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as place:
+        begun = processor_time()
+        POINTS[name](size, Path(place))
+        took = processor_time() - begun
+    print(json.dumps([took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3]), flush=True)
+
+
+def growth(report: Report, name: str, sizes: tuple[int, ...]) -> list[tuple[int, float, float]]:
+    """Report time and memory for each size, and the exponents."""
+    found = []
+    for size in sizes:
+        command = [sys.executable, str(Path(__file__).resolve()), "--point", name, str(size)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(done.stderr[-2000:])
+        lines = [line for line in done.stdout.splitlines() if line.startswith("[") or line[:1].isdigit()]
+        seconds, megabytes = json.loads(lines[-1])
+        if name == "images":  # without making the files
+            seconds = json.loads(lines[-2])
+        found.append((size, seconds, megabytes))
+        report.add(f"{size:,} {WHAT[name]}: seconds of one core", seconds, megabytes=megabytes)
+        report.add(f"{size:,} {WHAT[name]}: MB", megabytes)
+    (first, took, memory), (last, longest, most) = found[0], found[-1]
+    exponent = math.log(longest / took) / math.log(last / first)
+    report.add(f"{WHAT[name]}: exponent of the time", exponent, at_most=LARGEST_EXPONENT.get(name, 1.1))
+    report.add(f"{WHAT[name]}: more MB, largest less smallest", most - memory)
+    return found
+
+
+def draw(curves: dict[str, list[tuple[int, float, float]]], file: Path) -> None:
+    """Draw time and memory over the sizes, one panel for each part."""
+    from matplotlib import pyplot as plt
+
+    plt.switch_backend("agg")
+    figure, panels = plt.subplots(2, len(curves), figsize=(3 * len(curves), 5), squeeze=False)
+    for column, (name, found) in enumerate(curves.items()):
+        sizes, seconds, megabytes = zip(*found, strict=True)
+        for row, (values, unit) in enumerate(((seconds, "seconds of one core"), (megabytes, "MB"))):
+            panels[row][column].loglog(sizes, values, marker="o")
+            panels[row][column].set(xlabel=WHAT[name], ylabel=unit)
+    figure.tight_layout()
+    figure.savefig(file, dpi=100)
 
 
 def worker(finetune: str, steps: int, out: Path) -> None:
@@ -128,8 +283,30 @@ def main() -> int:
     if sys.argv[1:2] == ["--worker"]:
         worker(sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]))
         return 0
-    options = arguments(__doc__.splitlines()[0])
-    report, steps, repetitions = Report("scaling"), 5 if options.quick else 10, 1 if options.quick else 3
+    if sys.argv[1:2] == ["--point"]:
+        point(sys.argv[2], int(sys.argv[3]))
+        return 0
+    parts = [*POINTS, "ranks"]
+    options = arguments(
+        __doc__.splitlines()[0],
+        only={"default": ",".join(parts), "metavar": "PARTS", "help": f"comma-separated parts of {','.join(parts)}"},
+        picture={"type": Path, "metavar": "FILE", "help": "draw the curves"},
+    )
+    report, curves = Report("scaling"), {}
+    for name in options.only.split(","):
+        if name == "ranks":
+            ranks(report, quick=options.quick)
+        else:
+            sizes = SIZES[name][:-1] if options.quick else SIZES[name]
+            curves[name] = growth(report, name, sizes)
+    if options.picture and curves:
+        draw(curves, options.picture)
+    return 0 if report.show(options.json) else 1
+
+
+def ranks(report: Report, *, quick: bool) -> None:
+    """Compare two processes of one run with two independent runs."""
+    steps, repetitions = (5, 1) if quick else (10, 3)
     for finetune, what, target in (("full", "full", 0.85), ("probe", "frozen trunk", 0.95)):
         pairs = []
         for _ in range(repetitions):
@@ -143,7 +320,6 @@ def main() -> int:
                 f"{what}: share of a step that averaging gradients takes by itself",
                 communication() * apart * share / (2 * BATCH),
             )
-    return 0 if report.show(options.json) else 1
 
 
 if __name__ == "__main__":

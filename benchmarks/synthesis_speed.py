@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from filterscope.analysis.synthesis import Recipe, synthesize
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
+from filterscope.runtime.cores import computes_in_bf16
 
 PIXELS = Recipe(
     objective="channel", parameterization="pixels", jitter=0, scale=0, rotate=0, leaky_slope=0, leaky_steps=0, memory=4
@@ -67,7 +68,7 @@ class Wanted:
 def against_lucent(report: Report, wanted: Wanted, sizes: tuple[int, ...]) -> None:
     """Report how many times more pictures a second come than from torch-lucent: same steps, size and image."""
     modules = {name: (classifier(name), published(name)) for name in ("alexnet", "vgg16")}
-    precisions = ("fp32", "bf16") if torch.cpu._is_avx512_bf16_supported() or torch.cuda.is_available() else ("fp32",)
+    precisions = ("fp32", "bf16") if computes_in_bf16() or torch.cuda.is_available() else ("fp32",)
     for name, layer, recipe, size, count, *targets in (row for row in RIVALRY if row[3] in sizes):
         network, other = modules[name]
         path = find_layer(network.layers, layer).path.removeprefix("backbone.network.")

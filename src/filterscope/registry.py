@@ -6,8 +6,9 @@ packages add their own parts with the same decorator, in a module that they name
 """
 
 from collections.abc import Callable, Iterable
+from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pkgutil import walk_packages
 from typing import Any, Literal, TypeVar, get_args
 
@@ -98,7 +99,7 @@ def load_plugins() -> None:
     Raises:
         UserError: one of them cannot be imported.
     """
-    for plugin in entry_points(group=PLUGINS):
+    for plugin in _plugins():
         if plugin.value in _loaded:
             continue
         _loaded.add(plugin.value)
@@ -106,6 +107,11 @@ def load_plugins() -> None:
             plugin.load()
         except Exception as error:
             raise UserError(f"the plugin {plugin.name} ({plugin.value}) cannot be imported: {error}") from error
+
+
+@cache
+def _plugins() -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group=PLUGINS))  # reads the metadata of all installed packages
 
 
 def target_of(part: Any) -> str:

@@ -96,6 +96,8 @@ def drawn_channels(classifier: Classifier, examples: Examples, images: int | Non
 def test_pictures_of_an_epoch_cost_at_most_their_share_and_fewer_are_drawn_otherwise(
     classifier: Classifier, examples: Examples
 ) -> None:
+    assert drawn_channels(classifier, examples, 10**9) == [2, *[6] * 8]  # random weights have learned nothing
+    classifier.backbone.pretrained = True
     assert drawn_channels(classifier, examples, 10**9) == [6] * 9
     assert drawn_channels(classifier, examples, None) == [6] * 9
     assert drawn_channels(classifier, examples, 1, share=None) == [6] * 9

@@ -17,6 +17,7 @@ from filterscope.config.instantiate import Config, instantiate
 from filterscope.config.options import TRAINER
 from filterscope.data.datamodule import ImageDataModule
 from filterscope.errors import UserError
+from filterscope.runtime.cores import computes_in_bf16
 from filterscope.runtime.malloc import keep_freed_memory
 from filterscope.runtime.processes import ranks
 from filterscope.training.checkpoints import AtomicCheckpointIO, RunCheckpoints
@@ -150,7 +151,7 @@ def seed_everything(seed: int) -> None:
 def precision_for(accelerator: str) -> str:
     """Return `bf16-mixed` if the processor computes in bfloat16, else `32-true`, and log the choice."""
     on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
-    fast = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu._is_avx512_bf16_supported()
+    fast = torch.cuda.is_bf16_supported() if on_gpu else computes_in_bf16()
     choice = "bf16-mixed" if fast else "32-true"
     log.info("precision %s (trainer.precision=auto)", choice)
     return choice

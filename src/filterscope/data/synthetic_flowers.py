@@ -49,7 +49,7 @@ class SyntheticFlowersDataModule(ImageDataModule):
     """
 
     image_size: Annotated[int, Field(ge=16)] = 96
-    num_train: Annotated[int, Field(ge=len(CLASSES), le=MAX_IMAGES)] = 1500
+    num_train: Annotated[int, Field(ge=len(CLASSES), le=MAX_IMAGES)] = 1000
     num_val: Annotated[int, Field(ge=len(CLASSES), le=MAX_IMAGES)] = 300
     num_test: Annotated[int, Field(ge=0, le=MAX_IMAGES)] = 300
 

@@ -30,6 +30,14 @@ def limit_threads() -> None:
         torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
 
 
+def computes_in_bf16() -> bool:
+    """Return whether the processor multiplies in bfloat16, and ATEN_CPU_CAPABILITY lets torch use it."""
+    import torch  # as above
+
+    limited = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+    return not limited and torch.cpu._is_avx512_bf16_supported()
+
+
 def sleep_while_waiting() -> None:
     """Make threads that wait for others go to sleep soon; call this before torch is imported.
 

@@ -52,7 +52,8 @@ class Synthesis(Visual):
     """Draw one grid of feature visualizations per layer: `synthesis/<layer>`.
 
     Every picture is made from noise with all steps of the recipe, so that it shows what the filter of its epoch
-    responds to. All of them are drawn before training and after the last epoch; between, as many as `share` allows.
+    responds to. All of them are drawn after the last epoch, and before the training of a network that has learned
+    something; between, as many as `share` allows. Random weights get `FEWEST` of each layer.
 
     Attributes:
         recipe: how pictures are made.
@@ -96,6 +97,7 @@ class Synthesis(Visual):
             for layer in layers
         }
         notes = {layer: layer_note(classifier, layer, f"synthesis/{layer}", state) for layer in layers}
+        everything = {layer: selected[layer].channels for layer in layers}
         selected = self._affordable(classifier, {n: selected[n] for n in layers if notes[n] is not None}, state)
         due = list(selected)
         known = real_statistics(classifier, due, examples, state)
@@ -107,6 +109,7 @@ class Synthesis(Visual):
         pictures = {}
         for layer in due:
             self._remember(layer, selected[layer].channels, results[layer], state)
+            state.store["synthesis"][layer]["selected"] = everything[layer]
             pictures[f"synthesis/{layer}"] = draw_synthesis(
                 results[layer],
                 selected[layer],
@@ -150,8 +153,11 @@ class Synthesis(Visual):
         self, classifier: Classifier, selected: Mapping[str, FilterSelection], state: VisualState
     ) -> dict[str, FilterSelection]:
         """Return the channels that are drawn in this epoch, the same number of each layer; empty if there are none."""
-        if self.share is None or not state.epoch or state.last or state.epoch_images is None or not selected:
+        if self.share is None or state.last or state.epoch_images is None or not selected:
             return dict(selected)
+        if not state.epoch:
+            pretrained = classifier.backbone.pretrained
+            return {n: each if pretrained else each.first(FEWEST) for n, each in selected.items()}
         size = classifier.image_size or classifier.backbone.image_size
         last = list(classifier.layers)[-1]
         passes = profile_forward(classifier, [[last]], size)[0].modules

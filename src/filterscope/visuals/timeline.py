@@ -97,7 +97,7 @@ class Timeline(Visual):
         return card if state.epoch is not None and state.epoch_images is not None else card | pictures
 
     def _channels(self, classifier: Classifier, layer: str, state: VisualState) -> list[int]:
-        synthesized = state.store.get("synthesis", {}).get(layer, {}).get("channels")
+        synthesized = state.store.get("synthesis", {}).get(layer, {}).get("selected")
         if isinstance(self.channels, int) and synthesized:
             return list(synthesized[: self.channels])
         return channels_of(classifier.layers, layer, self.channels)

@@ -10,6 +10,7 @@ from torch import Tensor
 from filterscope.analysis.synthesis.network import TruncatedNetwork
 from filterscope.analysis.synthesis.parameterization import Parameterization
 from filterscope.analysis.synthesis.recipe import Recipe
+from filterscope.runtime.cores import computes_in_bf16
 
 Score = Callable[[dict[str, Tensor], float], Tensor]
 """Takes the layers' outputs and the slope of ReLUs for negative values; returns the scores `(N,)`."""
@@ -77,8 +78,7 @@ def uses_bf16(recipe: Recipe, device: torch.device) -> bool:
         return recipe.precision == "bf16"
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capable: bool = torch.cpu._is_avx512_bf16_supported()
-    return device.type == "cpu" and capable
+    return device.type == "cpu" and computes_in_bf16()
 
 
 def learning_rate_at(step: int, recipe: Recipe) -> float:
