@@ -49,6 +49,7 @@ FILTER_BYTES = 6_000  # of each filter: its part of the pages, its numbers, its 
 LAYER_BYTES = 60_000  # of each layer: its pages and its part of the overview
 SITE_BYTES = 60_000  # of the style sheet, the script and the overview
 IMAGE_BYTES = 20_000  # of each response image
+DRAFT_IMAGES = 200
 IMAGES_PER_PATCH = 4  # with fewer images, the "top-activating" patches would be nearly all there are
 
 
@@ -64,7 +65,8 @@ class Gallery(Visual):
         layers: names of convolutions; None: all.
         recipes: of the synthesized images, by name.
         samples: images of each filter by each recipe, started from different noise.
-        quality: `draft` makes one image of each filter, by the first recipe, with at most 16 steps and 64 pixels.
+        quality: `draft` makes one image of each filter, by the first recipe, with at most 16 steps and 64 pixels, and
+            measures on at most `DRAFT_IMAGES` images.
         cache: folder of finished images, which are not made again, such as after an interruption; used outside training
             only. None: no cache.
         patches: top-activating patches of each filter.
@@ -173,7 +175,7 @@ class Gallery(Visual):
             return self
         name, recipe = next(iter(self.recipes.items()))
         draft = dataclasses.replace(recipe, steps=min(recipe.steps, 16), size=min(recipe.size, 64))
-        return dataclasses.replace(self, recipes={name: draft}, samples=1)
+        return dataclasses.replace(self, recipes={name: draft}, samples=1, images=min(self.images, DRAFT_IMAGES))
 
     def _shares(self, classifier: Classifier, counts: Mapping[str, int]) -> dict[str, float]:
         """Return the share of each layer in the multiplications of all images."""
