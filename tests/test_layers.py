@@ -34,6 +34,7 @@ LAYERS: dict[str, float] = {
     "analysis.health": 5,
     "analysis.synthesis": 5,
     "analysis.top_patches": 5.5,
+    "analysis.circuits": 5.5,
     "analysis.selectivity": 5.7,
     "visuals.drawing": 6,
     "visuals.output": 7,

@@ -216,6 +216,41 @@ def test_a_copy_of_a_filter_is_its_most_similar_one(classifier: Classifier, many
     assert [facts[3]["similar"][kind][0] for kind in ("kernel", "responses")] == [[6, 1.0], [6, 1.0]]
 
 
+def test_circuits_and_classes_name_the_planted_filters(classifier: Classifier, many: Examples) -> None:
+    classifier.image_size = 32
+    first, second = (classifier.module_of(name) for name in ("block1_conv1", "block2_conv1"))
+    with torch.no_grad():
+        second.weight[7] = 0.001
+        second.weight[7, 3] = -0.5
+        first.bias.fill_(1.0)  # all filters of the first layer are active
+        second.weight[5] = 0.5
+        classifier.head.weight[2, 5] = 9.0
+    site = Gallery(**QUICK)(classifier, many, VisualState())["gallery"]
+    facts = {
+        name: [each["circuit"] for each in _data(site, name)["filters"]] for name in ("block1_conv1", "block2_conv1")
+    }
+    channel, share, sign, sources = facts["block2_conv1"][7]["inputs"][0]
+    assert (channel, round(share, 2), round(sign, 2), sources) == (3, 1, -1, [["block1_conv1", 3]])
+    assert facts["block1_conv1"][3]["users"][0][:2] == ["block2_conv1", 7]
+    assert facts["block2_conv1"][5]["head"][0] == [2, 9.0]
+    evidence = json.loads(site.files["gallery.json"])["evidence"]
+    assert (evidence["layer"], evidence["exact"]) == ("block2_conv1", True)
+    assert [image["classes"][2]["for"][0][0] for image in evidence["images"]] == [5, 5]
+    assert evidence["means"][2]["images"] == 3
+    assert evidence["means"][2]["for"][0][0] == 5
+    assert _data(site, "block2_conv1")["before"] == "block1_conv1"
+    assert {"input0", "expanded0"} <= set(_data(site, "block2_conv1")["layout"]["places"])
+    assert "input0" not in _data(site, "block1_conv1")["layout"]["places"]  # its inputs are the image
+
+
+def test_a_network_without_classes_has_no_page_of_classes(classifier: Classifier, many: Examples) -> None:
+    features = Classifier(classifier.backbone, nn.Identity(), num_classes=12)
+    features.image_size = 32
+    site = Gallery(**QUICK)(features, many, VisualState())["gallery"]
+    assert "classes.html" not in site.files
+    assert "classes.html" not in site.files["index.html"].decode()
+
+
 def test_without_images_the_site_says_so_and_shows_the_rest(classifier: Classifier) -> None:
     classifier.image_size = 32
     nothing = Examples(images=torch.empty(0, 3, 32, 32))

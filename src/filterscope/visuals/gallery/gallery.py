@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from filterscope.analysis.activations import activations
+from filterscope.analysis.circuits import trace_inputs
 from filterscope.analysis.synthesis import (
     ActivationStatistics,
     Job,
@@ -22,7 +23,7 @@ from filterscope.analysis.synthesis import (
     synthesize_all,
 )
 from filterscope.analysis.synthesis.network import profile_forward
-from filterscope.analysis.top_patches import measure_responses
+from filterscope.analysis.top_patches import TopResponses, measure_responses
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
@@ -32,7 +33,8 @@ from filterscope.visuals.concepts import find_class_words
 from filterscope.visuals.drawing.tiles import photo
 from filterscope.visuals.filter_selection import convolution_names
 from filterscope.visuals.filter_words import known_words
-from filterscope.visuals.gallery.layer_page import LayerFindings, LayerPage, SampleSet, build_layer_page
+from filterscope.visuals.gallery.circuit import class_evidence, layer_circuits
+from filterscope.visuals.gallery.layer_page import LayerFindings, LayerPage, SampleSet, build_layer_page, most_active
 from filterscope.visuals.gallery.pages import Info, build_site
 from filterscope.visuals.health.findings import filter_facts
 from filterscope.visuals.health.health import Health
@@ -220,6 +222,9 @@ def draw_gallery(
     for name, measured in top.items():
         find_class_words(name, measured.responses, real, outside, seed=gallery.seed)
     shown = examples.images[: gallery.response_images]
+    active = _find_active(classifier, shown, list(counts), top)
+    inputs = trace_inputs(classifier)
+    circuits = layer_circuits(classifier, inputs, list(counts))
     pages, done, total = [], 0, sum(counts.values())
     shares, before = gallery._shares(classifier, counts), 0.0
     with progress_bar("gallery:", state) as progress:
@@ -232,6 +237,8 @@ def draw_gallery(
                 maps=activations(classifier, shown, [name])[name] if len(shown) else None,
                 health=filter_facts(state.store.get("health", {}).get(name, {}), count),
                 history=history.get(name, {}),
+                circuit=circuits[name],
+                active=active[name],
                 words=known_words(outside, name),
             )
             pages.append(build_layer_page(classifier, name, findings, real, max_bytes=max_bytes))
@@ -244,6 +251,7 @@ def draw_gallery(
         "best": _shown_metrics(state),
         "metrics": state.store.get("metrics", {}),
         "classes": list(examples.class_names or classifier.class_names),
+        "evidence": class_evidence(classifier, inputs.get("head"), shown, real),
         "images": len(real),
         "images_hash": _hash(real.images),
         "has_labels": real.labels is not None,
@@ -255,6 +263,18 @@ def draw_gallery(
         "max_megabytes": gallery.max_megabytes,
     }
     return pages, info
+
+
+def _find_active(
+    classifier: Classifier, images: Tensor, layers: Sequence[str], top: Mapping[str, TopResponses]
+) -> dict[str, list[list[int]]]:
+    """Return the filters of each layer that are most active on each image, compared with their responses to others."""
+    if not len(images):
+        return {name: [] for name in layers}
+    found = measure_responses(classifier, images, layers, after_norm=True)
+    peaks = {name: each.largest.clamp_min(0) for name, each in found.items()}
+    usual = {name: top[name].largest if name in top else each for name, each in peaks.items()}
+    return {name: most_active(each, usual[name].clamp_min(0).mean(0)) for name, each in peaks.items()}
 
 
 def _shown_metrics(state: VisualState) -> dict[str, float]:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from filterscope.analysis.filters import kernels, strongest_inputs
+from filterscope.analysis.filters import kernels
 from filterscope.analysis.health.verdict import Verdict
 from filterscope.analysis.top_patches import ReceptiveField, TopResponses, cut_patch, receptive_field
 from filterscope.models.classifier import Classifier
@@ -19,6 +19,7 @@ from filterscope.visuals.drawing.grid import Pixels
 from filterscope.visuals.drawing.tiles import coloured_maps, photo, signed, small_kernels
 from filterscope.visuals.filter_words import FilterWords
 from filterscope.visuals.filters import filter_tiles
+from filterscope.visuals.gallery.circuit import LayerCircuit
 from filterscope.visuals.gallery.sprites import SpriteLayout, draw_atlas, encode_webp, layout_rows
 from filterscope.visuals.health.findings import rounded
 from filterscope.visuals.visual import Examples, example_name
@@ -54,6 +55,8 @@ class LayerFindings:
         maps: feature maps of the response images, `(images, filters, h, w)`; None: no images.
         health: verdict, reason and measures of each filter, as plain data.
         history: the records of the `history` visual by epoch.
+        circuit: the connections of the filters.
+        active: the filters that respond most to each response image, compared with their responses to all images.
         words: what the filters detect, in words; None: not known.
     """
 
@@ -63,6 +66,8 @@ class LayerFindings:
     maps: Tensor | None
     health: Sequence[Mapping[str, Any]]
     history: Mapping[int, Mapping[str, Any]]
+    circuit: LayerCircuit
+    active: Sequence[Sequence[int]]
     words: FilterWords | None = None
 
     @property
@@ -80,6 +85,7 @@ class LayerFindings:
                 {"kernel": (KERNEL, KERNEL), **{f"sample{k}": (SAMPLE, SAMPLE) for k in range(len(self.samples))}},
                 {f"patch{k}": (PATCH, PATCH) for k in range(patches)},
                 {f"response{k}": (RESPONSE, RESPONSE) for k in range(maps)},
+                *self.circuit.rows,
                 *({f"{kind}@{place}": (EPOCH, EPOCH) for place in range(len(self.history))} for kind in kinds),
             ]
         )
@@ -101,6 +107,7 @@ class LayerFindings:
                 tiles[f"patch{k}"] = photo(patch, PATCH)
         if self.maps is not None:
             tiles |= {f"response{k}": signed(maps[i], RESPONSE) for k, maps in enumerate(self.maps)}
+        tiles |= self.circuit.tiles(i)
         for place, epoch in enumerate(self.epochs):
             record = self.history[epoch]
             tiles[f"kernel@{place}"] = _photo(record["kernel"][i].permute(2, 0, 1), EPOCH)
@@ -119,6 +126,7 @@ class LayerFindings:
         captions = [[example_name(examples, source), rounded(v, 3)] for source, v in zip(sources, largest, strict=True)]
         return {
             **self.health[i],
+            "circuit": self.circuit.facts[i],
             "sentence": self.words.sentences[i] if self.words else "",
             "samples": [samples.captions[i] for samples in self.samples],
             "patches": captions,
@@ -145,6 +153,7 @@ class LayerPage:
         sheets: the sprite sheet of each filter.
         responses: the mean responses of all filters to real images, `(images, filters)`; None: too few images.
         active: the filters that respond most to each response image, compared with their responses to all images.
+        circuit: the connections of the filters.
         facts: texts and numbers of each filter, plain data.
         overview: the filters that the overview shows, and their synthesized images.
     """
@@ -161,6 +170,7 @@ class LayerPage:
     sheets: Sequence[bytes]
     responses: Tensor | None
     active: Sequence[Sequence[int]]
+    circuit: LayerCircuit
     facts: Sequence[Mapping[str, Any]]
     overview: Mapping[int, Pixels]
 
@@ -207,7 +217,6 @@ def build_layer_page(
     size = examples.images.shape[-1] if len(examples) else classifier.image_size or classifier.backbone.image_size
     field = receptive_field(classifier, name, size)
     layout = findings.layout()
-    strongest = strongest_inputs(weights, 3).tolist() if drawing == "shared" else [[]] * count
     classes = preferred_classes(findings.top.responses, examples.labels) if findings.top else [[]] * count
     best = findings.top.best(findings.patches).T.tolist() if findings.top else [[]] * count
     kernel_tiles = filter_tiles(weights, KERNEL)[0]
@@ -223,7 +232,6 @@ def build_layer_page(
             findings.facts(i, sources, examples)
             | {
                 "classes": classes[i],
-                "strongest_inputs": strongest[i],
                 "similar": {kind: each[i] for kind, each in similar.items()},
             }
         )
@@ -237,7 +245,7 @@ def build_layer_page(
         atlases["patches"] = encode_webp(draw_atlas(patches), int(SHARE_OF_PATCHES * max_bytes * count))
     return LayerPage(
         name=name,
-        slug=re.sub(r"[^A-Za-z0-9_.-]", "-", name).strip(".") or "layer",
+        slug=file_name(name),
         kernel=f"{height}×{width}, {inputs} input{'s' * (inputs > 1)}",
         drawing=drawing,
         field=field.side,
@@ -247,10 +255,16 @@ def build_layer_page(
         history=_history_atlases(findings, count, max_bytes=SHARE_OF_HISTORY * max_bytes * count),
         sheets=sheets,
         responses=findings.top.responses if findings.top else None,
-        active=_most_active(findings),
+        active=findings.active,
+        circuit=findings.circuit,
         facts=facts,
         overview={i: _photo(samples[i], THUMBNAIL) for i in _best_filters(facts, OVERVIEW_FILTERS)},
     )
+
+
+def file_name(layer: str) -> str:
+    """Return the name of a layer as a file name."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", layer).strip(".") or "layer"
 
 
 def preferred_classes(responses: Tensor, labels: Tensor | None, most: int = 5) -> list[list[tuple[int, float]]]:
@@ -268,6 +282,18 @@ def preferred_classes(responses: Tensor, labels: Tensor | None, most: int = 5) -
     best = (means / responses.mean(0).clamp_min(1e-12)).topk(min(most, len(classes)), dim=0)
     rows = zip(classes[best.indices].T.tolist(), best.values.T.tolist(), strict=True)
     return [[(c, float(f"{v:.3g}")) for c, v in zip(*row, strict=True) if v > 1.05] for row in rows]
+
+
+def most_active(peaks: Tensor, usual: Tensor, count: int = 8) -> list[list[int]]:
+    """Return for each image the filters whose largest response stands out most from their usual one.
+
+    Args:
+        peaks: the largest responses to the images, `(images, filters)`, not negative.
+        usual: the mean largest responses to many images, `(filters,)`.
+        count: the number of filters.
+    """
+    best = (peaks / usual.clamp_min(1e-12)).topk(min(count, peaks.shape[1]), dim=1).indices
+    return [[i for i in row if peaks[k, i] > 0] for k, row in enumerate(best.tolist())]
 
 
 def similar_filters(weights: Tensor, top: TopResponses | None) -> dict[str, list[list[tuple[int, float]]]]:
@@ -294,16 +320,6 @@ def similar_filters(weights: Tensor, top: TopResponses | None) -> dict[str, list
             for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
     return found
-
-
-def _most_active(findings: LayerFindings, count: int = 8) -> list[list[int]]:
-    """Return for each response image the filters whose largest response stands out most from that to all images."""
-    if findings.maps is None:
-        return []
-    peaks = torch.stack([each.flatten(1).amax(1) for each in findings.maps]).clamp_min(0)
-    usual = findings.top.largest.clamp_min(0).mean(0) if findings.top else peaks.mean(0)
-    best = (peaks / usual.clamp_min(1e-12)).topk(min(count, peaks.shape[1]), dim=1).indices
-    return [[i for i in row if peaks[k, i] > 0] for k, row in enumerate(best.tolist())]
 
 
 def _history_atlases(findings: LayerFindings, count: int, *, max_bytes: float) -> dict[str, bytes]:

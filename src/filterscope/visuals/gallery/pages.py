@@ -50,12 +50,16 @@ def build_site(pages: Sequence[LayerPage], info: Info) -> Site:
     content["data/epochs.js"] = script_file("filterscopeEpochs", _epochs(pages, info))
     content["data/search.js"] = script_file("filterscopeSearch", _search_index(pages, info))
     content[MANIFEST] = json.dumps(_manifest(pages, info), ensure_ascii=False).encode()
+    if info["evidence"]:
+        content["data/classes.js"] = script_file("filterscopeClasses", _class_data(pages, info))
+        content["classes.html"] = page_html("classes.html.j2", info=info, evidence=info["evidence"])
+    links = {page.name: [page.slug, len(page.facts)] for page in pages}
     for i, page in enumerate(pages):
         neighbours = {
             "previous": pages[i - 1] if i else None,
             "following": pages[i + 1] if i + 1 < len(pages) else None,
         }
-        content |= page.files | _layer_files(page, info, neighbours)
+        content |= page.files | _layer_files(page, info, links, neighbours)
     context = {
         "pages": pages,
         "info": info,
@@ -73,7 +77,9 @@ def build_site(pages: Sequence[LayerPage], info: Info) -> Site:
     return Site(files=content, description=text)
 
 
-def _layer_files(page: LayerPage, info: Info, neighbours: Mapping[str, LayerPage | None]) -> dict[str, bytes]:
+def _layer_files(
+    page: LayerPage, info: Info, links: Mapping[str, Any], neighbours: Mapping[str, LayerPage | None]
+) -> dict[str, bytes]:
     """Return the pages and the data of a layer by their path below the site."""
     context = {"page": page, "info": info, **neighbours}
     data = {
@@ -84,6 +90,10 @@ def _layer_files(page: LayerPage, info: Info, neighbours: Mapping[str, LayerPage
         "epochs": list(page.epochs),
         "classes": list(info["classes"]),
         "images": list(info["response_names"]),
+        "links": links,
+        "before": page.circuit.before,
+        "image_inputs": page.circuit.image,
+        "logits": info["evidence"]["classes"] if info["evidence"] else [],
         "filters": page.facts,
     }
     return {
@@ -110,6 +120,7 @@ def _manifest(pages: Sequence[LayerPage], info: Info) -> dict[str, Any]:
         "made_by": MADE_BY,
         **{key: info[key] for key in ("title", "network", "run", "best", "metrics", "classes", "recipes")},
         "images_hash": info["images_hash"],
+        "evidence": info["evidence"],
         "layers": [
             {
                 "name": page.name,
@@ -135,6 +146,19 @@ def _epochs(pages: Sequence[LayerPage], info: Info) -> dict[str, Any]:
     }
 
 
+def _class_data(pages: Sequence[LayerPage], info: Info) -> dict[str, Any]:
+    """Return what the page of the classes shows, with the places of the pictures."""
+    shown = next((page for page in pages if page.name == info["evidence"]["layer"]), None)
+    place = {"slug": shown.slug, "count": len(shown.facts), "responses": _response_places(shown)} if shown else {}
+    return {**info["evidence"], **place, "names": list(info["response_names"])}
+
+
+def _response_places(page: LayerPage) -> list[tuple[int, int, int, int]]:
+    """Return where the responses to the response images are in the sprite sheets of a layer."""
+    names = [name for name in page.layout.places if name.startswith("response") and "@" not in name]
+    return [page.layout.places[name] for name in names]
+
+
 def _search_index(pages: Sequence[LayerPage], info: Info) -> dict[str, Any]:
     """Return what the search of the overview knows: the verdict, the classes and the words of every filter."""
     words = ["", *Verdict]
@@ -149,6 +173,7 @@ def _search_index(pages: Sequence[LayerPage], info: Info) -> dict[str, Any]:
                     [words.index(each["verdict"]), each["classes"], each.get("sentence", "")] for each in page.facts
                 ],
                 "active": page.active,
+                "responses": _response_places(page),
             }
             for page in pages
         ],

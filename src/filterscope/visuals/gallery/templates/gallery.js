@@ -17,6 +17,61 @@ function tilePosition(count, i) {
   return `${(100 * (i % columns)) / Math.max(columns - 1, 1)}% ${(100 * Math.floor(i / columns)) / Math.max(rows - 1, 1)}%`;
 }
 
+// A synthesized picture of a filter; `root` leads to the folder of the gallery.
+function thumbnail(root, slug, count, number) {
+  const made = element("span", "", "sprite"), columns = Math.ceil(Math.sqrt(count));
+  made.style.backgroundImage = `url("${root}atlas/${encodeURIComponent(slug)}-synthesis.webp")`;
+  made.style.backgroundSize = `${100 * columns}% ${100 * Math.ceil(count / columns)}%`;
+  made.style.backgroundPosition = tilePosition(count, number);
+  return made;
+}
+
+function filterAddress(root, slug, number) {
+  return `${root}filters/${encodeURIComponent(slug)}.html#${number}`;
+}
+
+// The pictures of a filter, as an image; its file calls filterscopeSheet.
+const sheets = new Map();
+function loadSheet(root, slug, number) {
+  const key = `${slug}/${number}`;
+  if (!sheets.has(key)) {
+    sheets.set(key, new Promise((done) => {
+      const script = element("script");
+      script.src = `${root}sprites/${encodeURIComponent(slug)}/${number}.js`;
+      script.filterscopeDone = done;
+      script.addEventListener("load", () => script.remove());
+      document.head.append(script);
+    }));
+    if (sheets.size > 200) sheets.delete(sheets.keys().next().value);
+  }
+  return sheets.get(key);
+}
+window.filterscopeSheet = (number, url) => {
+  const image = new Image(), done = document.currentScript.filterscopeDone;
+  image.src = url;
+  image.decode().then(() => done(image));
+};
+
+// A part of a sheet as a data URL, so that it can be enlarged, saved and copied.
+function cutOut(sheet, [left, top, width, height]) {
+  const canvas = element("canvas");
+  [canvas.width, canvas.height] = [width, height];
+  canvas.getContext("2d").drawImage(sheet, left, top, width, height, 0, 0, width, height);
+  return canvas.toDataURL();
+}
+
+// An image of a filter's response that appears when its sheet is there.
+function responseImage(root, slug, number, place, label) {
+  const image = element("img");
+  image.alt = label;
+  image.src = "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA=";
+  loadSheet(root, slug, number).then((sheet) => { image.src = cutOut(sheet, place); });
+  return image;
+}
+
+const percent = (share) => `${Math.max(1, Math.round(100 * share))} %`;
+const signWords = (sign) => (Math.abs(sign) < 0.3 ? "weights of both signs" : sign > 0 ? "mostly positive" : "mostly negative");
+
 function showVerdict(place, word) {
   place.textContent = word || "not judged";
   place.className = `verdict ${word}`;
@@ -362,27 +417,27 @@ function search() {
     const asked = words.value.toLowerCase().split(/\s+/).filter(Boolean), chosen = images.find((each) => each.checked);
     if (!asked.length && !(label && label.value) && !chosen) return null;
     const hits = [];
-    index.layers.forEach((layer, at) => {
+    index.layers.forEach((layer) => {
       const numbers = chosen ? layer.active[chosen.value] || [] : layer.filters.keys();
       for (const number of numbers) {
         const facts = layer.filters[number], known = text(layer, number, facts).split(/\s+/);
         const says = (word) => (/^\d+$/.test(word) ? String(number) === word : known.some((each) => each.includes(word)));
         if (!asked.every(says)) continue;
         const [, multiple] = label && label.value ? facts[1].find(([each]) => String(each) === label.value) || [0, 0] : [0, 1];
-        if (multiple) hits.push({ layer, at, number, multiple, verdict: index.words[facts[0]] });
+        if (multiple) hits.push({ layer, number, multiple, verdict: index.words[facts[0]] });
       }
     });
     return label && label.value ? hits.sort((a, b) => b.multiple - a.multiple) : hits;
   }
 
   function show() {
-    const hits = found();
+    const hits = found(), chosen = images.find((each) => each.checked);
     byId("found").replaceChildren(...(hits || []).slice(0, most).map((hit) => {
-      const item = element("li"), link = element("a"), picture = element("span", "", `sprite found-${hit.at}`);
-      link.href = `filters/${encodeURIComponent(hit.layer.slug)}.html#${hit.number}`;
-      picture.style.backgroundPosition = tilePosition(hit.layer.filters.length, hit.number);
-      const strength = label && label.value ? ` ${hit.multiple}×` : "";
-      link.append(picture, element("span", `${hit.layer.name} ${hit.number}${strength}`), element("span", hit.verdict, `verdict ${hit.verdict}`));
+      const item = element("li"), link = element("a"), { slug, name, responses } = hit.layer, strength = label && label.value ? ` ${hit.multiple}×` : "";
+      link.href = filterAddress("", slug, hit.number);
+      link.append(thumbnail("", slug, hit.layer.filters.length, hit.number));
+      if (chosen) link.append(responseImage("", slug, hit.number, responses[chosen.value], `response of ${name} ${hit.number} to the image`));
+      link.append(element("span", `${name} ${hit.number}${strength}`), element("span", hit.verdict, `verdict ${hit.verdict}`));
       item.append(link);
       return item;
     }));
@@ -399,26 +454,25 @@ function filter() {
   const SYNTHESIZED = "image synthesized to activate it";
   let current = 0, sheet = null, cut = new Map();
 
-  // Pictures are cut out of the filter's sheet, so that each can be enlarged, saved and copied.
   function picture(name) {
-    if (!cut.has(name)) {
-      const [left, top, width, height] = layout.places[name], canvas = element("canvas");
-      [canvas.width, canvas.height] = [width, height];
-      canvas.getContext("2d").drawImage(sheet, left, top, width, height, 0, 0, width, height);
-      cut.set(name, canvas.toDataURL());
-    }
+    if (!cut.has(name)) cut.set(name, cutOut(sheet, layout.places[name]));
     return cut.get(name);
   }
 
-  function figure(name, label, caption) {
-    const made = element("figure"), button = element("button", "", "enlarge"), image = element("img");
+  function enlargeable(name, label, caption) {
+    const button = element("button", "", "enlarge"), image = element("img");
     image.src = picture(name);
     image.alt = label;
     button.type = "button";
     button.title = "enlarge";
     button.append(image);
     button.addEventListener("click", () => enlarge(image, `${data.layer}, filter ${current}: ${caption}`, name));
-    made.append(button, element("figcaption", caption));
+    return button;
+  }
+
+  function figure(name, label, caption) {
+    const made = element("figure");
+    made.append(enlargeable(name, label, caption), element("figcaption", caption));
     return made;
   }
 
@@ -437,14 +491,13 @@ function filter() {
   }
 
   function showSamples(facts) {
-    const inputs = facts.strongest_inputs.length ? `kernel; inputs ${facts.strongest_inputs.join(", ")}` : "kernel";
     const counts = new Map();
     const samples = data.recipes.map((recipe, k) => {
       counts.set(recipe, (counts.get(recipe) || 0) + 1);
       const label = `synthesized image ${counts.get(recipe)}, recipe ${recipe}`;
       return figure(`sample${k}`, label, `${recipe}: ${facts.samples[k]}`);
     });
-    fill("samples", [figure("kernel", "kernel", inputs), ...samples]);
+    fill("samples", [figure("kernel", "kernel", "kernel"), ...samples]);
     byId("sentence").textContent = facts.sentence || "";
   }
 
@@ -485,10 +538,9 @@ function filter() {
     fill("similar", Object.entries(facts.similar).filter(([, near]) => near.length).flatMap(([kind, near]) => {
       const list = element("ul", "", "found");
       list.append(...near.map(([number, likeness]) => {
-        const item = element("li"), link = element("a"), thumbnail = element("span", "", "sprite near");
+        const item = element("li"), link = element("a");
         link.href = address(number, readAddress().view);
-        thumbnail.style.backgroundPosition = tilePosition(filters.length, number);
-        link.append(thumbnail, element("span", `filter ${number}: ${likeness}`));
+        link.append(thumbnail("../", data.slug, filters.length, number), element("span", `filter ${number}: ${likeness}`));
         item.append(link);
         return item;
       }));
@@ -497,23 +549,56 @@ function filter() {
     if (byId("similar") && !byId("similar").children.length) byId("similar").textContent = "No filter is similar.";
   }
 
+  // A link to a filter of any layer of the gallery; only its name if the gallery does not show that layer.
+  function filterLink([layer, number], withPicture = false) {
+    const [slug, count] = data.links[layer] || [], link = element(slug ? "a" : "span", withPicture ? "" : `${layer} ${number}`);
+    if (slug) link.href = filterAddress("../", slug, number);
+    if (slug && withPicture) {
+      link.append(thumbnail("../", slug, count, number));
+      link.setAttribute("aria-label", `${layer}, filter ${number}`);
+    }
+    return link;
+  }
+
+  const inputName = (channel, sources) => (sources.length ? sources.map(([layer, number]) => `${layer} ${number}`).join(" + ") : `input ${channel}`);
+
+  function showInputs(facts) {
+    fill("inputs", facts.circuit.inputs.map(([channel, share, sign, sources], k) => {
+      const item = element("li"), both = element("div", "", "both"), name = inputName(channel, sources);
+      both.append(enlargeable(`input${k}`, `slice of the kernel for ${name}`, `slice of the kernel for ${name}`));
+      if (sources.length) both.append(filterLink(sources.at(-1), true));
+      item.append(both, ...sources.slice(-4).flatMap((each, at) => [at ? " + " : "", filterLink(each)]));
+      if (!sources.length) item.append(name);
+      if (sources.length > 4) item.append(` + ${sources.length - 4} more`);
+      item.append(`: ${percent(share)}, ${signWords(sign)}`);
+      return item;
+    }));
+    const names = facts.circuit.expanded.map(([channel, sources]) => inputName(channel, sources));
+    const labels = names.length ? names : ["weights of the pixels"];
+    fill("expanded", "expanded0" in layout.places ? labels.map((name, k) => figure(`expanded${k}`, `expanded weights: ${name}`, name)) : []);
+  }
+
+  function showUsers(facts) {
+    fill("users", facts.circuit.users.map(([layer, number, share, sign]) => {
+      const item = element("li"), link = filterLink([layer, number], true), text = element("span");
+      text.append(filterLink([layer, number]), `: ${percent(share)} of its weights, ${signWords(sign)}`);
+      item.append(link, text);
+      return item;
+    }));
+    const weights = facts.circuit.head.map(([label, weight]) => `${data.logits[label] || `class ${label}`} ${weight > 0 ? "+" : ""}${weight}`);
+    byId("users-note").textContent = (facts.circuit.users.length ? "The share that this filter has in their squared weights. " : "")
+      + (weights.length ? `The classes that the head weighs it most for and against: ${weights.join(", ")}.` : "");
+    byId("users-card").hidden = !facts.circuit.users.length && !weights.length;
+  }
+
   function showPictures(facts) {
     cut = new Map();
+    showInputs(facts);
     showSamples(facts);
     showPatches(facts);
     showResponse();
     showEpoch();
   }
-
-  window.filterscopeSheet = (number, url) => {
-    const image = new Image();
-    image.src = url;
-    image.decode().then(() => {
-      if (number !== current) return;
-      sheet = image;
-      showPictures(filters[current]);
-    });
-  };
 
   function show() {
     const { number, view } = readAddress();
@@ -535,10 +620,13 @@ function filter() {
     }
     showClasses(facts);
     showSimilar(facts);
-    const script = element("script");
-    script.src = `../sprites/${encodeURIComponent(data.slug)}/${current}.js`;
-    script.addEventListener("load", () => script.remove());
-    document.head.append(script);
+    showUsers(facts);
+    const asked = current;
+    loadSheet("../", data.slug, current).then((image) => {
+      if (asked !== current) return;
+      sheet = image;
+      showPictures(facts);
+    });
   }
 
   addEventListener("hashchange", show);
@@ -563,4 +651,53 @@ function filter() {
   show();
 }
 
-({ overview, runs: orderRuns, layer: grid, compare: grid, filter })[document.body.dataset.page]?.();
+// The page of the classes: the filters that speak for and against a class, on an image or on the mean of its images.
+function classes() {
+  const data = window.filterscopeClasses, label = byId("class"), choices = [...document.querySelectorAll("input[name=image]")];
+
+  function rows(id, values, image) {
+    const largest = Math.max(...values.map(([, value]) => Math.abs(value)), 1e-12), sign = id === "for" ? "+" : "−";
+    byId(id).replaceChildren(...values.map(([number, value]) => {
+      const item = element("li"), link = element(data.slug ? "a" : "span"), both = element("span", "", "both"), meter = element("span", "", "meter");
+      if (data.slug) {
+        link.href = filterAddress("", data.slug, number);
+        both.append(thumbnail("", data.slug, data.count, number));
+        if (image !== "mean") both.append(responseImage("", data.slug, number, data.responses[image], `response of filter ${number}`));
+        link.append(both);
+      }
+      link.append(`filter ${number}`);
+      meter.style.width = `${(100 * Math.abs(value)) / largest}%`;
+      item.append(link, `: ${sign}${value}`, meter);
+      return item;
+    }));
+    if (!values.length) byId(id).append(element("li", "no filter"));
+  }
+
+  function show() {
+    const image = choices.find((each) => each.checked).value, chosen = Number(label.value), name = data.classes[chosen];
+    const found = image === "mean" ? data.means[chosen] : data.images[image].classes[chosen];
+    for (const each of document.querySelectorAll(".chosen")) each.textContent = name;
+    rows("for", found ? found.for : [], image);
+    rows("against", found ? found.against : [], image);
+    let text = found ? `The mean of ${found.images} images of ${name}.` : `There are no images of ${name}.`;
+    if (image !== "mean") {
+      const { logits } = data.images[image], order = [...logits.keys()].sort((a, b) => logits[b] - logits[a]).slice(0, 3);
+      text = logits.length ? `Logit of ${name}: ${logits[chosen]}. Largest logits: ${order.map((each) => `${data.classes[each]} ${logits[each]}`).join(", ")}.` : "";
+    }
+    byId("status").textContent = text;
+    history.replaceState(null, "", `#class=${chosen}&image=${image}`);
+  }
+
+  function read() {
+    const parts = new URLSearchParams(location.hash.slice(1)), asked = choices.find((each) => each.value === parts.get("image"));
+    if (label.querySelector(`option[value="${Number(parts.get("class"))}"]`)) label.value = Number(parts.get("class"));
+    (asked || choices[0]).checked = true;
+    show();
+  }
+  for (const control of [label, ...choices]) control.addEventListener("input", show);
+  document.querySelector("form").addEventListener("submit", (event) => event.preventDefault());
+  addEventListener("hashchange", read);
+  read();
+}
+
+({ overview, classes, runs: orderRuns, layer: grid, compare: grid, filter })[document.body.dataset.page]?.();

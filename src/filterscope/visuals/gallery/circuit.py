@@ -1,0 +1,245 @@
+"""The circuit around each filter as the pages show it: inputs, filters that use it, classes, expanded weights."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from filterscope.analysis.circuits import Filter, LayerInputs, class_contributions, expanded_weights, kernel_shares
+from filterscope.analysis.filters import kernels
+from filterscope.models.classifier import Classifier
+from filterscope.visuals.drawing.grid import Pixels
+from filterscope.visuals.drawing.tiles import kernel, signed
+from filterscope.visuals.visual import Examples
+
+INPUTS, USERS, EXPANDED, CLASSES = 4, 6, 3, 3  # shown of each filter
+EVIDENCE = 8  # filters for and against a class that its page shows
+SLICE, EXPANDED_IMAGE = 72, 128  # sides of tiles in pixels
+CLASS_IMAGES = 300  # images at most that the means of the classes are computed on
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCircuit:
+    """The connections of all filters of a layer.
+
+    Attributes:
+        facts: of each filter, plain data: `inputs` as `[channel, share of the squared weights, sign, filters]`, `users`
+            as `[layer, filter, share, sign]`, `expanded` as `[channel, filters]`, `head` as `[class, weight]`. Signs
+            are the sum of the weights over the sum of their absolute values.
+        slices: the slices of each kernel for these inputs, `(filters, inputs, kh, kw)`.
+        expanded: the weights of each filter multiplied out with those of the layer before it: an image
+            `(filters, 1 or 3, h, w)`, or slices of the largest ones `(filters, slices, h, w)`; None: not shown.
+        in_pixels: whether `expanded` is an image.
+        before: the layer that was multiplied out.
+        sums: layers whose outputs are added up in the inputs; empty if each input is one filter.
+        known: whether it could be told what the inputs are.
+        image: whether they are the channels of the image.
+    """
+
+    facts: Sequence[Mapping[str, Any]]
+    slices: Tensor
+    expanded: Tensor | None
+    in_pixels: bool
+    before: str
+    sums: Sequence[str]
+    known: bool
+    image: bool
+
+    @property
+    def rows(self) -> list[dict[str, tuple[int, int]]]:
+        """The rows of a sprite sheet that these tiles need."""
+        count = 0 if self.image else self.slices.shape[1]
+        rows = [{f"input{k}": (SLICE, SLICE) for k in range(count)}]
+        if self.expanded is not None and self.in_pixels:
+            rows.append({"expanded0": (EXPANDED_IMAGE, EXPANDED_IMAGE)})
+        elif self.expanded is not None:
+            rows.append({f"expanded{k}": (SLICE, SLICE) for k in range(self.expanded.shape[1])})
+        return [row for row in rows if row]
+
+    def tiles(self, i: int) -> dict[str, Pixels]:
+        """Return the tiles of filter `i`; slices of a filter have one scale."""
+        tiles: dict[str, Pixels] = {}
+        if not self.image:
+            largest = float(self.slices[i].abs().max())
+            tiles |= {f"input{k}": signed(each, SLICE, largest=largest) for k, each in enumerate(self.slices[i])}
+        if self.expanded is not None and self.in_pixels:
+            tiles["expanded0"] = kernel(self.expanded[i], EXPANDED_IMAGE)
+        elif self.expanded is not None:
+            largest = float(self.expanded[i].abs().max())
+            tiles |= {f"expanded{k}": signed(each, SLICE, largest=largest) for k, each in enumerate(self.expanded[i])}
+        return tiles
+
+
+def layer_circuits(
+    classifier: Classifier, inputs: Mapping[str, LayerInputs], layers: Sequence[str]
+) -> dict[str, LayerCircuit]:
+    """Return the connections of all filters of some convolutions.
+
+    Args:
+        classifier: is left as it was.
+        inputs: from `trace_inputs`.
+        layers: names of convolutions.
+    """
+    users = _users(classifier, inputs)
+    by_class = _class_weights(classifier, inputs.get("head"))
+    return {layer: _layer_circuit(classifier, layer, inputs, users, by_class) for layer in layers}
+
+
+def _layer_circuit(
+    classifier: Classifier,
+    layer: str,
+    inputs: Mapping[str, LayerInputs],
+    users: Mapping[Filter, Sequence[Any]],
+    by_class: Mapping[Filter, Sequence[Any]],
+) -> LayerCircuit:
+    own = inputs.get(layer)
+    weights = kernels(classifier, layer)
+    shares, signs = kernel_shares(classifier, layer)
+    best = shares.topk(min(INPUTS, weights.shape[1]), dim=1).indices
+    per_group = weights.shape[1]
+    slices = weights[torch.arange(len(weights))[:, None], best % per_group]
+    before, in_pixels, expanded, places = "", False, None, torch.zeros(len(weights), 0)
+    if own is not None and len(own.layers) == 1 and all(len(each) == 1 for each in own.filters) and not own.image:
+        before = own.layers[0]
+        expanded = expanded_weights(classifier, layer, before) if before in inputs else None
+    if expanded is not None:
+        in_pixels = inputs[before].image and expanded.shape[1] in (1, 3)
+        if not in_pixels:
+            places = expanded.flatten(2).square().sum(2).topk(min(EXPANDED, expanded.shape[1]), dim=1).indices
+            expanded = expanded[torch.arange(len(expanded))[:, None], places]
+    facts = []
+    for i, channels in enumerate(best.tolist()):
+        shown = [
+            (c, rounded_share(shares[i, c]), round(float(signs[i, c]), 2), own.filters[c] if own else [])
+            for c in channels
+            if shares[i, c] > 0
+        ]
+        terms = [(int(c), inputs[before].filters[int(c)]) for c in places[i]] if before in inputs else []
+        facts.append(
+            {
+                "inputs": shown,
+                "users": users.get((layer, i), []),
+                "expanded": terms,
+                "head": by_class.get((layer, i), []),
+            }
+        )
+    return LayerCircuit(
+        facts=facts,
+        slices=slices,
+        expanded=expanded,
+        in_pixels=in_pixels,
+        before=before,
+        sums=own.layers if own is not None and any(len(each) > 1 for each in own.filters) else [],
+        known=own is not None,
+        image=own is not None and own.image and not own.layers,
+    )
+
+
+def rounded_share(share: Tensor) -> float:
+    """Return a share with two significant digits."""
+    return float(f"{float(share):.2g}")
+
+
+def _arrivals(inputs: LayerInputs, layer: str) -> tuple[Tensor, Tensor]:
+    """Return in which channels which filters of a layer arrive, as two lists of numbers."""
+    pairs = [(c, i) for c, each in enumerate(inputs.filters) for name, i in each if name == layer]
+    channels, filters = torch.tensor(pairs).T
+    return channels, filters
+
+
+def _users(classifier: Classifier, inputs: Mapping[str, LayerInputs]) -> dict[Filter, list[Any]]:
+    """Return for each filter the filters of later layers that use it most, as `[layer, filter, share, sign]`."""
+    found: dict[Filter, list[Any]] = defaultdict(list)
+    for user, own in inputs.items():
+        if user == "head":
+            continue
+        shares, signs = kernel_shares(classifier, user)
+        for layer in own.layers:
+            channels, filters = _arrivals(own, layer)
+            count = int(filters.max()) + 1
+            used = shares.new_zeros(len(shares), count).index_add_(1, filters, shares[:, channels])
+            sign = shares.new_zeros(len(shares), count).index_add_(1, filters, (shares * signs)[:, channels])
+            best = used.topk(min(USERS, len(used)), dim=0)
+            for i in sorted(set(filters.tolist())):
+                found[layer, i] += [
+                    (user, j, rounded_share(share), round(float(sign[j, i] / share), 2))
+                    for share, j in zip(best.values[:, i], best.indices[:, i].tolist(), strict=True)
+                    if share > 0
+                ]
+    return {each: sorted(users, key=lambda user: -user[2])[:USERS] for each, users in found.items()}
+
+
+def _class_weights(classifier: Classifier, head: LayerInputs | None) -> dict[Filter, list[Any]]:
+    """Return for each filter that a linear head sees the classes it is weighed most for and against."""
+    found: dict[Filter, list[Any]] = {}
+    if head is None or classifier.num_classes < 2:
+        return found
+    for layer in head.layers:
+        channels, filters = _arrivals(head, layer)
+        weights = classifier.head.get_parameter("weight").detach().float().cpu()[:, channels]
+        mean = weights.new_zeros(len(weights), int(filters.max()) + 1).index_add_(1, filters, weights)
+        mean = mean / filters.bincount().clamp_min(1)
+        most = min(CLASSES, len(mean) // 2)
+        order = mean.argsort(dim=0, descending=True)
+        for i in sorted(set(filters.tolist())):
+            chosen = [*order[:most, i].tolist(), *order[len(order) - most :, i].tolist()]
+            found[layer, i] = [(c, float(f"{float(mean[c, i]):.2g}")) for c in chosen]
+    return found
+
+
+def class_evidence(
+    classifier: Classifier, head: LayerInputs | None, shown: Tensor, real: Examples
+) -> dict[str, Any] | None:
+    """Return what the page of the classes shows: the filters that add most to each logit and take most from it.
+
+    Args:
+        classifier: is left as it was.
+        head: the inputs of the head; None: not known.
+        shown: images `(N, C, H, W)` in [0, 1] that can be chosen.
+        real: labelled images, over which the means of each class are taken.
+
+    Returns:
+        Plain data, or None if the network has no classes or there are no images.
+    """
+    if not classifier.has_classes or not len(shown):
+        return None
+    names = classifier.class_names if len(classifier.class_names) == classifier.num_classes else ()
+    names = names or (real.class_names if len(real.class_names or ()) == classifier.num_classes else ())
+    found = class_contributions(classifier, shown, head)
+    bias = getattr(classifier.head, "bias", None)
+    offset = torch.zeros(classifier.num_classes) if bias is None else bias.detach().float().cpu()
+    means: list[Any] = [None] * classifier.num_classes
+    if real.labels is not None and tuple(real.class_names or ()) == tuple(names):
+        chosen = slice(0, CLASS_IMAGES)
+        labels = real.labels[chosen]
+        own = class_contributions(classifier, real.images[chosen], head, labels).values
+        for label in sorted(set(labels.tolist())):
+            values = own[labels == label]
+            means[label] = {"images": len(values), **_most(values.mean(0))}
+    return {
+        "layer": found.layer,
+        "exact": found.exact,
+        "sums": [layer for layer in head.layers if layer != found.layer] if found.exact and head else [],
+        "classes": list(names) or [f"class {c}" for c in range(classifier.num_classes)],
+        "means": means,
+        "images": [
+            {
+                "logits": [float(f"{v:.3g}") for v in (each.sum(1) + offset).tolist()] if found.exact else [],
+                "classes": [_most(values) for values in each],
+            }
+            for each in found.values
+        ],
+    }
+
+
+def _most(values: Tensor) -> dict[str, list[tuple[int, float]]]:
+    """Return the filters with the largest positive and the largest negative values, as `(filter, value)`."""
+    count = min(EVIDENCE, len(values))
+    both = {"for": values.topk(count), "against": (-values).topk(count)}
+    return {
+        side: [(i, float(f"{v:.3g}")) for v, i in zip(*map(Tensor.tolist, best), strict=True) if v > 0]
+        for side, best in both.items()
+    }
