@@ -19,20 +19,35 @@ SHOTS = {
     "overview": ("index.html", 1060, "light"),
     "layer": ("layers/block1_conv1.html", 860, "dark"),
     "filter": ("filters/block3_conv3.html#30", 1180, "light"),
+    "classes": ("classes.html#class=1&image=0", 880, "light"),
 }
 COMPARE = ("layers/block3_conv3.html", 890, "light")
+CIRCUIT = ("filters/block2_conv1.html#30", ("#h-inputs", "#h-expanded", "#h-users"))
 
 
-def shoot(browser: Browser, address: str, height: int, scheme: str = "light", wait: str | None = None) -> Image.Image:
-    """Return a screenshot of a page."""
+def shoot(
+    browser: Browser,
+    address: str,
+    height: int,
+    scheme: str = "light",
+    wait: str | None = None,
+    cards: tuple[str, ...] = (),
+) -> Image.Image:
+    """Return a screenshot of a page, or of the cards with some headings, one below the other."""
     page = browser.new_page(viewport={"width": WIDTH, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
     page.goto(address)
     if wait:
         page.wait_for_selector(wait)
     page.wait_for_timeout(1500)
-    content = page.screenshot()
+    shots = [page.locator(f"section:has({card})").screenshot() for card in cards] or [page.screenshot()]
     page.close()
-    return Image.open(io.BytesIO(content)).convert("RGB")
+    images = [Image.open(io.BytesIO(content)).convert("RGB") for content in shots]
+    whole = Image.new("RGB", (images[0].width, sum(image.height + 12 for image in images) - 12), "white")
+    top = 0
+    for image in images:
+        whole.paste(image, (0, top))
+        top += image.height + 12
+    return whole
 
 
 def main() -> None:
@@ -52,6 +67,9 @@ def main() -> None:
             file, _, part = place.partition("#")
             address = f"{(folder.resolve() / file).as_uri()}#{part}"
             shoot(browser, address, height, scheme).save(PICTURES / f"{name}.webp", quality=82)
+        file, cards = CIRCUIT
+        address = f"{(options.gallery.resolve() / file.partition('#')[0]).as_uri()}#{file.partition('#')[2]}"
+        shoot(browser, address, 1200, cards=cards).save(PICTURES / "circuit.webp", quality=82)
         address = start_tensorboard(options.run)
         shown = shoot(browser, f"{address}#images", 900, wait="tf-image-loader img")
         # Without the side bar, which shows a folder of the machine.

@@ -15,13 +15,22 @@ import torch
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from torch import nn
 from train import train
 from visualize import visualize
 
+from filterscope.analysis.synthesis import Recipe
 from filterscope.cli.main import resolve_config
 from filterscope.cli.tensorboard import start_tensorboard
 from filterscope.cli.visualize import visualize_runs
 from filterscope.errors import UserError
+from filterscope.models.backbone import Backbone
+from filterscope.models.classifier import Classifier
+from filterscope.visuals.gallery.gallery import Gallery, draw_gallery
+from filterscope.visuals.gallery.runs import DrawnRun, build_runs_site
+from filterscope.visuals.health.health import Health
+from filterscope.visuals.output.site import write_site
+from filterscope.visuals.visual import Examples, VisualState
 from serving import serving
 from tiny import REPOSITORY, TINY
 
@@ -264,6 +273,45 @@ def test_one_slider_moves_the_pictures_and_verdicts_of_a_whole_layer(page, galle
     expect(page.locator("#epoch-label")).to_have_text("the network of this gallery", timeout=10_000)
 
 
+def test_the_circuit_leads_from_a_filter_to_its_inputs_and_to_those_that_use_it(page, gallery):
+    page.goto(f"{(gallery / 'filters' / 'block2_conv1.html').as_uri()}#1")
+    inputs = page.locator("#inputs > li")
+    expect(inputs).to_have_count(4)
+    shares = [int(re.search(r"(\d+) %", text)[1]) for text in inputs.all_text_contents()]
+    assert shares == sorted(shares, reverse=True)
+    assert len(set(_pictures(page, "#inputs"))) == 4
+    assert len(_pictures(page, "#expanded")) == 1
+    link = inputs.first.get_by_role("link").last
+    name, number = link.text_content().split()
+    link.click()
+    expect(page.get_by_role("heading", level=1)).to_have_text(f"{name}, filter {number}")
+    expect(page.locator("#h-inputs")).to_have_count(0)  # its inputs are the image
+    page.locator("#users a").first.focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_contain_text("block2_conv1, filter")
+
+
+def test_the_classes_page_shows_the_filters_for_and_against_a_class_on_an_image(page, gallery):
+    page.goto((gallery / "index.html").as_uri())
+    page.get_by_role("link", name="Which filters speak for and against each class").click()
+    evidence = json.loads((gallery / "gallery.json").read_text())["evidence"]
+    page.locator("#class").select_option("2")
+    page.get_by_role("radio").last.check()
+    shown = len(evidence["images"]) - 1
+    for side in ("for", "against"):
+        expected = evidence["images"][shown]["classes"][2][side]
+        numbers = [int(text.split()[1]) for text in page.locator(f"#{side} a").all_text_contents()]
+        assert numbers == [number for number, _ in expected]
+    expect(page.locator("#status")).to_contain_text(f"Logit of {evidence['classes'][2]}")
+    assert len(set(_pictures(page, "#for"))) > 1
+    address = page.url
+    page.locator("#for a").first.click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text(f"{evidence['layer']}, filter")
+    page.go_back()
+    assert page.url == address
+    expect(page.get_by_label("Class")).to_have_value("2")
+
+
 def test_the_overview_finds_filters_by_words_class_and_image(page, gallery):
     page.goto((gallery / "index.html").as_uri())
     expect(page.locator(".run")).to_contain_text("val/acc")
@@ -279,7 +327,9 @@ def test_the_overview_finds_filters_by_words_class_and_image(page, gallery):
     assert multiples == sorted(multiples, reverse=True)
     page.locator("#class").select_option("")
     page.get_by_role("radio").first.check()
-    expect(page.locator("#found > li").first).to_be_visible()
+    maps = _pictures(page, "#found")
+    assert len(maps) == page.locator("#found > li").count() > 0
+    expect(page.locator('#found img[src^="data:image/gif"]')).to_have_count(0)  # each has the filter's response
 
 
 def test_a_picture_can_be_enlarged_and_saved_and_similar_filters_are_linked(page, gallery):
@@ -313,13 +363,16 @@ def test_a_foreign_folder_is_refused_before_any_work(run, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["gallery"]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1440), ("dark", 390)])
 @pytest.mark.parametrize(
-    "name", ["index", "layers/block2_conv1", "filters/block2_conv1", "runs index", "runs layers/block2_conv1"]
+    "name",
+    ["index", "classes", "layers/block2_conv1", "filters/block2_conv1", "runs index", "runs layers/block2_conv1"],
 )
-def test_pages_have_no_serious_accessibility_violations(page, gallery, runs, name, scheme):
+def test_pages_are_accessible_and_fit_screens_of_any_width(page, gallery, runs, name, scheme, width):
     page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 900})
     page.goto(((runs if "runs" in name else gallery) / f"{name.removeprefix('runs ')}.html").as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
     found = Axe().run(page, options={"preload": False}).response["violations"]  # "preload" would fetch the style sheet
     assert [(each["id"], each["nodes"][0]["html"]) for each in found if each["impact"] in ("serious", "critical")] == []
 
@@ -347,6 +400,64 @@ def test_the_documentation_leads_to_a_filter_and_is_searched(page, site):
     page.get_by_role("textbox", name="Search").click()
     page.keyboard.type("receptive field")
     expect(page.locator(".md-search-result__item").first).to_be_visible()
+
+
+HOSTILE = (
+    '<script>window.hacked = 1</script>"><img src="x" onerror="window.hacked = 1">',
+    "';window.hacked = 1;//</script>\r\n${window.hacked = 1}{{ 7 * 7 }}",
+    "a" * 5000,
+    "\u202eevil\u2028\x1b[31m\x00",
+    "\ud800\udcff",
+)
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """The galleries of five runs whose runs, classes and options have hostile names, side by side."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    backbone = Backbone(network, name=HOSTILE[0], mean=[0.5] * 3, std=[0.25] * 3, image_size=16)
+    classifier = Classifier(backbone, nn.Linear(6, 5), num_classes=5)
+    classifier.class_names = HOSTILE
+    images = torch.rand(20, 3, 16, 16)
+    examples = Examples(images=images, labels=torch.arange(20) % 5, class_names=HOSTILE, names=HOSTILE * 4)
+    store = {"run": {"data": HOSTILE[0], "seed": HOSTILE[1]}, "metrics": {1: {"val/acc": 0.5}}}
+    state = VisualState(store=store | {"source": {"name": HOSTILE[0], "date": HOSTILE[1]}})
+    small = Gallery(recipes={"plain": Recipe(size=16, steps=1)}, samples=1, patches=3, health=Health(draws=19))
+    pages, info = draw_gallery(small, classifier, examples, state)
+    drawn = [
+        DrawnRun(name=name, pages=pages, info={**info, "run": {"seed": str(r)}, "best": {"val/acc": r / 10}})
+        for r, name in enumerate(HOSTILE)
+    ]
+    folder = tmp_path_factory.mktemp("hostile") / "gallery"
+    write_site(folder, build_runs_site(drawn))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name", ["index", "runs/0/index", "runs/0/classes", "layers/block1_conv1", "runs/4/filters/block1_conv2"]
+)
+def test_hostile_names_do_nothing_on_the_pages_of_five_runs(page, hostile, name):
+    page.set_viewport_size({"width": 390, "height": 900})
+    page.goto((hostile / f"{name}.html").as_uri())
+    if name == "index":
+        expect(page.locator("thead th")).to_have_count(5)
+        page.get_by_label("Order the runs by").select_option("val/acc")
+        shown = [float(cell) for cell in page.locator('[data-metric="val/acc"] td').all_text_contents()]
+        assert shown == [0.4, 0.3, 0.2, 0.1, 0]
+    if name == "runs/0/classes":
+        for image in page.get_by_role("radio").all():
+            image.check()
+    if name == "layers/block1_conv1":
+        expect(page.locator("#tiles > li").first.locator("a.cell")).to_have_count(5)
+    if "filters" in name:
+        expect(page.locator("#patches img")).to_have_count(3)
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("img[onerror]").count() == 0
+    assert "49" not in page.locator("h1").text_content()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 def test_tensorboard_shows_the_pictures_of_every_epoch(browser, run):

@@ -20,12 +20,17 @@ SERVE = """
 import logging, signal, sys
 from pathlib import Path
 from filterscope.cli.live_gallery import serve_gallery
+from filterscope.errors import UserError
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 logging.basicConfig(level=logging.INFO, stream=sys.stdout)
 checkpoint, folder = map(Path, sys.argv[1:])
 def draw():
     (folder / "index.html").write_text(f"<body>epoch {checkpoint.read_text()}</body>")
-serve_gallery(checkpoint, folder, draw)
+def search(content):
+    if content == b"no image":
+        raise UserError("this is not an image")
+    return {"bytes": len(content)}
+serve_gallery(checkpoint, folder, draw, search)
 """
 
 
@@ -66,6 +71,24 @@ def test_pages_are_drawn_again_after_each_checkpoint_until_interrupted(served) -
     process.send_signal(signal.SIGINT)
     assert "closed" in process.stdout.read()
     assert process.wait(20) == 0
+
+
+def test_an_image_is_searched_for_pages_of_this_server_only(served) -> None:
+    def post(content: bytes, path: str = "/image", **headers: str) -> str:
+        request = urllib.request.Request(served[2] + path, data=content, headers=headers)
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return str(answer.read().decode())
+
+    assert post(b"12345", Origin=served[2]) == '{"bytes": 5}'
+    for content, path, origin, code in (
+        (b"no image", "/image", served[2], 400),
+        (b"12345", "/other", served[2], 404),
+        (b"12345", "/image", "http://evil.example", 403),
+    ):
+        with pytest.raises(urllib.error.HTTPError) as error:
+            post(content, path, Origin=origin)
+        with error.value:
+            assert error.value.code == code
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Serve a gallery that follows a training: it is drawn again whenever the run writes a checkpoint."""
 
 import http.server
+import json
 import logging
 import threading
 import time
@@ -15,15 +16,34 @@ from filterscope.runtime.signals import Stopped
 log = logging.getLogger("filterscope")
 
 ADDRESS = "127.0.0.1"
-RELOAD = b"""<script>
+SCRIPT = b"""<script>
 let drawn = null;
 setInterval(async () => {
   const now = await fetch("/drawn").then((answer) => answer.text()).catch(() => drawn);
   if (drawn !== null && now !== drawn) location.reload();
   drawn = now;
 }, 2000);
+const place = document.getElementById("own-image");
+if (place) {
+  const input = document.getElementById("own-file"), status = document.getElementById("status");
+  const search = async (file) => {
+    if (!file) return;
+    status.textContent = "Searching\\u2026";
+    const answer = await fetch("/image", { method: "POST", body: file });
+    if (answer.ok) window.filterscopeFound(await answer.json());
+    else status.textContent = await answer.text();
+  };
+  place.hidden = false;
+  input.addEventListener("input", () => search(input.files[0]));
+  addEventListener("dragover", (event) => event.preventDefault());
+  addEventListener("drop", (event) => {
+    event.preventDefault();
+    search(event.dataTransfer.files[0]);
+  });
+}
 </script></body>"""
 """Is added to each page as it is served; the files on the disk work without a server and do not hold it."""
+MAX_IMAGE_BYTES = 50_000_000
 
 
 def followed_checkpoint(ckpt: str | None) -> Path:
@@ -38,20 +58,23 @@ def followed_checkpoint(ckpt: str | None) -> Path:
     return path / "checkpoints" / "last.ckpt" if path.is_dir() else path
 
 
-def serve_gallery(checkpoint: Path, folder: Path, draw: Callable[[], Any], *, port: int = 0) -> None:
+def serve_gallery(
+    checkpoint: Path, folder: Path, draw: Callable[[], Any], search: Callable[[bytes], Any], *, port: int = 0
+) -> None:
     """Serve `folder` on this machine only, and draw it again after each new checkpoint, until Ctrl-C.
 
     Args:
         checkpoint: the file that is followed; it need not exist yet.
         folder: of the gallery.
         draw: draws the gallery into `folder` from the checkpoint.
+        search: returns as plain data which filters an image file activates most.
         port: of the server; 0: a free one.
 
     Raises:
         UserError: the port is taken, or `draw` raised it for the first checkpoint.
     """
     try:
-        handler = partial(_Handler, directory=str(folder))
+        handler = partial(_Handler, search, directory=str(folder))
         server = http.server.ThreadingHTTPServer((ADDRESS, port), handler)
     except OSError as error:
         raise UserError(f"serve={port}: the gallery cannot be served there: {first_line(error)}") from error
@@ -82,11 +105,14 @@ def serve_gallery(checkpoint: Path, folder: Path, draw: Callable[[], Any], *, po
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):
+    def __init__(self, search: Callable[[bytes], Any], *connection: Any, **options: Any) -> None:
+        self.search = search
+        super().__init__(*connection, **options)  # answers the request
+
     drawn: float = 0.0  # when the checkpoint that is shown was written; open pages reload when it changes
 
     def do_GET(self) -> None:
-        if self.headers.get("Host", "").rpartition(":")[0] not in (ADDRESS, "localhost"):
-            self.send_error(403)  # a page of a foreign site that made its own name point to this machine
+        if not self._is_own():
             return
         name = self.path.partition("?")[0].partition("#")[0]
         path = Path(self.translate_path(name))
@@ -94,12 +120,37 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         if name == "/drawn":
             self._send(str(self.drawn).encode(), "text/plain")
         elif page.suffix == ".html" and page.is_file():
-            self._send(page.read_bytes().replace(b"</body>", RELOAD), "text/html; charset=utf-8")
+            self._send(page.read_bytes().replace(b"</body>", SCRIPT), "text/html; charset=utf-8")
         else:
             super().do_GET()
 
-    def _send(self, content: bytes, kind: str) -> None:
-        self.send_response(200)
+    def do_POST(self) -> None:
+        size = self.headers.get("Content-Length", "")
+        if not self._is_own():
+            return
+        if self.path != "/image" or not size.isdecimal():
+            self.send_error(404)
+        elif int(size) > MAX_IMAGE_BYTES:
+            self.send_error(413)
+        else:
+            try:
+                found = self.search(self.rfile.read(int(size)))
+            except UserError as error:
+                self._send(str(error).encode(), "text/plain; charset=utf-8", status=400)
+            else:
+                self._send(json.dumps(found).encode(), "application/json")
+
+    def _is_own(self) -> bool:
+        """Return whether a page of this server asks; answer if it is another's."""
+        own = self.headers.get("Host", "")
+        # A page of a foreign site may ask under its own name, which points to this machine, or post to this server.
+        if own.rpartition(":")[0] in (ADDRESS, "localhost") and self.headers.get("Origin") in (None, f"http://{own}"):
+            return True
+        self.send_error(403)
+        return False
+
+    def _send(self, content: bytes, kind: str, *, status: int = 200) -> None:
+        self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()

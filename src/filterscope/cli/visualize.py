@@ -1,6 +1,7 @@
 """Draw what the filters of a trained or published network have learned: `filterscope visualize` and `visualize.py`."""
 
 import logging
+import tempfile
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -129,7 +130,20 @@ def _serve(cfg: dict[str, Any], folder: Path) -> None:
     checkpoint = followed_checkpoint(cfg["ckpt"])
     cfg["visuals"]["gallery"]["cache"] = None  # the network changes with every checkpoint
     draw = partial(visualize, {**cfg, "ckpt": str(checkpoint)}, folder)
-    serve_gallery(checkpoint, folder / "gallery", draw, port=0 if cfg["serve"] is True else cfg["serve"])
+    search = partial(_search_image, {**cfg, "ckpt": str(checkpoint)}, folder / "gallery")
+    serve_gallery(checkpoint, folder / "gallery", draw, search, port=0 if cfg["serve"] is True else cfg["serve"])
+
+
+def _search_image(cfg: dict[str, Any], gallery: Path, content: bytes) -> dict[str, Any]:
+    """Return which filters of a gallery an image file activates most."""
+    from filterscope.config import from_checkpoint
+    from filterscope.visuals.gallery.gallery import search_image
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "your image"
+        file.write_bytes(content)
+        subject = from_checkpoint.load_subject({**cfg, "images": [str(file)]})
+    return search_image(subject.classifier, subject.examples.images, gallery)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="visualize")

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,11 +77,18 @@ def open_run(path: Path) -> Run:
         examples = unpack_examples(about["examples"]) if "examples" in about else None
         _check_examples(examples, classifier)
         state = VisualState(store=dict(about["visual_state"]["store"])) if about.get("visual_state") else VisualState()
+        state.store["source"] = {"name": _run_name(path), "date": date.fromtimestamp(path.stat().st_mtime).isoformat()}
     except UserError:
         raise
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise UserError(f"{path} is damaged: {type(error).__name__}: {first_line(error)}") from error
     return Run(path=path, config=about["config"], classifier=classifier, examples=examples, state=state)
+
+
+def _run_name(path: Path) -> str:
+    """Return the name of the run folder that a checkpoint is in, or of the file itself."""
+    path = path.resolve()
+    return printable(path.parent.parent.name if path.parent.name == "checkpoints" else path.name)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -119,6 +119,13 @@ def is_trusted(result: SynthesisResult, index: int) -> bool:
     return not _warning(result, index)
 
 
+def is_weaker(result: SynthesisResult, index: int, channel: int, statistics: LayerStatistics | None) -> bool:
+    """Return whether a picture says less about a filter than the best real image: a warning, or a lower activation."""
+    if not is_trusted(result, index):
+        return True
+    return statistics is not None and _compare(result, index, channel, statistics)[0] < 1
+
+
 def _compare(result: SynthesisResult, index: int, channel: int, statistics: LayerStatistics) -> tuple[float, float]:
     activation = result.activation[[index]]
     return float(statistics.multiple(activation, [channel])), float(statistics.percentile(activation, [channel]))

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from filterscope.analysis.activations import network_outputs
 from filterscope.analysis.circuits import Filter, LayerInputs, class_contributions, expanded_weights, kernel_shares
 from filterscope.analysis.filters import kernels
+from filterscope.errors import printable
 from filterscope.models.classifier import Classifier
 from filterscope.visuals.drawing.grid import Pixels
 from filterscope.visuals.drawing.tiles import kernel, signed
@@ -206,18 +208,16 @@ def class_evidence(
     """
     if not classifier.has_classes or not len(shown):
         return None
-    names = classifier.class_names if len(classifier.class_names) == classifier.num_classes else ()
-    names = names or (real.class_names if len(real.class_names or ()) == classifier.num_classes else ())
+    own = tuple(map(printable, classifier.class_names))
+    names = next((each for each in (own, real.class_names) if len(each) == classifier.num_classes), ())
     found = class_contributions(classifier, shown, head)
-    bias = getattr(classifier.head, "bias", None)
-    offset = torch.zeros(classifier.num_classes) if bias is None else bias.detach().float().cpu()
+    logits = network_outputs(classifier, shown).tolist()
     means: list[Any] = [None] * classifier.num_classes
-    if real.labels is not None and tuple(real.class_names or ()) == tuple(names):
-        chosen = slice(0, CLASS_IMAGES)
-        labels = real.labels[chosen]
-        own = class_contributions(classifier, real.images[chosen], head, labels).values
+    if real.labels is not None and real.class_names == names:
+        labels = real.labels[:CLASS_IMAGES]
+        of_its_class = class_contributions(classifier, real.images[:CLASS_IMAGES], head, labels).values
         for label in sorted(set(labels.tolist())):
-            values = own[labels == label]
+            values = of_its_class[labels == label]
             means[label] = {"images": len(values), **_most(values.mean(0))}
     return {
         "layer": found.layer,
@@ -227,10 +227,10 @@ def class_evidence(
         "means": means,
         "images": [
             {
-                "logits": [float(f"{v:.3g}") for v in (each.sum(1) + offset).tolist()] if found.exact else [],
+                "logits": [float(f"{value:.3g}") for value in row],
                 "classes": [_most(values) for values in each],
             }
-            for each in found.values
+            for row, each in zip(logits, found.values, strict=True)
         ],
     }
 

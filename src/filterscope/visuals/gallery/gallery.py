@@ -1,11 +1,15 @@
 """The gallery visual: a static site with a page for every layer and every filter of a network."""
 
 import dataclasses
+import json
 import logging
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -23,24 +27,32 @@ from filterscope.analysis.synthesis import (
     synthesize_all,
 )
 from filterscope.analysis.synthesis.network import profile_forward
-from filterscope.analysis.top_patches import TopResponses, measure_responses
-from filterscope.errors import UserError
+from filterscope.analysis.top_patches import measure_responses
+from filterscope.errors import UserError, printable
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
 from filterscope.registry import register
 from filterscope.storage.disk_cache import hash_tensor
 from filterscope.visuals.concepts import find_class_words
-from filterscope.visuals.drawing.tiles import photo
+from filterscope.visuals.drawing.tiles import photo, signed
 from filterscope.visuals.filter_selection import convolution_names
 from filterscope.visuals.filter_words import known_words
 from filterscope.visuals.gallery.circuit import class_evidence, layer_circuits
-from filterscope.visuals.gallery.layer_page import LayerFindings, LayerPage, SampleSet, build_layer_page, most_active
+from filterscope.visuals.gallery.layer_page import (
+    RESPONSE,
+    LayerFindings,
+    LayerPage,
+    SampleSet,
+    build_layer_page,
+    most_active,
+)
 from filterscope.visuals.gallery.pages import Info, build_site
+from filterscope.visuals.gallery.sprites import image_url
 from filterscope.visuals.health.findings import filter_facts
 from filterscope.visuals.health.health import Health
-from filterscope.visuals.output.site import Site
+from filterscope.visuals.output.site import MANIFEST, Site
 from filterscope.visuals.progress import progress_bar
-from filterscope.visuals.trust import cache_folder, real_statistics, trust_sentences
+from filterscope.visuals.trust import cache_folder, is_weaker, real_statistics, trust_sentences
 from filterscope.visuals.tuning import Tuning, find_tuning_words, tuned_layers
 from filterscope.visuals.visual import AtLeastOne, Every, Examples, LayerChoice, Visual, VisualState, example_name
 
@@ -75,7 +87,7 @@ class Gallery(Visual):
         images: images that are searched for patches and that class responses and verdicts are measured on.
         response_images: examples that the response of a filter can be seen on.
         max_megabytes: the upper limit of the site's size; the quality of the pictures is reduced to meet it.
-        title: of the site; None: the network's name.
+        title: of the site; None: the network and its data.
         health: how filters are judged if training has not judged them.
         tuning: how the sentences on the filters of the first layers are found.
         seed: of the noise that synthesized images start from, and of how images are split to find the filters' classes.
@@ -139,11 +151,13 @@ class Gallery(Visual):
                 report((number + done) / len(self.recipes))
 
             made = self._images_of(classifier, layer, channels, recipe, known, on_progress, state)
-            captions = trust_sentences(made, channels, known.layers.get(layer))
+            statistics = known.layers.get(layer)
+            captions = trust_sentences(made, channels, statistics)
+            weaker = [is_weaker(made, k, channel, statistics) for k, channel in enumerate(channels)]
             images = (made.images * 255).round().to(torch.uint8)
             for start in range(0, len(channels), count):
                 part = slice(start, start + count)
-                sets.append(SampleSet(recipe=name, images=images[part], captions=captions[part]))
+                sets.append(SampleSet(recipe=name, images=images[part], captions=captions[part], weaker=weaker[part]))
         return sets
 
     def _images_of(
@@ -207,7 +221,8 @@ def draw_gallery(
         raise UserError(f"a gallery shows filters of convolutions; there is none among {', '.join(names)}")
     history = state.store.get("history", {})
     max_bytes = gallery._bytes_per_filter(counts, history)
-    real = examples.sample_if_possible(gallery.images)
+    real = _with_printable_names(examples.sample_if_possible(gallery.images))
+    examples = _with_printable_names(examples)
     min_images = IMAGES_PER_PATCH * gallery.patches
     # Without an epoch, health reuses the verdicts of the training and logs no warnings a second time.
     outside = VisualState(store=state.store)
@@ -222,7 +237,8 @@ def draw_gallery(
     for name, measured in top.items():
         find_class_words(name, measured.responses, real, outside, seed=gallery.seed)
     shown = examples.images[: gallery.response_images]
-    active = _find_active(classifier, shown, list(counts), top)
+    usual = {name: each.largest.clamp_min(0).mean(0) for name, each in top.items()}
+    active = _find_active(classifier, shown, list(counts), usual)
     inputs = trace_inputs(classifier)
     circuits = layer_circuits(classifier, inputs, list(counts))
     pages, done, total = [], 0, sum(counts.values())
@@ -244,13 +260,17 @@ def draw_gallery(
             pages.append(build_layer_page(classifier, name, findings, real, max_bytes=max_bytes))
             done, before = done + count, before + shares[name]
             log.info("gallery: %s, %d of %d filters", name, done, total)
+    run, network = _run_options(state), printable(classifier.backbone.name)
+    usual_title = f"{network} on {run['data']}" if run.get("data") else network
     info = {
-        "title": gallery.title or classifier.backbone.name,
-        "network": classifier.backbone.name,
-        "run": {name: str(value) for name, value in state.store.get("run", {}).items()},
+        "title": printable(gallery.title) if gallery.title else usual_title,
+        "name": state.store.get("source", {}).get("name", ""),
+        "date": state.store.get("source", {}).get("date", "") or date.today().isoformat(),
+        "network": network,
+        "run": run,
         "best": _shown_metrics(state),
         "metrics": state.store.get("metrics", {}),
-        "classes": list(examples.class_names or classifier.class_names),
+        "classes": list(examples.class_names or map(printable, classifier.class_names)),
         "evidence": class_evidence(classifier, inputs.get("head"), shown, real),
         "images": len(real),
         "images_hash": _hash(real.images),
@@ -266,15 +286,49 @@ def draw_gallery(
 
 
 def _find_active(
-    classifier: Classifier, images: Tensor, layers: Sequence[str], top: Mapping[str, TopResponses]
+    classifier: Classifier, images: Tensor, layers: Sequence[str], usual: Mapping[str, Tensor]
 ) -> dict[str, list[list[int]]]:
     """Return the filters of each layer that are most active on each image, compared with their responses to others."""
     if not len(images):
         return {name: [] for name in layers}
     found = measure_responses(classifier, images, layers, after_norm=True)
     peaks = {name: each.largest.clamp_min(0) for name, each in found.items()}
-    usual = {name: top[name].largest if name in top else each for name, each in peaks.items()}
-    return {name: most_active(each, usual[name].clamp_min(0).mean(0)) for name, each in peaks.items()}
+    return {name: most_active(each, usual.get(name, each.mean(0))) for name, each in peaks.items()}
+
+
+def _run_options(state: VisualState) -> dict[str, str]:
+    """Return the options of the run by name, and its data in words."""
+    options = {name: printable(value) for name, value in state.store.get("run", {}).items()}
+    if "data" in options:  # the name of a class
+        options["data"] = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", options["data"].removesuffix("DataModule")).lower()
+    return options
+
+
+def search_image(classifier: Classifier, images: Tensor, folder: Path) -> dict[str, Any]:
+    """Return the filters of a gallery that an image activates most, compared with their responses to other images.
+
+    Args:
+        classifier: the network of the gallery.
+        images: one image, `(1, C, H, W)` in [0, 1].
+        folder: of the gallery.
+
+    Returns:
+        Plain data: `image`, and for each layer `name` and `filters` as `[filter, times its usual response, map]`;
+        pictures are data URLs.
+    """
+    layers = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["layers"]
+    names = [layer["name"] for layer in layers]
+    found = measure_responses(classifier, images, names, after_norm=True)
+    maps = activations(classifier, images, names)
+    rows = []
+    for layer in layers:
+        peaks = found[layer["name"]].largest.clamp_min(0)
+        usual = torch.tensor([each["usual_peak"] for each in layer["filters"]])
+        best = most_active(peaks, usual)[0]
+        times = [float(f"{float(peaks[0, i] / usual[i].clamp_min(1e-12)):.2g}") for i in best]
+        tiles = [image_url(signed(maps[layer["name"]][0, i], RESPONSE)) for i in best]
+        rows.append({"name": layer["name"], "filters": list(zip(best, times, tiles, strict=True))})
+    return {"image": image_url(photo(images[0], 160)), "layers": rows}
 
 
 def _shown_metrics(state: VisualState) -> dict[str, float]:
@@ -283,6 +337,12 @@ def _shown_metrics(state: VisualState) -> dict[str, float]:
     epoch = state.epoch if state.ended else max(metrics, default=None)
     found = {name: value for name, value in metrics.get(epoch, {}).items() if name.startswith(("val", "test"))}
     return found | ({} if epoch is None else {"epoch": epoch})
+
+
+def _with_printable_names(examples: Examples) -> Examples:
+    """Return examples whose names can be shown on a page: one line each, at most 200 letters, valid UTF-8."""
+    class_names, names = (tuple(map(printable, each or ())) for each in (examples.class_names, examples.names))
+    return dataclasses.replace(examples, class_names=class_names, names=names)
 
 
 def _hash(images: Tensor) -> str:

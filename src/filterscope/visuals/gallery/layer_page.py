@@ -1,6 +1,5 @@
 """The data and pictures of one layer's pages: atlases of all filters, a sprite sheet and facts for each filter."""
 
-import base64
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from filterscope.visuals.drawing.tiles import coloured_maps, photo, signed, smal
 from filterscope.visuals.filter_words import FilterWords
 from filterscope.visuals.filters import filter_tiles
 from filterscope.visuals.gallery.circuit import LayerCircuit
-from filterscope.visuals.gallery.sprites import SpriteLayout, draw_atlas, encode_webp, layout_rows
+from filterscope.visuals.gallery.sprites import SpriteLayout, draw_atlas, encode_webp, image_url, layout_rows
 from filterscope.visuals.health.findings import rounded
 from filterscope.visuals.visual import Examples, example_name
 
@@ -37,11 +36,15 @@ NEIGHBOURS = 6  # most similar filters that the page of a filter links to
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSet:
-    """One synthesized image of every filter: uint8 `(filters, C, H, W)` by one recipe, with a caption for each."""
+    """One synthesized image of every filter: uint8 `(filters, C, H, W)` by one recipe, with a caption for each.
+
+    `weaker` says which images tell less about the filter than the best real image.
+    """
 
     recipe: str
     images: Tensor
     captions: Sequence[str]
+    weaker: Sequence[bool]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +132,8 @@ class LayerFindings:
             "circuit": self.circuit.facts[i],
             "sentence": self.words.sentences[i] if self.words else "",
             "samples": [samples.captions[i] for samples in self.samples],
+            "usual_peak": rounded(float(self.top.largest[:, i].clamp_min(0).mean()), 3) if self.top else 0.0,
+            "weaker": all(samples.weaker[i] for samples in self.samples),
             "patches": captions,
             "best": list(sources),
             "history": [str(record["verdicts"][i]) if "verdicts" in record else "" for record in records],
@@ -155,7 +160,9 @@ class LayerPage:
         active: the filters that respond most to each response image, compared with their responses to all images.
         circuit: the connections of the filters.
         facts: texts and numbers of each filter, plain data.
-        overview: the filters that the overview shows, and their synthesized images.
+        overview: the filters that the overview shows, and their synthesized images, or the best patch of a real image
+            where that tells more.
+        real: the filters of which the overview shows a real patch.
     """
 
     name: str
@@ -173,6 +180,7 @@ class LayerPage:
     circuit: LayerCircuit
     facts: Sequence[Mapping[str, Any]]
     overview: Mapping[int, Pixels]
+    real: Sequence[int]
 
     @property
     def verdicts(self) -> list[str]:
@@ -184,7 +192,10 @@ class LayerPage:
         """All pictures by their path below the site."""
         atlases = {f"atlas/{self.slug}-{name}.webp": content for name, content in self.atlases.items()}
         atlases |= {f"history/{self.slug}-{name}.webp": content for name, content in self.history.items()}
-        return atlases | {f"sprites/{self.slug}/{i}.js": _sheet_script(i, sheet) for i, sheet in enumerate(self.sheets)}
+        return atlases | {
+            f"sprites/{self.slug}/{i}.js": f'filterscopeSheet({i},"{image_url(sheet)}");'.encode()
+            for i, sheet in enumerate(self.sheets)
+        }
 
     @property
     def epoch_facts(self) -> dict[str, Any]:
@@ -223,10 +234,12 @@ def build_layer_page(
     # A browser decodes an atlas as a whole, four bytes a pixel: its size must not grow with the number of filters.
     scale = min(1.0, (FULL_SIZE_FILTERS / count) ** 0.5)
     similar = similar_filters(weights, findings.top)
-    facts, sheets, patches = [], [], []
+    facts, sheets, patches, best_patch = [], [], [], {}
     for i, sources in enumerate(best):
         tiles = {"kernel": kernel_tiles[i], **findings.tiles(i, sources, examples.images, field)}
         sheets.append(encode_webp(layout.draw(tiles), int(SHARE_OF_SHEET * max_bytes)))
+        if "patch0" in tiles and findings.samples[0].weaker[i]:
+            best_patch[i] = tiles["patch0"]
         patches.append(_patch_row(tiles, round(SMALL_PATCH * scale)))
         facts.append(
             findings.facts(i, sources, examples)
@@ -258,7 +271,11 @@ def build_layer_page(
         active=findings.active,
         circuit=findings.circuit,
         facts=facts,
-        overview={i: _photo(samples[i], THUMBNAIL) for i in _best_filters(facts, OVERVIEW_FILTERS)},
+        overview={
+            i: _resized(best_patch[i]) if i in best_patch else _photo(samples[i], THUMBNAIL)
+            for i in _best_filters(facts, OVERVIEW_FILTERS)
+        },
+        real=sorted(best_patch),
     )
 
 
@@ -339,11 +356,6 @@ def _history_atlases(findings: LayerFindings, count: int, *, max_bytes: float) -
     return atlases
 
 
-def _sheet_script(i: int, sheet: bytes) -> bytes:
-    # A page opened from the disk may cut single pictures out of a data URL, but not out of an image file.
-    return f'filterscopeSheet({i},"data:image/webp;base64,{base64.b64encode(sheet).decode()}");'.encode()
-
-
 def _best_filters(facts: Sequence[Mapping[str, Any]], count: int) -> list[int]:
     """Return the filters with the best verdicts; those that are needed most come first within a verdict."""
     ranks = ["", *Verdict]
@@ -355,6 +367,11 @@ def _best_filters(facts: Sequence[Mapping[str, Any]], count: int) -> list[int]:
 def _photo(image: Tensor, size: int) -> Pixels:
     """Return an image `(C, H, W)` of uint8 as a tile that fits into `size` × `size` pixels."""
     return photo(image.float() / 255, size)
+
+
+def _resized(tile: Pixels) -> Pixels:
+    """Return a tile at the size of a thumbnail."""
+    return np.asarray(Image.fromarray(tile).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS))
 
 
 def _patch_row(tiles: Mapping[str, Pixels], side: int) -> Pixels:

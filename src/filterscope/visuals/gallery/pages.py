@@ -16,17 +16,17 @@ from filterscope.visuals.gallery.sprites import draw_atlas, encode_webp, grid_sh
 from filterscope.visuals.health.findings import need_sentence
 from filterscope.visuals.output.site import MADE_BY, MANIFEST, Site
 
-MAIN_OPTIONS = (
-    "data",
-    "model.weights",
-    "head",
-    "finetune",
-    "optimizer",
-    "data.image_size",
-    "trainer.max_epochs",
-    "seed",
-)
-"""Options of a run that its overview names."""
+MAIN_OPTIONS = {
+    "data": "data",
+    "data.image_size": "image size",
+    "model.weights": "starting weights",
+    "head": "head",
+    "finetune": "trained layers",
+    "optimizer": "optimizer",
+    "trainer.max_epochs": "epochs of training",
+    "seed": "seed",
+}
+"""Options of a run that its overview names, in words."""
 Info = Mapping[str, Any]
 """What the pages of a site have in common; `draw_gallery` makes it, and the templates read it."""
 MAX_IMAGE_BYTES = 20_000  # of a response image
@@ -53,7 +53,7 @@ def build_site(pages: Sequence[LayerPage], info: Info) -> Site:
     if info["evidence"]:
         content["data/classes.js"] = script_file("filterscopeClasses", _class_data(pages, info))
         content["classes.html"] = page_html("classes.html.j2", info=info, evidence=info["evidence"])
-    links = {page.name: [page.slug, len(page.facts)] for page in pages}
+    links = {page.name: _link(page) for page in pages}
     for i, page in enumerate(pages):
         neighbours = {
             "previous": pages[i - 1] if i else None,
@@ -64,7 +64,7 @@ def build_site(pages: Sequence[LayerPage], info: Info) -> Site:
         "pages": pages,
         "info": info,
         "overview_tiles": len(overview),
-        "options": {name: info["run"][name] for name in MAIN_OPTIONS if name in info["run"]},
+        "options": {words: info["run"][name] for name, words in MAIN_OPTIONS.items() if name in info["run"]},
         "epochs": len({epoch for page in pages for epoch in page.epochs}),
     }
     # The overview states the size of the site, itself included; the number's digits do not change its length much.
@@ -91,8 +91,6 @@ def _layer_files(
         "classes": list(info["classes"]),
         "images": list(info["response_names"]),
         "links": links,
-        "before": page.circuit.before,
-        "image_inputs": page.circuit.image,
         "logits": info["evidence"]["classes"] if info["evidence"] else [],
         "filters": page.facts,
     }
@@ -118,7 +116,10 @@ def _manifest(pages: Sequence[LayerPage], info: Info) -> dict[str, Any]:
     """Return all numbers and file names of the site, for other programs."""
     return {
         "made_by": MADE_BY,
-        **{key: info[key] for key in ("title", "network", "run", "best", "metrics", "classes", "recipes")},
+        **{
+            key: info[key]
+            for key in ("title", "name", "date", "network", "run", "best", "metrics", "classes", "recipes")
+        },
         "images_hash": info["images_hash"],
         "evidence": info["evidence"],
         "layers": [
@@ -149,14 +150,23 @@ def _epochs(pages: Sequence[LayerPage], info: Info) -> dict[str, Any]:
 def _class_data(pages: Sequence[LayerPage], info: Info) -> dict[str, Any]:
     """Return what the page of the classes shows, with the places of the pictures."""
     shown = next((page for page in pages if page.name == info["evidence"]["layer"]), None)
-    place = {"slug": shown.slug, "count": len(shown.facts), "responses": _response_places(shown)} if shown else {}
-    return {**info["evidence"], **place, "names": list(info["response_names"])}
+    return {**info["evidence"], "shown": _link(shown) if shown else None, "names": list(info["response_names"])}
 
 
-def _response_places(page: LayerPage) -> list[tuple[int, int, int, int]]:
-    """Return where the responses to the response images are in the sprite sheets of a layer."""
+def _link(page: LayerPage) -> dict[str, Any]:
+    """Return what the pages need to show and link a filter of a layer.
+
+    That is the layer's file name, the number of its filters, those of which the best real patch is shown instead of a
+    synthesized image, and where the responses to the response images are in the sprite sheets.
+    """
     names = [name for name in page.layout.places if name.startswith("response") and "@" not in name]
-    return [page.layout.places[name] for name in names]
+    return {
+        "name": page.name,
+        "slug": page.slug,
+        "count": len(page.facts),
+        "real": page.real,
+        "responses": [page.layout.places[name] for name in names],
+    }
 
 
 def _search_index(pages: Sequence[LayerPage], info: Info) -> dict[str, Any]:
@@ -167,13 +177,11 @@ def _search_index(pages: Sequence[LayerPage], info: Info) -> dict[str, Any]:
         "words": words,
         "layers": [
             {
-                "name": page.name,
-                "slug": page.slug,
+                **_link(page),
                 "filters": [
                     [words.index(each["verdict"]), each["classes"], each.get("sentence", "")] for each in page.facts
                 ],
                 "active": page.active,
-                "responses": _response_places(page),
             }
             for page in pages
         ],

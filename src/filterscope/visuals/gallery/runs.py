@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from filterscope.analysis.health.verdict import Verdict
+from filterscope.errors import printable
 from filterscope.visuals.gallery.layer_page import LayerPage
 from filterscope.visuals.gallery.pages import Info, build_site, page_html, script_file, style_and_script
 from filterscope.visuals.gallery.sprites import grid_shape
@@ -77,6 +78,7 @@ def build_runs_site(runs: Sequence[DrawnRun]) -> Site:
         runs: at least two; the others are compared with the first.
     """
     content: dict[str, bytes] = {}
+    runs = [replace(run, name=printable(run.name)) for run in runs]
     for r, run in enumerate(runs):
         content |= {f"runs/{r}/{path}": file for path, file in build_site(run.pages, run.info).files.items()}
     content |= style_and_script()

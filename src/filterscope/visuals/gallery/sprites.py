@@ -1,5 +1,6 @@
 """Sprite sheets and atlases: many small pictures in one WebP file, encoded within a byte limit."""
 
+import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -80,6 +81,12 @@ def encode_webp(pixels: Pixels, max_bytes: int | None = None) -> bytes:
             if len(content) <= max_bytes or max(image.size) <= 8:
                 return content
         image = image.resize((max(1, image.width // 2), max(1, image.height // 2)), Image.Resampling.BOX)
+
+
+def image_url(pixels: Pixels | bytes) -> str:
+    """Return pixels or a WebP file as a data URL: a page from the disk may cut tiles out of no other image."""
+    content = pixels if isinstance(pixels, bytes) else encode_webp(pixels)
+    return f"data:image/webp;base64,{base64.b64encode(content).decode()}"
 
 
 def _webp(image: Image.Image, *, quality: int, lossless: bool = False) -> bytes:

@@ -17,12 +17,16 @@ function tilePosition(count, i) {
   return `${(100 * (i % columns)) / Math.max(columns - 1, 1)}% ${(100 * Math.floor(i / columns)) / Math.max(rows - 1, 1)}%`;
 }
 
-// A synthesized picture of a filter; `root` leads to the folder of the gallery.
-function thumbnail(root, slug, count, number) {
-  const made = element("span", "", "sprite"), columns = Math.ceil(Math.sqrt(count));
-  made.style.backgroundImage = `url("${root}atlas/${encodeURIComponent(slug)}-synthesis.webp")`;
-  made.style.backgroundSize = `${100 * columns}% ${100 * Math.ceil(count / columns)}%`;
-  made.style.backgroundPosition = tilePosition(count, number);
+// A small picture of a filter: a synthesized image, or its best real patch where that says more.
+// `root` leads to the folder of the gallery; patches are three in a row.
+function thumbnail(root, { slug, count, real }, number) {
+  const isReal = real.includes(number), made = element("span", "", isReal ? "sprite real" : "sprite");
+  const columns = Math.ceil(Math.sqrt(count)), wide = isReal ? 3 : 1;
+  const x = (100 * wide * (number % columns)) / Math.max(wide * columns - 1, 1);
+  made.style.backgroundImage = `url("${root}atlas/${encodeURIComponent(slug)}-${isReal ? "patches" : "synthesis"}.webp")`;
+  made.style.backgroundSize = `${100 * wide * columns}% ${100 * Math.ceil(count / columns)}%`;
+  made.style.backgroundPosition = `${x}% ${tilePosition(count, number).split(" ")[1]}`;
+  if (isReal) made.title = "a patch of a real image";
   return made;
 }
 
@@ -430,16 +434,35 @@ function search() {
     return label && label.value ? hits.sort((a, b) => b.multiple - a.multiple) : hits;
   }
 
+  function item(layer, number, strength, map, verdict) {
+    const made = element("li"), link = element("a");
+    link.href = filterAddress("", layer.slug, number);
+    link.append(thumbnail("", layer, number), ...(map ? [map] : []), element("span", `${layer.name} ${number}${strength}`));
+    if (verdict) link.append(element("span", verdict, `verdict ${verdict}`));
+    made.append(link);
+    return made;
+  }
+
+  // Shows what the server found for an image of the reader's own; `serve=true` calls it.
+  window.filterscopeFound = ({ image, layers }) => {
+    for (const each of images) each.checked = false;
+    const picture = element("img");
+    [picture.src, picture.alt] = [image, "your image as the network sees it"];
+    const own = element("li");
+    own.append(picture, "your image");
+    byId("found").replaceChildren(own, ...layers.flatMap((found) => found.filters.map(([number, times, map]) => {
+      const layer = index.layers.find((each) => each.name === found.name), response = element("img");
+      [response.src, response.alt] = [map, `response of ${layer.name} ${number} to your image`];
+      return item(layer, number, `: ${times}×`, response, "");
+    })));
+    byId("status").textContent = "The filters that your image activates most, with their responses to it; × how many times as much as images do on average.";
+  };
+
   function show() {
     const hits = found(), chosen = images.find((each) => each.checked);
-    byId("found").replaceChildren(...(hits || []).slice(0, most).map((hit) => {
-      const item = element("li"), link = element("a"), { slug, name, responses } = hit.layer, strength = label && label.value ? ` ${hit.multiple}×` : "";
-      link.href = filterAddress("", slug, hit.number);
-      link.append(thumbnail("", slug, hit.layer.filters.length, hit.number));
-      if (chosen) link.append(responseImage("", slug, hit.number, responses[chosen.value], `response of ${name} ${hit.number} to the image`));
-      link.append(element("span", `${name} ${hit.number}${strength}`), element("span", hit.verdict, `verdict ${hit.verdict}`));
-      item.append(link);
-      return item;
+    byId("found").replaceChildren(...(hits || []).slice(0, most).map(({ layer, number, multiple, verdict }) => {
+      const map = chosen && responseImage("", layer.slug, number, layer.responses[chosen.value], `response of ${layer.name} ${number} to the image`);
+      return item(layer, number, label && label.value ? ` ${multiple}×` : "", map, verdict);
     }));
     const more = hits && hits.length > most ? `, the first ${most} shown` : "";
     byId("status").textContent = hits ? `${hits.length} ${hits.length === 1 ? "filter" : "filters"}${more}` : "";
@@ -540,7 +563,7 @@ function filter() {
       list.append(...near.map(([number, likeness]) => {
         const item = element("li"), link = element("a");
         link.href = address(number, readAddress().view);
-        link.append(thumbnail("../", data.slug, filters.length, number), element("span", `filter ${number}: ${likeness}`));
+        link.append(thumbnail("../", data.links[data.layer], number), element("span", `filter ${number}: ${likeness}`));
         item.append(link);
         return item;
       }));
@@ -551,10 +574,10 @@ function filter() {
 
   // A link to a filter of any layer of the gallery; only its name if the gallery does not show that layer.
   function filterLink([layer, number], withPicture = false) {
-    const [slug, count] = data.links[layer] || [], link = element(slug ? "a" : "span", withPicture ? "" : `${layer} ${number}`);
-    if (slug) link.href = filterAddress("../", slug, number);
-    if (slug && withPicture) {
-      link.append(thumbnail("../", slug, count, number));
+    const shown = data.links[layer], link = element(shown ? "a" : "span", withPicture ? "" : `${layer} ${number}`);
+    if (shown) link.href = filterAddress("../", shown.slug, number);
+    if (shown && withPicture) {
+      link.append(thumbnail("../", shown, number));
       link.setAttribute("aria-label", `${layer}, filter ${number}`);
     }
     return link;
@@ -563,7 +586,8 @@ function filter() {
   const inputName = (channel, sources) => (sources.length ? sources.map(([layer, number]) => `${layer} ${number}`).join(" + ") : `input ${channel}`);
 
   function showInputs(facts) {
-    fill("inputs", facts.circuit.inputs.map(([channel, share, sign, sources], k) => {
+    const shown = facts.circuit.inputs.filter((_, k) => `input${k}` in layout.places); // the image's channels are not
+    fill("inputs", shown.map(([channel, share, sign, sources], k) => {
       const item = element("li"), both = element("div", "", "both"), name = inputName(channel, sources);
       both.append(enlargeable(`input${k}`, `slice of the kernel for ${name}`, `slice of the kernel for ${name}`));
       if (sources.length) both.append(filterLink(sources.at(-1), true));
@@ -618,6 +642,7 @@ function filter() {
     for (const cell of document.querySelectorAll("td[data-key]")) {
       cell.textContent = facts[cell.dataset.key] ?? "not measured";
     }
+    if (byId("weaker")) byId("weaker").hidden = !facts.weaker || !facts.patches.length;
     showClasses(facts);
     showSimilar(facts);
     showUsers(facts);
@@ -658,11 +683,12 @@ function classes() {
   function rows(id, values, image) {
     const largest = Math.max(...values.map(([, value]) => Math.abs(value)), 1e-12), sign = id === "for" ? "+" : "−";
     byId(id).replaceChildren(...values.map(([number, value]) => {
-      const item = element("li"), link = element(data.slug ? "a" : "span"), both = element("span", "", "both"), meter = element("span", "", "meter");
-      if (data.slug) {
-        link.href = filterAddress("", data.slug, number);
-        both.append(thumbnail("", data.slug, data.count, number));
-        if (image !== "mean") both.append(responseImage("", data.slug, number, data.responses[image], `response of filter ${number}`));
+      const item = element("li"), link = element(data.shown ? "a" : "span"), both = element("span", "", "both"), meter = element("span", "", "meter");
+      if (data.shown) {
+        const { slug, responses } = data.shown;
+        link.href = filterAddress("", slug, number);
+        both.append(thumbnail("", data.shown, number));
+        if (image !== "mean") both.append(responseImage("", slug, number, responses[image], `response of filter ${number}`));
         link.append(both);
       }
       link.append(`filter ${number}`);
@@ -682,7 +708,7 @@ function classes() {
     let text = found ? `The mean of ${found.images} images of ${name}.` : `There are no images of ${name}.`;
     if (image !== "mean") {
       const { logits } = data.images[image], order = [...logits.keys()].sort((a, b) => logits[b] - logits[a]).slice(0, 3);
-      text = logits.length ? `Logit of ${name}: ${logits[chosen]}. Largest logits: ${order.map((each) => `${data.classes[each]} ${logits[each]}`).join(", ")}.` : "";
+      text = `Logit of ${name}: ${logits[chosen]}. Largest logits: ${order.map((each) => `${data.classes[each]} ${logits[each]}`).join(", ")}.`;
     }
     byId("status").textContent = text;
     history.replaceState(null, "", `#class=${chosen}&image=${image}`);
