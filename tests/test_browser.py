@@ -303,18 +303,20 @@ def test_the_classes_page_shows_the_filters_for_and_against_a_class_on_an_image(
         numbers = [int(text.split()[1]) for text in page.locator(f"#{side} a").all_text_contents()]
         assert numbers == [number for number, _ in expected]
     expect(page.locator("#status")).to_contain_text(f"Logit of {evidence['classes'][2]}")
-    assert len(set(_pictures(page, "#for"))) > 1
+    expect(page.locator('#for img[src^="data:image/gif"]')).to_have_count(0)  # each has the filter's response
+    assert len(_pictures(page, "#for")) == len(evidence["images"][shown]["classes"][2]["for"])
     address = page.url
     page.locator("#for a").first.click()
     expect(page.get_by_role("heading", level=1)).to_contain_text(f"{evidence['layer']}, filter")
     page.go_back()
     assert page.url == address
-    expect(page.get_by_label("Class")).to_have_value("2")
+    expect(page.locator("#class")).to_have_value("2")
 
 
 def test_the_overview_finds_filters_by_words_class_and_image(page, gallery):
     page.goto((gallery / "index.html").as_uri())
-    expect(page.locator(".run")).to_contain_text("val/acc")
+    expect(page.locator(".run")).to_contain_text("validation accuracy")
+    expect(page.locator(".run")).to_contain_text("synthetic flowers")
     page.get_by_label("Words or number").fill("block1 3")
     expect(page.locator("#found > li")).to_have_count(1)
     expect(page.locator("#found a")).to_have_attribute("href", "filters/block1_conv1.html#3")
@@ -327,9 +329,9 @@ def test_the_overview_finds_filters_by_words_class_and_image(page, gallery):
     assert multiples == sorted(multiples, reverse=True)
     page.locator("#class").select_option("")
     page.get_by_role("radio").first.check()
-    maps = _pictures(page, "#found")
-    assert len(maps) == page.locator("#found > li").count() > 0
+    expect(page.locator("#found > li").first).to_be_visible()
     expect(page.locator('#found img[src^="data:image/gif"]')).to_have_count(0)  # each has the filter's response
+    assert len(_pictures(page, "#found")) == page.locator("#found > li").count()
 
 
 def test_a_picture_can_be_enlarged_and_saved_and_similar_filters_are_linked(page, gallery):
