@@ -133,7 +133,8 @@ def _compare(result: SynthesisResult, index: int, channel: int, statistics: Laye
 
 def _times(multiple: float) -> str:
     # Rounded down, so that a picture below the best real image is never called equal to it.
-    rounded = "∞" if math.isinf(multiple) else f"{multiple:.0f}" if multiple >= 9.95 else f"{max(multiple - 0.0499, 0):.1f}"
+    down = f"{max(multiple - 0.0499, 0):.1f}"
+    rounded = "∞" if math.isinf(multiple) else f"{multiple:.0f}" if multiple >= 9.95 else down
     return f"{rounded.removesuffix('.0')}×"
 
 
