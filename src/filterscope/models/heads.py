@@ -1,6 +1,12 @@
 """Heads: put a new classification layer on a backbone, or keep or remove its own."""
 
-from torch import nn
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
 
 from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone
@@ -9,6 +15,8 @@ from filterscope.models.forward_trace import output_shapes
 from filterscope.models.layers import last_layer
 from filterscope.models.weights import abbreviate
 from filterscope.registry import register
+
+Grids = Annotated[Sequence[Annotated[int, Field(ge=1, le=16)]], Field(min_length=1)]
 
 
 @register("head", "replace")
@@ -37,17 +45,42 @@ def append(backbone: Backbone, *, num_classes: int) -> Classifier:
 
 @register("head", "linear")
 @register("head")
-def linear(backbone: Backbone, *, num_classes: int) -> Classifier:
-    """Put one new Linear on the globally pooled convolutional features; needs no fully connected weights.
+def linear(backbone: Backbone, *, num_classes: int, grids: Grids = (1,), square_root: bool = False) -> Classifier:
+    """Put one new Linear on the pooled convolutional features; needs no fully connected weights.
 
     If the network's own classifier is one Linear (ResNet, DenseNet, …), that one is replaced.
 
+    Args:
+        backbone: the network; it is changed in place.
+        num_classes: of the data.
+        grids: features are averaged over each cell of a 1×1, 2×2, … grid; 1 is global pooling. Only for networks
+            that end in several fully connected layers, such as AlexNet and VGG.
+        square_root: take the square root of the averages, so that strong features drown out fewer weak ones, and
+            normalise them over each image (Perronnin et al. 2010).
+
     Raises:
-        UserError: the end of the network's features cannot be found.
+        UserError: the end of the network's features cannot be found, or its pooling cannot be changed.
     """
+    pool = nn.AdaptiveAvgPool2d(1) if tuple(grids) == (1,) and not square_root else GridPool(grids, square_root)
     if _has_one_linear(backbone.network):
+        _refuse_grids(backbone, pool)
         return replace(backbone, num_classes=num_classes)
-    return Classifier(backbone, nn.Linear(_pool_features(backbone), num_classes), num_classes=num_classes)
+    return Classifier(backbone, nn.Linear(_pool_features(backbone, pool), num_classes), num_classes=num_classes)
+
+
+class GridPool(nn.Module):
+    """Averages feature maps over the cells of grids: `(N, C, H, W)` → `(N, C × cells, 1, 1)`."""
+
+    def __init__(self, grids: Sequence[int], square_root: bool) -> None:
+        super().__init__()
+        self.grids, self.square_root = tuple(grids), square_root
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return the averages, and their square roots normalised over each image if these are asked for."""
+        means = torch.cat([F.adaptive_avg_pool2d(maps, each).flatten(1) for each in self.grids], 1)
+        if self.square_root:
+            means = F.layer_norm((means.float().clamp_min(0) + 1e-6).sqrt(), means.shape[1:]).to(means.dtype)
+        return means[:, :, None, None]
 
 
 @register("head", "keep")
@@ -89,9 +122,20 @@ def _has_one_linear(network: nn.Module) -> bool:
     return sum(isinstance(module, nn.Linear) for part in parts for module in part.modules()) == 1
 
 
-def _pool_features(backbone: Backbone) -> int:
-    """End the network after its convolutional features, pooled globally, and return their number."""
+def _refuse_grids(backbone: Backbone, pool: nn.Module) -> None:
+    if isinstance(pool, GridPool):
+        raise UserError(
+            f"head.grids={list(pool.grids)} head.square_root={pool.square_root} are possible for AlexNet and VGG only; "
+            f"leave them out for {backbone.name}"
+        )
+
+
+def _pool_features(backbone: Backbone, pool: nn.Module) -> int:
+    """End the network after its convolutional features, pooled, and return their number."""
     network = backbone.network
+    own = isinstance(network, nn.Sequential) or (hasattr(network, "avgpool") and hasattr(network, "classifier"))
+    if not own or callable(getattr(network, "reset_classifier", None)):
+        _refuse_grids(backbone, pool)
     if callable(reset := getattr(network, "reset_classifier", None)):  # timm's networks
         reset(0)
     elif isinstance(network, nn.Sequential):
@@ -99,10 +143,10 @@ def _pool_features(backbone: Backbone) -> int:
         kinds = [type(module) for module in network.children()]
         for name in names[kinds.index(nn.Flatten) if nn.Flatten in kinds else len(names) :]:
             delattr(network, name)
-        network.add_module("avgpool", nn.AdaptiveAvgPool2d(1))
+        network.add_module("avgpool", pool)
         network.add_module("flatten", nn.Flatten())
     elif hasattr(network, "avgpool") and hasattr(network, "classifier"):
-        network.avgpool = nn.AdaptiveAvgPool2d(1)
+        network.avgpool = pool
         network.classifier = nn.Identity()
     elif hasattr(network, "classifier"):  # pools in its classifier: SqueezeNet, MaxViT
         network.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
