@@ -56,6 +56,7 @@ class Trial:
         judging: images that importance is measured on.
         testing: as many others.
         layers: the layers that are measured; None: all.
+        most: the number of filters of a layer that are silenced one by one, drawn at random.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Trial:
     judging: Images
     testing: Images
     layers: list[str] | None = None
+    most: int = 64
 
 
 def flowers_alexnets(real: Path, quick: bool, keep: Path) -> Iterator[Trial]:
@@ -77,7 +79,12 @@ def flowers_alexnets(real: Path, quick: bool, keep: Path) -> Iterator[Trial]:
         train, judging, testing = partition(pool, 1020, 510, 510, seed=seed)
         fit = partial(finetune, classifier, train, epochs=3 if quick else 6)
         yield Trial(
-            name=f"AlexNet on flowers, {seed}", classifier=classifier, fit=fit, judging=judging, testing=testing
+            name=f"AlexNet on flowers, {seed}",
+            classifier=classifier,
+            fit=fit,
+            judging=judging,
+            testing=testing,
+            most=16 if quick else 64,
         )
 
 
@@ -91,7 +98,9 @@ def fashion_networks(real: Path, quick: bool, keep: Path) -> Iterator[Trial]:
         fit = partial(from_scratch, classifier, train, epochs=4 if quick else 6)
         halves = partition(fashion(real, train=False, count=10_000), *[2500 if quick else 5000] * 2, seed=seed)
         name = f"three convolutions on FashionMNIST, {seed}"
-        yield Trial(name=name, classifier=classifier, fit=fit, judging=halves[0], testing=halves[1])
+        yield Trial(
+            name=name, classifier=classifier, fit=fit, judging=halves[0], testing=halves[1], most=32 if quick else 64
+        )
 
 
 def demos(real: Path, quick: bool, keep: Path) -> Iterator[Trial]:
@@ -104,7 +113,9 @@ def demos(real: Path, quick: bool, keep: Path) -> Iterator[Trial]:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     drawn = SyntheticFlowersDataModule(batch_size=1, seed=1, num_train=48, num_val=600 if quick else 2000).find().val
     halves = partition((drawn.pixels.float() / 255, drawn.labels), *[len(drawn.pixels) // 2] * 2, seed=1)
-    yield Trial(name="demo", classifier=load(run), fit=None, judging=halves[0], testing=halves[1])
+    yield Trial(
+        name="demo", classifier=load(run), fit=None, judging=halves[0], testing=halves[1], most=32 if quick else 64
+    )
 
 
 def resnets(real: Path, quick: bool, keep: Path) -> Iterator[Trial]:
@@ -119,7 +130,15 @@ def resnets(real: Path, quick: bool, keep: Path) -> Iterator[Trial]:
     halves = partition(fashion(real, train=False, count=10_000), *[1000 if quick else 2500] * 2, seed=1)
     layers = convolutions(classifier.layers)[:: 3 if quick else 1]
     name = "ResNet-18 on FashionMNIST"
-    yield Trial(name=name, classifier=classifier, fit=fit, judging=halves[0], testing=halves[1], layers=layers)
+    yield Trial(
+        name=name,
+        classifier=classifier,
+        fit=fit,
+        judging=halves[0],
+        testing=halves[1],
+        layers=layers,
+        most=16 if quick else 64,
+    )
 
 
 def efficientnets(real: Path, quick: bool, keep: Path) -> Iterator[Trial]:
@@ -141,7 +160,15 @@ def efficientnets(real: Path, quick: bool, keep: Path) -> Iterator[Trial]:
     halves = partition((images, labels), *[len(images) // 2] * 2, seed=1)
     layers = convolutions(classifier.layers)[:: 8 if quick else 2]
     name = "EfficientNet-Lite0 on animals"
-    yield Trial(name=name, classifier=classifier, fit=None, judging=halves[0], testing=halves[1], layers=layers)
+    yield Trial(
+        name=name,
+        classifier=classifier,
+        fit=None,
+        judging=halves[0],
+        testing=halves[1],
+        layers=layers,
+        most=16 if quick else 64,
+    )
 
 
 NETWORKS = {
@@ -175,7 +202,7 @@ def rank_correlation(one: Tensor, other: Tensor) -> float:
     return found if found == found else 0.0
 
 
-def predict(report: Report, trial: Trial, keep: Path, *, most: int) -> list[tuple[float, float, float, float]]:
+def predict(report: Report, trial: Trial, keep: Path) -> list[tuple[float, float, float, float]]:
     """Report the figures of one network.
 
     Returns:
@@ -201,7 +228,7 @@ def predict(report: Report, trial: Trial, keep: Path, *, most: int) -> list[tupl
     shuffled = torch.randperm(len(judging[1]), generator=generator)
     correlations, cheap, hurt, by_chance = [], [], [], []
     for layer in layers:
-        sample = torch.randperm(len(changes[layer].first.T), generator=generator)[:most].sort().values
+        sample = torch.randperm(len(changes[layer].first.T), generator=generator)[: trial.most].sort().values
         first, found = (
             kept(
                 file.with_suffix(f".{layer}.{part}"),
@@ -298,9 +325,7 @@ def main() -> int:
         keep.mkdir(parents=True, exist_ok=True)
         for part in options.only.split(","):
             trials = NETWORKS[part](real, options.quick, keep)
-            found = [
-                each for trial in trials for each in predict(report, trial, keep, most=32 if options.quick else 64)
-            ]
+            found = [each for trial in trials for each in predict(report, trial, keep)]
             signed, ceiling, size, its_ceiling = (torch.tensor(each) for each in zip(*found, strict=True))
             for what, one, most in (("change", signed, ceiling), ("size of the change", size, its_ceiling)):
                 goal = 0.7 if part in UNTOUCHED else 0.8
