@@ -1,4 +1,4 @@
-"""Measure what is lost when filters that are not needed are cut out of a network and the rest is trained for one epoch.
+"""Measure what is lost when filters are cut out of a network, by verdict and by importance, and the rest is trained on.
 
     FILTERSCOPE_REAL=<folder> python benchmarks/health_prunes.py [--quick] [--json FILE] [--only flowers,fashion]
 
@@ -17,9 +17,9 @@ from report import Report, arguments, ratio, real_data
 
 from filterscope.analysis.health.causes import ablated, accuracy
 from filterscope.models.classifier import Classifier
-from filterscope.models.filter_removal import cut_filters, multiply_adds
+from filterscope.models.filter_removal import Merge, cut_filters, multiply_adds
 from filterscope.models.layers import convolutions
-from filterscope.training.prune import removable_filters
+from filterscope.training.prune import least_important, removable_filters
 from filterscope.visuals.health.health import Health
 from filterscope.visuals.visual import Examples, VisualState
 
@@ -36,7 +36,7 @@ def prune(
     least: float,
     seeds: int,
 ) -> None:
-    """Cut a trained network by verdict and at random, and report accuracies, multiply-adds and time.
+    """Cut a trained network by verdict, by importance and at random, train for one epoch, and report what is left.
 
     Args:
         report: gets the figures.
@@ -44,47 +44,75 @@ def prune(
         classifier: trained.
         train: trains a network for one epoch.
         images: to judge and to test on.
-        least: the share of filters that is to go.
+        least: the share of filters that is cut by importance.
         seeds: number of random cuts.
     """
     judging, testing = images
     classifier.eval()
     state = VisualState()
     Health(importance=len(judging[0]))(classifier, Examples(images=judging[0], labels=judging[1]), state)
-    wanted, merges = removable_filters(state.store["health"])
-    total = sum(len(record["verdicts"]) for record in state.store["health"].values())
-    before, cut = copy.deepcopy(classifier), copy.deepcopy(classifier)
-    unmerged = {layer: [i for i in each if i not in merges.get(layer, {})] for layer, each in wanted.items()}
-    masked, removed = copy.deepcopy(classifier), copy.deepcopy(classifier)
-    gone = cut_filters(removed, unmerged).filters
-    with torch.no_grad(), ablated(masked, gone):
-        difference = float((masked(testing[0][:64]) - removed(testing[0][:64])).abs().max())
-    report.add(f"{name}: largest difference of a logit, removed against silenced", difference, at_most=1e-5)
-    done = cut_filters(cut, wanted, merges=merges)
-    share = sum(map(len, done.filters.values())) / total
-    merged = sum(map(len, done.merged.values()))
-    report.add(f"{name}: share of the filters that is cut", share, at_least=least, merged=merged)
-    start, after_cut = accuracy(before, *testing), accuracy(cut, *testing)
-    train(cut)
+    records = state.store["health"]
+    unneeded, merges = removable_filters(records)
+    report_exactness(report, name, classifier, testing, unneeded, merges)
+    before = copy.deepcopy(classifier)
     train(before)
-    lost = accuracy(before, *testing) - accuracy(cut, *testing)
-    more = {"as trained": start, "after the cut": after_cut, "uncut, one epoch more": accuracy(before, *testing)}
-    what = f"{name}: accuracy lost after one epoch, against the uncut network after that epoch"
-    report.add(what, lost, at_most=0.003, **more)
-    operations = multiply_adds(cut) / multiply_adds(before)
-    batch = testing[0][:64]
-    with torch.no_grad():
-        faster = ratio(lambda: before.eval()(batch), lambda: cut.eval()(batch), repetitions=7, processor=True).times
-    report.add(f"{name}: share of the multiply-adds that is left", operations)
-    report.add(f"{name}: speed-up of a forward pass", faster, at_least=1, **{"by multiply-adds": 1 / operations})
+    trained = accuracy(before, *testing)
+    for how, wanted, merged in (
+        ("by verdict", unneeded, merges),
+        ("by importance", least_important(records, least), {}),
+    ):
+        cut = copy.deepcopy(classifier)
+        done = cut_filters(cut, wanted, merges=merged)
+        share = sum(map(len, done.filters.values())) / sum(len(record["verdicts"]) for record in records.values())
+        copies = sum(map(len, done.merged.values()))
+        report.add(f"{name}, {how}: share of the filters that is cut", share, merged=copies)
+        after_cut = accuracy(cut, *testing)
+        train(cut)
+        lost, more = trained - accuracy(cut, *testing), {"uncut, one epoch more": trained, "after the cut": after_cut}
+        what = f"{name}, {how}: accuracy lost after one epoch, against the uncut network after that epoch"
+        report.add(what, lost, at_most=0.003, **more)
+        operations = multiply_adds(cut) / multiply_adds(before)
+        batch = testing[0][:64]
+        with torch.no_grad():
+            faster = ratio(partial(before.eval(), batch), partial(cut.eval(), batch), repetitions=7, processor=True)[0]
+        report.add(f"{name}, {how}: share of the multiply-adds that is left", operations)
+        report.add(
+            f"{name}, {how}: speed-up of a forward pass", faster, at_least=1, **{"by multiply-adds": 1 / operations}
+        )
     worse = []
     for seed in range(seeds):
         other = random_cut(classifier, multiply_adds(cut), seed)
         train(other)
         worse.append(accuracy(cut, *testing) - accuracy(other, *testing))
     if worse:
-        what = f"{name}: accuracy above that of random cuts of as many multiply-adds, smallest of {seeds}"
+        what = f"{name}, by importance: accuracy above random cuts of as many multiply-adds, smallest of {seeds}"
         report.add(what, min(worse), at_least=0.02, all=worse)
+
+
+def report_exactness(
+    report: Report,
+    name: str,
+    classifier: Classifier,
+    testing: Images,
+    wanted: dict[str, list[int]],
+    merges: dict[str, dict[int, Merge]],
+) -> None:
+    """Report how far the logits of the cut network are from those with the same filters silenced, and merged."""
+    pixels, masked, removed = testing[0][:64], copy.deepcopy(classifier), copy.deepcopy(classifier)
+    gone = cut_filters(
+        removed, {layer: [i for i in each if i not in merges.get(layer, {})] for layer, each in wanted.items()}
+    )
+    with torch.no_grad(), ablated(masked, gone.filters):
+        difference = float((masked(pixels) - removed(pixels)).abs().max())
+    report.add(f"{name}: largest difference of a logit, removed against silenced", difference, at_most=1e-5)
+    if merges:
+        merged = copy.deepcopy(classifier)
+        cut_filters(merged, {layer: list(each) for layer, each in merges.items()}, merges=merges)
+        with torch.no_grad():
+            change = float((merged(pixels) - classifier(pixels)).abs().max())
+        lost = accuracy(classifier, *testing) - accuracy(merged, *testing)
+        more = {"largest change of a logit": change, "copies": sum(map(len, merges.values()))}
+        report.add(f"{name}: accuracy lost by merging copies", lost, at_most=0.003, **more)
 
 
 def random_cut(classifier: Classifier, operations: int, seed: int) -> Classifier:

@@ -63,7 +63,9 @@ class Prune:
         examples = examples_of(data, self.images)
         Health(importance=len(examples))(classifier, examples, state)
         records: dict[str, dict[str, Any]] = state.store["health"]
-        wanted, merges = removable_filters(records) if self.by == "unused" else (_least(records, self.share), {})
+        wanted, merges = (
+            removable_filters(records) if self.by == "unused" else (least_important(records, self.share), {})
+        )
         if not any(wanted.values()):
             raise UserError(f"prune={self.by}: every filter of {classifier.backbone.name} is needed; nothing is cut")
         cut = cut_filters(classifier, wanted, merges=merges)
@@ -169,7 +171,7 @@ def _unused(
     return found
 
 
-def _least(records: Mapping[str, Mapping[str, Any]], share: float) -> dict[str, list[int]]:
+def least_important(records: Mapping[str, Mapping[str, Any]], share: float) -> dict[str, list[int]]:
     """Return the least important share of all filters; importance is relative to the norm over its layer."""
     values = {
         layer: record["measures"]["importance"] / record["measures"]["importance"].norm().clamp_min(1e-12)
