@@ -35,7 +35,7 @@ class Recycle(pl.Callback):
 
     Args:
         every_epochs: how often; a filter that was recycled is left alone for as long.
-        until: share of `trainer.max_epochs` after which no filter is recycled.
+        until: share of `trainer.max_epochs`, if it is set, after which no filter is recycled.
         share: of a layer's filters that may be recycled at a time; the least important go first.
         images: validation images that filters are judged on.
         seed: of the new weights.
@@ -74,8 +74,8 @@ class Recycle(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Recycle filters if it is time; a run that resumes inside an epoch has done so."""
-        epoch = trainer.current_epoch
-        due = 0 < epoch <= self.until * (trainer.max_epochs or 0) and epoch % self.every_epochs == 0
+        epoch, last = trainer.current_epoch, trainer.max_epochs or -1  # -1: the number of steps ends the training
+        due = epoch > 0 and epoch % self.every_epochs == 0 and (last < 0 or epoch <= self.until * last)
         if not due or epoch == self._judged:
             return
         self._judged = epoch
