@@ -58,6 +58,8 @@ class Command:
 
     def wait(self) -> "Command":
         """Wait for the end; afterwards `code`, `seconds`, `megabytes` and `text` describe it."""
+        if hasattr(self, "code"):
+            return self
         timer = threading.Timer(self.begun + self.seconds_allowed - time.monotonic(), self._kill)
         timer.start()
         _, status, used = os.wait4(self.process, 0)

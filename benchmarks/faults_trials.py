@@ -58,8 +58,7 @@ class Trials:
             words: what it must say.
             also: what else is wrong; empty: nothing.
         """
-        if not hasattr(done, "code"):
-            done.wait()
+        done.wait()
         self.judge(what, _faults(done, codes, words) + ([also] if also else []), done.text)
 
     def judge(self, what: str, faults: Sequence[str], said: str = "") -> None:
@@ -418,7 +417,9 @@ def _outputs(run: Trials) -> None:
     """Output that cannot be written must not end a training."""
 
     def ends(what: str, done: Command, name: str) -> None:
-        rows = (run.place / name / "metrics.csv").read_text().count("\n") if (run.place / name).exists() else 0
+        done.wait()
+        table = run.place / name / "metrics.csv"
+        rows = table.read_text().count("\n") if table.exists() else 0
         run.expect(what, done, WORKS, also="" if rows == 3 else f"{rows} rows")
 
     def broken(*descriptors: int) -> Callable[[], None]:

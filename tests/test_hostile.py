@@ -167,6 +167,14 @@ BOMBS: dict[str, Callable[[Path], None]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_program_and_arrays_are_called_so(tmp_path: Path) -> None:
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "program.pt"))
+    np.savez_compressed(tmp_path / "arrays.npz", weight=np.zeros(1000))
+    assert "is a TorchScript program" in refused(read_tensors, tmp_path / "program.pt")
+    assert "holds arrays of NumPy" in refused(read_tensors, tmp_path / "arrays.npz")
+
+
 def _zip_bomb(file: Path) -> None:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", hostile.bare(b"}"))

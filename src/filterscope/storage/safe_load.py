@@ -99,6 +99,11 @@ def _refuse_compressed(file: IO[bytes], size: int) -> None:
         raise ValueError("its list of content does not stand at its end")
     with zipfile.ZipFile(file) as archive:
         unpacked = sum(entry.file_size for entry in archive.infolist())
+        names = [name.rpartition("/")[2] for name in archive.namelist()]
+    if "constants.pkl" in names:
+        raise ValueError("it is a TorchScript program; torch.save(model.state_dict(), …) writes its weights")
+    if any(name.endswith(".npy") for name in names):
+        raise ValueError("it holds arrays of NumPy; torch.save of a dict of tensors writes weights")
     if unpacked > size:
         raise ValueError(f"it would unpack to {unpacked:,} bytes")
 
