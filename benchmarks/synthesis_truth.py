@@ -5,8 +5,11 @@ channel in units of its spread on real images. Activation: the rectified mean ov
 causes, without transforms, at the size at which the picture was made. Beside them what keeps noise from winning: the
 slope of the spectrum and the total variation, of the pictures and of the real images.
 
+Small networks: the share of filters that are not dead whose picture by the default recipe activates them more than the
+best real image; FashionMNIST's published network, and with `--run` one that `python train.py` made.
+
 FILTERSCOPE_REAL=<folder> python benchmarks/synthesis_truth.py [--quick] [--json FILE] [--only TEXT]
-    [--layers NAME …] [--seed N] [--pictures FOLDER] [--rivals FOLDER]
+    [--layers NAME …] [--seed N] [--pictures FOLDER] [--rivals FOLDER] [--run FOLDER]
 
 torch-lucent comes with the extra `benchmarks`.
 """
@@ -21,16 +24,27 @@ import torch
 from report import Report, arguments, real_data
 from synthesis_networks import CONVOLUTIONS, channels_of, classifier, kept_picture, lucent, published
 from torch import Tensor, nn
-from torchvision.datasets import Flowers102
+from torchvision.datasets import FashionMNIST, Flowers102
 from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize, to_dtype
 from torchvision.utils import save_image
 
 from filterscope.analysis.activations import activations
-from filterscope.analysis.synthesis import LayerStatistics, Recipe, measure_statistics, ranks, synthesize
+from filterscope.analysis.synthesis import (
+    ActivationStatistics,
+    LayerStatistics,
+    Recipe,
+    measure_statistics,
+    ranks,
+    synthesize,
+)
 from filterscope.analysis.synthesis.trust import mean_response
+from filterscope.config.from_checkpoint import open_run
+from filterscope.models import heads
+from filterscope.models.backbone import small_cnn_backbone
 from filterscope.models.classifier import Classifier
-from filterscope.models.layers import find_layer
+from filterscope.models.layers import convolutions, find_layer
 
+SMALL_CHANNELS = 20  # of each layer of a small network
 PLAIN = Recipe(objective="channel", learning_rate=0.15, anneal=0.3)
 SPECIFIC = Recipe(objective="specific")
 
@@ -181,6 +195,42 @@ def _rows(report: Report, what: str, made: dict[str, Score]) -> None:
         )
 
 
+def small(report: Report, name: str, network: Classifier, known: ActivationStatistics) -> None:
+    """Report how true the default recipe's pictures of a small network are, layer by layer."""
+    recipe = Recipe(size=network.image_size or network.backbone.image_size)
+    for layer in convolutions(network.layers):
+        largest = known.of(layer).largest
+        alive = [channel for channel in range(len(largest)) if largest[channel] > 0]
+        channels = alive[:: max(1, len(alive) // SMALL_CHANNELS)][:SMALL_CHANNELS]
+        made = synthesize(network, layer, channels, recipe=recipe, statistics=known)
+        multiples = known.of(layer).multiple(made.activation, channels)
+        report.add(
+            f"{name} {layer}: pictures that activate their filter more than the best real image",
+            float((multiples >= 1).float().mean()), at_least=0.95, pictures=len(channels),
+            own_first=float((made.rank == 0).float().mean()), support=float(made.support.median()),
+        )  # fmt: skip
+
+
+def fashion() -> tuple[Classifier, ActivationStatistics]:
+    """Return FashionMNIST's published network and its statistics on 300 test images."""
+    folder = real_data()
+    assert folder is not None
+    weights = str(folder / "weights" / "fashion_net_ex.pt")
+    network = heads.keep(small_cnn_backbone(weights=weights), num_classes=10).eval()
+    images = FashionMNIST(folder, train=False).data[:300, None].float() / 255
+    return network, measure_statistics(network, images, convolutions(network.layers))
+
+
+def of_run(folder: Path) -> tuple[Classifier, ActivationStatistics]:
+    """Return the best network of a run and its statistics on the validation images."""
+    run = open_run(folder / "checkpoints" / "best.ckpt")
+    stored = {
+        layer: {name: value for name, value in entry.items() if name != "state"}
+        for layer, entry in run.state.store["statistics"].items()
+    }
+    return run.classifier, ActivationStatistics.from_dict(stored)
+
+
 def main() -> None:
     options = arguments(
         __doc__ or "",
@@ -192,8 +242,13 @@ def main() -> None:
         only={"metavar": "TEXT", "default": "", "help": "one network alone, or `alexnet 512`: at so many steps"},
         layers={"metavar": "NAME", "nargs": "+", "help": "these alone"},
         seed={"metavar": "N", "type": int, "default": 0, "help": "of all noise, lucent's and ours (%(default)s)"},
+        run={"type": Path, "metavar": "FOLDER", "help": "judge this run's network too"},
     )  # fmt: skip
     report = Report("synthesis: truth")
+    if options.only in "fashion":
+        small(report, "fashion", *fashion())
+    if options.run is not None:
+        small(report, "run", *of_run(options.run))
     for run in QUICK if options.quick else RUNS:
         if options.only in f"{run.name} {run.steps}":
             layers = tuple(options.layers or CONVOLUTIONS[run.name])
