@@ -44,7 +44,6 @@ from filterscope.models.backbone import small_cnn_backbone
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions, find_layer
 
-SMALL_CHANNELS = 20  # of each layer of a small network
 PLAIN = Recipe(objective="channel", learning_rate=0.15, anneal=0.3)
 SPECIFIC = Recipe(objective="specific")
 
@@ -195,13 +194,13 @@ def _rows(report: Report, what: str, made: dict[str, Score]) -> None:
         )
 
 
-def small(report: Report, name: str, network: Classifier, known: ActivationStatistics) -> None:
+def small(report: Report, name: str, network: Classifier, known: ActivationStatistics, count: int) -> None:
     """Report how true the default recipe's pictures of a small network are, layer by layer."""
     recipe = Recipe(size=network.image_size or network.backbone.image_size)
     for layer in convolutions(network.layers):
         largest = known.of(layer).largest
         alive = [channel for channel in range(len(largest)) if largest[channel] > 0]
-        channels = alive[:: max(1, len(alive) // SMALL_CHANNELS)][:SMALL_CHANNELS]
+        channels = alive[:: max(1, len(alive) // count)][:count]
         made = synthesize(network, layer, channels, recipe=recipe, statistics=known)
         multiples = known.of(layer).multiple(made.activation, channels)
         report.add(
@@ -246,9 +245,9 @@ def main() -> None:
     )  # fmt: skip
     report = Report("synthesis: truth")
     if options.only in "fashion":
-        small(report, "fashion", *fashion())
+        small(report, "fashion", *fashion(), 20)
     if options.run is not None:
-        small(report, "run", *of_run(options.run))
+        small(report, "run", *of_run(options.run), 12)
     for run in QUICK if options.quick else RUNS:
         if options.only in f"{run.name} {run.steps}":
             layers = tuple(options.layers or CONVOLUTIONS[run.name])
