@@ -177,7 +177,8 @@ def _changes(figures: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 
 def _commit(value: dict[str, Any]) -> str:
-    return value["commit"][:7] + ("+" if value["commit"].endswith("+") else "")
+    commit: str = value["commit"]
+    return commit[:7] + ("+" if commit.endswith("+") else "")
 
 
 if __name__ == "__main__":

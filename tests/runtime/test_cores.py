@@ -1,6 +1,8 @@
 """How many cores a process may use: its affinity and the quota of its container; how threads wait."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,3 +85,10 @@ def test_a_choice_of_the_user_about_waiting_threads_stays(monkeypatch: pytest.Mo
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     sleep_while_waiting()
     assert "GOMP_SPINCOUNT" not in os.environ
+
+
+def test_bfloat16_is_not_chosen_where_torch_may_not_use_avx512() -> None:
+    code = "from filterscope.runtime.cores import computes_in_bf16; print(computes_in_bf16())"
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": "avx2"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
