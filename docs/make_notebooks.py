@@ -57,7 +57,7 @@ def run(cell: Cell, environment: dict[str, str]) -> str:
         subprocess.run(program, shell=True, cwd=DOCS.parent, env=environment, check=True)
         (folder / "done").touch()
     log = next(folder.glob("*.log")).read_text(encoding="utf-8")
-    log = re.sub(r"^\[.*?\]\[.*?\]\[\w+\] - ", "", log, flags=re.MULTILINE)
+    log = re.sub(r"^\S+ \S+ [A-Z]+ ", "", log, flags=re.MULTILINE)  # the time and the level
     return log.replace(f"{DOCS.parent.resolve()}/", "").replace(environment["REAL"], "$REAL")
 
 
@@ -85,7 +85,6 @@ def execute(cells: list[Cell], environment: dict[str, str]) -> Any:
             added = kind(f"!{cell.source}" if is_command else cell.source, id=f"cell-{count}")
             book.cells.append(added)
             if is_command:
-                added.execution_count = client.code_cells_executed = client.code_cells_executed + 1
                 added.outputs = [nbformat.v4.new_output("stream", text=run(cell, environment))]
             elif cell.language:
                 client.execute_cell(added, count)
@@ -95,6 +94,11 @@ def execute(cells: list[Cell], environment: dict[str, str]) -> Any:
                         data["image/png"] = reduced(data["image/png"])
                         data["text/plain"] = "picture"
                         data.pop("image/jpeg", None)
+    for count, cell in enumerate((cell for cell in book.cells if cell.cell_type == "code"), 1):
+        cell.execution_count = count
+        for output in cell.outputs:
+            if output.output_type == "execute_result":
+                output.execution_count = count
     nbformat.validate(book)
     return book
 

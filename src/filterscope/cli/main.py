@@ -41,7 +41,7 @@ from filterscope.runtime.cores import sleep_while_waiting
 from filterscope.runtime.processes import exit_with_parent, is_first_process, separate_forked_processes
 from filterscope.runtime.signals import Stopped, stop_request
 from filterscope.runtime.slurm import record_job, requeue
-from filterscope.runtime.terminal import protect_output
+from filterscope.runtime.terminal import protect_output, short_path
 
 log = logging.getLogger("filterscope")
 
@@ -206,7 +206,7 @@ def _resume_hint(*, always: bool = False) -> str:
         (folder / "checkpoints" / name).is_file() for name in ("last.ckpt", "midway.ckpt")
     ):
         return ""
-    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    shown = short_path(folder)
     arguments = shlex.join([f"resume={shown}", *repeated_arguments(_given)])
     return f"; to resume: {program('train')} {arguments}"
 

@@ -1,6 +1,7 @@
 """Draw what the filters of a trained or published network have learned: `filterscope visualize` and `visualize.py`."""
 
 import logging
+import os
 import tempfile
 from copy import deepcopy
 from dataclasses import replace
@@ -14,6 +15,7 @@ from omegaconf import DictConfig
 from filterscope.cli.main import report_errors, resolve_config, run_folder, run_script
 from filterscope.cli.search_path import CONF
 from filterscope.errors import UserError, first_line
+from filterscope.runtime.terminal import short_path
 
 if TYPE_CHECKING:
     from filterscope.config.from_checkpoint import Subject
@@ -31,10 +33,10 @@ def visualize(cfg: dict[str, Any], folder: Path) -> list[str]:
     from filterscope.models import export
     from filterscope.runtime.cores import limit_threads
     from filterscope.training import results
-    from filterscope.visuals.output.outputs import Arrays, Encoded, Output, Picture, Table
+    from filterscope.visuals.output.outputs import Output, Table
     from filterscope.visuals.output.site import Site, check_site
     from filterscope.visuals.output.tables import table_text
-    from filterscope.visuals.output.writer import write_outputs
+    from filterscope.visuals.output.writer import write_outputs, written_paths
 
     limit_threads()
     subject = from_checkpoint.load_subject(cfg)
@@ -58,13 +60,12 @@ def visualize(cfg: dict[str, Any], folder: Path) -> list[str]:
         if isinstance(output, Table) and output.terminal:
             log.info("%s", table_text(output, tag))
         elif isinstance(output, Site):
-            log.info("%s: %.1f MB, open %s in a browser", tag, output.size / 1e6, folder / tag / "index.html")
-    for kind, below in ((Picture, "pictures"), (Encoded, "pictures"), (Arrays, "")):
-        tags = [tag for tag, output in shown.items() if isinstance(output, kind)]
-        if tags:
-            noun = {Picture: "picture", Encoded: "file", Arrays: "array file"}[kind]
-            place = folder / below / (tags[0].partition("/")[0] if kind is not Picture else "")
-            log.info("%d %s%s in %s", len(tags), noun, "s" * (len(tags) > 1), place)
+            log.info(
+                "%s: %.1f MB, open %s in a browser", tag, output.size / 1e6, short_path(folder / tag / "index.html")
+            )
+    for noun, paths in written_paths(shown, folder).items():
+        where = short_path(Path(os.path.commonpath(paths)))
+        log.info("%d %s%s in %s" if len(paths) > 1 else "%d %s%s: %s", len(paths), noun, "s" * (len(paths) > 1), where)
     log.info("%s", results.tensorboard_command(folder))
     return list(shown)
 
@@ -105,7 +106,7 @@ def visualize_runs(cfg: dict[str, Any], folder: Path) -> None:
         drawn.append(DrawnRun(name=name, pages=pages, info=info))
     site = build_runs_site(drawn)
     write_site(folder / "gallery", site)
-    log.info("gallery: %.1f MB, open %s in a browser", site.size / 1e6, folder / "gallery" / "index.html")
+    log.info("gallery: %.1f MB, open %s in a browser", site.size / 1e6, short_path(folder / "gallery" / "index.html"))
 
 
 def _draw(name: str, visual: "Visual", subject: "Subject") -> "dict[str, Output]":

@@ -4,6 +4,7 @@ import io
 import os
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 
@@ -27,6 +28,11 @@ def protect_output() -> None:
             name,
             io.TextIOWrapper(io.BufferedWriter(raw), encoding, errors="backslashreplace", line_buffering=True),
         )
+
+
+def short_path(path: Path) -> Path:
+    """Return a path as it is shown: relative to the working directory if it lies below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def print_safely(text: str) -> None:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from filterscope.data.datamodule import ImageDataModule
 from filterscope.models.export import export_weights
+from filterscope.runtime.terminal import short_path
 from filterscope.training.checkpoints import RunCheckpoints, load_checkpoint
 from filterscope.training.log_visuals import LogVisuals
 from filterscope.training.loggers import EVENTS, RunTensorBoardLogger, run_options, show_outputs, tensorboard_writer
@@ -89,7 +90,7 @@ def tensorboard_command(folder: Path) -> str:
     It names the folder above the run if that lies below the working directory: TensorBoard calls a run by its path
     below the folder it is given, and the run folder itself `.`.
     """
-    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    shown = short_path(folder)
     shown = shown.parent if not shown.is_absolute() and len(shown.parts) > 1 else shown
     return f"tensorboard --logdir {shown} --samples_per_plugin images=100000"
 
@@ -134,8 +135,7 @@ def _write_results(
     log.info("%s", table_text(_metrics_table(overall, rows, records, best=best), "metrics"))
     sizes = folder_sizes(folder)
     shares = ", ".join(f"{kind} {size / 1e6:.1f}" for kind, size in sizes.items() if size >= 5e4)
-    place = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    log.info("the run folder %s holds %.1f MB: %s", place, sum(sizes.values()) / 1e6, shares)
+    log.info("the run folder %s holds %.1f MB: %s", short_path(folder), sum(sizes.values()) / 1e6, shares)
     log.info("%s", tensorboard_command(folder))
 
 

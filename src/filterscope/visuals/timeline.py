@@ -134,7 +134,7 @@ def draw_card(
         cells,
         columns=filters * len(kinds),
         title="filters",
-        header_note=f"epoch {epoch}" + ("" if accuracy is None else f", val/acc {accuracy:.2f}"),
+        header_note=f"epoch {epoch}" + ("" if accuracy is None else f", val/acc {accuracy:.3f}"),
         key=_verdict_key(each[max(each)] for each in records.values()),
         thumbnail=photo(image, 80),
         row_labels=layers,

@@ -34,6 +34,14 @@ def masked_crc32c(data: bytes) -> int:
 _SAMPLED_PIXELS = 8000  # from which a palette is chosen, because choosing it from all pixels takes long
 _LARGEST_ERROR = 4.0  # root mean square of a channel, of 255 levels
 
+_FILES: dict[type, tuple[str, str, str]] = {
+    Picture: ("picture", "pictures", "png"),
+    Encoded: ("file", "pictures", ""),
+    Table: ("table", "", "csv"),
+    Arrays: ("array file", "", "npz"),
+}
+"""Of each kind of output that is written to files: what a file of it is called, the folder, and the suffix."""
+
 # TensorBoard computes this byte by byte in Python, 50 times slower, and has no option to change it.
 record_writer.masked_crc32c = masked_crc32c
 
@@ -96,24 +104,34 @@ def reduce_colours(image: Image.Image) -> Image.Image:
     return reduced if max(errors) <= _LARGEST_ERROR else image
 
 
-def _write_files(folder: Path, tag: str, output: Output, png: bytes, epoch: int | None) -> None:
-    def path(suffix: str, below: str = "") -> Path:
-        name = f"{tag}.{suffix}" if epoch is None else f"{tag}/epoch_{epoch:03d}.{suffix}"
-        return folder / below / name
+def written_paths(shown: Mapping[str, Output], folder: Path, epoch: int | None = None) -> dict[str, list[Path]]:
+    """Return the files that `write_outputs` writes to a folder, by what they are: picture, file, table, array file."""
+    found: dict[str, list[Path]] = {}
+    for tag, output in shown.items():
+        kind = next((kind for kind in _FILES if isinstance(output, kind)), None)
+        if kind is None:
+            continue  # a number or a site
+        noun, below, suffix = _FILES[kind]
+        suffixes = list(output.contents) if isinstance(output, Encoded) else [suffix]
+        names = [f"{tag}.{suffix}" if epoch is None else f"{tag}/epoch_{epoch:03d}.{suffix}" for suffix in suffixes]
+        found.setdefault(noun, []).extend(folder / below / name for name in names)
+    return found
 
-    if isinstance(output, Picture):
-        write_file(path("png", "pictures"), png)
-    elif isinstance(output, Encoded):
-        for suffix, content in output.contents.items():
-            write_file(path(suffix, "pictures"), content)
-    elif isinstance(output, Table):
-        write_file(path("csv"), table_csv(output).encode())
-    elif isinstance(output, Arrays):
-        file = io.BytesIO()
-        np.savez(file, **{name: tensor.detach().cpu().numpy() for name, tensor in output.arrays.items()})  # type: ignore[arg-type]
-        write_file(path("npz"), file.getvalue())
-    elif isinstance(output, Site):
+
+def _write_files(folder: Path, tag: str, output: Output, png: bytes, epoch: int | None) -> None:
+    if isinstance(output, Site):
         write_site(folder / tag, output)
+    for path in (path for paths in written_paths({tag: output}, folder, epoch).values() for path in paths):
+        if isinstance(output, Picture):
+            write_file(path, png)
+        elif isinstance(output, Encoded):
+            write_file(path, output.contents[path.suffix[1:]])
+        elif isinstance(output, Table):
+            write_file(path, table_csv(output).encode())
+        elif isinstance(output, Arrays):
+            file = io.BytesIO()
+            np.savez(file, **{name: tensor.detach().cpu().numpy() for name, tensor in output.arrays.items()})  # type: ignore[arg-type]
+            write_file(path, file.getvalue())
 
 
 def _write_events(writer: Any, tag: str, output: Output, png: bytes, step: int) -> None:
