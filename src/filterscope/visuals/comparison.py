@@ -27,6 +27,7 @@ from filterscope.visuals.drawing.grid import VERMILION, Cell, grid, tile_size
 from filterscope.visuals.drawing.tiles import photo
 from filterscope.visuals.output.outputs import Output, Picture, Table
 from filterscope.visuals.progress import progress_bar
+from filterscope.visuals.synthesis import Synthesis
 from filterscope.visuals.trust import cache_folder, real_statistics, trust_captions
 from filterscope.visuals.visual import (
     AtLeastOne,
@@ -60,7 +61,8 @@ class Comparison(Visual):
         layers: names of layers; a number of convolutions that are chosen at random; None: every convolution.
         channels: the number of channels, a list of indices, or None for all.
         pick: with a number of channels: the `first`, or chosen at `random`.
-        log_every: number of steps between two values of the objective that are logged and tabulated; 0: none.
+        log_every: number of steps between two values of the objective that are tabulated; 0: no table. They are
+            logged, too, with `hydra.verbose=true`.
         cache: folder of finished pictures, which are not made again; used outside training only. None: no cache.
         seed: of the random choice and of the initial noise.
         every: see `Visual`.
@@ -98,8 +100,13 @@ class Comparison(Visual):
                 table = _objective_table(results, channels, self.log_every, layer)
                 outputs[f"objective/{layer}"] = table
                 for name, channel, step, value in table.rows:
-                    log.info("%s, %s: step %s: objective of filter %s: %.6f", layer, name, step, channel, value)
+                    log.debug("%s, %s: step %s: objective of filter %s: %.6f", layer, name, step, channel, value)
         return outputs
+
+    def unsupported_reason(self, classifier: Classifier) -> str:
+        """Return the reason if the network does not take the size of a recipe."""
+        reasons = (Synthesis(recipe=recipe).unsupported_reason(classifier) for recipe in self.recipes.values())
+        return next(filter(None, reasons), "")
 
     def run_worker(self, classifier: Classifier) -> None:
         """Make this rank's share of the pictures that rank 0 draws."""
