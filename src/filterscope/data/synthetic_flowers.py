@@ -1,5 +1,6 @@
 """Ten classes of flowers drawn by code, told apart by petals, colour and stripes together."""
 
+import logging
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from filterscope.data.images import DataSplits, Pixels, to_grey
 from filterscope.data.sampler import generator
 from filterscope.errors import UserError
 from filterscope.registry import register
+
+log = logging.getLogger(__name__)
 
 STRIPES = ("level", "rising", "upright", "falling")
 # The two colours of the stripes. In one channel the hues would look alike, so the classes differ in lightness there.
@@ -36,6 +39,7 @@ CLASSES = (
 
 MAX_IMAGES = 1_000_000  # of a split
 
+_SLOW = 20_000_000  # pixels in all, from which on drawing takes more than some seconds
 _CHUNK = 20  # images drawn at once
 
 
@@ -60,6 +64,9 @@ class SyntheticFlowersDataModule(ImageDataModule):
 
     def find(self) -> DataSplits:
         """Draw all images."""
+        count, size = self.num_train + self.num_val + self.num_test, self.image_size
+        if count * size**2 > _SLOW:
+            log.info("drawing %d images of %d×%d pixels, which takes a while", count, size, size)
         return DataSplits(
             location="the synthetic flowers",
             class_names=class_names(self.num_channels),
