@@ -132,6 +132,9 @@ def signals(report: Report, place: Path, *, seed: int, count: int, name: str, ra
             midway += saved
             codes = set(run.codes.values()) if saved else {run.codes[victim]}
             wrong_code += codes != {128 + signal_number}
+            if codes != {128 + signal_number}:
+                seconds = time.monotonic() - run.begun
+                print(f"{folder}: {signal_number} ended with {codes} after {seconds:.1f} s {run.message}", flush=True)
         run = start(cfg, folder, resume=True, ranks=ranks)
         codes_after = run.wait()
         found = [f"exit codes {codes_after} {run.message}"] if any(codes_after) else differences(folder, reference)
