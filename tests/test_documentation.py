@@ -1,5 +1,6 @@
 """Every command in README and docs works, or at least composes and builds; the documentation site builds."""
 
+import json
 import os
 import re
 import shlex
@@ -191,3 +192,22 @@ def test_the_python_code_of_the_page_on_look_runs(tmp_path: Path, monkeypatch: p
 def test_every_file_that_a_page_names_exists(page: Path) -> None:
     named = re.findall(r"`((?:tests|benchmarks|docs|conf)/[\w/.-]+\.(?:py|md|yaml))`", page.read_text(encoding="utf-8"))
     assert [path for path in named if not (REPOSITORY / path).exists()] == []
+
+
+@pytest.mark.parametrize(
+    "path", sorted((REPOSITORY / "docs" / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem
+)
+def test_notebooks_are_executed_without_errors_and_hold_the_cells_of_their_source(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(REPOSITORY / "docs"))
+    from make_notebooks import notebook_cells
+
+    book = json.loads(path.read_text(encoding="utf-8"))
+    sources = [
+        cell.source if cell.language in ("", "python") else f"!{cell.source}" for cell in notebook_cells()[path.stem]
+    ]
+    assert ["".join(cell["source"]) for cell in book["cells"]] == sources
+    code = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    assert all(output["output_type"] != "error" for cell in code for output in cell["outputs"])
