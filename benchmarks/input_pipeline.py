@@ -56,7 +56,9 @@ def decode_rgb(file: str) -> torch.Tensor:
     return decode_image(file, ImageReadMode.RGB)
 
 
-def ours(root: Path, augment: Augmentation, cache: Path | None = None, *, uint8: bool = False) -> Callable[[], int]:
+def ours(
+    root: Path, augment: Augmentation | None, cache: Path | None = None, *, uint8: bool = False
+) -> Callable[[], int]:
     """Return a function that loads all images with filterscope; with `uint8` they are not converted to float32."""
     data = FolderDataModule(
         root=str(root),
@@ -131,6 +133,11 @@ def main() -> int:
                         f"{how}: times as fast as {rival}", found, rival=f"{rival}, DataLoader", at_least=least
                     )
                 report.add(f"{how}: images per second", count / found.fast)
+        for how, folder, least in (("no cache", None, 0.8), ("cached", cache, None)):  # cached images are only copied
+            plain, augmented = (ours(root, augment, folder) for augment in (None, Augmentation()))
+            found = ratio(plain, augmented, repetitions=repetitions, processor=True)
+            what = f"augment=standard, {how}: images per second ÷ those with augment=none"
+            report.add(what, found.times, at_least=least, spread=[found.low, found.high])
     return 0 if report.show(options.json) else 1
 
 
