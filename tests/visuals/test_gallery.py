@@ -23,7 +23,7 @@ from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
 from filterscope.visuals.drawing.grid import Pixels
 from filterscope.visuals.drawing.tiles import small_kernels
-from filterscope.visuals.gallery.gallery import Gallery, draw_gallery
+from filterscope.visuals.gallery.gallery import Gallery, draw_gallery, search_image
 from filterscope.visuals.gallery.layer_page import preferred_classes
 from filterscope.visuals.gallery.runs import DrawnRun, build_runs_site, filter_changes
 from filterscope.visuals.gallery.sprites import draw_atlas, encode_webp, grid_shape, layout_rows
@@ -240,6 +240,26 @@ def test_circuits_and_classes_name_the_planted_filters(classifier: Classifier, m
     assert evidence["means"][2]["for"][0][0] == 5
     assert {"input0", "expanded0"} <= set(_data(site, "block2_conv1")["layout"]["places"])
     assert "input0" not in _data(site, "block1_conv1")["layout"]["places"]  # its inputs are the image
+
+
+def test_an_image_of_ones_own_finds_the_filter_that_it_activates_more_than_others_do(
+    classifier: Classifier, many: Examples, tmp_path: Path
+) -> None:
+    classifier.image_size = 32
+    with torch.no_grad():
+        first = classifier.module_of("block1_conv1")
+        first.weight[3], first.bias[3] = 0.0, 0.0
+        first.weight[3, 0] = 1.0
+    write_site(tmp_path / "gallery", Gallery(**QUICK)(classifier, many, VisualState())["gallery"])
+    red = torch.zeros(1, 3, 32, 32)
+    red[:, 0] = 1.0
+    found = search_image(classifier, red, tmp_path / "gallery")
+    assert [layer["name"] for layer in found["layers"]] == ["block1_conv1", "block2_conv1"]
+    number, times, picture = found["layers"][0]["filters"][0]
+    assert number == 3
+    assert times > 2
+    assert _pixels(base64.b64decode(picture.partition("base64,")[2])).shape == (96, 96, 3)
+    assert json.dumps(found)
 
 
 def test_a_network_without_classes_has_no_page_of_classes(classifier: Classifier, many: Examples) -> None:
