@@ -143,7 +143,10 @@ def _search_image(cfg: dict[str, Any], gallery: Path, content: bytes) -> dict[st
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "your image"
         file.write_bytes(content)
-        subject = from_checkpoint.load_subject({**cfg, "images": [str(file)]})
+        try:
+            subject = from_checkpoint.load_subject({**cfg, "images": [str(file)]})
+        except UserError as error:
+            raise UserError(str(error).replace(str(file), file.name).partition(";")[0]) from error
     return search_image(subject.classifier, subject.examples.images, gallery)
 
 
