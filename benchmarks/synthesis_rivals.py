@@ -27,10 +27,8 @@ from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
 
 STEPS = (8, 16, 32, 64, 128, 256)
-RECIPES = {
-    "plain": Recipe(objective="channel", learning_rate=0.15, anneal=0.3),
-    "specific": Recipe(objective="specific"),
-}
+PLAIN = Recipe(objective="channel", learning_rate=0.15, anneal=0.3)
+RECIPES = {"plain": PLAIN, "plain, 224 px": replace(PLAIN, size=SIZE), "specific": Recipe(objective="specific")}
 DREAMLENS = {"width": 128, "height": 128, "steps": 128}
 AHEAD = {"torch-lucent": 15.0, "dreamlens": 10.0, "Horama": 10.0}
 
@@ -127,7 +125,7 @@ def equal_steps(report: Report, name: str, layers: Sequence[str], count: int, st
     for layer in layers:
         channels = channels_of(network, layer, count)
         path = find_layer(network.layers, layer).path.removeprefix("backbone.network.")
-        recipe = replace(RECIPES["plain"], steps=steps)
+        recipe = replace(PLAIN, steps=steps)
         found = ratio(
             partial(by_dreamlens, other, path, channels, steps=steps),
             partial(synthesize, network, layer, channels, recipe=recipe),
