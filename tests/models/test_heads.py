@@ -115,6 +115,7 @@ def test_features_are_averaged_over_grids_and_their_square_roots_normalised(imag
         expected = F.linear(roots, classifier.head.weight, classifier.head.bias)
         torch.testing.assert_close(classifier(images), expected, rtol=1e-2, atol=1e-2)
     assert classifier.head.in_features == 5 * 256
+    assert repr(heads.GridPool([1], True)) != repr(heads.GridPool([1, 2], True))  # a part of the key of cached features
     zeros = torch.zeros(2, 5, 4, 4, requires_grad=True)
     heads.GridPool([2], True)(zeros).sum().backward()
     assert zeros.grad is not None

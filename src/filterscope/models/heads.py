@@ -82,6 +82,10 @@ class GridPool(nn.Module):
             means = F.layer_norm((means.float().clamp_min(0) + 1e-6).sqrt(), means.shape[1:]).to(means.dtype)
         return means[:, :, None, None]
 
+    def extra_repr(self) -> str:
+        """Return the options, by which cached features are told apart too."""
+        return f"grids={self.grids}, square_root={self.square_root}"
+
 
 @register("head", "keep")
 @register("head")
