@@ -163,8 +163,8 @@ def trained(run_script: Run) -> Path:
     """Return the folder of a run that uses every part of the plugin."""
     done = run_script(
         "train.py", *TINY, "data=stripes", "finetune=slowly", "visuals=[first_image,health,synthesis]",
-        "recipe.objective=energy", "logger=[tensorboard,own_csv]", "callbacks=[default,note_end]",
-        "trainer.max_epochs=1", "+trainer.limit_predict_batches=1", "hydra.run.dir=run",
+        "visuals.health.by_layer=true", "recipe.objective=energy", "logger=[tensorboard,own_csv]",
+        "callbacks=[default,note_end]", "trainer.max_epochs=1", "+trainer.limit_predict_batches=1", "hydra.run.dir=run",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return run_script.place / "run"  # type: ignore[attr-defined, no-any-return]
@@ -192,7 +192,7 @@ def test_a_visual_draws_into_tensorboard(trained: Path) -> None:
 
 
 def test_a_measure_is_in_the_metrics_and_in_the_table(trained: Path) -> None:
-    assert "health/peak_weight/block1_conv1" in (trained / "metrics.csv").read_text()  # health.by_layer
+    assert "health/peak_weight/block1_conv1" in (trained / "metrics.csv").read_text()
     assert "peak_weight" in next((trained / "health").glob("*.csv")).read_text()
 
 
