@@ -60,6 +60,19 @@ def test_a_training_draws_one_card_an_epoch_and_the_timelines_when_it_has_ended(
     assert set(render(visual, classifier, examples, state)) == {"timeline/block1_conv1", "timeline/block2_conv1"}
 
 
+def test_the_card_shows_a_layer_that_was_frozen_before_the_newest_epoch(
+    classifier: Classifier, examples: Examples
+) -> None:
+    made = Synthesis(recipe=Recipe(size=24, steps=2), layers=["block2_conv1"], channels=[2, 1])
+    visuals, state = {"timeline": Timeline(), "synthesis": made}, VisualState()
+    for state.epoch in range(2):
+        assert CARD in render(visuals, classifier, examples, state)
+        classifier.module_of(LAYER).requires_grad_(False)
+    assert sorted(state.store["timeline"][LAYER]["epochs"]) == [0]
+    state.epoch = None
+    assert CARD in render(visuals, classifier, examples, state)
+
+
 def test_a_long_training_keeps_no_more_epochs(classifier: Classifier, examples: Examples) -> None:
     state, _ = trained(classifier, examples, 9)
     assert sorted(state.store["timeline"][LAYER]["epochs"]) == [0, 4, 7, 8]

@@ -89,12 +89,12 @@ class Timeline(Visual):
                 known["epochs"][state.epoch] = _record(classifier, layer, known["channels"], maps[layer][0], state)
                 thin_out(known["epochs"], self.epochs)
         image = examples.images[self.image]
-        known = {layer: store[layer] for layer in names if layer in store}
-        pictures = {f"timeline/{layer}": draw_timeline(record, layer, image) for layer, record in known.items()}
-        if not known or state.ended:
-            return pictures
-        card = {CARD: draw_card(known, image, state.store.get("metrics", {}))}
-        return card if state.epoch is not None and state.epoch_images is not None else card | pictures
+        drawn = {layer: store[layer] for layer in names if layer in store}
+        shown = {} if state.ended or not drawn else {CARD: draw_card(drawn, image, state.store.get("metrics", {}))}
+        # Own loops around `render`, which set no `epoch_images`, never say that they have ended.
+        if state.ended or state.epoch is None or state.epoch_images is None:
+            shown |= {f"timeline/{layer}": draw_timeline(record, layer, image) for layer, record in drawn.items()}
+        return shown
 
     def _channels(self, classifier: Classifier, layer: str, state: VisualState) -> list[int]:
         synthesized = state.store.get("synthesis", {}).get(layer, {}).get("selected")
@@ -121,13 +121,14 @@ def draw_card(
     size = tile_size(filters * len(kinds), labels=_CARD_LABEL, largest=150)
     cells = []
     for layer, each in records.items():
+        newest = max(each)
         for place, channel in enumerate(known[layer]["channels"][:filters]):
             for kind in kinds:
                 # An epoch may have no synthesized images; those of an earlier one are shown, and its number.
-                made = max((number for number, record in each.items() if kind in record), default=epoch)
+                made = max((number for number, record in each.items() if kind in record), default=newest)
                 tile = _cell(each[made], kind, place, last=False)
                 caption = str(channel) if kind == "kernel" else f"epoch {made}" if made < epoch else ""
-                frame = _cell(each[max(each)], kind, place, last=False).frame
+                frame = _cell(each[newest], kind, place, last=False).frame
                 cells.append(replace(tile, pixels=_enlarged(tile.pixels, size), caption=(caption,), frame=frame))
     accuracy = metrics.get(epoch, {}).get("val/acc")
     drawn = grid(
