@@ -15,7 +15,7 @@ from filterscope.visuals.visual import Examples, RecordLabels, VisualState
 CAPTION_HELP = (
     "The caption says how far to trust a picture. **4× best of 300**: it activates this filter 4 times as strongly as "
     "any of 300 real images (∞×: no real image activates it at all). *beats 54%*: the percentage of real images that "
-    "activate it less, if not all do. **no filter reacts more**: no other filter of the layer reacts more strongly to "
+    "activate it less, if not all do. **none reacts more**: no other filter of the layer reacts more strongly to "
     "the picture, each in units of its spread on real images; otherwise their number. **do not trust**: at least "
     "90% of the activation comes from filters of the layer before that respond more strongly than to any real image. "
     "**did not converge**: the optimization did not increase the activation. In these two cases the picture explains "
@@ -83,8 +83,9 @@ def trust_captions(
         if statistics is not None:
             multiple, percentile = _compare(result, i, channel, statistics)
             real = f"{_times(multiple)} best of {statistics.count}"
-            lines = (real,) if multiple >= 1 else (f"{real}, beats {percentile:.0f}%",)
-            lines = (*lines, _others(int(result.rank[i]), short=True))
+            rank = int(result.rank[i])
+            others = f"{rank or 'none'} react{'s' * (rank < 2)} more"
+            lines = (real, others) if multiple >= 1 else (real, f"beats {percentile:.0f}%", others)
         warning = _warning(result, i)
         captions.append((warning, *lines[:1]) if warning else lines)
     return captions
@@ -108,7 +109,9 @@ def trust_sentences(
             else:
                 best = f"the best of {statistics.count} real images and more than {percentile:.0f}% of them"
                 strength = f"activates this filter {_times(multiple)} as strongly as {best}"
-            parts = [strength, _others(int(result.rank[i]))]
+            rank = int(result.rank[i])
+            others = f"{rank or 'no'} other filter{'s' * (rank > 1)}"
+            parts = [strength, f"{others} {'of the layer ' * (not rank)}react{'s' * (rank < 2)} more strongly"]
         warning = _warning(result, i)
         sentences.append("; ".join([warning, *parts] if warning else parts))
     return sentences
@@ -136,13 +139,6 @@ def _times(multiple: float) -> str:
     down = f"{max(multiple - 0.0499, 0):.1f}"
     rounded = "∞" if math.isinf(multiple) else f"{multiple:.0f}" if multiple >= 9.95 else down
     return f"{rounded.removesuffix('.0')}×"
-
-
-def _others(rank: int, *, short: bool = False) -> str:
-    if not rank:
-        return "no filter reacts more" if short else "no other filter of the layer reacts more strongly"
-    filters = "1 filter reacts" if rank == 1 else f"{rank} filters react"
-    return f"{filters} more" if short else f"{filters.replace('filter', 'other filter')} more strongly"
 
 
 def _warning(result: SynthesisResult, index: int) -> str:
