@@ -1,4 +1,4 @@
-"""Draw learning rates, gradient norms and update ratios over a training."""
+"""Draw what `training.step_sizes` measures: learning rates, gradient norms and update ratios over a training."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ _ABOUT = (
 )
 
 
-def draw_steps(epochs: Mapping[int, Mapping[str, float]], rates: Mapping[int, Mapping[str, float]]) -> Picture:
+def draw_step_sizes(epochs: Mapping[int, Mapping[str, float]], rates: Mapping[int, Mapping[str, float]]) -> Picture:
     """Draw the learning rates over the optimizer steps, and gradient norms and update ratios over the epochs.
 
     Args:
