@@ -85,7 +85,7 @@ def draw_synthesis(
             name = (names[channel],) if names else () if rows else (str(channel),)
             lines, image = captions[index], result.images[index]
             if index in replaced:
-                lines, image = (REAL_PATCH, f"picture: {captions[index][0]}"), replaced[index]
+                lines, image = (REAL_PATCH, f"picture: {lines[0].partition(' of ')[0]}"), replaced[index]
             caption = (*(caption_lines(name[0], width=size) if name else ()), *lines, *selected.word(row))
             cells.append(
                 Cell(
