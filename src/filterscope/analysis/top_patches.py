@@ -45,6 +45,11 @@ class TopResponses:
     responses: Tensor
     width: int
 
+    @property
+    def usual_peaks(self) -> Tensor:
+        """The mean over the images of each channel's largest rectified value, `(channels,)`."""
+        return self.largest.clamp_min(0).mean(0)
+
     def best(self, count: int) -> Tensor:
         """Return the images that activate each channel most, strongest first, `(≤ count, channels)`."""
         return self.largest.topk(min(count, len(self.largest)), dim=0).indices

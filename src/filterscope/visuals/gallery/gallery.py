@@ -27,7 +27,7 @@ from filterscope.analysis.synthesis import (
     synthesize_all,
 )
 from filterscope.analysis.synthesis.network import profile_forward
-from filterscope.analysis.top_patches import measure_responses
+from filterscope.analysis.top_patches import TopResponses, measure_responses
 from filterscope.errors import UserError, printable
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
@@ -48,7 +48,7 @@ from filterscope.visuals.gallery.layer_page import (
 )
 from filterscope.visuals.gallery.pages import Info, build_site
 from filterscope.visuals.gallery.sprites import image_url
-from filterscope.visuals.health.findings import filter_facts
+from filterscope.visuals.health.findings import filter_facts, rounded
 from filterscope.visuals.health.health import Health
 from filterscope.visuals.output.site import MANIFEST, Site
 from filterscope.visuals.progress import progress_bar
@@ -221,8 +221,7 @@ def draw_gallery(
         raise UserError(f"a gallery shows filters of convolutions; there is none among {', '.join(names)}")
     history = state.store.get("history", {})
     max_bytes = gallery._bytes_per_filter(counts, history)
-    real = _with_printable_names(examples.sample_if_possible(gallery.images))
-    examples = _with_printable_names(examples)
+    real = examples.sample_if_possible(gallery.images)
     min_images = IMAGES_PER_PATCH * gallery.patches
     # Without an epoch, health reuses the verdicts of the training and logs no warnings a second time.
     outside = VisualState(store=state.store)
@@ -237,8 +236,7 @@ def draw_gallery(
     for name, measured in top.items():
         find_class_words(name, measured.responses, real, outside, seed=gallery.seed)
     shown = examples.images[: gallery.response_images]
-    usual = {name: each.largest.clamp_min(0).mean(0) for name, each in top.items()}
-    active = _find_active(classifier, shown, list(counts), usual)
+    active = _find_active(classifier, shown, list(counts), top)
     inputs = trace_inputs(classifier)
     circuits = layer_circuits(classifier, inputs, list(counts))
     pages, done, total = [], 0, sum(counts.values())
@@ -286,14 +284,13 @@ def draw_gallery(
 
 
 def _find_active(
-    classifier: Classifier, images: Tensor, layers: Sequence[str], usual: Mapping[str, Tensor]
+    classifier: Classifier, images: Tensor, layers: Sequence[str], top: Mapping[str, TopResponses]
 ) -> dict[str, list[list[int]]]:
     """Return the filters of each layer that are most active on each image, compared with their responses to others."""
     if not len(images):
         return {name: [] for name in layers}
     found = measure_responses(classifier, images, layers, after_norm=True)
-    peaks = {name: each.largest.clamp_min(0) for name, each in found.items()}
-    return {name: most_active(each, usual.get(name, each.mean(0))) for name, each in peaks.items()}
+    return {name: most_active(each.largest, top.get(name, each).usual_peaks) for name, each in found.items()}
 
 
 def _run_options(state: VisualState) -> dict[str, str]:
@@ -314,7 +311,7 @@ def search_image(classifier: Classifier, images: Tensor, folder: Path) -> dict[s
 
     Returns:
         Plain data: `image`, and for each layer `name` and `filters` as `[filter, times its usual response, map]`;
-        pictures are data URLs.
+        pictures are data URLs. The second is None where the usual response is 0 or was not measured.
     """
     layers = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["layers"]
     names = [layer["name"] for layer in layers]
@@ -322,10 +319,10 @@ def search_image(classifier: Classifier, images: Tensor, folder: Path) -> dict[s
     maps = activations(classifier, images, names)
     rows = []
     for layer in layers:
-        peaks = found[layer["name"]].largest.clamp_min(0)
-        usual = torch.tensor([each["usual_peak"] for each in layer["filters"]])
+        peaks = found[layer["name"]].largest
+        usual = torch.tensor([each["usual_peak"] or 0.0 for each in layer["filters"]])
         best = most_active(peaks, usual)[0]
-        times = [float(f"{float(peaks[0, i] / usual[i].clamp_min(1e-12)):.2g}") for i in best]
+        times = [rounded(float(peaks[0, i] / usual[i]), 2) for i in best]  # a division by 0 becomes None
         tiles = [image_url(signed(maps[layer["name"]][0, i], RESPONSE)) for i in best]
         rows.append({"name": layer["name"], "filters": list(zip(best, times, tiles, strict=True))})
     return {"image": image_url(photo(images[0], 160)), "layers": rows}
@@ -337,12 +334,6 @@ def _shown_metrics(state: VisualState) -> dict[str, float]:
     epoch = state.epoch if state.ended else max(metrics, default=None)
     found = {name: value for name, value in metrics.get(epoch, {}).items() if name.startswith(("val", "test"))}
     return found | ({} if epoch is None else {"epoch": epoch})
-
-
-def _with_printable_names(examples: Examples) -> Examples:
-    """Return examples whose names can be shown on a page: one line each, at most 200 letters, valid UTF-8."""
-    class_names, names = (tuple(map(printable, each or ())) for each in (examples.class_names, examples.names))
-    return dataclasses.replace(examples, class_names=class_names, names=names)
 
 
 def _hash(images: Tensor) -> str:

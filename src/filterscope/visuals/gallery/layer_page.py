@@ -132,7 +132,7 @@ class LayerFindings:
             "circuit": self.circuit.facts[i],
             "sentence": self.words.sentences[i] if self.words else "",
             "samples": [samples.captions[i] for samples in self.samples],
-            "usual_peak": rounded(float(self.top.largest[:, i].clamp_min(0).mean()), 3) if self.top else 0.0,
+            "usual_peak": rounded(float(self.top.usual_peaks[i]), 3) if self.top else None,
             "weaker": all(samples.weaker[i] for samples in self.samples),
             "patches": captions,
             "best": list(sources),
@@ -305,7 +305,7 @@ def most_active(peaks: Tensor, usual: Tensor, count: int = 8) -> list[list[int]]
     """Return for each image the filters whose largest response stands out most from their usual one.
 
     Args:
-        peaks: the largest responses to the images, `(images, filters)`, not negative.
+        peaks: the largest responses to the images, `(images, filters)`.
         usual: the mean largest responses to many images, `(filters,)`.
         count: the number of filters.
     """

@@ -53,13 +53,13 @@ def build_site(pages: Sequence[LayerPage], info: Info) -> Site:
     if info["evidence"]:
         content["data/classes.js"] = script_file("filterscopeClasses", _class_data(pages, info))
         content["classes.html"] = page_html("classes.html.j2", info=info, evidence=info["evidence"])
-    links = {page.name: _link(page) for page in pages}
+    content["data/links.js"] = script_file("filterscopeLinks", {page.name: _link(page) for page in pages})
     for i, page in enumerate(pages):
         neighbours = {
             "previous": pages[i - 1] if i else None,
             "following": pages[i + 1] if i + 1 < len(pages) else None,
         }
-        content |= page.files | _layer_files(page, info, links, neighbours)
+        content |= page.files | _layer_files(page, info, neighbours)
     context = {
         "pages": pages,
         "info": info,
@@ -77,9 +77,7 @@ def build_site(pages: Sequence[LayerPage], info: Info) -> Site:
     return Site(files=content, description=text)
 
 
-def _layer_files(
-    page: LayerPage, info: Info, links: Mapping[str, Any], neighbours: Mapping[str, LayerPage | None]
-) -> dict[str, bytes]:
+def _layer_files(page: LayerPage, info: Info, neighbours: Mapping[str, LayerPage | None]) -> dict[str, bytes]:
     """Return the pages and the data of a layer by their path below the site."""
     context = {"page": page, "info": info, **neighbours}
     data = {
@@ -90,7 +88,6 @@ def _layer_files(
         "epochs": list(page.epochs),
         "classes": list(info["classes"]),
         "images": list(info["response_names"]),
-        "links": links,
         "logits": info["evidence"]["classes"] if info["evidence"] else [],
         "filters": page.facts,
     }

@@ -453,7 +453,7 @@ function search() {
     byId("found").replaceChildren(own, ...layers.flatMap((found) => found.filters.map(([number, times, map]) => {
       const layer = index.layers.find((each) => each.name === found.name), response = element("img");
       [response.src, response.alt] = [map, `response of ${layer.name} ${number} to your image`];
-      return item(layer, number, `: ${times}×`, response, "");
+      return item(layer, number, times === null ? "" : `: ${times}×`, response, "");
     })));
     byId("status").textContent = "The filters that your image activates most, with their responses to it; × how many times as much as images do on average.";
   };
@@ -472,7 +472,7 @@ function search() {
 
 // The page of a layer's filters: the part of the address after # is the filter's number and the order of the layer's page.
 function filter() {
-  const data = window.filterscope, { layout, filters, epochs } = data;
+  const data = window.filterscope, links = window.filterscopeLinks, { layout, filters, epochs } = data;
   const rows = filters.map((facts, number) => ({ ...facts, number, classes: facts.classes.slice(0, 3).map(([each]) => String(each)) }));
   const SYNTHESIZED = "image synthesized to activate it";
   let current = 0, sheet = null, cut = new Map();
@@ -563,7 +563,7 @@ function filter() {
       list.append(...near.map(([number, likeness]) => {
         const item = element("li"), link = element("a");
         link.href = address(number, readAddress().view);
-        link.append(thumbnail("../", data.links[data.layer], number), element("span", `filter ${number}: ${likeness}`));
+        link.append(thumbnail("../", links[data.layer], number), element("span", `filter ${number}: ${likeness}`));
         item.append(link);
         return item;
       }));
@@ -574,7 +574,7 @@ function filter() {
 
   // A link to a filter of any layer of the gallery; only its name if the gallery does not show that layer.
   function filterLink([layer, number], withPicture = false) {
-    const shown = data.links[layer], link = element(shown ? "a" : "span", withPicture ? "" : `${layer} ${number}`);
+    const shown = links[layer], link = element(shown ? "a" : "span", withPicture ? "" : `${layer} ${number}`);
     if (shown) link.href = filterAddress("../", shown.slug, number);
     if (shown && withPicture) {
       link.append(thumbnail("../", shown, number));
