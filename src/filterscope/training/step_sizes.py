@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 from filterscope.training.loggers import log_numbers, show_outputs, tensorboard_writer
 from filterscope.training.metrics_log import MetricsLog
 from filterscope.training.module import FinetuneModule
+from filterscope.visuals.optimizer_steps import draw_optimizer_steps
 from filterscope.visuals.output.writer import write_outputs
-from filterscope.visuals.step_sizes import draw_step_sizes
 
 TAG = "optimizer/steps"
 
@@ -93,7 +93,7 @@ class StepSizes(pl.Callback):
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         log_numbers(trainer, numbers, epoch=epoch)
-        shown = {TAG: draw_step_sizes(self.epochs, self.rates)}
+        shown = {TAG: draw_optimizer_steps(self.epochs, self.rates)}
         write_outputs(shown, folder=self.folder, writer=tensorboard_writer(trainer), epoch=epoch)
         show_outputs(trainer, shown, epoch=epoch)
 

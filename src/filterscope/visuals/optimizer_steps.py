@@ -18,7 +18,9 @@ _ABOUT = (
 )
 
 
-def draw_step_sizes(epochs: Mapping[int, Mapping[str, float]], rates: Mapping[int, Mapping[str, float]]) -> Picture:
+def draw_optimizer_steps(
+    epochs: Mapping[int, Mapping[str, float]], rates: Mapping[int, Mapping[str, float]]
+) -> Picture:
     """Draw the learning rates over the optimizer steps, and gradient norms and update ratios over the epochs.
 
     Args:
