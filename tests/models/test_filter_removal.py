@@ -6,10 +6,11 @@ from torch import Tensor, nn
 
 from filterscope.analysis.health.causes import ablated
 from filterscope.errors import UserError
-from filterscope.models import filter_removal
 from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
-from filterscope.models.filter_removal import Merge, cut_filters, fit_to_weights, multiply_adds, reset_filters
+from filterscope.models.filter_graph import FilterGraph
+from filterscope.models.filter_removal import Merge, cut_filters, fit_to_weights, multiply_adds
+from filterscope.models.filter_reset import reset_filters
 
 pytest.importorskip("torch_pruning", reason="torch-pruning is not installed")
 
@@ -197,7 +198,7 @@ def test_a_fault_of_our_own_is_not_called_one_of_torch_pruning(monkeypatch):
     def fail(*_arguments: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(filter_removal._Cutter, "_can_merge", fail)
+    monkeypatch.setattr(FilterGraph, "keeps_apart", fail)
     with pytest.raises(ZeroDivisionError):
         cut_filters(chain(), {"conv_1": [0]})
 

@@ -1,21 +1,15 @@
 """Cut filters out of a network with torch-pruning's dependency graph, and rebuild cut networks from their weights."""
 
-import copy
 import math
-import warnings
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from filterscope.errors import UserError, first_line
+from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
-from filterscope.models.layers import convolutions
-from filterscope.models.network_copy import same_random_numbers
+from filterscope.models.filter_graph import FilterGraph, blank_image, filter_graph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +55,12 @@ def cut_filters(
         UserError: torch-pruning is not installed or does not support the network.
     """
     cut = Cut(filters={}, merged={}, kept={name: {} for name in wanted})
-    with _traced(classifier, wanted, merges or {}, cut) as cutter:
-        for name in convolutions(classifier.layers):
+    with filter_graph(classifier, "cut") as graph:
+        cutter = _Cutter(graph, wanted, merges or {}, cut)
+        for name in graph.modules:
             cutter.cut_group(name)
-        with torch.no_grad(), cutter.supported():
-            logits = classifier(_image(classifier))
+        with torch.no_grad(), graph.supported():
+            logits = classifier(blank_image(classifier))
     if tuple(logits.shape) != (1, classifier.num_classes):
         raise UserError(f"{classifier.backbone.name} cannot be cut: the number of its outputs would change")
     for known in ("layers", "_accepted"):
@@ -74,159 +69,32 @@ def cut_filters(
     return cut
 
 
-@contextmanager
-def _refuse_unsupported(classifier: Classifier) -> Iterator[None]:
-    """Turn an error of a call to torch-pruning, whose ways of not supporting a network are many, into a `UserError`."""
-    try:
-        yield
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise UserError(
-            f"{classifier.backbone.name} cannot be cut: torch-pruning does not support it ({first_line(error)})"
-        ) from error
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reset:
-    """What was initialised again in a network.
-
-    Attributes:
-        filters: indices of the filters by layer.
-        parts: the changed parts of parameters: the parameter, the dimension, and the indices in it.
-    """
-
-    filters: dict[str, list[int]]
-    parts: list[tuple[nn.Parameter, int, list[int]]]
-
-
-def reset_filters(classifier: Classifier, wanted: Mapping[str, Sequence[int]], *, seed: int = 0) -> Reset:
-    """Give filters new random kernels in place, and weights of 0 where later layers see their outputs.
-
-    The network then computes what it computed with these filters silenced. Left out are filters whose outputs not only
-    batch norms, convolutions and Linears see, or whose layer or later layers are frozen.
-
-    Args:
-        classifier: is changed in place.
-        wanted: indices of filters by layer.
-        seed: of the kernels, which are drawn as by the layers' `reset_parameters`.
-
-    Raises:
-        UserError: torch-pruning is not installed or does not support the network.
-    """
-    filters: dict[str, list[int]] = {}
-    parts: list[tuple[nn.Parameter, int, list[int]]] = []
-    trained = {parameter for parameter in classifier.parameters() if parameter.requires_grad}
-    cut = Cut(filters={}, merged={}, kept={})
-    with _traced(classifier, wanted, {}, cut) as cutter, same_random_numbers(), torch.no_grad():
-        torch.manual_seed(seed)
-        for name, indices in wanted.items():
-            changed = _reset_layer(cutter, name, indices, trained) if indices else []
-            if changed:
-                filters[name] = list(indices)
-                parts += changed
-    return Reset(filters=filters, parts=parts)
-
-
-def _reset_layer(
-    cutter: "_Cutter", name: str, filters: Sequence[int], trained: Container[nn.Parameter]
-) -> list[tuple[nn.Parameter, int, list[int]]]:
-    """Reset filters of a layer if that can be done, and return the changed parts of parameters."""
-    if not cutter.sees_plainly(name):
-        return []
-    own, later = [], []
-    for item in cutter.group(name, filters):
-        module, indices = item.dep.target.module, list(item.idxs)
-        if module is cutter.modules[name] or isinstance(module, nn.BatchNorm2d):
-            own.append((module, indices))
-        elif cutter.takes(item):
-            later.append((module.weight, indices))
-    parts = [(parameter, 0, indices) for module, indices in own for parameter in module.parameters(recurse=False)]
-    parts += [(weight, 1, indices) for weight, indices in later]
-    if not later or any(parameter not in trained for parameter, *_ in parts):
-        return []
-    for module, indices in own:
-        fresh = copy.deepcopy(module)
-        fresh.reset_parameters()
-        for key, tensor in module.state_dict().items():
-            if tensor.dim():  # not the counter of a batch norm
-                tensor[indices] = fresh.state_dict()[key][indices]
-    for weight, indices in later:
-        weight[:, indices] = 0
-    return parts
-
-
-def _image(classifier: Classifier) -> Tensor:
-    size = classifier.accepted_size
-    return torch.zeros(1, classifier.in_channels, size, size, device=next(classifier.parameters()).device)
-
-
-@contextmanager
-def _traced(
-    classifier: Classifier,
-    wanted: Mapping[str, Sequence[int]],
-    merges: Mapping[str, Mapping[int, Merge]],
-    cut: Cut,
-) -> Iterator["_Cutter"]:
-    """Trace which weights belong together; in the block all parameters have gradients."""
-    try:
-        import torch_pruning as tp
-    except ImportError as error:
-        raise UserError('cutting filters needs torch-pruning: pip install "filterscope[prune]"') from error
-    trained = {name for name, parameter in classifier.named_parameters() if parameter.requires_grad}
-    modes = {module: module.training for module in classifier.modules()}
-    supported = partial(_refuse_unsupported, classifier)
-    try:
-        classifier.eval().requires_grad_(True)  # torch-pruning reads the graph from the functions of the gradients
-        with warnings.catch_warnings(action="ignore"), torch.enable_grad():
-            with supported():
-                graph = tp.DependencyGraph().build_dependency(classifier, example_inputs=_image(classifier))
-            yield _Cutter(tp, graph, classifier, wanted, merges, cut, supported)
-    finally:
-        for module, training in modes.items():
-            module.training = training
-        for name, parameter in classifier.named_parameters():
-            parameter.requires_grad_(name in trained)
-
-
 class _Cutter:
     """Cuts the layers of a network one coupled group after the other, so that all indices are those before the cut."""
 
     def __init__(
         self,
-        tp: Any,
-        graph: Any,
-        classifier: Classifier,
+        graph: FilterGraph,
         wanted: Mapping[str, Sequence[int]],
         merges: Mapping[str, Mapping[int, Merge]],
         cut: Cut,
-        supported: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        self.tp, self.graph, self.merges, self.cut, self.supported = tp, graph, merges, cut, supported
-        self.modules = {name: cast(nn.Conv2d, classifier.module_of(name)) for name in convolutions(classifier.layers)}
-        self.names = {module: name for name, module in self.modules.items()}
+        self.graph, self.merges, self.cut = graph, merges, cut
         self.wanted = {(name, i) for name, indices in wanted.items() for i in indices}
         self.done: set[str] = set()
-
-    def group(self, name: str, filters: Sequence[int]) -> Any:
-        """Return torch-pruning's group of everything that goes with some filters of a layer."""
-        with self.supported():
-            return self.graph.get_pruning_group(
-                self.modules[name], self.tp.prune_conv_out_channels, idxs=[int(i) for i in filters]
-            )
 
     def cut_group(self, name: str) -> None:
         """Remove the wanted filters of a layer and of all layers that are coupled with it."""
         if name in self.done:
             return
-        count = self.modules[name].out_channels
-        group = self.group(name, range(count))
-        coupled = self._coupled(name, group)
+        count = self.graph.modules[name].out_channels
+        group = self.graph.group(name, range(count))
+        coupled = self.graph.coupled(name, group)
         self.done |= {layer for each in coupled for layer, _ in each}
         convolved = [item.dep.target.module for item in group if isinstance(item.dep.target.module, nn.Conv2d)]
         grouped = any(1 < conv.groups < conv.in_channels for conv in convolved)
         merges = self.merges.get(name, {})
-        mergeable = all(len(each) == 1 for each in coupled) and all(map(self._can_merge, group))
+        mergeable = all(len(each) == 1 for each in coupled) and all(map(self.graph.keeps_apart, group))
         chosen = []
         for i, each in enumerate(coupled):
             needed = sorted({layer for layer, j in each if (layer, j) not in self.wanted})
@@ -253,50 +121,20 @@ class _Cutter:
             if i in merges:
                 self._merge(name, i, merges[i])
                 self.cut.merged.setdefault(name, []).append(i)
-        group = self.group(name, chosen)
-        with self.supported():
+        group = self.graph.group(name, chosen)
+        with self.graph.supported():
             group.prune()
-
-    def sees_plainly(self, name: str) -> bool:
-        """Return whether convolutions and Linears see a layer's filters, each by itself, behind batch norms at most."""
-        group = self.group(name, range(self.modules[name].out_channels))
-        alone = all(len(each) == 1 for each in self._coupled(name, group)) and all(map(self._can_merge, group))
-        kinds = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
-        modules = [item.dep.target.module for item in group]
-        return alone and all(isinstance(each, kinds) for each in modules if next(each.parameters(), None) is not None)
-
-    def _coupled(self, name: str, group: Any) -> list[set[tuple[str, int]]]:
-        """Return for each filter of a layer itself and the filters of other layers that go only with it."""
-        coupled = [{(name, i)} for i in range(self.modules[name].out_channels)]
-        for item in group:
-            layer = self.names.get(item.dep.target.module)
-            if layer and self.graph.is_out_channel_pruning_fn(item.dep.handler):
-                for root, i in zip(item.root_idxs, item.idxs, strict=False):
-                    coupled[root].add((layer, i))
-        return coupled
 
     def _keep(self, filters: Iterable[tuple[str, int]], reason: str) -> None:
         for layer, i in filters:
             if (layer, i) in self.wanted:
                 self.cut.kept[layer][i] = reason
 
-    def _can_merge(self, item: Any) -> bool:
-        """Return whether the layer in an item of a group only passes outputs on, or weighs them one by one."""
-        layer = item.dep.target.module
-        plain = isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
-        return plain or not self.takes(item)
-
-    def takes(self, item: Any) -> bool:
-        """Return whether the layer in an item takes the filters as its input; a norm's input is its output too."""
-        function = item.dep.handler
-        is_input: bool = self.graph.is_in_channel_pruning_fn(function)
-        return is_input and not self.graph.is_out_channel_pruning_fn(function)
-
     def _merge(self, name: str, copy: int, merge: Merge) -> None:
         """Add the weights with which later layers see a copy to those with which they see the original."""
-        for item, original in zip(self.group(name, [copy]), self.group(name, [merge.into]), strict=True):
+        for item, original in zip(self.graph.group(name, [copy]), self.graph.group(name, [merge.into]), strict=True):
             layer = item.dep.target.module
-            if self.takes(item) and isinstance(layer, nn.Conv2d | nn.Linear):
+            if self.graph.takes(item) and isinstance(layer, nn.Conv2d | nn.Linear):
                 with torch.no_grad():
                     layer.weight[:, original.idxs] += merge.factor * layer.weight[:, item.idxs]
 

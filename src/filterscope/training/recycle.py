@@ -10,7 +10,7 @@ from pydantic import Field
 
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
-from filterscope.models.filter_removal import Reset, reset_filters
+from filterscope.models.filter_reset import Reset, reset_filters
 from filterscope.storage.atomic import write_file
 from filterscope.training.example_images import examples_of
 from filterscope.training.weight_average import is_averaging
