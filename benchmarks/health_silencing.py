@@ -13,8 +13,8 @@ from filterscope.analysis.health.structure import structure
 from filterscope.analysis.health.verdict import Verdict
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions
-from filterscope.visuals.health.health import Health
-from filterscope.visuals.visual import Examples, VisualState
+from filterscope.visuals.health.health import judge_filters
+from filterscope.visuals.visual import Examples
 
 KINDS = ("unused", "random", "needed")
 UNSEEN = (1, 2, 3)
@@ -95,6 +95,5 @@ def compare(report: Report, data: str, networks: list[Costs]) -> None:
 def judge(classifier: Classifier, judging: Images) -> dict[str, list[str]]:
     """Return the verdicts on all layers, with importance measured on all images."""
     images, labels = judging
-    state = VisualState()
-    Health(importance=len(images))(classifier, Examples(images=images, labels=labels), state)
-    return {layer: record["verdicts"] for layer, record in state.store["health"].items()}
+    records = judge_filters(classifier, Examples(images=images, labels=labels))
+    return {layer: record["verdicts"] for layer, record in records.items()}

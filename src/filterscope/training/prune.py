@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,11 +23,10 @@ from filterscope.models.filter_removal import Cut, Merge, cut_filters, multiply_
 from filterscope.models.network_copy import restored
 from filterscope.storage.atomic import write_file
 from filterscope.training.example_images import examples_of
-from filterscope.visuals.health.findings import can_go
-from filterscope.visuals.health.health import Health
+from filterscope.visuals.health.findings import HealthRecords, can_go
+from filterscope.visuals.health.health import judge_filters
 from filterscope.visuals.output.outputs import Table
 from filterscope.visuals.output.tables import table_csv, table_text
-from filterscope.visuals.visual import VisualState
 
 log = logging.getLogger(__name__)
 
@@ -59,13 +58,9 @@ class Prune:
             UserError: the network cannot be cut, or none of its filters can go.
         """
         self.rows = [("before", *evaluate_network(classifier, data))]
-        state = VisualState()
-        examples = examples_of(data, self.images)
-        Health(importance=len(examples))(classifier, examples, state)
-        records: dict[str, dict[str, Any]] = state.store["health"]
-        wanted, merges = (
-            removable_filters(records) if self.by == "unused" else (least_important(records, self.share), {})
-        )
+        records = judge_filters(classifier, examples_of(data, self.images))
+        unused = self.by == "unused"
+        wanted, merges = removable_filters(records) if unused else (least_important(records, self.share), {})
         if not any(wanted.values()):
             raise UserError(f"prune={self.by}: every filter of {classifier.backbone.name} is needed; nothing is cut")
         cut = cut_filters(classifier, wanted, merges=merges)
@@ -133,14 +128,14 @@ def _pixels(images: Tensor) -> Tensor:
 
 
 def removable_filters(
-    records: Mapping[str, Mapping[str, Any]],
+    records: HealthRecords,
 ) -> tuple[dict[str, list[int]], dict[str, dict[int, Merge]]]:
     """Return the filters that can go by their verdicts, and those among them that are merged into another, by layer."""
     merges = _merges(records)
     return _unused(records, merges), merges
 
 
-def _merges(records: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[int, Merge]]:
+def _merges(records: HealthRecords) -> dict[str, dict[int, Merge]]:
     """Return for every duplicate the filter that it copies, itself no copy, and the ratio of their mean outputs."""
     found: dict[str, dict[int, Merge]] = {}
     for layer, record in records.items():
@@ -155,9 +150,7 @@ def _merges(records: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[int, Mer
     return found
 
 
-def _unused(
-    records: Mapping[str, Mapping[str, Any]], merges: Mapping[str, Mapping[int, Merge]]
-) -> dict[str, list[int]]:
+def _unused(records: HealthRecords, merges: Mapping[str, Mapping[int, Merge]]) -> dict[str, list[int]]:
     """Return the filters that can go: not needed, or merged; originals of merged filters stay."""
     found = {}
     for layer, record in records.items():
@@ -171,7 +164,7 @@ def _unused(
     return found
 
 
-def least_important(records: Mapping[str, Mapping[str, Any]], share: float) -> dict[str, list[int]]:
+def least_important(records: HealthRecords, share: float) -> dict[str, list[int]]:
     """Return the least important share of all filters; importance is relative to the norm over its layer."""
     values = {
         layer: record["measures"]["importance"] / record["measures"]["importance"].norm().clamp_min(1e-12)
@@ -184,7 +177,7 @@ def least_important(records: Mapping[str, Mapping[str, Any]], share: float) -> d
     return {layer: each.nonzero()[:, 0].tolist() for layer, each in zip(values, layers, strict=True)}
 
 
-def _filter_rows(records: Mapping[str, Mapping[str, Any]], cut: Cut) -> Iterator[Row]:
+def _filter_rows(records: HealthRecords, cut: Cut) -> Iterator[Row]:
     for layer, record in records.items():
         measures, removed = record["measures"], set(cut.filters.get(layer, ()))
         merged, kept = set(cut.merged.get(layer, ())), cut.kept.get(layer, {})

@@ -1,4 +1,4 @@
-"""Give filters that are noise or dead new random weights during training, so that they can learn something else."""
+"""Give filters that are noise or dead new random weights between epochs, so that they can learn something else."""
 
 import logging
 from pathlib import Path
@@ -9,29 +9,26 @@ import torch
 from pydantic import Field
 
 from filterscope.errors import UserError
-from filterscope.models.classifier import Classifier
 from filterscope.models.filter_reset import Reset, reset_filters
 from filterscope.storage.atomic import write_file
 from filterscope.training.example_images import examples_of
 from filterscope.training.weight_average import is_averaging
-from filterscope.visuals.health.findings import is_needed, is_wasted
-from filterscope.visuals.health.health import Health
+from filterscope.visuals.health.findings import HealthRecords, is_needed, is_wasted
+from filterscope.visuals.health.health import judge_filters
 from filterscope.visuals.output.outputs import Table
 from filterscope.visuals.output.tables import table_csv
-from filterscope.visuals.visual import VisualState
 
 log = logging.getLogger(__name__)
 
 FILE = "recycled.csv"
-Records = dict[str, dict[str, Any]]
 
 
 class Recycle(pl.Callback):
-    """Initialises filters again that are noise or dead, between two epochs, with outgoing weights of 0.
+    """Recycles filters that are noise or dead: random kernels, and weights of 0 in the layers that take their outputs.
 
-    The network computes what it did with these filters silenced, and gradients find a use for the new ones (Sokar et
-    al. 2023). What the optimizer remembers of their weights is forgotten. The log and `recycled.csv` say which filters
-    were recycled and what became of them.
+    After it the network computes what it computed with these filters silenced, and the training can give the new ones a
+    use (Sokar et al. 2023). The optimizer's state of the changed weights, such as Adam's moments, is set to 0. The log
+    and `recycled.csv` say which filters were recycled and what their verdicts are now.
 
     Args:
         every_epochs: how often; a filter that was recycled is left alone for as long.
@@ -53,8 +50,8 @@ class Recycle(pl.Callback):
         super().__init__()
         self.every_epochs, self.until, self.share = every_epochs, until, share
         self.images, self.seed = images, seed
-        self.rows: list[tuple[int, str, int, str]] = []  # epochs before it, layer, filter, verdict
-        self._judged = 0  # the epoch before which filters were judged last
+        self.rows: list[tuple[int, str, int, str]] = []  # finished epochs, layer, filter, verdict
+        self._judged = 0  # the number of finished epochs when filters were last judged
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was recycled when."""
@@ -73,16 +70,16 @@ class Recycle(pl.Callback):
         reset_filters(classifier, {})
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Recycle filters if it is time; a run that resumes inside an epoch has done so."""
+        """Recycle filters if that is due; a run that resumes inside an epoch did so before it was interrupted."""
         epoch, last = trainer.current_epoch, trainer.max_epochs or -1  # -1: the number of steps ends the training
         due = epoch > 0 and epoch % self.every_epochs == 0 and (last < 0 or epoch <= self.until * last)
         if not due or epoch == self._judged:
             return
         self._judged = epoch
-        classifier: Any = pl_module.classifier
-        records = self._judge(trainer, classifier)
+        records = self._judge(trainer, pl_module)
         self._report(trainer, records)
         chosen = trainer.strategy.broadcast(self._choose(records, epoch))
+        classifier: Any = pl_module.classifier
         done = reset_filters(classifier, chosen, seed=self.seed + epoch)
         _forget(trainer, done)
         for layer, filters in done.filters.items():
@@ -92,18 +89,15 @@ class Recycle(pl.Callback):
         log.info("recycling after epoch %d: %d filters%s", epoch, count, f" ({places})" if count else "")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say what became of the recycled filters."""
+        """Report the verdicts on the recycled filters at the end."""
         if self.rows:
-            classifier: Any = pl_module.classifier
-            self._report(trainer, self._judge(trainer, classifier))
+            self._report(trainer, self._judge(trainer, pl_module))
 
-    def _judge(self, trainer: pl.Trainer, classifier: Classifier) -> Records:
-        examples, state = examples_of(trainer.datamodule, self.images), VisualState()  # type: ignore[attr-defined]
-        Health(importance=len(examples))(classifier, examples, state)
-        records: Records = state.store["health"]
-        return records
+    def _judge(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> HealthRecords:
+        classifier: Any = pl_module.classifier
+        return judge_filters(classifier, examples_of(trainer.datamodule, self.images))  # type: ignore[attr-defined]
 
-    def _choose(self, records: Records, epoch: int) -> dict[str, list[int]]:
+    def _choose(self, records: HealthRecords, epoch: int) -> dict[str, list[int]]:
         """Return the filters to recycle by layer, the least important first."""
         young = {(layer, i) for since, layer, i, _ in self.rows if epoch - since <= self.every_epochs}
         chosen = {}
@@ -114,8 +108,8 @@ class Recycle(pl.Callback):
             chosen[layer] = bad[: int(self.share * len(verdicts))]
         return chosen
 
-    def _report(self, trainer: pl.Trainer, records: Records) -> None:
-        """Log and write what the filters are now that were recycled before."""
+    def _report(self, trainer: pl.Trainer, records: HealthRecords) -> None:
+        """Log and write the present verdicts on the filters that were recycled before."""
         if not self.rows or not trainer.is_global_zero:
             return
         now = [records[layer]["verdicts"][i] for _, layer, i, _ in self.rows]
@@ -127,7 +121,7 @@ class Recycle(pl.Callback):
 
 
 def _forget(trainer: pl.Trainer, done: Reset) -> None:
-    """Set to 0 what the optimizers remember of the changed parts of parameters."""
+    """Set the optimizers' state of the changed parts of parameters to 0."""
     for parameter, dim, indices in done.parts:
         for optimizer in trainer.optimizers:
             for value in optimizer.state.get(parameter, {}).values():

@@ -25,6 +25,7 @@ from filterscope.models.layers import convolutions
 from filterscope.registry import register
 from filterscope.visuals.filter_selection import convolution_names
 from filterscope.visuals.health.findings import (
+    HealthRecords,
     add_importance,
     add_verdicts,
     filter_table,
@@ -191,3 +192,11 @@ class Health(Visual):
             duplicates=duplicates(weights, acts.correlation, groups=groups, alike=self.alike),
             drift=drift(start if len(start) else weights, weights),
         )
+
+
+def judge_filters(classifier: Classifier, examples: Examples) -> HealthRecords:
+    """Return what `Health` finds out about each layer, with importance measured on all examples."""
+    state = VisualState()
+    Health(importance=len(examples))(classifier, examples, state)
+    records: HealthRecords = state.store["health"]
+    return records
