@@ -109,7 +109,7 @@ class OptunaSearch(Sweeper):
             if score is None:
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)
                 failures += 1
-                # Two failures and no success: what fails is not what is searched.
+                # Two failures and no success: the cause is not one of the values that are searched.
                 if failures >= (max(3, self.trials // 4) if study.get_trials(states=finished) else 2):
                     raise UserError(f"{failures} trials failed; the last: {' '.join(chosen)}")
                 continue

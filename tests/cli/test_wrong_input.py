@@ -119,6 +119,7 @@ def tiny(*overrides: str) -> list[str]:
         (("head._target_=filterscope.models.heads.last_layer",), r"head\._target_=.* has other parameters"),
         (("head._partial_=false",), r"head\._partial_=False: must be true"),
         (("schedule._target_=builtins.dict",), r"schedule\._target_='builtins\.dict' builds no .*LRScheduler"),
+        (("schedule._target_=torch.relu",), r"schedule\._target_='torch\.relu' cannot be called: no signature"),
         (("optimizer._target_=torch.optim.Nothing",), r"optimizer\._target_='torch\.optim\.Nothing' cannot be"),
         (("finetune._target_=builtins.dict",), r"finetune\._target_=.* builds no .*Policy"),
         (("mix._target_=builtins.dict",), r"mix\._target_=.* builds no .*Transform"),

@@ -83,7 +83,7 @@ def test_convolutional_weights_are_loaded_and_one_log_line_names_the_missing_lay
     with caplog.at_level(logging.INFO, "filterscope"):
         backbone = torchvision_backbone(name="alexnet", weights=alexnet_features)
     assert caplog.messages == [
-        f"{alexnet_features}: does not hold classifier.1, classifier.4, classifier.6: random weights are used there"
+        f"{alexnet_features}: does not hold classifier.1, classifier.4, classifier.6: random, if these layers are kept"
     ]
     expected = torch.load(alexnet_features, weights_only=True)
     assert all(torch.equal(tensor, backbone.network.state_dict()[key]) for key, tensor in expected.items())
@@ -308,7 +308,7 @@ def test_one_line_says_what_was_renamed_and_left_out(tmp_path, caplog):
         backbone = torchvision_backbone(name="resnet18", weights=file)
     assert caplog.messages == [
         f"{file}: names without 'net.', 1 tensors of other parts left out; fc.1 left out, of another classifier; "
-        "does not hold fc: random weights are used there"
+        "does not hold fc: random, if these layers are kept"
     ]
     assert backbone.missing == ("fc.weight", "fc.bias")
 

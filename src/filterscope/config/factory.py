@@ -86,7 +86,7 @@ def build_classifier(cfg: Config, data: ImageDataModule) -> Classifier:
     backbone: Backbone = instantiate(cfg["model"], where="model", kind=Backbone)
     # Stored, because a checkpoint is rebuilt without the weights file that decides it.
     cfg["model"]["num_classes"] = backbone.num_classes
-    head = instantiate(cfg["head"], where="head", kind=Classifier, half=True)
+    head = instantiate(cfg["head"], where="head", kind=Classifier, as_partial=True)
     classifier: Classifier = head(backbone, num_classes=data.num_classes)
     classifier.class_names = tuple(data.class_names)
     classifier.image_size = data.image_size
@@ -109,7 +109,7 @@ def build_published(cfg: Config) -> Classifier:
     size = int(cfg["data"]["image_size"])
     convolutional_only = bool(backbone.missing) and not backbone.allow_random
     if convolutional_only:
-        log.info("the weights hold only the convolutional part of %s: later layers are left out", backbone.name)
+        log.info("only the convolutional part of %s is kept", backbone.name)
     classifier = heads.trunk(backbone) if convolutional_only else heads.keep(backbone)
     classifier.class_names = backbone.categories if len(backbone.categories) == classifier.num_classes else ()
     classifier.image_size = size
@@ -166,7 +166,7 @@ def build_module(cfg: Config, classifier: Classifier, data: ImageDataModule) -> 
     """Build the Lightning module."""
     classifier.class_names = tuple(data.class_names)
     schedule = {key: value for key, value in cfg["schedule"].items() if key != "interval"}
-    mix = instantiate(cfg["mix"], where="mix", kind=(Transform, NoneType), half=True)
+    mix = instantiate(cfg["mix"], where="mix", kind=(Transform, NoneType), as_partial=True)
     policy: Policy = instantiate(cfg["finetune"], where="finetune", kind=Policy)
     channels_last = cfg["channels_last"]
     if channels_last is None:
@@ -175,8 +175,8 @@ def build_module(cfg: Config, classifier: Classifier, data: ImageDataModule) -> 
     return FinetuneModule(
         classifier,
         policy=policy,
-        optimizer=instantiate(cfg["optimizer"], where="optimizer", kind=Optimizer, half=True),
-        schedule=instantiate(schedule, where="schedule", kind=LRScheduler, half=True),
+        optimizer=instantiate(cfg["optimizer"], where="optimizer", kind=Optimizer, as_partial=True),
+        schedule=instantiate(schedule, where="schedule", kind=LRScheduler, as_partial=True),
         schedule_interval=cfg["schedule"].get("interval", "step"),
         seed=cfg["seed"],
         label_smoothing=cfg["label_smoothing"],

@@ -195,7 +195,7 @@ def _check_examples(examples: Examples | None, classifier: Classifier) -> None:
 def _build(config: Mapping[str, Any], num_classes: int, path: Path, weights: Mapping[str, Any]) -> Classifier:
     model = {**config["model"], "weights": None}
     backbone = instantiate(model, where=f"{path}: model", kind=Backbone, allowed=_allowed)
-    head = instantiate(config["head"], where=f"{path}: head", kind=Classifier, half=True, allowed=_allowed)
+    head = instantiate(config["head"], where=f"{path}: head", kind=Classifier, as_partial=True, allowed=_allowed)
     classifier: Classifier = head(backbone, num_classes=num_classes)
     if config.get("prune"):
         fit_to_weights(classifier, weights)

@@ -31,7 +31,7 @@ def instantiate(
     *,
     where: str,
     kind: Kind | None = None,
-    half: bool = False,
+    as_partial: bool = False,
     allowed: Callable[[str], bool] | None = None,
     offered: Mapping[str, Any] | None = None,
     narrower: Mapping[str, Any] | None = None,
@@ -45,8 +45,9 @@ def instantiate(
     Args:
         node: plain data.
         where: the node's place in the config, for messages.
-        kind: the class of what is built, or several; None: any. What declares another one is not called.
-        half: whether a partial is expected, if `kind` is given.
+        kind: the class that must be built, or several; None: any. A function that declares to return another is not
+            called.
+        as_partial: whether the node must set `_partial_: true`, if `kind` is given.
         allowed: whether a target may be built; None: any. Required for configs that were read from a file.
         offered: arguments that the target gets if it has parameters of these names and the node does not set them.
         narrower: types that replace those of the signature, by parameter.
@@ -66,17 +67,20 @@ def instantiate(
         target = get_object(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{where}._target_={name!r} cannot be imported: {error}") from error
-    if kind is not None and half != bool(node.get("_partial_")):
-        raise UserError(f"{where}._partial_={node.get('_partial_')!r}: must be {str(half).lower()}")
-    made = target if inspect.isclass(target) else _returned(target)
-    if not callable(target) or (kind is not None and isinstance(made, type) and not issubclass(made, kind)):
+    if kind is not None and as_partial != bool(node.get("_partial_")):
+        raise UserError(f"{where}._partial_={node.get('_partial_')!r}: must be {str(as_partial).lower()}")
+    declared = target if inspect.isclass(target) else _returned(target)
+    if not callable(target) or (kind is not None and isinstance(declared, type) and not issubclass(declared, kind)):
         raise _other_kind(name, where, kind)
+    try:
+        parameters = _parameters(target)
+    except ValueError as error:  # many functions written in C do not tell their parameters
+        raise UserError(f"{where}._target_={name!r} cannot be called: {error}") from error
     options = {
         key: _built(value, where=f"{where}.{key}", allowed=allowed)
         for key, value in node.items()
         if key not in ("_target_", "_partial_")
     }
-    parameters = _parameters(target)
     arguments = check_arguments(target, options, where=where, narrower=narrower) | extra
     arguments |= {key: each for key, each in (offered or {}).items() if key in parameters and key not in arguments}
     call = _Call(target, **arguments)
@@ -88,7 +92,7 @@ def instantiate(
 
 
 class _Call(partial[Any]):
-    """A call of a target, whose errors and whose result are checked."""
+    """A partial of a target that turns errors into `UserError` and checks the class of the result."""
 
     name: str
     where: str
@@ -101,7 +105,7 @@ class _Call(partial[Any]):
             raise UserError(f"{self.where}._target_={self.name!r} has other parameters: {error}") from error
         try:
             built = super().__call__(*args, **keywords)
-        except Exception as error:  # a foreign function's ways of refusing an option are many
+        except Exception as error:  # functions of other packages refuse an option with any exception
             if self.name.startswith("filterscope.") or isinstance(error, UserError):
                 raise
             extras = [each for each in _EXTRAS if isinstance(error, ImportError) and self.where.endswith(each)]

@@ -132,7 +132,7 @@ def build_with_weights(
     notes += more
     notes += [f"{abbreviate(other)} left out, of another classifier"] if other else []
     if missing:
-        notes.append(f"does not hold {abbreviate(missing)}: random weights are used there")
+        notes.append(f"does not hold {abbreviate(missing)}: random, if these layers are kept")
     if notes:
         log.info("%s: %s", path, "; ".join(notes))
     return network, tuple(missing)
