@@ -37,7 +37,7 @@ from filterscope.storage.safe_load import LOAD_ERRORS
 CONTENTS = "contents.json"
 INDEX = "index.npz"
 _MAX_INDEX = 1 << 30  # bytes of a downloaded index: 40 million images
-_MAX_RATIO = 40  # of an index's size in memory to that of its file; a list of images is packed to a twentieth at most
+_MAX_RATIO = 40  # of an index's size in memory to that of its file; real lists of images stay far below it
 _TRIES = 3  # downloads of a shard until the run ends
 
 

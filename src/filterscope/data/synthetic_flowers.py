@@ -39,7 +39,7 @@ CLASSES = (
 
 MAX_IMAGES = 1_000_000  # of a split
 
-_SLOW = 20_000_000  # pixels in all, from which on drawing takes more than some seconds
+_SLOW = 20_000_000  # more pixels than this, in all images, are announced before they are drawn
 _CHUNK = 20  # images drawn at once
 
 

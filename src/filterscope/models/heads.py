@@ -55,8 +55,8 @@ def linear(backbone: Backbone, *, num_classes: int, grids: Grids = (1,), square_
         num_classes: of the data.
         grids: features are averaged over each cell of a 1×1, 2×2, … grid; 1 is global pooling. Only for networks
             that end in several fully connected layers, such as AlexNet and VGG.
-        square_root: take the square root of the averages, so that strong features drown out fewer weak ones, and
-            normalise them over each image (Perronnin et al. 2010).
+        square_root: take the square root of the averages, which reduces the weight of strong features against weak
+            ones, and normalise them over each image (Perronnin et al. 2010).
 
     Raises:
         UserError: the end of the network's features cannot be found, or its pooling cannot be changed.
@@ -83,7 +83,7 @@ class GridPool(nn.Module):
         return means[:, :, None, None]
 
     def extra_repr(self) -> str:
-        """Return the options, by which cached features are told apart too."""
+        """Return the options, which are part of the key of cached features."""
         return f"grids={self.grids}, square_root={self.square_root}"
 
 
@@ -137,10 +137,8 @@ def _refuse_grids(backbone: Backbone, pool: nn.Module) -> None:
 def _pool_features(backbone: Backbone, pool: nn.Module) -> int:
     """End the network after its convolutional features, pooled, and return their number."""
     network = backbone.network
-    own = isinstance(network, nn.Sequential) or (hasattr(network, "avgpool") and hasattr(network, "classifier"))
-    if not own or callable(getattr(network, "reset_classifier", None)):
-        _refuse_grids(backbone, pool)
     if callable(reset := getattr(network, "reset_classifier", None)):  # timm's networks
+        _refuse_grids(backbone, pool)
         reset(0)
     elif isinstance(network, nn.Sequential):
         names = list(dict(network.named_children()))
@@ -153,6 +151,7 @@ def _pool_features(backbone: Backbone, pool: nn.Module) -> int:
         network.avgpool = pool
         network.classifier = nn.Identity()
     elif hasattr(network, "classifier"):  # pools in its classifier: SqueezeNet, MaxViT
+        _refuse_grids(backbone, pool)
         network.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     else:
         raise UserError(f"cannot find where the features of {backbone.name} end; use head=replace")

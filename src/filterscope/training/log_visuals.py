@@ -294,7 +294,7 @@ class LogVisuals(pl.Callback):
         try:
             return draw()
         except Exception as error:
-            if not self._restored or isinstance(error, UserError | OSError | MemoryError):
+            if not self._restored or isinstance(error, UserError | OSError | MemoryError | torch.OutOfMemoryError):
                 raise
             self._restored = False
             self.state.store.clear()
