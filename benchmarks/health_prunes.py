@@ -20,7 +20,7 @@ from filterscope.models.classifier import Classifier
 from filterscope.models.filter_removal import Merge, cut_filters, multiply_adds
 from filterscope.models.layers import convolutions
 from filterscope.training.prune import least_important, removable_filters
-from filterscope.visuals.health.health import judge_filters
+from filterscope.visuals.health.health import measure_health
 from filterscope.visuals.visual import Examples
 
 Train = Callable[[Classifier], None]
@@ -49,7 +49,7 @@ def prune(
     """
     judging, testing = images
     classifier.eval()
-    records = judge_filters(classifier, Examples(images=judging[0], labels=judging[1]))
+    records = measure_health(classifier, Examples(images=judging[0], labels=judging[1]))
     unneeded, merges = removable_filters(records)
     report_exactness(report, name, classifier, testing, unneeded, merges)
     before = copy.deepcopy(classifier)

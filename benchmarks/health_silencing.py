@@ -13,7 +13,7 @@ from filterscope.analysis.health.structure import structure
 from filterscope.analysis.health.verdict import Verdict
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions
-from filterscope.visuals.health.health import judge_filters
+from filterscope.visuals.health.health import measure_health
 from filterscope.visuals.visual import Examples
 
 KINDS = ("unused", "random", "needed")
@@ -95,5 +95,5 @@ def compare(report: Report, data: str, networks: list[Costs]) -> None:
 def judge(classifier: Classifier, judging: Images) -> dict[str, list[str]]:
     """Return the verdicts on all layers, with importance measured on all images."""
     images, labels = judging
-    records = judge_filters(classifier, Examples(images=images, labels=labels))
+    records = measure_health(classifier, Examples(images=images, labels=labels))
     return {layer: record["verdicts"] for layer, record in records.items()}

@@ -24,7 +24,7 @@ from filterscope.models.network_copy import restored
 from filterscope.storage.atomic import write_file
 from filterscope.training.example_images import examples_of
 from filterscope.visuals.health.findings import HealthRecords, can_go
-from filterscope.visuals.health.health import judge_filters
+from filterscope.visuals.health.health import measure_health
 from filterscope.visuals.output.outputs import Table
 from filterscope.visuals.output.tables import table_csv, table_text
 
@@ -58,7 +58,7 @@ class Prune:
             UserError: the network cannot be cut, or none of its filters can go.
         """
         self.rows = [("before", *evaluate_network(classifier, data))]
-        records = judge_filters(classifier, examples_of(data, self.images))
+        records = measure_health(classifier, examples_of(data, self.images))
         unused = self.by == "unused"
         wanted, merges = removable_filters(records) if unused else (least_important(records, self.share), {})
         if not any(wanted.values()):

@@ -14,7 +14,7 @@ from filterscope.storage.atomic import write_file
 from filterscope.training.example_images import examples_of
 from filterscope.training.weight_average import is_averaging
 from filterscope.visuals.health.findings import HealthRecords, is_needed, is_wasted
-from filterscope.visuals.health.health import judge_filters
+from filterscope.visuals.health.health import measure_health
 from filterscope.visuals.output.outputs import Table
 from filterscope.visuals.output.tables import table_csv
 
@@ -95,7 +95,7 @@ class Recycle(pl.Callback):
 
     def _judge(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> HealthRecords:
         classifier: Any = pl_module.classifier
-        return judge_filters(classifier, examples_of(trainer.datamodule, self.images))  # type: ignore[attr-defined]
+        return measure_health(classifier, examples_of(trainer.datamodule, self.images))  # type: ignore[attr-defined]
 
     def _choose(self, records: HealthRecords, epoch: int) -> dict[str, list[int]]:
         """Return the filters to recycle by layer, the least important first."""

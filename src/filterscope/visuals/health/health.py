@@ -194,7 +194,7 @@ class Health(Visual):
         )
 
 
-def judge_filters(classifier: Classifier, examples: Examples) -> HealthRecords:
+def measure_health(classifier: Classifier, examples: Examples) -> HealthRecords:
     """Return what `Health` finds out about each layer, with importance measured on all examples."""
     state = VisualState()
     Health(importance=len(examples))(classifier, examples, state)
