@@ -6,6 +6,7 @@ import os
 import re
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from filterscope.storage.atomic import write_file
 
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, TypeError, NotImplementedError, zipfile.BadZipFile)
 _MAX_BYTES = 1 << 27  # of one unpacked picture with its measures
-MAX_FOLDER_BYTES = 2 * 10**9  # of all pictures of a folder; about 100,000 of 96 pixels
+MAX_FOLDER_BYTES = 2 * 10**9  # of all pictures of a folder
 _FILE_NAME = re.compile(r".+_\d+_\d+_[0-9a-f]{32}\.npz")
 _MEASURES = ("curve", "activation", "rank", "converged", "responses", "support")
 
@@ -78,7 +79,8 @@ class PictureCache:
         file = self._file(channel, sample)
         try:
             content = io.BytesIO(file.read_bytes())
-            os.utime(file)  # the time of its last use, by which `remove_oldest` goes
+            with suppress(OSError):  # a folder that can only be read
+                os.utime(file)  # the time of its last use, by which `remove_oldest` goes
             with zipfile.ZipFile(content) as archive:
                 if sum(entry.file_size for entry in archive.infolist()) > _MAX_BYTES:
                     return None
@@ -118,7 +120,11 @@ class PictureCache:
 
 def remove_oldest(folder: Path, max_bytes: int = MAX_FOLDER_BYTES) -> None:
     """Remove the pictures that were not used for longest, until all of them take at most `max_bytes`."""
-    files = [(path.stat(), path) for path in folder.glob("*.npz") if _FILE_NAME.fullmatch(path.name)]
+    files = []
+    for path in folder.glob("*.npz"):
+        with suppress(FileNotFoundError):  # another process removes pictures, too
+            if _FILE_NAME.fullmatch(path.name):
+                files.append((path.stat(), path))
     total = sum(stat.st_size for stat, _ in files)
     for stat, path in sorted(files, key=lambda file: file[0].st_mtime):
         if total <= max_bytes:
