@@ -13,8 +13,8 @@ _LONGEST_LEGEND = 10
 _ABOUT = (
     "Mean over measured steps of each epoch, a line per layer from the first (dark) to the last (bright). "
     "**Gradient norm**: of the loss with respect to the layer's parameters, before clipping. **Update ratio**: norm of "
-    "the change of the parameters in one step ÷ norm of the parameters; 0.001 is usual when training from random "
-    "weights, a layer far below the others hardly learns, above 0.01 a step is coarse."
+    "the change of the parameters in one step ÷ norm of the parameters. A layer far below the others hardly learns. "
+    "For training from random weights, about 0.001 is a rule of thumb (Stanford's course CS231n)."
 )
 
 
