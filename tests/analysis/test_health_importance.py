@@ -107,16 +107,13 @@ def test_importance_predicts_the_change_of_the_loss_on_other_images_of_a_trained
 def test_a_mean_change_that_is_noise_does_not_hide_which_filters_matter():
     generator = torch.Generator().manual_seed(0)
     sizes, labels = torch.linspace(0.01, 0.1, 40), torch.arange(96) % 4
+    second = (sizes.square() / 2).expand(96, 40)
     for sign in (-1, 1):  # of what all filters share by chance on these images
         noise = 0.5 * torch.randn(96, 40, generator=generator) + torch.randn(96, 1, generator=generator)
         noise += sign * 0.1 - noise.mean()
-        expected = importance_of(LossChange(noise * sizes, sizes.square() / 2 + 0 * noise), labels).columns[
-            "importance_signed"
-        ]
-        assert spearmanr(expected, sizes)[0] > 0.9
-    certain = importance_of(LossChange(noise * 1e-3 - sizes, sizes.square() / 2 + 0 * noise), labels).columns[
-        "importance_signed"
-    ]
+        expected = importance_of(LossChange(noise * sizes, second), labels)
+        assert spearmanr(expected.columns["importance_signed"], sizes)[0] > 0.9
+    certain = importance_of(LossChange(noise * 1e-3 - sizes, second), labels).columns["importance_signed"]
     assert torch.allclose(certain, sizes.double() ** 2 / 2 - sizes, atol=1e-3)
 
 
