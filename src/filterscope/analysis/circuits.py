@@ -1,4 +1,4 @@
-"""The connections of filters: what the inputs of a layer are, what a filter weighs, and what it adds to a logit."""
+"""The connections of filters: which filters a layer takes as inputs, how it weighs them, what they add to logits."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from filterscope.analysis.health.recorder import output_layer
 from filterscope.analysis.hooks import device_of, observing, run_model, tapping
-from filterscope.analysis.synthesis.network import frozen_copy
+from filterscope.analysis.synthesis.network import TruncatedNetwork
 from filterscope.models.classifier import Classifier
 from filterscope.models.forward_trace import FAILED, calls_without_values
 from filterscope.models.layers import convolutions, find_layer
@@ -111,9 +111,9 @@ def expanded_weights(classifier: Classifier, layer: str, before: str) -> Tensor 
     Returns:
         `(filters, input channels of before, height, width)`; None if what is between is not linear even so.
     """
-    network = frozen_copy(classifier)
+    network = TruncatedNetwork(classifier, [layer], size=classifier.accepted_size, space_to_depth=False)
     count = find_layer(classifier.layers, layer).num_channels or 0
-    rows = torch.eye(count, device=device_of(network))
+    rows = torch.eye(count, device=network.device)
     together = rows.cumsum(0)[-1:] * torch.linspace(0.5, 1, count, device=rows.device)
     side = 4
     while (side := 2 * side) <= MAX_SIDE:
@@ -353,11 +353,11 @@ def _probe_gradients(run: _ConstantRun, layer: Run) -> dict[Run, Tensor | None]:
     return dict(zip(run.outputs, gradients, strict=True))
 
 
-def _gradient(network: Classifier, layer: str, before: str, rows: Tensor, side: int, seed: int) -> Tensor:
+def _gradient(network: TruncatedNetwork, layer: str, before: str, rows: Tensor, side: int, seed: int) -> Tensor:
     """Return the gradients of weighted sums of a layer's filters at one position with respect to another's input.
 
     Args:
-        network: a copy of its own.
+        network: ends with `layer`.
         layer: the layer of the filters.
         before: the layer whose input is replaced by random values of `side` × `side`.
         rows: the weights of each sum, `(sums, filters)`.
@@ -365,27 +365,15 @@ def _gradient(network: Classifier, layer: str, before: str, rows: Tensor, side: 
         seed: of the values.
     """
     values = torch.Generator().manual_seed(seed)
-    module, device = network.module_of(before), rows.device
+    classifier, device = network.network, rows.device
+    module = classifier.module_of(before)
     channels = int(module.get_parameter("weight").shape[1]) * getattr(module, "groups", 1)
     given = torch.randn(len(rows), channels, side, side, generator=values).to(device).requires_grad_()
-    images = torch.full((1, network.in_channels, network.accepted_size, network.accepted_size), 0.5, device=device)
-    outputs: list[Tensor] = []
-
-    def stop(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-        outputs.append(output)
-        raise _OutputReached
-
-    with observing(network), torch.enable_grad():
+    size = classifier.accepted_size
+    images = torch.full((1, classifier.in_channels, size, size), 0.5, device=device)
+    with observing(classifier), torch.enable_grad():
         module.register_forward_pre_hook(lambda *_: given)
-        network.module_of(layer).register_forward_hook(stop)
-        try:
-            with _WithoutNonlinearities(ACTIVATION_FUNCTIONS):
-                network(images)
-        except _OutputReached:
-            pass
-        middle = outputs[0][..., outputs[0].shape[-2] // 2, outputs[0].shape[-1] // 2]
+        with _WithoutNonlinearities(ACTIVATION_FUNCTIONS):
+            output = network(images)[layer]
+        middle = output[..., output.shape[-2] // 2, output.shape[-1] // 2]
         return torch.autograd.grad((middle * rows).sum(), given)[0]
-
-
-class _OutputReached(Exception):
-    """Ends a forward pass that has computed the output it is for."""

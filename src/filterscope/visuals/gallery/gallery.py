@@ -37,7 +37,7 @@ from filterscope.visuals.concepts import find_class_words
 from filterscope.visuals.drawing.tiles import photo, signed
 from filterscope.visuals.filter_selection import convolution_names
 from filterscope.visuals.filter_words import known_words
-from filterscope.visuals.gallery.circuit import class_evidence, layer_circuits
+from filterscope.visuals.gallery.circuits import class_evidence, layer_circuits
 from filterscope.visuals.gallery.layer_page import (
     RESPONSE,
     LayerFindings,

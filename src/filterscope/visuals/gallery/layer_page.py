@@ -18,7 +18,7 @@ from filterscope.visuals.drawing.grid import Pixels
 from filterscope.visuals.drawing.tiles import coloured_maps, photo, signed, small_kernels
 from filterscope.visuals.filter_words import FilterWords
 from filterscope.visuals.filters import filter_tiles
-from filterscope.visuals.gallery.circuit import LayerCircuit
+from filterscope.visuals.gallery.circuits import LayerCircuit
 from filterscope.visuals.gallery.sprites import SpriteLayout, draw_atlas, encode_webp, image_url, layout_rows
 from filterscope.visuals.health.findings import rounded
 from filterscope.visuals.visual import Examples, example_name

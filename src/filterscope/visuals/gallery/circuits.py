@@ -15,6 +15,7 @@ from filterscope.errors import printable
 from filterscope.models.classifier import Classifier
 from filterscope.visuals.drawing.grid import Pixels
 from filterscope.visuals.drawing.tiles import kernel, signed
+from filterscope.visuals.health.findings import rounded
 from filterscope.visuals.visual import Examples
 
 INPUTS, USERS, EXPANDED, CLASSES = 4, 6, 3, 3  # shown of each filter
@@ -53,26 +54,23 @@ class LayerCircuit:
     @property
     def rows(self) -> list[dict[str, tuple[int, int]]]:
         """The rows of a sprite sheet that these tiles need."""
-        count = 0 if self.image else self.slices.shape[1]
-        rows = [{f"input{k}": (SLICE, SLICE) for k in range(count)}]
-        if self.expanded is not None and self.in_pixels:
-            rows.append({"expanded0": (EXPANDED_IMAGE, EXPANDED_IMAGE)})
-        elif self.expanded is not None:
-            rows.append({f"expanded{k}": (SLICE, SLICE) for k in range(self.expanded.shape[1])})
-        return [row for row in rows if row]
+        rows = [] if self.image else [{f"input{k}": (SLICE, SLICE) for k in range(self.slices.shape[1])}]
+        if self.expanded is not None:
+            count, side = (1, EXPANDED_IMAGE) if self.in_pixels else (self.expanded.shape[1], SLICE)
+            rows.append({f"expanded{k}": (side, side) for k in range(count)})
+        return rows
 
     def tiles(self, i: int) -> dict[str, Pixels]:
         """Return the tiles of filter `i`; slices of a filter have one scale."""
-        tiles: dict[str, Pixels] = {}
-        if not self.image:
-            largest = float(self.slices[i].abs().max())
-            tiles |= {f"input{k}": signed(each, SLICE, largest=largest) for k, each in enumerate(self.slices[i])}
+        tiles = {} if self.image else _slice_tiles("input", self.slices[i])
         if self.expanded is not None and self.in_pixels:
-            tiles["expanded0"] = kernel(self.expanded[i], EXPANDED_IMAGE)
-        elif self.expanded is not None:
-            largest = float(self.expanded[i].abs().max())
-            tiles |= {f"expanded{k}": signed(each, SLICE, largest=largest) for k, each in enumerate(self.expanded[i])}
-        return tiles
+            return tiles | {"expanded0": kernel(self.expanded[i], EXPANDED_IMAGE)}
+        return tiles if self.expanded is None else tiles | _slice_tiles("expanded", self.expanded[i])
+
+
+def _slice_tiles(name: str, slices: Tensor) -> dict[str, Pixels]:
+    largest = float(slices.abs().max())
+    return {f"{name}{k}": signed(each, SLICE, largest=largest) for k, each in enumerate(slices)}
 
 
 def layer_circuits(
@@ -115,18 +113,14 @@ def _layer_circuit(
     facts = []
     for i, channels in enumerate(best.tolist()):
         shown = [
-            (c, rounded_share(shares[i, c]), round(float(signs[i, c]), 2), own.filters[c] if own else [])
+            (c, rounded(float(shares[i, c]), 2), round(float(signs[i, c]), 2), own.filters[c] if own else [])
             for c in channels
             if shares[i, c] > 0
         ]
         terms = [(int(c), inputs[before].filters[int(c)]) for c in places[i]] if before in inputs else []
         facts.append(
-            {
-                "inputs": shown,
-                "users": users.get((layer, i), []),
-                "expanded": terms,
-                "head": by_class.get((layer, i), []),
-            }
+            {"inputs": shown, "expanded": terms}
+            | {"users": users.get((layer, i), []), "head": by_class.get((layer, i), [])}
         )
     return LayerCircuit(
         facts=facts,
@@ -138,11 +132,6 @@ def _layer_circuit(
         known=own is not None,
         image=own is not None and own.image and not own.layers,
     )
-
-
-def rounded_share(share: Tensor) -> float:
-    """Return a share with two significant digits."""
-    return float(f"{float(share):.2g}")
 
 
 def _arrivals(inputs: LayerInputs, layer: str) -> tuple[Tensor, Tensor]:
@@ -167,7 +156,7 @@ def _users(classifier: Classifier, inputs: Mapping[str, LayerInputs]) -> dict[Fi
             best = used.topk(min(USERS, len(used)), dim=0)
             for i in sorted(set(filters.tolist())):
                 found[layer, i] += [
-                    (user, j, rounded_share(share), round(float(sign[j, i] / share), 2))
+                    (user, j, rounded(float(share), 2), round(float(sign[j, i] / share), 2))
                     for share, j in zip(best.values[:, i], best.indices[:, i].tolist(), strict=True)
                     if share > 0
                 ]
@@ -188,7 +177,7 @@ def _class_weights(classifier: Classifier, head: LayerInputs | None) -> dict[Fil
         order = mean.argsort(dim=0, descending=True)
         for i in sorted(set(filters.tolist())):
             chosen = [*order[:most, i].tolist(), *order[len(order) - most :, i].tolist()]
-            found[layer, i] = [(c, float(f"{float(mean[c, i]):.2g}")) for c in chosen]
+            found[layer, i] = [(c, rounded(float(mean[c, i]), 2)) for c in chosen]
     return found
 
 
@@ -226,20 +215,17 @@ def class_evidence(
         "classes": list(names) or [f"class {c}" for c in range(classifier.num_classes)],
         "means": means,
         "images": [
-            {
-                "logits": [float(f"{value:.3g}") for value in row],
-                "classes": [_most(values) for values in each],
-            }
+            {"logits": [rounded(value, 3) for value in row], "classes": [_most(values) for values in each]}
             for row, each in zip(logits, found.values, strict=True)
         ],
     }
 
 
-def _most(values: Tensor) -> dict[str, list[tuple[int, float]]]:
+def _most(values: Tensor) -> dict[str, list[tuple[int, float | None]]]:
     """Return the filters with the largest positive and the largest negative values, as `(filter, value)`."""
     count = min(EVIDENCE, len(values))
     both = {"for": values.topk(count), "against": (-values).topk(count)}
     return {
-        side: [(i, float(f"{v:.3g}")) for v, i in zip(*map(Tensor.tolist, best), strict=True) if v > 0]
+        side: [(i, rounded(v, 3)) for v, i in zip(*map(Tensor.tolist, best), strict=True) if v > 0]
         for side, best in both.items()
     }
