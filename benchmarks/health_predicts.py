@@ -20,11 +20,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from health_networks import Images, alexnet, animals, fashion, finetune, flowers, from_scratch, partition, wide
-from report import Report, arguments, real_data
+from report import Report, arguments, kept, real_data
 from scipy.stats import spearmanr
 from torch import Tensor
 
@@ -179,15 +178,6 @@ NETWORKS = {
     "efficientnet": efficientnets,
 }
 UNTOUCHED = ("resnet", "efficientnet")  # no choice was made on these
-
-
-def kept(file: Path, make: Callable[[], Any]) -> Any:
-    """Return what an earlier run of the benchmark kept in a file, or make and keep it."""
-    if not file.exists():
-        part = file.with_suffix(".part")
-        torch.save(make(), part)
-        part.rename(file)
-    return torch.load(file, weights_only=True)
 
 
 def silenced_each(classifier: Classifier, images: Images, layer: str, sample: Tensor) -> Tensor:

@@ -137,7 +137,8 @@ def page(record: Record) -> str:
         "",
         "Written by `python benchmarks/record.py`; every figure can be repeated with the command above it. A figure",
         "with a rival says how many times as fast filterscope is: the median of pairs that were timed alternately. The",
-        "spread is the least and the most of these. A commit with + had uncommitted changes.",
+        "spread is the least and the most of these; it is wide where other work ran on the machine. A commit with +",
+        "had uncommitted changes.",
     ]
     for kind, machine in record.items():
         about = machine["machine"]

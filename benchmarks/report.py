@@ -19,6 +19,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from filterscope.storage.atomic import atomic_write
+
 
 class Ratio(NamedTuple):
     """How many times as fast one side is as the other: the median, least and most of pairs that were timed alternately.
@@ -188,6 +190,15 @@ UNITS = {
     "amx_bf16": "AMX",
 }
 """Vector units by their flags in /proc/cpuinfo, slowest first."""
+
+
+def kept(file: Path, make: Callable[[], Any]) -> Any:
+    """Return the tensors that an earlier run left in a file, or make them and leave them there."""
+    if not file.exists():
+        made = make()
+        with atomic_write(file) as stream:
+            torch.save(made, stream)
+    return torch.load(file, weights_only=True)
 
 
 def version(package: str) -> str:

@@ -1,4 +1,4 @@
-"""The networks, layers and rivals that the two synthesis benchmarks share."""
+"""The networks, layers, images and rivals that the benchmarks of feature visualization share."""
 
 import warnings
 from collections.abc import Sequence
@@ -9,8 +9,11 @@ import numpy as np
 import torch
 from report import real_data
 from torch import Tensor, nn
+from torchvision.datasets import Flowers102
 from torchvision.models import get_model
+from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
 
+from filterscope.analysis.synthesis import Recipe
 from filterscope.models import heads
 from filterscope.models.backbone import torchvision_backbone
 from filterscope.models.classifier import Classifier
@@ -21,6 +24,16 @@ CONVOLUTIONS = {
     "alexnet": ("block1_conv1", "block2_conv1", "block3_conv1", "block3_conv2", "block3_conv3"),
     "vgg16": ("block1_conv1", "block2_conv1", "block3_conv1", "block4_conv1", "block5_conv1"),
 }
+SIZE = 224  # pixels of the images that the networks work with
+PLAIN = Recipe(objective="channel", learning_rate=0.15, anneal=0.3)
+"""The recipe of `conf/recipe/plain.yaml`."""
+
+
+def flowers(split: str, count: int | None = None) -> Tensor:
+    """Return flower images `(count, 3, 224, 224)`, uint8, evenly spaced over a split; None: all."""
+    data = Flowers102(root=str(real_data()), split=split, download=False)
+    chosen = range(len(data)) if count is None else [i * len(data) // count for i in range(count)]
+    return torch.stack([center_crop(resize(pil_to_tensor(data[i][0]), SIZE), SIZE) for i in chosen])
 
 
 def weights_of(name: str) -> str:

@@ -17,9 +17,19 @@ from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
-from explains import SIZE, dreamlens_maco, flowers, horama_maco, respond
+from explains import dreamlens_maco, horama_maco, respond
 from report import Report, arguments, processor_time, ratio, ratio_of, version
-from synthesis_networks import CONVOLUTIONS, channels_of, classifier, lucent, lucent_pictures, published
+from synthesis_networks import (
+    CONVOLUTIONS,
+    PLAIN,
+    SIZE,
+    channels_of,
+    classifier,
+    flowers,
+    lucent,
+    lucent_pictures,
+    published,
+)
 from torch import Tensor, nn
 
 from filterscope.analysis.synthesis import ActivationStatistics, Recipe, measure_statistics, ranks, synthesize
@@ -27,7 +37,6 @@ from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
 
 STEPS = (8, 16, 32, 64, 128, 256)
-PLAIN = Recipe(objective="channel", learning_rate=0.15, anneal=0.3)
 RECIPES = {"plain": PLAIN, "plain, 224 px": replace(PLAIN, size=SIZE), "specific": Recipe(objective="specific")}
 DREAMLENS = {"width": 128, "height": 128, "steps": 128}
 AHEAD = {"torch-lucent": 15.0, "dreamlens": 10.0, "Horama": 10.0}

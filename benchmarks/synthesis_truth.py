@@ -22,10 +22,9 @@ from types import SimpleNamespace
 
 import torch
 from report import Report, arguments, real_data
-from synthesis_networks import CONVOLUTIONS, channels_of, classifier, kept_picture, lucent, published
+from synthesis_networks import CONVOLUTIONS, PLAIN, channels_of, classifier, flowers, kept_picture, lucent, published
 from torch import Tensor, nn
-from torchvision.datasets import FashionMNIST, Flowers102
-from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize, to_dtype
+from torchvision.datasets import FashionMNIST
 from torchvision.utils import save_image
 
 from filterscope.analysis.activations import activations
@@ -44,7 +43,6 @@ from filterscope.models.backbone import small_cnn_backbone
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions, find_layer
 
-PLAIN = Recipe(objective="channel", learning_rate=0.15, anneal=0.3)
 SPECIFIC = Recipe(objective="specific")
 
 
@@ -56,15 +54,6 @@ class Score:
     activation: float
     slope: float
     variation: float
-
-
-def flowers(count: int, size: int = 224) -> Tensor:
-    """Return real flower images `(count, 3, size, size)`, evenly spaced over the validation set."""
-    pictures = Flowers102(root=str(real_data()), split="val", download=False)
-    chosen = (pictures[i * len(pictures) // count][0] for i in range(count))
-    return torch.stack(
-        [to_dtype(center_crop(resize(pil_to_tensor(p), size), size), torch.float32, scale=True) for p in chosen]
-    )
 
 
 def score(network: Classifier, layer: str, channels: Sequence[int], images: Tensor, known: LayerStatistics) -> Score:
@@ -133,7 +122,7 @@ def compare(report: Report, run: Run, layers: Sequence[str], *, size: int, rival
         folder: for the sheets.
     """
     tool, network, other = lucent(), classifier(run.name), published(run.name)
-    real = flowers(run.images)
+    real = flowers("val", run.images) / 255
     known = measure_statistics(network, real, layers)
     report.add(f"{run.name}: real images, spectrum slope", spectrum_slope(real), variation=total_variation(real))
     ours = {f"plain {run.steps}": replace(PLAIN, steps=run.steps, size=size)}

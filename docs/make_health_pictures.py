@@ -17,9 +17,10 @@ from PIL import Image
 DOCS = Path(__file__).parent
 PICTURES = DOCS / "images"
 RUNS = {
-    "scratch": ("visuals=[health,filters,timeline,synthesis]",),
+    "scratch": ("visuals=[health,filters,timeline,synthesis]", "visuals.health.by_layer=true"),
     "head": (
         "visuals=[health,filters]",
+        "visuals.health.by_layer=true",
         "model=alexnet",
         "model.weights=REAL/weights/alexnet_features.pth",
         "data=flowers",

@@ -1,4 +1,4 @@
-"""Add to the documentation site what lies outside docs/: three pages of the root, notebooks, the demo's gallery."""
+"""Add to the documentation site what lies outside docs/: pages, notebooks, the demo's gallery."""
 
 import base64
 import json
@@ -10,7 +10,12 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 REPOSITORY = Path(__file__).parent.parent
-PAGES = {"README.md": "overview.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+PAGES = {
+    "README.md": "overview.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "benchmarks/RECORD.md": "record.md",
+}
 DEMO = "FILTERSCOPE_DEMO"
 """The environment variable that names the gallery to show; without it, it is that of `make demo`."""
 NO_DEMO = """<!doctype html>
@@ -22,7 +27,7 @@ NO_DEMO = """<!doctype html>
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages of the root, whose links to docs/ become links within the site, the notebooks and the gallery."""
+    """Add the pages outside docs/, whose links to docs/ become links within the site, the notebooks and the gallery."""
     for source, target in PAGES.items():
         text = (REPOSITORY / source).read_text(encoding="utf-8").replace("](docs/", "](")
         files.append(File.generated(config, target, content=text))
@@ -65,7 +70,7 @@ def notebook_page(path: Path) -> tuple[str, dict[str, bytes]]:
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Turn links from docs/ to the root's pages and to notebooks into links within the site."""
+    """Turn links from docs/ to the pages outside and to notebooks into links within the site."""
     for source, target in PAGES.items():
         markdown = markdown.replace(f"](../{source}", f"]({target}").replace(f"]({source}", f"]({target}")
     return re.sub(r"\]\((notebooks/\w+)\.ipynb\)", r"](\1.md)", markdown)
