@@ -51,7 +51,7 @@ def build_site(pages: Sequence[LayerPage], info: Info) -> Site:
     content["data/search.js"] = script_file("filterscopeSearch", _search_index(pages, info))
     content[MANIFEST] = json.dumps(_manifest(pages, info), ensure_ascii=False).encode()
     if info["evidence"]:
-        content["data/classes.js"] = script_file("filterscopeClasses", _class_data(pages, info))
+        content["data/classes.js"] = script_file("filterscopeClasses", info["evidence"])
         content["classes.html"] = page_html("classes.html.j2", info=info, evidence=info["evidence"])
     content["data/links.js"] = script_file("filterscopeLinks", {page.name: _link(page) for page in pages})
     for i, page in enumerate(pages):
@@ -144,12 +144,6 @@ def _epochs(pages: Sequence[LayerPage], info: Info) -> dict[str, Any]:
     }
 
 
-def _class_data(pages: Sequence[LayerPage], info: Info) -> dict[str, Any]:
-    """Return what the page of the classes shows, with the places of the pictures."""
-    shown = next((page for page in pages if page.name == info["evidence"]["layer"]), None)
-    return {**info["evidence"], "shown": _link(shown) if shown else None, "names": list(info["response_names"])}
-
-
 def _link(page: LayerPage) -> dict[str, Any]:
     """Return what the pages need to show and link a filter of a layer.
 
@@ -158,7 +152,6 @@ def _link(page: LayerPage) -> dict[str, Any]:
     """
     names = [name for name in page.layout.places if name.startswith("response") and "@" not in name]
     return {
-        "name": page.name,
         "slug": page.slug,
         "count": len(page.facts),
         "real": page.real,
@@ -174,7 +167,7 @@ def _search_index(pages: Sequence[LayerPage], info: Info) -> dict[str, Any]:
         "words": words,
         "layers": [
             {
-                **_link(page),
+                "name": page.name,
                 "filters": [
                     [words.index(each["verdict"]), each["classes"], each.get("sentence", "")] for each in page.facts
                 ],

@@ -414,6 +414,7 @@ function overview() {
 function search() {
   const index = window.filterscopeSearch, words = byId("words"), label = byId("class"), most = 60;
   const images = [...document.querySelectorAll("input[name=image]")];
+  const layers = index.layers.map((each) => ({ ...each, ...window.filterscopeLinks[each.name] }));
   const text = (layer, number, [verdict, classes, sentence]) => [layer.name, number, index.words[verdict], sentence,
     ...classes.slice(0, 3).map(([each]) => index.classes[each] || "")].join(" ").toLowerCase();
 
@@ -421,7 +422,7 @@ function search() {
     const asked = words.value.toLowerCase().split(/\s+/).filter(Boolean), chosen = images.find((each) => each.checked);
     if (!asked.length && !(label && label.value) && !chosen) return null;
     const hits = [];
-    index.layers.forEach((layer) => {
+    layers.forEach((layer) => {
       const numbers = chosen ? layer.active[chosen.value] || [] : layer.filters.keys();
       for (const number of numbers) {
         const facts = layer.filters[number], known = text(layer, number, facts).split(/\s+/);
@@ -444,14 +445,14 @@ function search() {
   }
 
   // Shows what the server found for an image of the reader's own; `serve=true` calls it.
-  window.filterscopeFound = ({ image, layers }) => {
+  window.filterscopeFound = ({ image, layers: answers }) => {
     for (const each of images) each.checked = false;
     const picture = element("img");
     [picture.src, picture.alt] = [image, "your image as the network sees it"];
     const own = element("li");
     own.append(picture, "your image");
-    byId("found").replaceChildren(own, ...layers.flatMap((found) => found.filters.map(([number, times, map]) => {
-      const layer = index.layers.find((each) => each.name === found.name), response = element("img");
+    byId("found").replaceChildren(own, ...answers.flatMap((found) => found.filters.map(([number, times, map]) => {
+      const layer = layers.find((each) => each.name === found.name), response = element("img");
       [response.src, response.alt] = [map, `response of ${layer.name} ${number} to your image`];
       return item(layer, number, times === null ? "" : `: ${times}×`, response, "");
     })));
@@ -678,16 +679,16 @@ function filter() {
 
 // The page of the classes: the filters that speak for and against a class, on an image or on the mean of its images.
 function classes() {
-  const data = window.filterscopeClasses, label = byId("class"), choices = [...document.querySelectorAll("input[name=image]")];
+  const data = window.filterscopeClasses, shown = window.filterscopeLinks[data.layer], label = byId("class"), choices = [...document.querySelectorAll("input[name=image]")];
 
   function rows(id, values, image) {
     const largest = Math.max(...values.map(([, value]) => Math.abs(value)), 1e-12), sign = id === "for" ? "+" : "−";
     byId(id).replaceChildren(...values.map(([number, value]) => {
-      const item = element("li"), link = element(data.shown ? "a" : "span"), both = element("span", "", "both"), meter = element("span", "", "meter");
-      if (data.shown) {
-        const { slug, responses } = data.shown;
+      const item = element("li"), link = element(shown ? "a" : "span"), both = element("span", "", "both"), meter = element("span", "", "meter");
+      if (shown) {
+        const { slug, responses } = shown;
         link.href = filterAddress("", slug, number);
-        both.append(thumbnail("", data.shown, number));
+        both.append(thumbnail("", shown, number));
         if (image !== "mean") both.append(responseImage("", slug, number, responses[image], `response of filter ${number}`));
         link.append(both);
       }
