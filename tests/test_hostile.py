@@ -341,12 +341,17 @@ def test_an_untrusted_run_folder_is_checked_before_it_is_resumed(
         ("callbacks.mine.dirpath", "~/mine", True),
         ("callbacks.log_visuals.folder", "RUN/pictures", False),
         ("callbacks.feature_cache.folder", "${feature_cache}", False),
+        ("logger.mlflow.tracking_uri", "sqlite:////elsewhere/mlflow.db", True),
+        ("logger.mlflow.artifact_location", "/elsewhere", True),
+        ("callbacks.log_visuals.folder", "/features", True),
+        ("logger.mlflow.tracking_uri", "https://own.example", False),  # as in the environment
     ],
 )
 def test_a_stored_config_does_not_choose_a_place_outside_of_its_run(
     option: str, value: str, refused_too: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.argv", [str(REPOSITORY / "train.py")])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://own.example")
     (tmp_path / ".hydra").mkdir()
     config: dict[str, Any] = {"data": {}, "model": {}, "trainer": {}, "callbacks": {}, "seed_folder": "/elsewhere"}
     config["feature_cache"] = "/features"

@@ -1,5 +1,6 @@
 """Store a run's config, and turn `resume=<run>` into the arguments that resume it, after a check of that config."""
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from importlib import import_module
@@ -19,7 +20,7 @@ from filterscope.storage.atomic import write_file
 
 _REMOVABLE = ("visuals", "recipe", "experiment", "callbacks", "logger", "hydra")
 _RESOLVER = re.compile(r"\$\{[^}]*[:$]")
-_OWN = re.compile(r"\+*(model\.path|(callbacks|logger)\..*(folder|dir|path))=")
+_OWN = re.compile(r"\+*(model\.path|(callbacks|logger)\..*(folder|dir|path|uri|location))=")
 """Arguments of a run that name what a stored config alone may not: a module to import, a place outside of the run."""
 _CHANGEABLE = re.compile(rf"\+*~?(trainer\.|data\.root=)|{_OWN.pattern}")
 _CONFIG_DIR = ("--config-dir", "-cd")
@@ -154,9 +155,13 @@ def check_stored_config(folder: Path, config_dirs: Sequence[Path] = (), *, own: 
         resolved = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(content), resolve=True))
     except (OmegaConfBaseException, ValueError, RecursionError) as error:
         raise UserError(f"{file} is damaged: {first_line(error)}") from error
+    known_places = {
+        "callbacks.feature_cache.folder": resolved.get("feature_cache"),
+        "logger.mlflow.tracking_uri": os.environ.get("MLFLOW_TRACKING_URI"),
+    }
     for group in ("callbacks", "logger"):
         for where, _, value in _leaves(resolved[group], group) if isinstance(resolved.get(group), dict) else ():
-            place = isinstance(value, str) and _OWN.fullmatch(f"{where}=") and value != resolved.get("feature_cache")
+            place = isinstance(value, str) and _OWN.fullmatch(f"{where}=") and value != known_places.get(where)
             if place and where not in confirmed and not Path(value).expanduser().resolve().is_relative_to(folder):
                 raise UserError(
                     f"{file}: {where}={value!r} leads out of the run folder; if that is your own choice, add "
