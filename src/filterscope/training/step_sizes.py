@@ -35,7 +35,7 @@ class StepSizes(pl.Callback):
         super().__init__()
         self.folder = folder
         self.steps = steps
-        self.sums: dict[str, Tensor] = {}  # steps, gradient norms and update ratios of this epoch, summed
+        self.sums: dict[str, Tensor] = {}  # of this epoch: number of steps, summed gradient norms and update ratios
         self.rates: dict[int, dict[str, float]] = {}  # by optimizer step, of each parameter group; biases have the same
         self.epochs: dict[int, dict[str, float]] = {}
         self._before: dict[str, tuple[list[Tensor], Tensor]] = {}
@@ -98,20 +98,17 @@ class StepSizes(pl.Callback):
         show_outputs(trainer, shown, epoch=epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the sums of this epoch, and what was measured before."""
+        """Return the sums of this epoch, and the results of earlier ones."""
         return {"sums": self.sums, "rates": self.rates, "epochs": self.epochs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore them."""
+        """Restore the sums and results."""
         self.sums, self.rates, self.epochs = (dict(state_dict[name]) for name in ("sums", "rates", "epochs"))
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         """Return whether the next optimizer step of this epoch is one of those that are measured."""
         accumulated = int(trainer.accumulate_grad_batches)
-        batches = trainer.num_training_batches
-        if batches == float("inf"):
-            return trainer.global_step % 50 == 0
-        total = -(-int(batches) // accumulated)
+        total = -(-int(trainer.num_training_batches) // accumulated)
         index = trainer.fit_loop.epoch_loop.batch_idx // accumulated
         return (index + 1) * self.steps // total > index * self.steps // total
 
