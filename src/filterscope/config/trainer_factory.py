@@ -97,7 +97,7 @@ def build_callbacks(cfg: Config, folder: Path, visuals: dict[str, Visual]) -> li
             continue
         offered = {"folder": folder, "visuals": visuals}
         built[name] = instantiate(node, where=f"callbacks.{name}", kind=pl.Callback, offered=offered)
-    # A checkpoint inside an epoch must hold what other callbacks know of the step that it holds, averages first of all.
+    # Averages first, and the callback that saves inside an epoch last: it saves the state of all others after a step.
     return sorted(built.values(), key=lambda each: (not is_averaging(each), isinstance(each, Preemption)))
 
 
@@ -115,8 +115,9 @@ def build_loggers(cfg: Config, folder: Path) -> list[Any]:
             continue
         if not isinstance(node, dict):
             raise UserError(f"logger.{name}={node!r}: must be options with a _target_, a dotted name")
-        here = {k: v for k, v in offered.items() if k != "artifact_location" or node.get("tracking_uri") is None}
-        given = {key: value for key, value in node.items() if value is not None or key not in here}
+        given = {key: value for key, value in node.items() if value is not None or key not in offered}
+        # A server chooses the place of its artifacts itself.
+        here = {key: offered[key] for key in offered if key != "artifact_location" or "tracking_uri" not in given}
         built.append(instantiate(given, where=f"logger.{name}", kind=Logger, offered=here))
     return built
 

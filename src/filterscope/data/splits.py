@@ -18,7 +18,7 @@ from filterscope.errors import UserError, suggestion
 
 log = logging.getLogger(__name__)
 
-_MOST_COMPARED = 20_000  # files that are searched for copies: those of equal size are read before training
+_MOST_COMPARED = 20_000  # larger data sets are not searched for copies, for which files of equal size are read whole
 
 
 def prepare_splits(

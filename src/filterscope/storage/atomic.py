@@ -92,7 +92,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def paths_of_run(folder: Path) -> Iterator[Path]:
-    """Yield the files and folders in a run folder, but not those of other runs whose folders lie in it."""
+    """Yield all files and folders inside a run folder, except those of other runs inside it."""
     for root, folders, files in os.walk(folder):
         place = Path(root)
         folders[:] = [each for each in folders if not any((place / each / sign).exists() for sign in _SIGNS_OF_RUN)]
@@ -100,7 +100,7 @@ def paths_of_run(folder: Path) -> Iterator[Path]:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove the temporary files and folders that interrupted writes left in a run folder."""
+    """Remove the temporary files and folders that interrupted writes left in a folder, but not in runs inside it."""
     for leftover in [path for path in paths_of_run(folder) if path.match(f".*{PARTIAL}")]:
         shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 

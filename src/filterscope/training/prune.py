@@ -74,7 +74,7 @@ class Prune:
             self._write(folder)
 
     def resume(self, folder: Path) -> None:
-        """Read the rows of an interrupted run; without them its last table has only the network after the training."""
+        """Read the rows that an interrupted run has written; if that fails, the table will lack them."""
         path = folder / SUMMARY
         try:
             rows = list(csv.reader(io.StringIO(path.read_text())))[1:3]
