@@ -22,8 +22,8 @@ def job(name: str, *choices: str, **measured: float) -> SweepJob:
 
 
 JOBS = (
-    job("0_full", "finetune=full", val__acc=0.5, health__useful__all=0.75, health__drift__conv1=0.1),
-    job("1_probe", "finetune=linear_probe", val__acc=0.25, health__useful__all=1.0),
+    job("0_full", "finetune=full", val__acc=0.5, verdicts__useful=0.75, health__drift__conv1=0.1),
+    job("1_probe", "finetune=linear_probe", val__acc=0.25, verdicts__useful=1.0),
 )
 
 

@@ -19,10 +19,10 @@ ANIMALS = {
 
 def test_animals_vgg16_trains_the_appended_linear_and_nothing_else(composed: Compose, tmp_path: Path) -> None:
     for name in ANIMALS:
-        images_below(tmp_path / "raw-img" / name, 4, size=40)
+        images_below(tmp_path / "raw-img" / name, 4, size=128)
     weights = planted_vgg16(tmp_path / "vgg16.pth")
     cfg = composed(
-        "experiment=animals_vgg16", f"model.weights={weights}", f"data.root={tmp_path}", "data.image_size=32",
+        "experiment=animals_vgg16", f"model.weights={weights}", f"data.root={tmp_path}", "data.image_size=128",
         *QUICK,
     )  # fmt: skip
     train(cfg, tmp_path / "run")
