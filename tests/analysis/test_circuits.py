@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from filterscope.analysis.activations import network_outputs
-from filterscope.analysis.circuits import class_contributions, expanded_weights, kernel_shares, trace_inputs
+from filterscope.analysis.circuits import class_contributions, expanded_weights, kernel_shares
+from filterscope.analysis.filter_inputs import trace_inputs
 from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
 

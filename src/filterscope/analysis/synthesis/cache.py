@@ -129,7 +129,8 @@ def remove_oldest(folder: Path, max_bytes: int = MAX_FOLDER_BYTES) -> None:
     for stat, path in sorted(files, key=lambda file: file[0].st_mtime):
         if total <= max_bytes:
             return
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # removed by another process, or a folder that can only be read
+            path.unlink()
         total -= stat.st_size
 
 

@@ -1,6 +1,5 @@
 """The circuit around each filter as the pages show it: inputs, filters that use it, classes, expanded weights."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +8,15 @@ import torch
 from torch import Tensor
 
 from filterscope.analysis.activations import network_outputs
-from filterscope.analysis.circuits import Filter, LayerInputs, class_contributions, expanded_weights, kernel_shares
+from filterscope.analysis.circuits import (
+    User,
+    class_contributions,
+    class_weights,
+    expanded_weights,
+    filter_users,
+    kernel_shares,
+)
+from filterscope.analysis.filter_inputs import Filter, LayerInputs
 from filterscope.analysis.filters import kernels
 from filterscope.errors import printable
 from filterscope.models.classifier import Classifier
@@ -83,8 +90,8 @@ def layer_circuits(
         inputs: from `trace_inputs`.
         layers: names of convolutions.
     """
-    users = _users(classifier, inputs)
-    by_class = _class_weights(classifier, inputs.get("head"))
+    users = filter_users(classifier, inputs, most=USERS)
+    by_class = class_weights(classifier, inputs.get("head"), most=CLASSES)
     return {layer: _layer_circuit(classifier, layer, inputs, users, by_class) for layer in layers}
 
 
@@ -92,8 +99,8 @@ def _layer_circuit(
     classifier: Classifier,
     layer: str,
     inputs: Mapping[str, LayerInputs],
-    users: Mapping[Filter, Sequence[Any]],
-    by_class: Mapping[Filter, Sequence[Any]],
+    users: Mapping[Filter, Sequence[User]],
+    by_class: Mapping[Filter, Sequence[tuple[int, float]]],
 ) -> LayerCircuit:
     own = inputs.get(layer)
     weights = kernels(classifier, layer)
@@ -119,8 +126,15 @@ def _layer_circuit(
         ]
         terms = [(int(c), inputs[before].filters[int(c)]) for c in places[i]] if before in inputs else []
         facts.append(
-            {"inputs": shown, "expanded": terms}
-            | {"users": users.get((layer, i), []), "head": by_class.get((layer, i), [])}
+            {
+                "inputs": shown,
+                "expanded": terms,
+                "users": [
+                    (user.layer, user.filter, rounded(user.share, 2), round(user.sign, 2))
+                    for user in users.get((layer, i), ())
+                ],
+                "head": [(label, rounded(weight, 2)) for label, weight in by_class.get((layer, i), ())],
+            }
         )
     return LayerCircuit(
         facts=facts,
@@ -132,53 +146,6 @@ def _layer_circuit(
         known=own is not None,
         image=own is not None and own.image and not own.layers,
     )
-
-
-def _arrivals(inputs: LayerInputs, layer: str) -> tuple[Tensor, Tensor]:
-    """Return in which channels which filters of a layer arrive, as two lists of numbers."""
-    pairs = [(c, i) for c, each in enumerate(inputs.filters) for name, i in each if name == layer]
-    channels, filters = torch.tensor(pairs).T
-    return channels, filters
-
-
-def _users(classifier: Classifier, inputs: Mapping[str, LayerInputs]) -> dict[Filter, list[Any]]:
-    """Return for each filter the filters of later layers that use it most, as `[layer, filter, share, sign]`."""
-    found: dict[Filter, list[Any]] = defaultdict(list)
-    for user, own in inputs.items():
-        if user == "head":
-            continue
-        shares, signs = kernel_shares(classifier, user)
-        for layer in own.layers:
-            channels, filters = _arrivals(own, layer)
-            count = int(filters.max()) + 1
-            used = shares.new_zeros(len(shares), count).index_add_(1, filters, shares[:, channels])
-            sign = shares.new_zeros(len(shares), count).index_add_(1, filters, (shares * signs)[:, channels])
-            best = used.topk(min(USERS, len(used)), dim=0)
-            for i in sorted(set(filters.tolist())):
-                found[layer, i] += [
-                    (user, j, rounded(float(share), 2), round(float(sign[j, i] / share), 2))
-                    for share, j in zip(best.values[:, i], best.indices[:, i].tolist(), strict=True)
-                    if share > 0
-                ]
-    return {each: sorted(users, key=lambda user: -user[2])[:USERS] for each, users in found.items()}
-
-
-def _class_weights(classifier: Classifier, head: LayerInputs | None) -> dict[Filter, list[Any]]:
-    """Return for each filter that a linear head sees the classes it is weighed most for and against."""
-    found: dict[Filter, list[Any]] = {}
-    if head is None or classifier.num_classes < 2:
-        return found
-    for layer in head.layers:
-        channels, filters = _arrivals(head, layer)
-        weights = classifier.head.get_parameter("weight").detach().float().cpu()[:, channels]
-        mean = weights.new_zeros(len(weights), int(filters.max()) + 1).index_add_(1, filters, weights)
-        mean = mean / filters.bincount().clamp_min(1)
-        most = min(CLASSES, len(mean) // 2)
-        order = mean.argsort(dim=0, descending=True)
-        for i in sorted(set(filters.tolist())):
-            chosen = [*order[:most, i].tolist(), *order[len(order) - most :, i].tolist()]
-            found[layer, i] = [(c, rounded(float(mean[c, i]), 2)) for c in chosen]
-    return found
 
 
 def class_evidence(

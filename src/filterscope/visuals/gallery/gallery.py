@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from filterscope.analysis.activations import activations
-from filterscope.analysis.circuits import trace_inputs
+from filterscope.analysis.filter_inputs import trace_inputs
 from filterscope.analysis.synthesis import (
     ActivationStatistics,
     Job,
