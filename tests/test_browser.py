@@ -352,7 +352,7 @@ def test_a_picture_can_be_enlarged_and_saved_and_similar_filters_are_linked(page
 
 
 def test_a_finished_training_leaves_a_gallery_with_all_epochs(run):
-    shown = (run / "gallery" / "data" / "block1_conv1.js").read_text()
+    shown = (run / "gallery" / "data" / "layers" / "block1_conv1.js").read_text()
     assert '"epochs":[0,1,2]' in shown
     assert (run / "gallery" / "index.html").is_file()
 

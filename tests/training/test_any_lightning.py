@@ -232,14 +232,15 @@ def test_no_labels_end_the_training(labels: Tensor, tmp_path: Path) -> None:
     assert (tmp_path / "health" / "epoch_001.csv").is_file()
 
 
+class Broken(Visual):
+    def __call__(self, *_arguments: object) -> dict:
+        raise ZeroDivisionError("division by zero")
+
+
 def test_an_error_of_a_visual_is_one_warning_and_the_training_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     import pytorch_lightning as pl
-
-    class Broken(Visual):
-        def __call__(self, *_arguments: object) -> dict:
-            raise ZeroDivisionError("division by zero")
 
     looks = LogVisuals({"broken": Broken(), "filters": Filters()}, examples=IMAGES[:2], folder=tmp_path)
     fit(pl, tmp_path, [looks])
@@ -267,3 +268,12 @@ def test_weights_that_are_not_finite_do_not_end_the_training(tmp_path: Path) -> 
     looks = LogVisuals(["filters", "activations", "health"], examples=IMAGES, folder=tmp_path)
     fit(pl, tmp_path, [Diverges(), looks])
     assert (tmp_path / "pictures/filters/conv/epoch_000.png").is_file()
+
+
+def test_an_error_of_a_visual_leaves_the_stored_state_of_the_others(tmp_path):
+    callback = LogVisuals({"broken": Broken(), "filters": Filters()}, examples=IMAGES)
+    stored = {"visual_state": {"epoch": 1, "store": {"timeline": {"conv_1": {"channels": [0]}}}}}
+    callback.on_load_checkpoint(None, None, {"filterscope": stored})
+    fit(importlib.import_module("pytorch_lightning"), tmp_path, [callback])
+    assert list(callback.visuals) == ["filters"]
+    assert callback.state.store["timeline"] == {"conv_1": {"channels": [0]}}

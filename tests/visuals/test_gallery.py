@@ -55,7 +55,7 @@ def _pixels(content: bytes) -> Pixels:
 
 
 def _data(site: Site, layer: str) -> dict:
-    script = site.files[f"data/{layer}.js"].decode()
+    script = site.files[f"data/layers/{layer}.js"].decode()
     return json.loads(script.removeprefix("window.filterscope = ").rstrip().removesuffix(";"))
 
 
@@ -338,7 +338,7 @@ def drawn(classifier: Classifier, examples: Examples, name: str, **run: str) -> 
 
 
 def runs_data(site: Site, layer: str) -> dict:
-    script = site.files[f"data/{layer}.js"].decode()
+    script = site.files[f"data/layers/{layer}.js"].decode()
     return json.loads(script.removeprefix("window.filterscopeRuns = ").rstrip().removesuffix(";"))
 
 

@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from filterscope.analysis.health.verdict import Verdict
 from filterscope.analysis.synthesis import Recipe
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
@@ -13,7 +15,7 @@ from filterscope.visuals.health.health import Health
 from filterscope.visuals.history import thin_out
 from filterscope.visuals.output.outputs import Picture
 from filterscope.visuals.synthesis import Synthesis
-from filterscope.visuals.timeline import CARD, Timeline
+from filterscope.visuals.timeline import CARD, Timeline, draw_timeline
 from filterscope.visuals.visual import Examples, VisualState, render
 
 LAYER = "block1_conv1"
@@ -105,3 +107,17 @@ def test_wrong_options_are_clear_errors(classifier: Classifier, examples: Exampl
         Timeline(image=9)(classifier, examples, VisualState(epoch=0))
     with pytest.raises(UserError, match=r"Timeline\(epochs=1\): input should be greater than or equal to 2"):
         Timeline(epochs=1)(classifier, examples, VisualState(epoch=0))
+
+
+def test_the_place_of_an_image_that_was_not_synthesized_has_no_frame() -> None:
+    def record(**tiles: torch.Tensor) -> dict[str, Any]:
+        kernel = torch.zeros(1, 88, 88, 3, dtype=torch.uint8)
+        about = {"verdicts": ["useful"], "importance": [], "words": [[]], "sentences": [""]}
+        return {**about, "kernel": kernel, "response": kernel, **tiles}
+
+    def framed(*records: dict[str, Any]) -> int:
+        drawn = draw_timeline({"channels": [0], "epochs": dict(enumerate(records))}, LAYER, torch.zeros(3, 8, 8))
+        return int((drawn.pixels == np.array(Verdict.USEFUL.colour)).all(2).sum())
+
+    made = record(synthesis=torch.zeros(1, 88, 88, 3, dtype=torch.uint8))
+    assert framed(made, record()) < framed(made, made)

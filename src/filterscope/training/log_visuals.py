@@ -118,7 +118,9 @@ class LogVisuals(pl.Callback):
         self._recording = ExitStack()
         self._recorders: dict[str, Callable[[Tensor | None], None]] = {}
         self._warned: set[str] = set()
-        self._restored = False  # whether the state comes from a file, which may hold anything
+        self._undrawn: set[str] = (
+            set()
+        )  # visuals that have not been drawn with the state of a file, which may hold anything
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle without recorders, the adapter around the network, and the methods that Lightning attaches."""
@@ -187,7 +189,7 @@ class LogVisuals(pl.Callback):
         for name, visual in self.visuals.items():
             with self._reported(name):
                 record = partial(recording_validation, {name: visual}, classifier, self.state)
-                self._recorders[name] = self._with_state(lambda: self._recording.enter_context(record()))  # noqa: B023
+                self._recorders[name] = self._with_state(name, lambda: self._recording.enter_context(record()))  # noqa: B023
 
     def on_validation_batch_end(
         self,
@@ -241,7 +243,7 @@ class LogVisuals(pl.Callback):
         self.state = VisualState(**about["visual_state"]) if "visual_state" in about else VisualState()
         for name, kind in _STORED.items():
             kind.validate_python(dict(self.state.store).get(name, {}))
-        self._restored = True
+        self._undrawn = set(self.visuals)
 
     def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, epoch: int) -> dict[str, Output]:
         """Draw on rank 0, help with it on the others, and return the outputs by tag (none on other ranks)."""
@@ -257,7 +259,8 @@ class LogVisuals(pl.Callback):
             name = names[id(visual)]
             with self._reported(name):
                 draw = partial(render, {name: visual}, classifier, examples, self.state, precision=precision)
-                shown = self._with_state(draw)
+                shown = self._with_state(name, draw)
+                self._undrawn.discard(name)
                 outputs |= shown
                 with self._reported("writing"):  # at once: the first pictures are there while others are drawn
                     self._write(trainer, shown, epoch=epoch)
@@ -289,16 +292,22 @@ class LogVisuals(pl.Callback):
         numbers = {tag: output for tag, output in outputs.items() if isinstance(output, float)}
         log_numbers(trainer, numbers, epoch=epoch, but=writer)
 
-    def _with_state(self, draw: Callable[[], T]) -> T:
-        """Call a function, and once more without the restored state of the visuals if that makes it fail."""
+    def _with_state(self, name: str, draw: Callable[[], T]) -> T:
+        """Call a function of a visual, and once more without the state of a file if it may be that which fails."""
         try:
             return draw()
         except Exception as error:
-            if not self._restored or isinstance(error, UserError | OSError | MemoryError | torch.OutOfMemoryError):
+            outside = isinstance(error, UserError | OSError | MemoryError | torch.OutOfMemoryError)
+            if outside or name not in self._undrawn:
                 raise
-            self._restored = False
+            stored = dict(self.state.store)
             self.state.store.clear()
-            result = draw()
+            try:
+                result = draw()
+            except Exception:
+                self.state.store.update(stored)  # the state is not at fault
+                raise
+            self._undrawn.clear()
             self._warn("state", f"the state of the visuals in the checkpoint does not fit ({error}) and is left out")
             return result
 

@@ -128,7 +128,7 @@ def draw_card(
                 made = max((number for number, record in each.items() if kind in record), default=newest)
                 tile = _cell(each[made], kind, place, last=False)
                 caption = str(channel) if kind == "kernel" else f"epoch {made}" if made < epoch else ""
-                frame = _cell(each[newest], kind, place, last=False).frame
+                frame = _cell(each[newest], "kernel", place, last=False).frame
                 cells.append(replace(tile, pixels=_enlarged(tile.pixels, size), caption=(caption,), frame=frame))
     accuracy = metrics.get(epoch, {}).get("val/acc")
     drawn = grid(
@@ -185,7 +185,7 @@ def _verdict_key(records: Iterable[Mapping[str, Any]]) -> list[tuple[str, Colour
 def _cell(record: Mapping[str, Any], kind: str, place: int, *, last: bool) -> Cell:
     tile: Pixels = record[kind][place].numpy() if kind in record else blank(TILE, TILE)
     verdict = record["verdicts"][place]
-    frame = Verdict(verdict).colour if verdict else None
+    frame = Verdict(verdict).colour if verdict and kind in record else None  # none around an empty place
     need = record["importance"][place] if record.get("importance") else None
     judged = (verdict, f"{need:+.2g}") if verdict and need is not None else (verdict,) if verdict else ()
     lines = (*record["words"][place], *judged) if last else ()

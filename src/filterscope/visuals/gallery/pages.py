@@ -94,7 +94,7 @@ def _layer_files(page: LayerPage, info: Info, neighbours: Mapping[str, LayerPage
     return {
         f"layers/{page.slug}.html": page_html("layer.html.j2", **context),
         f"filters/{page.slug}.html": page_html("filter.html.j2", **context),
-        f"data/{page.slug}.js": script_file("filterscope", data),
+        f"data/layers/{page.slug}.js": script_file("filterscope", data),
     }
 
 

@@ -106,7 +106,7 @@ def build_runs_site(runs: Sequence[DrawnRun]) -> Site:
     content["index.html"] = page_html("runs.html.j2", **context)
     for layer in layers:
         content[f"layers/{layer['slug']}.html"] = page_html("runs_layer.html.j2", layer=layer, **context)
-        content[f"data/{layer['slug']}.js"] = script_file("filterscopeRuns", _layer_data(runs, layer))
+        content[f"data/layers/{layer['slug']}.js"] = script_file("filterscopeRuns", _layer_data(runs, layer))
     content[MANIFEST] = json.dumps(_manifest(runs, layers), ensure_ascii=False).encode()
     text = f"A gallery of {len(runs)} runs side by side: open `gallery/index.html` in a browser."
     return Site(files=content, description=text)
