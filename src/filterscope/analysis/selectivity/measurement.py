@@ -200,7 +200,7 @@ def _best_stimuli(
     pattern, rest = at // responses[0, 0].numel(), at % responses[0, 0].numel()
     axis, sign = rest // 2, 1.0 - 2.0 * (rest % 2)
     best = 0.5 + 0.5 * drawn[pattern][:, None] * (axes[axis] * sign[:, None])[:, :, None, None]
-    soft = templates.weights[fit.template] * fit.polarity[:, None, None]
+    soft = templates.weights(fit.template.tolist()) * fit.polarity[:, None, None]
     soft = soft / soft.abs().amax((1, 2), keepdim=True)
     strong = colour / colour.abs().amax(1, keepdim=True)
     filters = torch.arange(len(best))
@@ -240,7 +240,7 @@ def _correlations(responses: Tensor, images: Tensor, templates: Templates, fit: 
     groups = [fit.template[i, None] if energy is None else energy for i, energy in enumerate(fit.energy)]
     used, place = torch.unique(torch.cat(groups), return_inverse=True)
     pixels = (images - 0.5).flatten(2).permute(2, 0, 1)  # side², N, C
-    products = (templates.weights[used].flatten(1) @ pixels.flatten(1)).view(-1, *pixels.shape[1:])
+    products = (templates.weights(used.tolist()).flatten(1) @ pixels.flatten(1)).view(-1, *pixels.shape[1:])
     predicted = torch.empty_like(responses)
     for i, rows in enumerate(place.split([len(group) for group in groups])):
         own = products[rows] @ colour[i] * fit.polarity[i]

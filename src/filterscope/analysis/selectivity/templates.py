@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import product
 from typing import Literal
 
@@ -33,6 +32,7 @@ THRESHOLDS = (0.0, 0.3)  # of a detector, as shares of its largest response
 WINDOWS = (0.2, 0.35, 0.6, 1.0, 1.6)  # standard deviations of the Gaussian windows of gratings, in wavelengths
 FULL_WIDTH = 2.355  # of a Gaussian at half its height, in standard deviations
 RING = 1.8  # size of a spot's surround, as a multiple of its own
+LEAST_NORM = 1e-3  # of a template that is in the receptive field, as a share of the largest possible
 LENGTHS = (1.0, 2.5)  # of the windows along the lines, as multiples of their standard deviation across
 
 
@@ -60,19 +60,40 @@ class Template:
 
 @dataclass(frozen=True, kw_only=True)
 class Templates:
-    """All detectors for a receptive field.
+    """All detectors for a receptive field. Their weights are drawn when they are needed: together they take gigabytes.
 
     Attributes:
+        side: of the receptive field, pixels.
         each: what the templates are.
-        weights: `(T, side, side)`, of unit norm.
         energies: indices of templates, in rows that begin with the one they are named after. A detector that does not
             care about phase responds with the root of the sum of their squared products: a pair of gratings a quarter
             of a wavelength apart, or such pairs at all offsets.
     """
 
+    side: int
     each: Sequence[Template]
-    weights: Tensor
     energies: Sequence[Tensor]
+
+    def weights(self, indices: Sequence[int]) -> Tensor:
+        """Return the weights of some templates, `(n, side, side)`, of unit norm, or 0 outside the receptive field."""
+        chosen = [self.each[i] for i in indices]
+        weights = draw_patterns([template.pattern for template in chosen], self.side).flatten(1)
+        wide = torch.tensor([template.surround == "wide" for template in chosen])
+        weights[wide] -= weights[wide].mean(1, keepdim=True)
+        rings = [i for i, template in enumerate(chosen) if template.surround == "ring"]
+        if rings:
+            inner = [chosen[i].pattern for i in rings]
+            larger = [replace(p, size=RING * p.size, window=RING * p.window) for p in inner]
+            weights[rings] -= draw_patterns(larger, self.side).flatten(1) / RING**2
+        norm = weights.norm(dim=1, keepdim=True)
+        seen = norm > LEAST_NORM * self.side
+        return torch.where(seen, weights / norm.clamp_min(1e-12), 0.0).view(-1, self.side, self.side)
+
+    def products(self, images: Tensor) -> Tensor:
+        """Return the scalar products of all templates with images `(N, side, side)`, as `(templates, N)`."""
+        indices = range(len(self.each))
+        parts = [indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK)]
+        return torch.cat([self.weights(part).flatten(1) @ images.flatten(1).T for part in parts])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,26 +118,13 @@ class TemplateFit:
         return torch.tensor([energy is not None for energy in self.energy])
 
 
-@lru_cache(maxsize=2)
 def make_templates(side: int) -> Templates:
     """Return the templates for a receptive field of `side` pixels."""
     shapes = [replace(p, window=side / 3) if p.kind == EDGE else p for p in local_patterns(side)]
     shapes = [p for p in shapes if p.kind != CURVE] + _curves(side)
     others = [Template(kind=p.kind, pattern=p, surround=s) for s in ("", "wide") for p in shapes]
     each = [*_windowed_gratings(side), *_spots(side), *others]
-    patterns = list(dict.fromkeys(template.pattern for template in each))
-    place = {pattern: i for i, pattern in enumerate(patterns)}
-    weights = draw_patterns(patterns, side).flatten(1)[[place[template.pattern] for template in each]]
-    wide = torch.tensor([template.surround == "wide" for template in each])
-    weights[wide] -= weights[wide].mean(1, keepdim=True)
-    rings = [i for i, template in enumerate(each) if template.surround == "ring"]
-    larger = [replace(p, size=RING * p.size, window=RING * p.window) for p in (each[i].pattern for i in rings)]
-    weights[rings] -= draw_patterns(larger, side).flatten(1) / RING**2
-    norm = weights.norm(dim=1)
-    kept = norm > 1e-3 * norm.max()
-    each = [template for template, keep in zip(each, kept.tolist(), strict=True) if keep]
-    weights = F.normalize(weights[kept], dim=1).view(-1, side, side)
-    return Templates(each=each, weights=weights, energies=_energies(each))
+    return Templates(side=side, each=each, energies=_energies(each))
 
 
 def _curves(side: int) -> list[Pattern]:
@@ -177,7 +185,7 @@ def fit_templates(templates: Templates, drawn: Tensor, responses: Tensor, *, com
     """
     wanted = _normalized(responses.transpose(1, 2).flatten(1))
     flipped = _normalized(responses.flip(2).transpose(1, 2).flatten(1))
-    products = templates.weights.flatten(1) @ drawn.flatten(1).T
+    products = templates.products(drawn)
     scores = torch.full((len(wanted), len(products)), -1.0)
     signs = torch.ones_like(scores)
     for start in range(0, len(products), CHUNK):

@@ -15,6 +15,7 @@ from filterscope.visuals.drawing.grid import Pixels
 
 QUALITIES = (75, 65, 50, 35, 20, 10)
 MAX_ROW_WIDTH = 520  # pixels
+METHOD = 2  # of the encoder, 0 to 6; twice as fast as 4, its default, for files that are 5 % larger
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,5 +92,5 @@ def image_url(pixels: Pixels | bytes) -> str:
 
 def _webp(image: Image.Image, *, quality: int, lossless: bool = False) -> bytes:
     file = io.BytesIO()
-    image.save(file, format="webp", quality=quality, lossless=lossless, method=4)
+    image.save(file, format="webp", quality=quality, lossless=lossless, method=METHOD)
     return file.getvalue()
