@@ -1,16 +1,21 @@
 """Exported files give the classifier's logits in other programs, and say what they are."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
+import torchvision
 from safetensors import safe_open
 
 from filterscope.errors import UserError
 from filterscope.models import export, heads
 from filterscope.models.backbone import SmallCNN, small_cnn_backbone, torchvision_backbone
 from filterscope.models.export import check_exportable, export_weights
+from tiny import REPOSITORY
 
 IMAGES = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(1))
 
@@ -53,6 +58,37 @@ def test_torch_export_and_safetensors_are_read_without_filterscope(classifier, e
         network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         mean, std = (json.loads(file.metadata()[name])[0] for name in ("mean", "std"))
     torch.testing.assert_close(network((IMAGES - mean) / std), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_lines_of_the_documentation_predict_what_the_network_predicts(tmp_path: Path, monkeypatch) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    page = (REPOSITORY / "docs" / "export.md").read_text(encoding="utf-8")
+    codes = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    # Alike but for its first Linears, whose 230 MB would be written and read in each format.
+    monkeypatch.setattr(torchvision.models, "alexnet", _small_alexnet)
+    backbone = torchvision_backbone(name="alexnet", weights=None)
+    backbone.network.classifier = _small_alexnet(1000).classifier
+    network = heads.replace(backbone, num_classes=102).eval()
+    network.class_names, network.image_size = tuple(map(str, range(102))), 64
+    export_weights(network, ["state_dict", "safetensors", "onnx", "torch_export"], tmp_path)
+    monkeypatch.chdir(tmp_path)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = network(images)
+        for code in codes:
+            known = {"images": images, "mean": network.backbone.mean, "std": network.backbone.std}
+            modules = (json, torch, torchvision, safetensors, onnxruntime)
+            exec(code, known | {module.__name__: module for module in modules}, known)
+            np.testing.assert_allclose(known["logits"], expected, atol=1e-5)
+            assert known.get("names", list(network.class_names)) == list(network.class_names)
+    assert len(codes) == len(list(tmp_path.glob("alexnet.*"))) == 4
+
+
+def _small_alexnet(num_classes: int) -> torch.nn.Module:
+    network = torchvision.models.AlexNet()
+    network.classifier = torch.nn.Sequential(torch.nn.Linear(9216, 8), torch.nn.ReLU(), torch.nn.Linear(8, num_classes))
+    return network
 
 
 def test_a_head_of_filterscope_keeps_its_names_and_starts_another_run(tmp_path):
