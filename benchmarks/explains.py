@@ -65,9 +65,11 @@ RECIPES = {
     "natural": NATURAL,
     "specific": Recipe(objective="specific"),
     "plain": PLAIN,
+    "gallery": Recipe(size=160, crop=96, steps=48),
+    "96 pixels": Recipe(size=96, steps=64),
 }
 RIVALS = ("lucent", "dreamlens maco", "horama maco")
-WAYS = ("best real image", *RECIPES, *RIVALS, "crop and accentuation")
+WAYS = ("best real image", "natural", "specific", "plain", *RIVALS, "crop and accentuation")  # by default
 
 
 class Embedding:

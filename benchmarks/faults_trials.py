@@ -284,8 +284,7 @@ def _checkpoints(run: Trials) -> None:
     drawn = "visuals=[health,filters,activations,synthesis,timeline,history,predictions,examples,movies,responses]"
     quick = ("recipe.size=24", "recipe.steps=2")
     small = ("visuals=gallery", "visuals.gallery.quality=draft", "visuals.gallery.patches=2",
-             "visuals.gallery.images=20", "visuals.gallery.recipes.natural.steps=2",
-             "visuals.gallery.recipes.plain.steps=2")  # fmt: skip
+             "visuals.gallery.images=20", "visuals.gallery.recipes.natural.steps=2")  # fmt: skip
     about: dict[str, Callable[[dict[str, Any]], object]] = {
         "class names with line breaks": lambda a: a.update(class_names=[f"a\nb\u2028{i}" for i in range(10)]),
         "names with line breaks, no labels": lambda a: a["examples"].update(

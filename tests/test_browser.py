@@ -35,8 +35,11 @@ from serving import serving
 from tiny import REPOSITORY, TINY
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-SMALL = ("visuals.gallery.samples=1", *(f"visuals.gallery.recipes.{r}.{k}" for r in ("natural", "plain") for k in (
-    "steps=2", "size=24")), "visuals.gallery.health.draws=19")  # fmt: skip
+SMALL = (
+    *("visuals.gallery.recipes.natural.steps=2", "visuals.gallery.recipes.natural.size=24"),
+    *("+recipe@visuals.gallery.recipes.plain=plain", "visuals.gallery.recipes.plain.steps=2"),
+    *("visuals.gallery.recipes.plain.size=24", "visuals.gallery.health.draws=19"),
+)
 FEW = (*SMALL, "visuals=gallery", "visuals.gallery.images=30", "visuals.gallery.patches=4")
 EPOCHS = 2
 FOREIGN = re.compile(r"(?!http://127\.0\.0\.1:)(?:http|ws)")

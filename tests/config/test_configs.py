@@ -58,7 +58,8 @@ def test_every_visuals_option_builds(name: str, composed: Compose) -> None:
 
 @pytest.mark.parametrize("name", options("recipe"))
 def test_every_recipe_builds(name: str, composed: Compose) -> None:
-    assert instantiate.instantiate(composed(f"recipe={name}")["recipe"], where="recipe").steps > 0
+    recipe = factory.build_visuals(composed("visuals=synthesis", f"recipe={name}"), 80)["synthesis"].recipe
+    assert recipe.size == {"natural": 80, "notebook": 96}.get(name, 128)
 
 
 @pytest.mark.parametrize("name", [name for name in options("trainer") if name in ("default", "cpu", "smoke")])

@@ -19,7 +19,7 @@ from filterscope.analysis.synthesis import (
     synthesize_all,
 )
 from filterscope.analysis.synthesis.trust import mean_along
-from filterscope.config import instantiate
+from filterscope.config import factory
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.visuals.directions import Directions, _name
@@ -82,9 +82,8 @@ def test_a_direction_of_an_unknown_channel_is_refused(classifier: Classifier, ex
 
 def test_directions_are_chosen_on_the_command_line(composed: Callable[..., dict[str, Any]]) -> None:
     words = ("visuals=directions", "visuals.directions.directions=[{3: 1.0, 17: -0.5}]")
-    visual = instantiate.instantiate(
-        composed(*words, config="visualize")["visuals"]["directions"], where="visuals.directions"
-    )
+    visual = factory.build_visuals(composed(*words, config="visualize"))["directions"]
+    assert isinstance(visual, Directions)
     assert visual.directions == [{3: 1.0, 17: -0.5}]
 
 

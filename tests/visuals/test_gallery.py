@@ -91,9 +91,15 @@ def test_a_draft_has_one_small_image_of_each_filter(classifier: Classifier, many
     classifier.image_size = 32
     recipes = {"first": Recipe(size=24, steps=20), "second": Recipe(size=24, steps=20)}
     gallery = Gallery(**QUICK | {"recipes": recipes, "samples": 2}, quality="draft")
-    assert gallery._at_quality().recipes == {"first": Recipe(size=24, steps=16)}
+    assert gallery._at_quality(32).recipes == {"first": Recipe(size=24, steps=16)}
     _, info = draw_gallery(gallery, classifier, many, VisualState())
     assert info["recipes"] == ["first"]
+
+
+def test_images_are_at_most_as_large_as_those_of_the_network() -> None:
+    gallery = Gallery(recipes={"large": Recipe(size=160, steps=48), "small": Recipe(size=24)})
+    assert [recipe.size for recipe in gallery._at_quality(96).recipes.values()] == [96, 24]
+    assert gallery._at_quality(None) == gallery
 
 
 def test_pages_load_nothing_from_a_server(made: Site) -> None:

@@ -40,7 +40,7 @@ def visualize(cfg: dict[str, Any], folder: Path) -> list[str]:
 
     limit_threads()
     subject = from_checkpoint.load_subject(cfg)
-    chosen = factory.build_visuals(cfg)
+    chosen = factory.build_visuals(cfg, subject.classifier.image_size)
     visuals = factory.supported_visuals(chosen, subject.classifier)
     if chosen and not visuals:
         raise UserError("none of the chosen visuals can be drawn of this network, for the reasons above")

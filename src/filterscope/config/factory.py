@@ -3,6 +3,7 @@
 import logging
 import platform
 from types import NoneType
+from typing import Any
 
 import torch
 from hydra.utils import get_object
@@ -117,10 +118,23 @@ def build_published(cfg: Config) -> Classifier:
     return classifier
 
 
-def build_visuals(cfg: Config) -> dict[str, Visual]:
-    """Build the chosen visuals, by name; options that an experiment sets for other visuals are ignored."""
+def build_visuals(cfg: Config, image_size: int | None = None) -> dict[str, Visual]:
+    """Build the chosen visuals, by name; options that an experiment sets for other visuals are ignored.
+
+    Recipes without a size make pictures of the network's `image_size`; None: of that of the data.
+    """
     nodes = {name: node for name, node in (cfg.get("visuals") or {}).items() if node and "_target_" in node}
-    return {name: instantiate(node, where=f"visuals.{name}", kind=Visual) for name, node in nodes.items()}
+    size = image_size or int(cfg["data"]["image_size"])
+    return {
+        name: instantiate(_with_size(node, size), where=f"visuals.{name}", kind=Visual) for name, node in nodes.items()
+    }
+
+
+def _with_size(node: Any, size: int) -> Any:
+    """Return the options of a visual in which every `size` that is null has become the network's."""
+    if not isinstance(node, dict):
+        return node
+    return {key: size if key == "size" and value is None else _with_size(value, size) for key, value in node.items()}
 
 
 def supported_visuals(visuals: dict[str, Visual], classifier: Classifier) -> dict[str, Visual]:

@@ -77,7 +77,7 @@ class Gallery(Visual):
 
     Attributes:
         layers: names of convolutions; None: all.
-        recipes: of the synthesized images, by name.
+        recipes: of the synthesized images, by name; images are at most as large as those of the network.
         samples: images of each filter by each recipe, started from different noise.
         quality: `draft` makes one image of each filter, by the first recipe, with at most 16 steps and 64 pixels, and
             measures on at most `DRAFT_IMAGES` images.
@@ -100,7 +100,7 @@ class Gallery(Visual):
 
     layers: LayerChoice = None
     recipes: Annotated[Mapping[str, Recipe], Field(min_length=1)] = field(default_factory=lambda: {"natural": Recipe()})
-    samples: AtLeastOne = 2
+    samples: AtLeastOne = 1
     quality: Literal["full", "draft"] = "full"
     cache: str | None = None
     patches: AtLeastOne = 9
@@ -185,13 +185,16 @@ class Gallery(Visual):
         (made,) = synthesize_all(classifier, [job], cache=cache, progress=lambda _layer, done: report(done))
         return made
 
-    def _at_quality(self) -> "Gallery":
-        """Return the gallery with the recipes and samples that `quality` means."""
-        if self.quality == "full":
-            return self
-        name, recipe = next(iter(self.recipes.items()))
-        draft = dataclasses.replace(recipe, steps=min(recipe.steps, 16), size=min(recipe.size, 64))
-        return dataclasses.replace(self, recipes={name: draft}, samples=1, images=min(self.images, DRAFT_IMAGES))
+    def _at_quality(self, image_size: int | None) -> "Gallery":
+        """Return the gallery with the recipes and samples that `quality` means for a network's images."""
+        limited = self
+        if self.quality == "draft":
+            name, recipe = next(iter(self.recipes.items()))
+            first = {name: dataclasses.replace(recipe, steps=min(recipe.steps, 16), size=min(recipe.size, 64))}
+            limited = dataclasses.replace(self, recipes=first, samples=1, images=min(self.images, DRAFT_IMAGES))
+        sizes = {name: min(recipe.size, image_size or recipe.size) for name, recipe in limited.recipes.items()}
+        recipes = {name: dataclasses.replace(each, size=sizes[name]) for name, each in limited.recipes.items()}
+        return dataclasses.replace(limited, recipes=recipes)
 
     def _shares(self, classifier: Classifier, counts: Mapping[str, int]) -> dict[str, float]:
         """Return the share of each layer in the multiplications of all images."""
@@ -213,7 +216,7 @@ def draw_gallery(
     Raises:
         UserError: no layer is a convolution, or `max_megabytes` is too small.
     """
-    gallery = gallery._at_quality()
+    gallery = gallery._at_quality(classifier.image_size)
     names = convolution_names(classifier, gallery.layers)
     layers = [find_layer(classifier.layers, name) for name in names]
     counts = {layer.name: layer.num_channels or 0 for layer in layers if layer.kind == "conv"}
