@@ -1,8 +1,9 @@
 """Draw the tuning of AlexNet's first layers: docs/images/tuning_*.webp.
 
-`python docs/make_tuning_pictures.py REAL`, where REAL holds Flowers 102 and `weights/`.
+`python docs/make_tuning_pictures.py REAL`, where REAL contains Flowers 102 and `weights/`.
 """
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,9 @@ PICTURES = {
 
 def main() -> None:
     """Run visualize.py on the published weights and convert its pictures."""
-    real = Path(sys.argv[1]).resolve()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("real", type=Path, metavar="REAL")
+    real = parser.parse_args().real.resolve()
     with tempfile.TemporaryDirectory() as folder:
         options = [
             "model=alexnet",

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -20,9 +21,10 @@ from train import train
 from visualize import visualize
 
 from filterscope.analysis.synthesis import Recipe
+from filterscope.cli.live_gallery import serving_gallery
 from filterscope.cli.main import resolve_config
 from filterscope.cli.tensorboard import start_tensorboard
-from filterscope.cli.visualize import visualize_runs
+from filterscope.cli.visualize import _search_image, visualize_runs
 from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
@@ -42,6 +44,12 @@ SMALL = (
 )
 FEW = (*SMALL, "visuals=gallery", "visuals.gallery.images=30", "visuals.gallery.patches=4")
 EPOCHS = 2
+# Drops a file with a name and bytes on the page.
+DROP = """([name, bytes]) => {
+    const data = new DataTransfer();
+    data.items.add(new File([new Uint8Array(bytes)], name));
+    document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
+}"""
 FOREIGN = re.compile(r"(?!http://127\.0\.0\.1:)(?:http|ws)")
 expect.set_options(timeout=120_000)  # on a machine with other things to do
 
@@ -335,6 +343,32 @@ def test_the_overview_finds_filters_by_words_class_and_image(page, gallery):
     expect(page.locator("#found > li").first).to_be_visible()
     expect(page.locator('#found img[src^="data:image/gif"]')).to_have_count(0)  # each has the filter's response
     assert len(_pictures(page, "#found")) == page.locator("#found > li").count()
+
+
+def test_an_image_is_dropped_on_the_page_or_chosen_and_its_filters_are_found(browser, page, run, gallery, tmp_path):
+    photo, words = tmp_path / "a photo.png", tmp_path / "notes.txt"
+    Image.effect_noise((90, 60), 90).convert("RGB").save(photo)
+    words.write_text("not an image")
+    search = partial(_search_image, _composed("visualize", f"ckpt={run}", *FEW), gallery)
+    with serving_gallery(gallery, search) as address:
+        page.goto(address)
+        status, found = page.locator("#status"), page.locator("#found > li")
+        page.evaluate(DROP, ["a photo.png", list(photo.read_bytes())])
+        expect(status).to_contain_text("The filters that your image activates most")
+        expect(found.first.locator("img")).to_have_js_property("naturalWidth", 160)
+        links = [link.get_attribute("href") for link in found.locator("a").all()]
+        assert {link.partition("#")[0] for link in links} == {f"filters/block{n}_conv1.html" for n in (1, 2)}
+        page.get_by_label("Words or number").fill("block1 3")
+        expect(found).to_have_count(1)
+        page.get_by_label("Your own image").set_input_files(photo)
+        expect(found).to_have_count(len(links) + 1)  # the image itself, and the same filters
+        assert [link.get_attribute("href") for link in found.locator("a").all()] == links
+        other = browser.new_page()  # the console of `page` must stay empty, and a browser reports what is refused
+        other.goto(address)
+        other.evaluate(DROP, ["notes.txt", list(words.read_bytes())])
+        expect(other.locator("#status")).to_contain_text("your image")
+        expect(other.locator("#status")).not_to_contain_text("/")
+        other.close()
 
 
 def test_a_picture_can_be_enlarged_and_saved_and_similar_filters_are_linked(page, gallery):

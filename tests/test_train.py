@@ -98,7 +98,8 @@ def test_every_number_in_tensorboard_has_a_description(run: Path) -> None:
     tags = [tag for tag in events.Tags()["tensors"] if events.SummaryMetadata(tag).plugin_data.plugin_name == "scalars"]
     assert {"val/acc", "train/loss", "verdicts/useful"} <= set(tags)
     assert [tag for tag in tags if not events.SummaryMetadata(tag).summary_description] == []
-    assert {tag.split("/")[0] for tag in tags} == {"train", "val", "test", "verdicts"}  # in the order of TensorBoard
+    groups = list(dict.fromkeys(tag.split("/")[0] for tag in sorted(tags)))  # in the order of TensorBoard
+    assert groups == ["train", "val", "verdicts", "when_finished"]
     assert "custom_scalars__config__" in events.Tags()["tensors"]
 
 
@@ -106,7 +107,8 @@ def test_one_start_writes_one_event_file_and_hparams_with_the_final_metric(run: 
     assert len(list(run.glob("events.out.tfevents.*"))) == 1
     plugins = events_of(run).PluginTagToContent("hparams")
     assert any("session_start_info" in tag for tag in plugins)
-    assert "val/acc" in str(plugins["_hparams_/experiment"])
+    assert all(tag in str(plugins["_hparams_/experiment"]) for tag in ("val/acc", "when_finished/test_acc"))
+    assert scalars_of(run)["when_finished/test_acc"][-1][1] == pytest.approx(float(rows_of(run)[-1]["test/acc"]))
 
 
 def test_best_and_last_checkpoints_are_real_files_that_load_without_executing_anything(run: Path) -> None:

@@ -14,7 +14,7 @@ from filterscope.visuals.drawing.grid import (
     grid,
     tile_size,
 )
-from filterscope.visuals.drawing.text import _font, _own_font, caption_lines, fitting, text_width, wrap
+from filterscope.visuals.drawing.text import _font, _own_font, caption_lines, fitting, text_width, two_lines, wrap
 
 SHOWN = 350 / WIDTH  # how TensorBoard shrinks a picture
 
@@ -105,6 +105,17 @@ def test_a_long_name_takes_two_lines() -> None:
     assert caption_lines("T-shirt/top", width=110) == ("T-shirt/", "top")
     assert caption_lines("globe-flower", width=110) == ("globe-", "flower")
     assert len(caption_lines("one two three four five six seven", width=100)) == 2
+
+
+def test_a_caption_that_fits_at_no_size_is_broken_and_not_cut() -> None:
+    assert two_lines("useful", width=100) == ("useful",)
+    assert two_lines("unstructured", width=100) == ("unstru-", "ctured")
+    assert two_lines("1e−4…3e−4", width=60) == ("1e−4…", "3e−4")
+    assert two_lines("a" * 5000, width=100) == ("a" * 5000,)  # is cut
+    cells = [Cell(pixels=black(88), caption=("0", "unstructured", "+0.1"), frame=VERMILION, toned=2)] * 8
+    shown = grid(cells, columns=8, title="x", label_width=90)
+    lines = (shown[-160:] == VERMILION).all(axis=2).any(axis=1)
+    assert (np.diff(lines.astype(int)) == 1).sum() == 3  # both halves and the number
 
 
 def test_no_wrapped_line_is_too_wide_and_no_word_is_lost() -> None:

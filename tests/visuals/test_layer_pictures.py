@@ -216,7 +216,7 @@ def test_captions_say_in_words_how_strong_and_how_specific_a_picture_is() -> Non
     )  # fmt: skip
     sentences = trust_sentences(result, [0, 1, 2, 0], statistics)
     assert sentences[0] == (
-        "activates this filter 4× as strongly as any of 300 real images; "
+        "activates this filter 4.0× as strongly as any of 300 real images; "
         "no other filter of the layer reacts more strongly"
     )
     assert sentences[1] == (
@@ -226,7 +226,8 @@ def test_captions_say_in_words_how_strong_and_how_specific_a_picture_is() -> Non
     assert sentences[2].startswith("activates this filter, which none of 300 real images does; 1 other filter reacts")
     assert sentences[3].startswith("did not converge; ")
     doubtful = dataclasses.replace(result, support=torch.full((4,), 1e-4))
-    assert trust_captions(doubtful, [0, 1, 2, 0], statistics)[0] == ("do not trust", "4× best of 300")
+    assert trust_captions(doubtful, [0, 1, 2, 0], statistics)[0] == ("do not trust", "4.0× best of 300")
+    assert trust_captions(result, [0, 1, 2, 0], statistics)[2][0] == "active on 0 of 300"
 
 
 def test_statistics_of_real_images_are_used_when_the_images_are_gone(

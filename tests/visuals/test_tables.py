@@ -18,3 +18,13 @@ def test_numbers_stand_at_the_right_and_text_at_the_left() -> None:
     lines = table_text(table, width=60).splitlines()
     assert lines[-2].endswith("  1")
     assert lines[-2].strip().startswith("a ")
+
+
+def test_a_table_that_is_too_wide_is_shown_in_parts_without_broken_words() -> None:
+    columns = ("layer", "filters", "not needed", "unstructured", "duplicate", "median drift", "most needed")
+    rows = tuple((f"block{i}_conv1", 64, 15, 49, 8, 0.811, "314, 195, 156") for i in range(2))
+    lines = table_text(Table(columns=columns, rows=rows), "health/layers", width=60).splitlines()
+    assert max(map(len, lines)) <= 60
+    text = "\n".join(lines)
+    assert all(word in text for name in columns for word in name.split())
+    assert [text.count(word) for word in ("health/layers", "314, 195, 156", "block1_conv1")] == [1, 2, 2]

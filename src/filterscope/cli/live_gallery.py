@@ -5,7 +5,8 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,34 +74,48 @@ def serve_gallery(
     Raises:
         UserError: the port is taken, or `draw` raised it for the first checkpoint.
     """
+    _Handler.drawn = seen = 0.0
+    try:
+        with serving_gallery(folder, search, port=port) as address:
+            if not checkpoint.exists():
+                log.info("waiting for %s", checkpoint)
+            while True:
+                changed = checkpoint.stat().st_mtime if checkpoint.exists() else seen
+                if changed != seen:
+                    try:
+                        draw()
+                    except UserError as error:
+                        if not seen:
+                            raise
+                        log.warning("the gallery stays as it is: %s", error)
+                    if not seen:
+                        log.info("the gallery is at %s (Ctrl-C ends it)", address)
+                    _Handler.drawn = seen = changed
+                time.sleep(1)  # between two looks at the checkpoint, whose file is replaced by another process
+    except (KeyboardInterrupt, Stopped):
+        log.info("closed")
+
+
+@contextmanager
+def serving_gallery(folder: Path, search: Callable[[bytes], Any], *, port: int = 0) -> Iterator[str]:
+    """Serve the folder of a gallery on this machine only, from a thread, and yield the address.
+
+    Raises:
+        UserError: the port is taken.
+    """
     try:
         handler = partial(_Handler, search, directory=str(folder))
         server = http.server.ThreadingHTTPServer((ADDRESS, port), handler)
     except OSError as error:
         raise UserError(f"serve={port}: the gallery cannot be served there: {first_line(error)}") from error
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    _Handler.drawn = seen = 0.0
+    server.daemon_threads = True  # browsers keep connections open on which they ask nothing
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
     try:
-        if not checkpoint.exists():
-            log.info("waiting for %s", checkpoint)
-        while True:
-            changed = checkpoint.stat().st_mtime if checkpoint.exists() else seen
-            if changed != seen:
-                try:
-                    draw()
-                except UserError as error:
-                    if not seen:
-                        raise
-                    log.warning("the gallery stays as it is: %s", error)
-                if not seen:
-                    log.info("the gallery is at http://%s:%d (Ctrl-C ends it)", ADDRESS, server.server_port)
-                _Handler.drawn = seen = changed
-            time.sleep(1)  # between two looks at the checkpoint, whose file is replaced by another process
-    except (KeyboardInterrupt, Stopped):
-        log.info("closed")
+        yield f"http://{ADDRESS}:{server.server_port}"
     finally:
         server.shutdown()
+        thread.join()
         server.server_close()
 
 

@@ -12,7 +12,7 @@ from tensorboard.summary.writer import event_file_writer
 from torch.utils.tensorboard.summary import hparams
 
 from filterscope.visuals.output.outputs import Output, Picture, Table
-from filterscope.visuals.output.scalars import LAYOUT, write_scalar
+from filterscope.visuals.output.scalars import LAYOUT, tensorboard_tag, write_scalar
 from filterscope.visuals.output.tables import table_csv
 
 EVENTS = "events.out.tfevents.*"
@@ -66,7 +66,8 @@ class RunTensorBoardLogger(TensorBoardLogger):
     @rank_zero_only
     def log_outcome(self, params: Mapping[str, str | int | float | bool], metrics: Mapping[str, float]) -> None:
         """Write the entry for the HParams tab; the metrics are scalars that have been logged under the same names."""
-        for summary in hparams(dict(params), dict(metrics)):  # type: ignore[no-untyped-call]
+        shown = {tensorboard_tag(name): value for name, value in metrics.items()}
+        for summary in hparams(dict(params), shown):  # type: ignore[no-untyped-call]
             self.experiment.file_writer.add_summary(summary)
         self.save()
 

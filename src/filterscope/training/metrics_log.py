@@ -131,7 +131,7 @@ def monitored(known: Mapping[str, Any], name: str, *, option: str) -> float:
 
 def write_rows(path: Path, rows: dict[int, dict[str, float]]) -> None:
     """Write the rows as CSV; the file is replaced when it is complete."""
-    columns = ["epoch", *sorted({name for row in rows.values() for name in row}, key=_column_order)]
+    columns = ["epoch", *sorted({name for row in rows.values() for name in row}, key=metric_order)]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
@@ -140,7 +140,8 @@ def write_rows(path: Path, rows: dict[int, dict[str, float]]) -> None:
     write_file(path, text.getvalue().encode())
 
 
-def _column_order(name: str) -> tuple[int, str]:
+def metric_order(name: str) -> tuple[int, str]:
+    """Return the key by which metrics are sorted: those of training, validation, test, and then others by name."""
     split = _split(name)
     return (SPLITS.index(split) if split in SPLITS else len(SPLITS), name)
 

@@ -15,7 +15,7 @@ from filterscope.runtime.terminal import short_path
 from filterscope.training.checkpoints import RunCheckpoints, load_checkpoint
 from filterscope.training.log_visuals import LogVisuals
 from filterscope.training.loggers import EVENTS, RunTensorBoardLogger, run_options, show_outputs, tensorboard_writer
-from filterscope.training.metrics_log import MetricsLog
+from filterscope.training.metrics_log import MetricsLog, metric_order
 from filterscope.training.model_card import write_model_card
 from filterscope.training.module import FinetuneModule
 from filterscope.visuals.evaluation import PredictionRecord, accuracy_interval, evaluation_outputs, summary_table
@@ -150,7 +150,7 @@ def _metrics_table(
     last = max(rows)
     columns = ("metric", f"best epoch, {best}", "95 % interval") + ((f"last epoch, {last}",) if last != best else ())
     cells = []
-    for name, value in sorted(overall.items()):
+    for name, value in sorted(overall.items(), key=lambda item: metric_order(item[0])):
         known = name in rows[last] and not name.startswith("test/")  # the best network is tested, not the last
         later = (f"{rows[last][name]:.4f}" if known else "",) if last != best else ()
         cells.append((name, f"{value:.4f}", _interval(name, records), *later))

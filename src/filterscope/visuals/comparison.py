@@ -46,7 +46,7 @@ _LABEL_WIDTH = 150  # pixels
 _DESCRIPTION = (
     "The same filters of **{layer}** by {count} recipes, one row each. Pictures of a recipe that does not bound its "
     "pixels are scaled to fill the range from black to white. The caption says how far to trust a picture **as it is "
-    "shown here**, given to the network like any image: **4× best of 300**, it activates the filter four times as "
+    "shown here**, given to the network like any image: **4.0× best of 300**, it activates the filter four times as "
     "strongly as any of 300 real images; **none reacts more**, no other filter of the layer does. {compared}"
 )
 

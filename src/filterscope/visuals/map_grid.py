@@ -7,7 +7,7 @@ from torch import Tensor
 
 from filterscope.errors import UserError
 from filterscope.visuals.drawing.grid import GAP, MARGIN, WIDTH, Cell, blank, column_count, grid, tile_size
-from filterscope.visuals.drawing.text import caption_lines, range_lines
+from filterscope.visuals.drawing.text import caption_lines
 from filterscope.visuals.drawing.tiles import (
     bars,
     photo,
@@ -115,8 +115,7 @@ def _map_cells(
         ends = torch.stack(row.flatten(1).aminmax(dim=1), dim=1)
         for i, (low_high, tile, channel) in enumerate(zip(ends, tiles, selection.channels, strict=True)):
             scale = f"±{short(float(low_high.abs().max()))}" if negative else value_range(low_high)
-            lines = range_lines(scale, width=size)
-            caption = (str(channel), *lines) if len(selection.channels) > columns else lines
+            caption = (str(channel), scale) if len(selection.channels) > columns else (scale,)
             drawn.append(Cell(pixels=tile, caption=caption, frame=selection.frame(i)))
         for start in range(0, len(drawn), columns):
             if with_image:

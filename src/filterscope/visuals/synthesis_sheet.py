@@ -115,10 +115,10 @@ def draw_synthesis(
 
 
 def _compared(result: SynthesisResult, channels: Sequence[int], statistics: LayerStatistics) -> str:
-    """Say how many pictures activate their channels more than any real image."""
+    """Say how many pictures activate their channels at least as strongly as any real image."""
     more = int((statistics.multiple(result.activation, channels) >= 1).sum())
     share = "all" if more == len(channels) else f"{more} of {len(channels)}"
-    return f"{share} do so more than any of {statistics.count} real images"
+    return f"{share} at least as strongly as any of {statistics.count} real images"
 
 
 def _description(references: ReferenceColumns, real: str, replaced: bool) -> str:

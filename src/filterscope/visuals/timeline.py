@@ -155,6 +155,10 @@ def draw_timeline(known: Mapping[str, Any], layer: str, image: Tensor) -> Pictur
     """
     records = dict(sorted(known["epochs"].items()))
     kinds = [kind for kind in KINDS if any(kind in record for record in records.values())]
+    made = [str(epoch) for epoch, record in records.items() if "synthesis" in record]
+    partly = (
+        f"; synthesis of epoch{'s' * (len(made) > 1)} {', '.join(made)} only" if 0 < len(made) < len(records) else ""
+    )
     cells, labels = [], []
     for place, channel in enumerate(known["channels"]):
         for kind in kinds:
@@ -164,7 +168,7 @@ def draw_timeline(known: Mapping[str, Any], layer: str, image: Tensor) -> Pictur
         cells,
         columns=len(records),
         title=layer,
-        notes=[f"{len(known['channels'])} filters over the epochs: {', '.join(kinds)}"],
+        notes=[f"{len(known['channels'])} filters over the epochs: {', '.join(kinds)}{partly}"],
         key=_verdict_key(records.values()),
         thumbnail=photo(image, 110),
         row_labels=labels,
@@ -187,9 +191,9 @@ def _cell(record: Mapping[str, Any], kind: str, place: int, *, last: bool) -> Ce
     verdict = record["verdicts"][place]
     frame = Verdict(verdict).colour if verdict and kind in record else None  # none around an empty place
     need = record["importance"][place] if record.get("importance") else None
-    judged = (verdict, f"{need:+.2g}") if verdict and need is not None else (verdict,) if verdict else ()
+    judged = (f"{need:+.2g}", verdict) if verdict and need is not None else (verdict,) if verdict else ()
     lines = (*record["words"][place], *judged) if last else ()
-    return Cell(pixels=tile, caption=lines, frame=frame, toned=int(bool(verdict)))
+    return Cell(pixels=tile, caption=lines, frame=frame, toned=len(judged))
 
 
 def _enlarged(tile: Pixels, size: int) -> Pixels:

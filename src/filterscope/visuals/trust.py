@@ -13,13 +13,13 @@ from filterscope.visuals.layer_state import fingerprints, is_frozen
 from filterscope.visuals.visual import Examples, RecordLabels, VisualState
 
 CAPTION_HELP = (
-    "The caption says how far to trust a picture. **4× best of 300**: it activates this filter 4 times as strongly as "
-    "any of 300 real images (∞×: no real image activates it at all). *beats 54%*: the percentage of real images that "
-    "activate it less, if not all do. **none reacts more**: no other filter of the layer reacts more strongly to "
-    "the picture, each in units of its spread on real images; otherwise their number. **do not trust**: at least "
-    "90% of the activation comes from filters of the layer before that respond more strongly than to any real image. "
-    "**did not converge**: the optimization did not increase the activation. In these two cases the picture explains "
-    "nothing."
+    "The caption says how far to trust a picture. **4.0× best of 300**: it activates this filter 4 times as strongly "
+    "as any of 300 real images. *beats 54%*: the percentage of real images that activate it less, if not all do. "
+    "**active on 0 of 300**: no real image activates the filter, but the picture does. **none reacts more**: no other "
+    "filter of the layer reacts more strongly to the picture, each in units of its spread on real images; otherwise "
+    "their number. **do not trust**: at least 90% of the activation comes from filters of the layer before that "
+    "respond more strongly than to any real image. **did not converge**: the optimization did not increase the "
+    "activation. In these two cases the picture explains nothing."
 )
 
 
@@ -82,7 +82,8 @@ def trust_captions(
         lines: tuple[str, ...] = ("not compared",)
         if statistics is not None:
             multiple, percentile = _compare(result, i, channel, statistics)
-            real = f"{_times(multiple)} best of {statistics.count}"
+            count = statistics.count
+            real = f"active on 0 of {count}" if math.isinf(multiple) else f"{_times(multiple)} best of {count}"
             rank = int(result.rank[i])
             others = f"{rank or 'none'} react{'s' * (rank < 2)} more"
             lines = (real, others) if multiple >= 1 else (real, f"beats {percentile:.0f}%", others)
@@ -136,9 +137,7 @@ def _compare(result: SynthesisResult, index: int, channel: int, statistics: Laye
 
 def _times(multiple: float) -> str:
     # Rounded down, so that a picture below the best real image is never called equal to it.
-    down = f"{max(multiple - 0.0499, 0):.1f}"
-    rounded = "∞" if math.isinf(multiple) else f"{multiple:.0f}" if multiple >= 9.95 else down
-    return f"{rounded.removesuffix('.0')}×"
+    return f"{multiple:.0f}×" if multiple >= 9.95 else f"{max(multiple - 0.0499, 0):.1f}×"
 
 
 def _warning(result: SynthesisResult, index: int) -> str:

@@ -1,7 +1,7 @@
 """The layout of every picture: tiles in a grid with captions, below a header with title, notes and legends."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from filterscope.visuals.drawing.text import (
     fitting,
     is_number,
     text_width,
+    two_lines,
     wrap,
 )
 
@@ -53,7 +54,7 @@ class Cell:
 
     Attributes:
         pixels: the tile, uint8 `(h, w, 3)`.
-        caption: the lines below the tile.
+        caption: the lines below the tile; one that is too wide at any size takes two.
         toned: how many of the last caption lines have the colour of the frame.
         frame: the colour of a frame around the tile, None for no frame.
         mark: a sign (✓ or ✗) in the upper right corner.
@@ -130,6 +131,7 @@ def grid(
     gap = min(free // max(len(widths) - 1, 1), 3 * GAP) if len(rows) > 1 or len(widths) > 1 else GAP
     start = MARGIN + label_width + (free // 2 if len(widths) == 1 else 0)
     lefts = [start + sum(widths[:c]) + c * gap for c in range(len(widths))]
+    rows = [[_broken(cell, width + gap - 8) for cell, width in zip(row, widths, strict=False)] for row in rows]
 
     left = MARGIN + (0 if thumbnail is None else thumbnail.shape[1] + 2 * GAP)  # of the header's text
     room = WIDTH - MARGIN - left
@@ -222,6 +224,13 @@ def _draw_legend(image: Image.Image, draw: ImageDraw.ImageDraw, legend: Legend) 
     draw_text(draw, (bar_left + _BAR + GAP, _UNDER_TITLE), legend.high, size=NOTE, colour=FAINT)
     columns = np.linspace(0, len(legend.colours) - 1, _BAR).round().astype(int)
     image.paste(Image.fromarray(np.tile(legend.colours[columns], (26, 1, 1))), (bar_left, _UNDER_TITLE + 6))
+
+
+def _broken(cell: Cell, width: int) -> Cell:
+    """Return a cell whose caption lines fit into a width at some size."""
+    lines = [two_lines(line, width=width) for line in cell.caption]
+    toned = sum(map(len, lines[len(lines) - cell.toned :])) if lines else 0
+    return replace(cell, caption=tuple(part for line in lines for part in line), toned=toned)
 
 
 def _caption_height(row: Sequence[Cell]) -> int:

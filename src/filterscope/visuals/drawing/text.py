@@ -130,10 +130,18 @@ def is_number(text: str) -> bool:
     return re.fullmatch(r"[\d.…e%±−]+", text) is not None
 
 
-def range_lines(text: str, *, width: float) -> tuple[str, ...]:
-    """Return a range of numbers, `1e−4…3e−4`, in two lines if it does not fit into one."""
-    low, dots, high = text.partition("…")
-    return (text,) if not dots or text_width(text, SMALLEST) <= width else (f"{low}{dots}", high)
+def two_lines(text: str, *, width: float) -> tuple[str, ...]:
+    """Break a caption that is too wide at any size: a range of numbers at its dots, a single word in its middle."""
+    if text_width(text, SMALLEST) <= width:
+        return (text,)
+    if is_number(text):
+        low, dots, high = text.partition("…")
+        return (f"{low}{dots}", high) if dots else (text,)
+    lines = caption_lines(text, width=width, size=SMALLEST)
+    if len(lines) == 1:
+        middle = (len(text) + 1) // 2
+        lines = (f"{text[:middle]}-", text[middle:])
+    return lines if all(text_width(line, SMALLEST) <= width for line in lines) else (text,)
 
 
 def caption_lines(text: str, *, width: float, size: int = CAPTION, most: int = 2) -> tuple[str, ...]:

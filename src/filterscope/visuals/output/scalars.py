@@ -13,8 +13,8 @@ from filterscope.analysis.health.verdict import Verdict
 
 LAYOUT = {
     "Training": {
-        "accuracy": ["Multiline", ["^(train|val|test)/acc$"]],
-        "loss": ["Multiline", ["^(train|val|test)/loss$"]],
+        "accuracy": ["Multiline", ["^(train/|val/|when_finished/test_)acc$"]],
+        "loss": ["Multiline", ["^(train/|val/|when_finished/test_)loss$"]],
     },
     "Filters": {"share of each verdict": ["Multiline", ["^verdicts/"]]},
 }
@@ -62,6 +62,11 @@ def describe_scalar(tag: str) -> str:
     return ""
 
 
+def tensorboard_tag(tag: str) -> str:
+    """Return the tag that a number has in TensorBoard, which sorts by tag and would show `test/…` before `train/…`."""
+    return f"when_finished/test_{tag.removeprefix('test/')}" if tag.startswith("test/") else tag
+
+
 def write_scalar(writer: Any, tag: str, value: float, step: int) -> None:
     """Write a number with its description to a `SummaryWriter`.
 
@@ -69,4 +74,5 @@ def write_scalar(writer: Any, tag: str, value: float, step: int) -> None:
     """
     tensor = TensorProto(dtype=DT_FLOAT, float_val=[value], tensor_shape=TensorShapeProto())
     about = create_summary_metadata(display_name=tag, description=describe_scalar(tag))
-    writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, tensor=tensor, metadata=about)]), step)
+    value_of_tag = Summary.Value(tag=tensorboard_tag(tag), tensor=tensor, metadata=about)
+    writer.file_writer.add_summary(Summary(value=[value_of_tag]), step)

@@ -3,6 +3,7 @@
 import csv
 import io
 import shutil
+from collections.abc import Sequence
 
 from rich import table
 from rich.box import SIMPLE_HEAD
@@ -31,25 +32,51 @@ def table_markdown(content: Table, most: int = 60) -> str:
 
 
 def table_text(content: Table, title: str = "", *, width: int | None = None) -> str:
-    """Return a table as lines of text, numbers right-aligned.
+    """Return a table as lines of text, numbers right-aligned; one that is too wide in parts below each other.
 
     Args:
         content: the table.
         title: the line above it.
         width: in characters; None: that of the terminal, or 120 where there is none.
     """
-    drawn = table.Table(title=title, box=SIMPLE_HEAD, title_justify="left")
-    for i, column in enumerate(content.columns):
-        numeric = all(isinstance(row[i], (int, float)) or row[i] == "" for row in content.rows)
-        # The first column says what a row is about: the others are broken or shortened before it.
-        drawn.add_column(column, justify="right" if numeric else "left", no_wrap=i == 0)
-    for row in content.rows:
-        drawn.add_row(*(_cell(cell, 3) for cell in row))
-    console = Console(width=width or shutil.get_terminal_size((120, 24)).columns, color_system=None)
+    width = width or shutil.get_terminal_size((120, 24)).columns
+    cells = [[_cell(cell, 3) for cell in column] for column in zip(content.columns, *content.rows, strict=True)]
+    # Only the blanks of a column's name may become line breaks.
+    widths = [max(map(len, (*name.split(), *column))) for name, *column in cells]
+    console = Console(width=width, color_system=None)
     with console.capture() as captured:
-        console.print(drawn)
+        for part in _parts(widths, width):
+            drawn = table.Table(title=title, box=SIMPLE_HEAD, title_justify="left")
+            fits = len(part) > 2 or _width(part, widths) <= width
+            for i in part:
+                numeric = all(isinstance(row[i], (int, float)) or row[i] == "" for row in content.rows)
+                # The first column says what a row is about: the others are broken or shortened before it.
+                drawn.add_column(
+                    cells[i][0],
+                    justify="right" if numeric else "left",
+                    no_wrap=i == 0,
+                    width=widths[i] if fits else None,
+                )
+            for row in zip(*(cells[i][1:] for i in part), strict=True):
+                drawn.add_row(*row)
+            console.print(drawn)
+            title = ""
         console.print(content.description, highlight=False, markup=False)
     return "\n".join(line.rstrip() for line in captured.get().splitlines() if line.strip())
+
+
+def _parts(widths: Sequence[int], most: int) -> list[list[int]]:
+    """Return the columns of each part of a table that is too wide; each part begins with the first column."""
+    parts = [[0]]
+    for i in range(1, len(widths)):
+        if len(parts[-1]) > 1 and _width([*parts[-1], i], widths) > most:
+            parts.append([0])
+        parts[-1].append(i)
+    return parts
+
+
+def _width(part: Sequence[int], widths: Sequence[int]) -> int:
+    return sum(widths[i] + 3 for i in part) + 1  # with the blanks around each column
 
 
 def _cell(cell: str | int | float, digits: int) -> str:

@@ -612,7 +612,7 @@ function filter() {
     }));
     const weights = facts.circuit.head.map(([label, weight]) => `${data.logits[label] || `class ${label}`} ${weight > 0 ? "+" : ""}${weight}`);
     byId("users-note").textContent = (facts.circuit.users.length ? "The share that this filter has in their squared weights. " : "")
-      + (weights.length ? `The classes that the head weighs it most for and against: ${weights.join(", ")}.` : "");
+      + (weights.length ? `The classes that the head weighs it most for and against: ${weights.join("; ")}.` : "");
     byId("users-card").hidden = !facts.circuit.users.length && !weights.length;
   }
 
@@ -709,7 +709,7 @@ function classes() {
     let text = found ? `The mean of ${found.images} images of ${name}.` : `There are no images of ${name}.`;
     if (image !== "mean") {
       const { logits } = data.images[image], order = [...logits.keys()].sort((a, b) => logits[b] - logits[a]).slice(0, 3);
-      text = `Logit of ${name}: ${logits[chosen]}. Largest logits: ${order.map((each) => `${data.classes[each]} ${logits[each]}`).join(", ")}.`;
+      text = `Logit of ${name}: ${logits[chosen]}. Largest logits: ${order.map((each) => `${data.classes[each]} ${logits[each]}`).join("; ")}.`;
     }
     byId("status").textContent = text;
     history.replaceState(null, "", `#class=${chosen}&image=${image}`);
