@@ -6,6 +6,7 @@ import torch
 from filterscope.analysis.filters import kernels
 from filterscope.models.classifier import Classifier
 from filterscope.visuals.drawing.tiles import small_kernels
+from filterscope.visuals.filter_words import remember_words
 from filterscope.visuals.history import History
 from filterscope.visuals.visual import Examples, VisualState
 
@@ -19,6 +20,8 @@ def test_history_records_epochs_unchanged_and_thins_them_out_evenly(classifier: 
     state, known = VisualState(), {}
     record = History(epochs=3)
     for state.epoch in range(6):
+        sentences = [f"edge {i} in epoch {state.epoch}" for i in range(8)]
+        remember_words(state, "block1_conv1", source="tuning", sentences=sentences, captions=[[]] * 8)
         assert record(classifier, many, state) == {}
         known[state.epoch] = small_kernels(kernels(classifier, "block1_conv1"))[0]
         with torch.no_grad():
@@ -30,6 +33,7 @@ def test_history_records_epochs_unchanged_and_thins_them_out_evenly(classifier: 
     for epoch, entry in kept.items():
         assert (entry["kernel"].numpy() == known[epoch]).all()
         assert entry["response"].shape == (8, 16, 16)
+        assert entry["sentences"][3] == f"edge 3 in epoch {epoch}"
 
 
 def test_frozen_layers_have_no_history(classifier: Classifier, many: Examples) -> None:

@@ -21,6 +21,7 @@ from filterscope.registry import register
 from filterscope.visuals.drawing.grid import Cell, Pixels, column_count, grid, tile_size
 from filterscope.visuals.drawing.tiles import coloured_maps, photo, small_kernels, small_maps
 from filterscope.visuals.filter_selection import convolution_names
+from filterscope.visuals.filter_words import known_words
 from filterscope.visuals.layer_state import is_frozen
 from filterscope.visuals.output.outputs import Encoded, Output
 from filterscope.visuals.visual import ChannelChoice, Every, Examples, LayerChoice, Positive, Visual, VisualState
@@ -32,7 +33,7 @@ SYNTHESIS_PIXELS = 64  # the side of a recorded synthesized image
 @register("visual", "history")
 @dataclass(frozen=True, kw_only=True)
 class History(Visual):
-    """Record kernel, response, verdict and synthesized image of every trained filter; draws nothing itself.
+    """Record kernel, response, verdict, words and synthesized image of every trained filter; draws nothing itself.
 
     The records are small (uint8, one pixel per weight) and are stored in the checkpoint. Outside training nothing is
     recorded.
@@ -79,6 +80,9 @@ class History(Visual):
         health = state.store.get("health", {}).get(layer, {})
         if "verdicts" in health:
             record["verdicts"] = list(health["verdicts"])
+        words = known_words(state, layer)
+        if words is not None:
+            record["sentences"] = list(words.sentences)
         synthesis = state.store.get("synthesis", {}).get(layer, {})
         if synthesis and synthesis["epoch"] == state.epoch:
             tiles = synthesis["tiles"].permute(0, 3, 1, 2).float()

@@ -127,6 +127,7 @@ class LayerFindings:
         records = [self.history[epoch] for epoch in self.epochs]
         largest = self.top.largest[sources, i].tolist() if self.top else []
         captions = [[example_name(examples, source), rounded(v, 3)] for source, v in zip(sources, largest, strict=True)]
+        sentences = [record["sentences"][i] if "sentences" in record else "" for record in records]
         return {
             **self.health[i],
             "circuit": self.circuit.facts[i],
@@ -137,6 +138,7 @@ class LayerFindings:
             "patches": captions,
             "best": list(sources),
             "history": [str(record["verdicts"][i]) if "verdicts" in record else "" for record in records],
+            "sentences": sentences if any(sentences) else [],
             "synthesized": [place for place, record in enumerate(records) if i in record.get("channels", ())],
         }
 

@@ -333,6 +333,7 @@ function orderRuns() {
       for (const run of wanted) each.append(each.querySelector(`[data-run="${run}"]`));
     }
   });
+  order.dispatchEvent(new Event("input"));
 }
 
 // Lets the slider move the pictures and verdicts of a layer in all runs, and two pictures be compared by a wipe.
@@ -543,7 +544,8 @@ function filter() {
     const kinds = Object.keys(captions).filter((kind) => `${kind}@${place}` in layout.places
       && (kind !== "synthesis" || facts.synthesized.includes(place)));
     fill("then", kinds.map((kind) => figure(`${kind}@${place}`, `${captions[kind]}, ${epochName(epochs[place])}`, captions[kind])));
-    byId("then-note").textContent = facts.history[place] ? `Verdict in this epoch: ${facts.history[place]}.` : "";
+    const verdict = facts.history[place] ? `Verdict in this epoch: ${facts.history[place]}` : "";
+    byId("then-note").textContent = [verdict, facts.sentences[place]].filter(Boolean).join("; ");
   });
 
   function showClasses(facts) {
