@@ -51,12 +51,22 @@ def alexnet(real: Path, num_classes: int) -> Classifier:
 
 def wide(widths: tuple[int, int, int] = (64, 96, 128)) -> Classifier:
     """Return three convolutions (7×7, 5×5, 3×3) of far more filters than FashionMNIST needs, randomly initialised."""
+    network = nn.Sequential(*_convolutions(widths))
+    head = nn.Linear(widths[-1], 10)
+    return Classifier(Backbone(network, name="wide", mean=[0.286], std=[0.353]), head, num_classes=10)
+
+
+def narrow(num_classes: int) -> nn.Sequential:
+    """Return the same convolutions with fewer filters, and a Linear: for `model=callable`."""
+    return nn.Sequential(*_convolutions((32, 48, 64)), nn.Linear(64, num_classes))
+
+
+def _convolutions(widths: tuple[int, int, int]) -> list[nn.Module]:
     first, second, third = widths
     parts = [nn.Conv2d(1, first, 7, padding=3), nn.ReLU(), nn.MaxPool2d(2)]
     parts += [nn.Conv2d(first, second, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
     parts += [nn.Conv2d(second, third, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
-    network = nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    return Classifier(Backbone(network, name="wide", mean=[0.286], std=[0.353]), nn.Linear(third, 10), num_classes=10)
+    return [*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten()]
 
 
 def finetune(classifier: Classifier, data: Images, *, epochs: int) -> None:

@@ -1,5 +1,7 @@
 """Removed filters equal silenced ones, coupled layers are cut together, cut networks are rebuilt from their weights."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
 from filterscope.models.filter_graph import FilterGraph
-from filterscope.models.filter_removal import Merge, cut_filters, fit_to_weights, multiply_adds
+from filterscope.models.filter_removal import cut_filters, fit_to_weights, multiply_adds
 from filterscope.models.filter_reset import reset_filters
 
 pytest.importorskip("torch_pruning", reason="torch-pruning is not installed")
@@ -122,26 +124,33 @@ def test_the_last_filter_of_a_layer_and_equal_groups_stay():
     assert "grouped convolution" in cut.kept["body.grouped"][1]
 
 
-def test_a_copy_is_merged_into_its_original_without_a_change_of_the_logits():
+def test_what_other_filters_can_compute_is_cut_out_without_a_change_of_the_logits():
     classifier = chain()
     conv, norm = classifier.get_submodule("backbone.network.0"), classifier.get_submodule("backbone.network.1")
     with torch.no_grad():
-        conv.weight[7], conv.bias[7], norm.bias[7] = conv.weight[2], conv.bias[2], 3 * norm.bias[2]
-        norm.weight[7] = 3 * norm.weight[2]
-        norm.running_mean[7], norm.running_var[7] = norm.running_mean[2], norm.running_var[2]
+        for tensor in (conv.weight, conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            tensor[7] = tensor[2]
+        norm.weight[7], norm.bias[7] = 3 * norm.weight[2], 3 * norm.bias[2]
+        conv.weight[5], norm.weight[5], norm.bias[5] = 0, 0, 0.7  # a constant
         before = classifier(images())
     layer = find(classifier, "conv_1")
-    cut = cut_filters(classifier, {layer: [7]}, merges={layer: {7: Merge(into=2, factor=3.0)}})
-    assert cut.merged == {layer: [7]}
-    assert torch.allclose(classifier(images()), before, atol=1e-5)
+    silenced = copy.deepcopy(classifier)
+    cut_filters(silenced, {layer: [5, 7]})
+    assert not torch.allclose(silenced(images()), before, atol=1e-2)
+    cut_filters(classifier, {layer: [5, 7]}, images=images())
+    assert torch.allclose(classifier(images()), before, atol=1e-3)
 
 
-def test_a_copy_in_a_residual_stream_stays():
-    classifier = residual()
-    wanted = {name: [3] for name in ("body.stem", "body.second", "body.depthwise")}
-    cut = cut_filters(classifier, wanted, merges={"body.stem": {3: Merge(into=2, factor=1.0)}})
-    assert "cannot be merged" in cut.kept["body.stem"][3]
-    assert not cut.filters
+@pytest.mark.parametrize("make", [chain, residual])
+def test_a_network_that_is_fitted_to_its_cut_differs_less(make):
+    classifier = make()
+    before = classifier(images())
+    names = ("body.stem", "body.second", "body.depthwise") if make is residual else ("conv_1", "conv_2")
+    wanted = {find(classifier, name): [1, 3] for name in names}
+    fitted = copy.deepcopy(classifier)
+    cut_filters(classifier, wanted)
+    cut_filters(fitted, wanted, images=images())
+    assert (fitted(images()) - before).norm() < 0.8 * (classifier(images()) - before).norm()
 
 
 @pytest.mark.parametrize("make", [chain, residual])
@@ -198,7 +207,7 @@ def test_a_fault_of_our_own_is_not_called_one_of_torch_pruning(monkeypatch):
     def fail(*_arguments: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(FilterGraph, "keeps_apart", fail)
+    monkeypatch.setattr(FilterGraph, "coupled", fail)
     with pytest.raises(ZeroDivisionError):
         cut_filters(chain(), {"conv_1": [0]})
 

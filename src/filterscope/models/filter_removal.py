@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +13,8 @@ from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.filter_graph import FilterGraph, blank_image, filter_graph
 
-
-@dataclass(frozen=True, kw_only=True)
-class Merge:
-    """A filter whose outputs are `factor` times those of filter `into` of the same layer."""
-
-    into: int
-    factor: float
+POSITIONS = 16  # of a map in each image, drawn at random, on which later layers are fitted
+RIDGES = (1.0, 0.1, 0.01, 0.001, 0.0001)  # of each input's mean square; the other half of the images says which is best
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,39 +23,40 @@ class Cut:
 
     Attributes:
         filters: indices of the removed filters by layer, as they were before the cut.
-        merged: the removed filters whose outputs were added to another filter's, by layer.
         kept: the reason for each wanted filter that was not removed, by layer and index.
     """
 
     filters: dict[str, list[int]]
-    merged: dict[str, list[int]]
     kept: dict[str, dict[int, str]]
 
 
-def cut_filters(
-    classifier: Classifier,
-    wanted: Mapping[str, Sequence[int]],
-    *,
-    merges: Mapping[str, Mapping[int, Merge]] | None = None,
-) -> Cut:
+def cut_filters(classifier: Classifier, wanted: Mapping[str, Sequence[int]], *, images: Tensor | None = None) -> Cut:
     """Remove filters from a classifier in place, with all weights of later layers that belong to them.
 
     Filters that are added to or multiplied with those of other layers can only be removed together with them; they are
-    removed if all of them are wanted. At least one filter of every layer stays. A removed filter's output counts as 0.
+    removed if all of them are wanted. At least one filter of every layer stays.
 
     Args:
         classifier: is changed in place.
         wanted: indices of the filters to remove, by layer.
-        merges: of these, the filters whose outputs later layers take from another filter, by layer and index.
+        images: `(N, C, H, W)` in [0, 1], on which convolutions and Linears that lose inputs are fitted: they get the
+            linear combination of the remaining inputs that is nearest to each removed one (least squares, as in He et
+            al. 2017). None: the outputs of removed filters count as 0.
 
     Raises:
         UserError: torch-pruning is not installed or does not support the network.
     """
-    cut = Cut(filters={}, merged={}, kept={name: {} for name in wanted})
+    cut = Cut(filters={}, kept={name: {} for name in wanted})
     with filter_graph(classifier, "cut") as graph:
-        cutter = _Cutter(graph, wanted, merges or {}, cut)
+        cutter = _Cutter(graph, wanted, cut)
         for name in graph.modules:
-            cutter.cut_group(name)
+            cutter.choose(name)
+        if images is not None:
+            _fit_inputs(classifier, cutter.lost_inputs(), images)
+        for name, filters in cutter.chosen.items():
+            group = graph.group(name, filters)
+            with graph.supported():
+                group.prune()
         with torch.no_grad(), graph.supported():
             logits = classifier(blank_image(classifier))
     if tuple(logits.shape) != (1, classifier.num_classes):
@@ -70,21 +68,20 @@ def cut_filters(
 
 
 class _Cutter:
-    """Cuts the layers of a network one coupled group after the other, so that all indices are those before the cut."""
+    """Chooses what is cut out of a network, one group of coupled layers after the other.
 
-    def __init__(
-        self,
-        graph: FilterGraph,
-        wanted: Mapping[str, Sequence[int]],
-        merges: Mapping[str, Mapping[int, Merge]],
-        cut: Cut,
-    ) -> None:
-        self.graph, self.merges, self.cut = graph, merges, cut
+    Attributes:
+        chosen: the filters to remove by layer, one layer for each group.
+    """
+
+    def __init__(self, graph: FilterGraph, wanted: Mapping[str, Sequence[int]], cut: Cut) -> None:
+        self.graph, self.cut = graph, cut
         self.wanted = {(name, i) for name, indices in wanted.items() for i in indices}
         self.done: set[str] = set()
+        self.chosen: dict[str, list[int]] = {}
 
-    def cut_group(self, name: str) -> None:
-        """Remove the wanted filters of a layer and of all layers that are coupled with it."""
+    def choose(self, name: str) -> None:
+        """Choose among the wanted filters of a layer and of all layers that are coupled with it."""
         if name in self.done:
             return
         count = self.graph.modules[name].out_channels
@@ -93,8 +90,6 @@ class _Cutter:
         self.done |= {layer for each in coupled for layer, _ in each}
         convolved = [item.dep.target.module for item in group if isinstance(item.dep.target.module, nn.Conv2d)]
         grouped = any(1 < conv.groups < conv.in_channels for conv in convolved)
-        merges = self.merges.get(name, {})
-        mergeable = all(len(each) == 1 for each in coupled) and all(map(self.graph.keeps_apart, group))
         chosen = []
         for i, each in enumerate(coupled):
             needed = sorted({layer for layer, j in each if (layer, j) not in self.wanted})
@@ -104,8 +99,6 @@ class _Cutter:
                 reason = "the groups of a grouped convolution must stay equal"
             elif needed:
                 reason = f"its output goes with that of {', '.join(needed)}, which is needed"
-            elif i in merges and not mergeable:
-                reason = "a duplicate that cannot be merged: not only convolutions and Linears see its output"
             else:
                 chosen.append(i)
                 continue
@@ -115,28 +108,89 @@ class _Cutter:
         for i in chosen:
             for layer, j in coupled[i]:
                 self.cut.filters.setdefault(layer, []).append(j)
-        if not chosen:
-            return
-        for i in chosen:
-            if i in merges:
-                self._merge(name, i, merges[i])
-                self.cut.merged.setdefault(name, []).append(i)
-        group = self.graph.group(name, chosen)
-        with self.graph.supported():
-            group.prune()
+        if chosen:
+            self.chosen[name] = chosen
+
+    def lost_inputs(self) -> "Lost":
+        """Return the inputs that plain convolutions and Linears lose."""
+        lost: Lost = {}
+        for name, filters in self.chosen.items():
+            for item in self.graph.group(name, filters):
+                if self.graph.takes(item) and self.graph.keeps_apart(item):
+                    size = len(item.idxs) // len(filters)
+                    channels = lost.setdefault((item.dep.target.module, size), set())
+                    channels.update(i // size for i in item.idxs)
+        return lost
 
     def _keep(self, filters: Iterable[tuple[str, int]], reason: str) -> None:
         for layer, i in filters:
             if (layer, i) in self.wanted:
                 self.cut.kept[layer][i] = reason
 
-    def _merge(self, name: str, copy: int, merge: Merge) -> None:
-        """Add the weights with which later layers see a copy to those with which they see the original."""
-        for item, original in zip(self.graph.group(name, [copy]), self.graph.group(name, [merge.into]), strict=True):
-            layer = item.dep.target.module
-            if self.graph.takes(item) and isinstance(layer, nn.Conv2d | nn.Linear):
-                with torch.no_grad():
-                    layer.weight[:, original.idxs] += merge.factor * layer.weight[:, item.idxs]
+
+Lost = dict[tuple[nn.Module, int], set[int]]
+"""The lost input channels by module, and the number of its inputs that belong to a channel (of flattened maps)."""
+
+
+def _fit_inputs(classifier: Classifier, lost: Lost, images: Tensor) -> None:
+    """Let modules compute from the inputs that they keep what is nearest to what they computed from all."""
+    found: dict[tuple[nn.Module, int], list[Tensor]] = {key: [] for key in lost}
+
+    def add(key: tuple[nn.Module, int], _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        shown, size = inputs[0].detach().float(), key[1]
+        maps = shown.flatten(2) if isinstance(key[0], nn.Conv2d) else shown.reshape(-1, shown.shape[-1] // size, size)
+        order = torch.randperm(maps.shape[2], generator=torch.Generator().manual_seed(0))
+        samples = maps[:, :, order[:POSITIONS].to(maps.device)].transpose(1, 2).flatten(0, 1)
+        samples = torch.cat([samples, samples.new_ones(len(samples), 1)], 1)
+        found[key][-1] = found[key][-1] + (samples.T @ samples).double().cpu()
+
+    with ExitStack() as stack, torch.no_grad():
+        for key in lost:
+            stack.callback(key[0].register_forward_pre_hook(partial(add, key)).remove)
+        for half in (images[::2], images[1::2]):
+            for sums in found.values():
+                sums.append(torch.zeros((), dtype=torch.float64))
+            for batch in torch.split(half, 32):
+                classifier(batch.to(next(classifier.parameters()).device))
+        for key, channels in lost.items():
+            _fit_weights(key[0], found[key], sorted(channels))
+
+
+def _fit_weights(module: nn.Module, halves: Sequence[Tensor], gone: list[int]) -> None:
+    """Add to the weights of the inputs that stay those of the lost ones, times the coefficients of ridge regression.
+
+    Args:
+        module: a convolution or a Linear.
+        halves: sums over each half of the images of the products of two inputs, the last of which is 1,
+            `(channels + 1, channels + 1)`.
+        gone: the lost channels.
+    """
+    weight, bias = module.get_parameter("weight"), dict(module.named_parameters(recurse=False)).get("bias")
+    count, both = len(halves[0]) - 1, halves[0] + halves[1]
+    stay = [i for i in range(count) if i not in set(gone)]
+    known = stay if bias is None else [*stay, count]
+    if not both.isfinite().all():
+        return
+
+    def fit(products: Tensor, ridge: float) -> Tensor:
+        system = products[known][:, known]
+        size = system.diagonal()[: len(stay)]
+        size += ridge * size + 1e-9 * products.diagonal().max() + 1e-30
+        coefficients: Tensor = torch.linalg.solve(system, products[known][:, gone])
+        return coefficients
+
+    def error(ridge: float) -> float:
+        coefficients, other = fit(halves[0], ridge), halves[1]
+        predicted = 2 * other[known][:, gone] - other[known][:, known] @ coefficients
+        return float(((other.diagonal()[gone] - (coefficients * predicted).sum(0)) * effect).sum())
+
+    each = weight if isinstance(module, nn.Conv2d) else weight.view(len(weight), count, -1)
+    lost = each[:, gone]
+    effect = lost.double().square().flatten(2).sum((0, 2)).cpu()
+    coefficients = fit(both, min(RIDGES, key=error)).to(weight)
+    each[:, stay] += torch.einsum("og...,kg->ok...", lost, coefficients[: len(stay)])
+    if bias is not None:
+        bias.add_(torch.einsum("og...,g->o...", lost, coefficients[-1]).flatten(1).sum(1))
 
 
 def fit_to_weights(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -5,7 +5,7 @@ import io
 import logging
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,7 +19,7 @@ from filterscope.data.datamodule import ImageDataModule
 from filterscope.data.preprocessing import to_float
 from filterscope.errors import UserError, first_line
 from filterscope.models.classifier import Classifier
-from filterscope.models.filter_removal import Cut, Merge, cut_filters, multiply_adds
+from filterscope.models.filter_removal import Cut, cut_filters, multiply_adds
 from filterscope.models.network_copy import restored
 from filterscope.storage.atomic import write_file
 from filterscope.training.example_images import examples_of
@@ -40,15 +40,16 @@ class Prune:
     """Cuts filters out of a trained network before it is trained further.
 
     Args:
-        by: `unused`: filters whose verdict is noise, idle or dead, and duplicates, which are merged into their
-            original; `share`: the least important filters.
+        by: `unused`: filters whose verdict is noise, idle, dead or duplicate; `share`: the least important filters.
         share: of all filters, for `by="share"`.
-        images: validation images on which importance and duplicates are measured.
+        images: validation images on which filters are judged and later layers are fitted.
+        fit: whether later layers are fitted to make up for the removed filters (`cut_filters`).
     """
 
     by: Literal["unused", "share"] = "unused"
     share: Annotated[float, Field(gt=0, lt=1)] = 0.3
     images: Annotated[int, Field(ge=1)] = 500
+    fit: bool = True
     rows: list[Row] = field(default_factory=list, init=False)
 
     def cut(self, classifier: Classifier, data: ImageDataModule, folder: Path, *, write: bool = True) -> None:
@@ -58,12 +59,12 @@ class Prune:
             UserError: the network cannot be cut, or none of its filters can go.
         """
         self.rows = [("before", *evaluate_network(classifier, data))]
-        records = measure_health(classifier, examples_of(data, self.images))
-        unused = self.by == "unused"
-        wanted, merges = removable_filters(records) if unused else (least_important(records, self.share), {})
+        examples = examples_of(data, self.images)
+        records = measure_health(classifier, examples)
+        wanted = removable_filters(records) if self.by == "unused" else least_important(records, self.share)
         if not any(wanted.values()):
             raise UserError(f"prune={self.by}: every filter of {classifier.backbone.name} is needed; nothing is cut")
-        cut = cut_filters(classifier, wanted, merges=merges)
+        cut = cut_filters(classifier, wanted, images=examples.images if self.fit else None)
         self.rows.append(("after the cut", *evaluate_network(classifier, data)))
         total = sum(len(record["verdicts"]) for record in records.values())
         log.info("pruning: %d of %d filters were cut out", sum(map(len, cut.filters.values())), total)
@@ -127,40 +128,16 @@ def _pixels(images: Tensor) -> Tensor:
     return to_float(images) if images.dtype == torch.uint8 else images
 
 
-def removable_filters(
-    records: HealthRecords,
-) -> tuple[dict[str, list[int]], dict[str, dict[int, Merge]]]:
-    """Return the filters that can go by their verdicts, and those among them that are merged into another, by layer."""
-    merges = _merges(records)
-    return _unused(records, merges), merges
-
-
-def _merges(records: HealthRecords) -> dict[str, dict[int, Merge]]:
-    """Return for every duplicate the filter that it copies, itself no copy, and the ratio of their mean outputs."""
-    found: dict[str, dict[int, Merge]] = {}
-    for layer, record in records.items():
-        measures = record["measures"]
-        of, dead, outputs = (measures[key].tolist() for key in ("duplicate_of", "dead", "activation"))
-        for i in range(len(of)):
-            original = i
-            while of[original] >= 0 and not dead[i]:
-                original = of[original]
-            if original != i and outputs[original] > 0:
-                found.setdefault(layer, {})[i] = Merge(into=original, factor=outputs[i] / outputs[original])
-    return found
-
-
-def _unused(records: HealthRecords, merges: Mapping[str, Mapping[int, Merge]]) -> dict[str, list[int]]:
-    """Return the filters that can go: not needed, or merged; originals of merged filters stay."""
+def removable_filters(records: HealthRecords) -> dict[str, list[int]]:
+    """Return the filters that can go by their verdicts: not needed ones, and duplicates but not their originals."""
     found = {}
     for layer, record in records.items():
-        copies = merges.get(layer, {})
-        originals = {merge.into for merge in copies.values()}
-        can = (
-            can_go(verdict) and record["measures"]["duplicate_of"][i] < 0
-            for i, verdict in enumerate(record["verdicts"])
-        )
-        found[layer] = [i for i, unneeded in enumerate(can) if i in copies or (unneeded and i not in originals)]
+        of, dead = (record["measures"][key].tolist() for key in ("duplicate_of", "dead"))
+        copies = {i for i, original in enumerate(of) if original >= 0 and not dead[i]}
+        originals = {of[i] for i in copies}
+        found[layer] = [
+            i for i, verdict in enumerate(record["verdicts"]) if i in copies or (can_go(verdict) and i not in originals)
+        ]
     return found
 
 
@@ -179,9 +156,8 @@ def least_important(records: HealthRecords, share: float) -> dict[str, list[int]
 
 def _filter_rows(records: HealthRecords, cut: Cut) -> Iterator[Row]:
     for layer, record in records.items():
-        measures, removed = record["measures"], set(cut.filters.get(layer, ()))
-        merged, kept = set(cut.merged.get(layer, ())), cut.kept.get(layer, {})
+        measures, removed, kept = record["measures"], set(cut.filters.get(layer, ())), cut.kept.get(layer, {})
         for i, (verdict, reason) in enumerate(zip(record["verdicts"], record["reasons"], strict=True)):
-            why = f"merged: {reason}" if i in merged else f"kept: {kept[i]}; {reason}" if i in kept else reason
+            why = f"kept: {kept[i]}; {reason}" if i in kept else reason
             signed, error = (float(measures[key][i]) for key in ("importance_signed", "importance_se"))
             yield layer, i, verdict, signed, error, "yes" if i in removed else "no", why
