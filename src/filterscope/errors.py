@@ -3,7 +3,7 @@
 import difflib
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class UserError(ValueError):
@@ -49,6 +49,17 @@ def _shown(character: str) -> str:
         return " "
     joins_letters = character in "\u200c\u200d"
     return character if character.isprintable() or joins_letters else character.encode("unicode_escape").decode()
+
+
+def as_written(value: object) -> str:
+    """Return an option's value as it is written in YAML and on the command line: `null`, `true`, `[a, b]`, `{a: 1}`."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {as_written(each)}' for key, each in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(as_written, value))}]"
+    return repr(value)
 
 
 def suggestion(name: object, known: Iterable[object]) -> str:

@@ -1,18 +1,23 @@
-"""The registry of everything that can be added: data sets, models, heads, policies, visuals, objectives, measures.
+"""The registry of everything that can be added (data sets, models, visuals …), and the check of their options' values.
 
 What is registered can be named in a config and rebuilt from a checkpoint; nothing else is ever built from a file. Other
 packages add their own parts with the same decorator, in a module that they name in the entry point group
 `filterscope.plugins`.
 """
 
-from collections.abc import Callable, Iterable
+import dataclasses
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pkgutil import walk_packages
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from filterscope.errors import UserError, suggestion
+from filterscope.errors import UserError, as_written, suggestion
 
 Kind = Literal["augmentation", "data", "head", "measure", "model", "objective", "policy", "visual"]
 PLUGINS = "filterscope.plugins"
@@ -32,6 +37,10 @@ _registered: dict[Kind, dict[str, Any]] = {kind: {} for kind in get_args(Kind)}
 _loaded: set[str] = set()
 
 T = TypeVar("T")
+
+_WORDS = {int: "an integer", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
+_PLURALS = {"an integer": "integers", "a number": "numbers", "a text": "texts"}
+_BOUNDS = {"ge": "of at least {}", "gt": "above {}", "le": "at most {}", "lt": "below {}"}
 
 
 def register(kind: Kind, name: str = "") -> Callable[[T], T]:
@@ -126,3 +135,104 @@ def _load_package(name: str) -> None:
     package = import_module(name)
     for module in walk_packages(package.__path__, f"{name}."):
         import_module(module.name)
+
+
+def check_fields(part: object, *, where: str) -> None:
+    """Check the options of an object, the fields of its dataclass, and convert them to their types.
+
+    Raises:
+        UserError: an option has another type, or is out of its range.
+    """
+    for name, hint in _field_types(type(part)).items():
+        object.__setattr__(part, name, check_value(getattr(part, name), hint, where=f"{where}.{name}"))
+
+
+@cache
+def _field_types(kind: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {option.name: hints[option.name] for option in dataclasses.fields(kind)}
+
+
+def check_value(value: Any, hint: Any, *, where: str) -> Any:
+    """Return a value, converted to a type, which may be `Annotated` with a range; a number must be finite.
+
+    Raises:
+        UserError: it has another type or lies out of range; the message says what is possible.
+    """
+    from pydantic import ValidationError  # not at the top: `--help` needs no pydantic
+
+    if hint is Any or (isinstance(hint, type) and isinstance(value, hint) and not isinstance(value, bool | float)):
+        return value
+    problem = ""
+    try:
+        if not _holds_bool(value) or _accepts_bool(hint):  # pydantic takes true for 1
+            return _adapter(hint).validate_python(value)
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"].removeprefix("Value error, ")
+    possible = possible_values(hint)
+    problem = f"must be {possible}" if possible else problem[:1].lower() + problem[1:]
+    raise UserError(f"{where}={as_written(value)}: {problem}")
+
+
+@cache
+def _adapter(hint: Any) -> Any:
+    from pydantic import ConfigDict, TypeAdapter
+
+    config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+    return TypeAdapter(hint, config=None if dataclasses.is_dataclass(hint) else config)
+
+
+def possible_values(hint: Any) -> str:
+    """Return the values that a type allows in words, such as `an integer of at least 1 or null`; empty: no words."""
+    words = _alternatives(hint)
+    return "" if not all(words) else f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
+
+
+def _alternatives(hint: Any) -> list[str]:
+    """Return the words for each alternative of a type; an empty word where there is none."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        filled = any(getattr(bound, "min_length", 0) for bound in _bounds(arguments[1:]))
+        words = [each if each == "null" else each + _range(arguments[1:]) for each in _alternatives(arguments[0])]
+        return [re.sub("^a (list|mapping)", r"a non-empty \1", each) if filled else each for each in words]
+    if origin is Literal:
+        return [as_written(word).strip("'") for word in arguments]
+    if origin in (Union, types.UnionType):
+        ordered = sorted(arguments, key=lambda each: each is type(None))
+        return list(dict.fromkeys(word for each in ordered for word in _alternatives(each)))
+    if inspect.isclass(origin) and issubclass(origin, Sequence):
+        count = f"{len(arguments)} " if origin is tuple and Ellipsis not in arguments else ""
+        return [f"a list of {count}{many}" if (many := _plural(arguments[0])) else "a list"]
+    if inspect.isclass(origin) and issubclass(origin, Mapping):
+        return [f"a mapping of names to {many}" if (many := _plural(arguments[1])) else ""]
+    return _WORDS.get(hint, "").split(" or ")
+
+
+def _plural(hint: Any) -> str:
+    """Return the words for several values of a type; empty: no words."""
+    item = possible_values(hint)
+    return next((item.replace(one, many, 1) for one, many in _PLURALS.items() if item.startswith(one)), item)
+
+
+def _range(metadata: tuple[Any, ...]) -> str:
+    bounds = _bounds(metadata)
+    found = [
+        text.format(getattr(bound, name)) for name, text in _BOUNDS.items() for bound in bounds if hasattr(bound, name)
+    ]
+    return " " + " and ".join(found) if found else ""
+
+
+def _bounds(metadata: tuple[Any, ...]) -> list[Any]:
+    return [bound for each in metadata for bound in getattr(each, "metadata", [each])]
+
+
+def _holds_bool(value: Any) -> bool:
+    if isinstance(value, list | tuple | dict):
+        return any(map(_holds_bool, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, bool)
+
+
+def _accepts_bool(hint: Any) -> bool:
+    if hint in (bool, Any, object) or hint is inspect.Parameter.empty:
+        return True
+    return any(isinstance(each, bool) or _accepts_bool(each) for each in get_args(hint))

@@ -72,7 +72,7 @@ def test_equal_figures_are_equal_files(classifier: Classifier, examples: Example
 
 
 def test_unknown_formats_are_refused() -> None:
-    with pytest.raises(UserError, match=r"Figures\(formats=\['eps'\]\): input should be 'png', 'pdf' or 'svg'"):
+    with pytest.raises(UserError, match=r"Figures\.formats=\['eps'\]: must be a non-empty list of png, pdf or svg"):
         Figures(formats=["eps"])
-    with pytest.raises(UserError, match=r"Movies\(format='mp4'\): input should be 'webp' or 'gif'"):
+    with pytest.raises(UserError, match=r"Movies\.format='mp4': must be webp or gif"):
         Movies(format="mp4")

@@ -182,5 +182,5 @@ def test_without_a_terminal_every_tenth_of_long_work_is_a_line_with_the_time_lef
 
 @pytest.mark.parametrize(("option", "value"), [("samples", 0), ("patches", -1), ("share", -0.1)])
 def test_numbers_out_of_range_are_refused(option: str, value: int) -> None:
-    with pytest.raises(UserError, match=rf"Synthesis\({option}={value}\): input should be greater"):
+    with pytest.raises(UserError, match=rf"Synthesis\.{option}={value}: must be an? .* of at least"):
         visual(**{option: value})

@@ -105,7 +105,7 @@ def test_a_frozen_layer_has_no_timeline(classifier: Classifier, examples: Exampl
 def test_wrong_options_are_clear_errors(classifier: Classifier, examples: Examples) -> None:
     with pytest.raises(UserError, match=r"visuals.timeline.image=9: there are 6 examples"):
         Timeline(image=9)(classifier, examples, VisualState(epoch=0))
-    with pytest.raises(UserError, match=r"Timeline\(epochs=1\): input should be greater than or equal to 2"):
+    with pytest.raises(UserError, match=r"Timeline\.epochs=1: must be an integer of at least 2"):
         Timeline(epochs=1)(classifier, examples, VisualState(epoch=0))
 
 

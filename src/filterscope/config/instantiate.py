@@ -4,25 +4,20 @@ import inspect
 import logging
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
-from types import NoneType
-from typing import Annotated, Any, Literal, TypeAlias, Union
+from typing import Any, TypeAlias
 
 from hydra.utils import get_object
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic.fields import FieldInfo
 
-from filterscope.errors import UserError, first_line, printable, suggestion
+from filterscope.errors import UserError, as_written, first_line, printable, suggestion
+from filterscope.registry import check_value
 
 Config = dict[str, Any]
 Kind: TypeAlias = type | tuple[type, ...]
 
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs the errors of `get_object` in several lines
 
-_NAMES: dict[Any, str] = {int: "an integer", float: "a number", str: "a text", bool: "true or false", NoneType: "null"}
-_PLURALS = {"an integer": "integers", "a number": "numbers", "a text": "texts"}
-_BOUNDS = {"ge": "of at least {:g}", "gt": "above {:g}", "le": "at most {:g}", "lt": "below {:g}"}
 _EXTRAS = ("wandb", "mlflow")
 
 
@@ -59,7 +54,9 @@ def instantiate(
             arguments.
     """
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
-        raise UserError(f"{where}={printable(node, longest=100)}: must be options with a _target_, a dotted name")
+        raise UserError(
+            f"{where}={printable(as_written(node), longest=100)}: must be options with a _target_, a dotted name"
+        )
     name = node["_target_"]
     if allowed is not None and not allowed(name):
         raise UserError(f"{where}._target_={name[:80]!r} is not something filterscope builds from a file")
@@ -68,7 +65,7 @@ def instantiate(
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{where}._target_={name!r} cannot be imported: {error}") from error
     if kind is not None and as_partial != bool(node.get("_partial_")):
-        raise UserError(f"{where}._partial_={node.get('_partial_')!r}: must be {str(as_partial).lower()}")
+        raise UserError(f"{where}._partial_={as_written(node.get('_partial_'))}: must be {as_written(as_partial)}")
     declared = target if inspect.isclass(target) else _returned(target)
     if not callable(target) or (kind is not None and isinstance(declared, type) and not issubclass(declared, kind)):
         raise _other_kind(name, where, kind)
@@ -153,63 +150,6 @@ def check_arguments(
         hint = narrower[key] if narrower and key in narrower else _hint(target, key, parameters)
         checked[key] = check_value(value, hint, where=f"{where}.{key}")
     return checked
-
-
-def check_value(value: Any, hint: Any, *, where: str) -> Any:
-    """Return a value, converted to a type, which may be `Annotated` with a range.
-
-    Raises:
-        UserError: it has another type or lies out of range; the message says what is possible.
-    """
-    if hint is Any or (isinstance(hint, type) and isinstance(value, hint) and not isinstance(value, bool)):
-        return value
-    problem = ""
-    try:
-        # pydantic takes true for 1
-        if not isinstance(value, bool) or _accepts_bool(hint):
-            return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
-    except ValidationError as error:
-        problem = error.errors()[0]["msg"].removeprefix("Value error, ")
-    possible = possible_values(hint)
-    raise UserError(f"{where}={value!r}: " + (f"must be {possible}" if possible else problem[:1].lower() + problem[1:]))
-
-
-def possible_values(hint: Any) -> str:
-    """Return the values that a type allows in words, such as `an integer of at least 1 or null`; empty: no words."""
-    words = _alternatives(hint)
-    return "" if not all(words) else f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
-
-
-def _alternatives(hint: Any) -> list[str]:
-    """Return the words for each alternative of a type; an empty word where there is none."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Annotated:
-        return [each if each == "null" else each + _range(arguments[1:]) for each in _alternatives(arguments[0])]
-    if origin is Literal:
-        return [str(word).lower() for word in arguments]
-    if origin in (Union, types.UnionType):
-        ordered = sorted(arguments, key=lambda each: each is NoneType)
-        return [word for each in ordered for word in _alternatives(each)]
-    if inspect.isclass(origin) and issubclass(origin, Sequence):
-        count = f"{len(arguments)} " if origin is tuple and Ellipsis not in arguments else ""
-        item = possible_values(arguments[0])
-        plural = next((item.replace(one, many, 1) for one, many in _PLURALS.items() if item.startswith(one)), "")
-        return [f"a list of {count}{plural}" if plural else "a list"]
-    return _NAMES.get(hint, "").split(" or ")
-
-
-def _range(metadata: tuple[Any, ...]) -> str:
-    bounds = [bound for each in metadata for bound in (each.metadata if isinstance(each, FieldInfo) else [each])]
-    found = [
-        text.format(getattr(bound, name)) for name, text in _BOUNDS.items() for bound in bounds if hasattr(bound, name)
-    ]
-    return " " + " and ".join(found) if found else ""
-
-
-def _accepts_bool(hint: Any) -> bool:
-    if hint in (bool, Any, object) or hint is inspect.Parameter.empty:
-        return True
-    return any(isinstance(each, bool) or _accepts_bool(each) for each in typing.get_args(hint))
 
 
 def _built(value: Any, *, where: str, allowed: Callable[[str], bool] | None) -> Any:

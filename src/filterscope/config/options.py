@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field
 
-from filterscope.config.instantiate import check_value
-from filterscope.errors import UserError
+from filterscope.errors import UserError, as_written
+from filterscope.registry import check_value
 
 _Count: TypeAlias = Annotated[int, Field(ge=0)]
 _Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
@@ -55,7 +55,7 @@ def check_config(cfg: Mapping[str, Any]) -> None:
     for group in _GROUPS:
         node = cfg.get(group)
         if group in cfg and not (isinstance(node, Mapping) and node):
-            raise UserError(f"{group}={node!r}: choose one of the group's options, or set {group}.<option>=…")
+            raise UserError(f"{group}={as_written(node)}: choose one of the group's options, or set {group}.<option>=…")
         if node and group != "test" and "_target_" not in node:
             raise UserError(f"{group} has no _target_: choose one of the group's options")
     weights = cfg.get("model", {}).get("weights")

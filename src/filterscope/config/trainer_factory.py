@@ -16,7 +16,7 @@ from pytorch_lightning.loggers import Logger
 from filterscope.config.instantiate import Config, instantiate
 from filterscope.config.options import TRAINER
 from filterscope.data.datamodule import ImageDataModule
-from filterscope.errors import UserError
+from filterscope.errors import UserError, as_written
 from filterscope.runtime.cores import computes_in_bf16
 from filterscope.runtime.malloc import keep_freed_memory
 from filterscope.runtime.processes import ranks
@@ -114,7 +114,7 @@ def build_loggers(cfg: Config, folder: Path) -> list[Any]:
         if not node:
             continue
         if not isinstance(node, dict):
-            raise UserError(f"logger.{name}={node!r}: must be options with a _target_, a dotted name")
+            raise UserError(f"logger.{name}={as_written(node)}: must be options with a _target_, a dotted name")
         given = {key: value for key, value in node.items() if value is not None or key not in offered}
         # A server chooses the place of its artifacts itself.
         here = {key: offered[key] for key in offered if key != "artifact_location" or "tracking_uri" not in given}
@@ -134,7 +134,7 @@ def _with_options(error: UserError, options: Mapping[str, Any]) -> UserError:
         for key, value in given.items()
         if re.search(rf"\b{key}\b", message) or (isinstance(value, str) and value in message)
     ]
-    return UserError(", ".join(f"trainer.{key}={given[key]!r}" for key in named or given) + f": {message}")
+    return UserError(", ".join(f"trainer.{key}={as_written(given[key])}" for key in named or given) + f": {message}")
 
 
 def silence_libraries() -> None:

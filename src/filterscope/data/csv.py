@@ -7,15 +7,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PureWindowsPath
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from filterscope.data.datamodule import Fraction, ImageDataModule
 from filterscope.data.folder import list_files, split_of
 from filterscope.data.image_io import is_image
 from filterscope.data.images import DataSplits, Files
-from filterscope.errors import UserError
+from filterscope.errors import UserError, suggestion
 from filterscope.registry import register
 
 log = logging.getLogger(__name__)
@@ -45,7 +47,7 @@ class CSVDataModule(ImageDataModule):
 
     csv: str = "labels.csv"
     image_column: str = "filename"
-    label_column: str | Sequence[str] = "label"
+    label_column: str | Annotated[Sequence[str], Field(min_length=2)] = "label"
     split_column: str | None = None
     image_folder: str | None = None
     val_fraction: Fraction = 0.15
@@ -68,7 +70,7 @@ class CSVDataModule(ImageDataModule):
             return DataSplits(location=str(file), class_names=names, train=images, held_out=held_out)
         splits = _splits([row[self.split_column] for row in rows], self.split_column, file)
         if "train" not in splits:
-            raise UserError(f"no row of {file} says train in the column {self.split_column!r}")
+            raise UserError(f"no image of {file} is a training image by its column {self.split_column!r}")
         members = {split: torch.tensor([i for i, each in enumerate(splits) if each == split]) for split in set(splits)}
         parts = {split: images.select(indices, labels[indices]) for split, indices in members.items()}
         return DataSplits(
@@ -110,7 +112,10 @@ def _read(file: Path, needed: tuple[str, ...]) -> _Rows:
     if not file.is_file():
         raise UserError(f"there is no CSV file at {file}; give data.csv, a path below data.root or any other path")
     try:
-        lines = _decode(file).splitlines(keepends=True)
+        content = _decode(file)
+        if "\0" in content:
+            raise UserError(f"{file} is not a text file, so not a CSV file")
+        lines = content.splitlines(keepends=True)
         tables = [list(csv.reader(lines, delimiter=each, skipinitialspace=True)) for each in ",;\t|"]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{file} cannot be read as a CSV: {error}") from error
@@ -119,11 +124,17 @@ def _read(file: Path, needed: tuple[str, ...]) -> _Rows:
     if len(table) < 2:
         raise UserError(f"{file} has no rows")
     header, *body = table
+    repeated = next((column for column in header if column and header.count(column) > 1), None)
+    if repeated is not None:
+        raise UserError(f"{file} has two columns {repeated!r}; rename one of them")
     rows = [dict(zip(header, row + [""] * (len(header) - len(row)), strict=False)) for row in body]
     for column in needed:
         if column not in rows[0]:
             headless = any((file.parent / value).is_file() for value in header)
-            raise UserError(_no_column(file, column, rows[0]) + headless * "; its first line must name the columns")
+            option = "image_column" if column == needed[0] else "split_column"
+            raise UserError(
+                _no_column(file, column, rows[0], option) + headless * "; its first line must name the columns"
+            )
     return rows
 
 
@@ -168,8 +179,9 @@ def _lies_in(path: str, parts: tuple[str, ...]) -> bool:
     return not above or [each.lower() for each in Path(path).parts[:-1]][-len(above) :] == above
 
 
-def _no_column(file: Path, column: str, row: dict[str, str]) -> str:
-    return f"{file} has no column {column!r}; its columns are {', '.join(row)}"
+def _no_column(file: Path, column: str, row: dict[str, str], option: str = "label_column") -> str:
+    there = f"its columns are {', '.join(row)} (data.{option})"
+    return f"{file} has no column {column!r}{suggestion(column, row)}; {there}"
 
 
 def _classes(values: list[str], file: Path) -> tuple[tuple[str, ...], Tensor]:
@@ -192,5 +204,5 @@ def _splits(values: list[str], column: str, file: Path) -> list[str]:
     if None in splits:
         number = splits.index(None)
         said = f"row {number + 1} of {file} says {values[number]!r} for its split"
-        raise UserError(f"{said}; possible are train, val, test")
+        raise UserError(f"{said}; possible are {'0 and 1' if named else 'train, val, test'}")
     return [split for split in splits if split]

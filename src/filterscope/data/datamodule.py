@@ -94,6 +94,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         super().__init__()
         if "train" not in self.train_splits:
             raise UserError(f"data.train_splits={list(self.train_splits)}: must be [train] or [train, val]")
+        if not self.root.strip():
+            raise UserError("data.root is empty; it must be a folder")
         self._fixed_transform = fixed_transform(image_size=self.image_size, resize_ratio=self.resize_ratio)
         self._splits: dict[str, Images] = {}
         self._unlabelled_reason = ""
@@ -115,7 +117,10 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     @property
     def folder(self) -> Path:
         """`root` as a path."""
-        return Path(self.root).expanduser()
+        try:
+            return Path(self.root).expanduser()
+        except RuntimeError as error:
+            raise UserError(f"data.root={self.root}: there is no such user") from error
 
     @property
     def epoch(self) -> int:

@@ -59,7 +59,9 @@ class FolderDataModule(ImageDataModule):
         layout = find_layout(self.folder, exclude=[str(name) for name in self.exclude])
         if layout.splits and "train" not in layout.splits:
             names = ", ".join(folder.name for folder in layout.splits.values())
-            raise UserError(f"{layout.folder} has {names} but no train folder")
+            raise UserError(
+                f"{layout.folder} has {names} but no train folder; rename the folder of the training images to train"
+            )
         order, files = split_files(layout.splits or {"train": layout.folder})
         return DataSplits(
             location=layout.location,
@@ -160,12 +162,22 @@ def labelled_files(folder: Path, classes: tuple[str, ...]) -> Files:
             raise UserError(
                 f"{folder} has a class folder {name!r} that the training images do not have{suggestion(name, classes)}"
             )
+        below: set[str] = set()
         for path in list_files(folder / name):
             if is_image(path):
                 paths.append(path)
                 labels.append(classes.index(name))
+                below.add(os.path.dirname(path))  # noqa: PTH120 (a million of them)
             else:
                 others.append(path)
+        inside = sorted(os.path.relpath(each, folder) for each in below - {str(folder / name)})
+        if inside:
+            log.info("the class %s includes the images in %s", printable(name), printable(", ".join(inside)))
+    beside = sorted(str(each) for each in folder.iterdir() if each.is_file() and not _is_system(each.name))
+    beside = list(filter(is_image, beside))
+    if beside:
+        lie = "%d images lie in no class folder and are not used, the first: %s"
+        log.info(lie, len(beside), printable(beside[0]))
     if others:
         kinds = Counter(Path(path).suffix.lower() or "no extension" for path in others)
         counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
@@ -223,7 +235,7 @@ def display_names(
     if file is None:
         return tuple(otherwise(folder) for folder in folders)
     try:
-        names = json.loads(file.read_text(encoding="utf-8-sig"))
+        names = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} is not readable as JSON: {error}") from error
     named = _by_folder(names, folders) if isinstance(names, dict) else {}
@@ -245,7 +257,8 @@ def _by_folder(names: Mapping[str, Any], folders: Collection[str]) -> dict[str, 
         names = {str(value): key for key, value in names.items()}
     numbers = {int(key): name for key, name in names.items() if key.isdecimal()}
     found = {f: names.get(f, numbers.get(int(f)) if f.isdecimal() else None) for f in folders}
-    return {folder: str(name) for folder, name in found.items() if isinstance(name, str | int)}
+    known = {folder: str(name) for folder, name in found.items() if type(name) in (str, int)}
+    return {folder: name for folder, name in known.items() if name.strip()}
 
 
 def _split_folders(folder: Path, inside: list[Path]) -> dict[str, Path]:

@@ -4,6 +4,7 @@ import importlib.util
 import io
 import mimetypes
 import os
+import re
 import stat
 import struct
 import warnings
@@ -37,6 +38,8 @@ MEGAPIXELS = 89.0  # Pillow's own limit for decompression bombs
 BIT_DEPTHS = (8, 10, 12, 14, 16, 24, 31)
 
 _TYPES = mimetypes.MimeTypes()  # the same on every machine: it reads no file of the system
+for _extension in (".webp", ".avif", ".heic", ".heif", ".jp2", ".tga"):  # not all known to every Python
+    _TYPES.add_type(f"image/{_extension[1:]}", _extension)
 _PLUGINS = {b"heic": "HEIC", b"heix": "HEIC", b"hevc": "HEIC", b"mif1": "HEIC", b"avif": "AVIF"}
 _ADVICE = {
     "HEIC": 'HEIC images need the extra "heic": pip install "filterscope[heic]"',
@@ -264,7 +267,9 @@ def _eight_bit(image: Image.Image, data: bytes, bit_depth: int | None) -> Image.
     """Return an image with the same metadata and 8 bits a value."""
     if not _is_deep(image) and image.mode != "F":
         return image
-    values = _deep_values(image, data) if image.mode != "F" else np.nan_to_num(np.asarray(image, dtype=np.float64))
+    values = _deep_values(image, data) if image.mode != "F" else np.asarray(image, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("it holds values that are not finite (NaN or infinite)")
     if image.mode == "F" or values.min() < 0:
         span = max(float(np.ptp(values)), 1e-12)
         pixels = ((values - values.min()) / span * 255).round().astype(np.uint8)
@@ -312,14 +317,21 @@ def _reason(error: BaseException, path: str, data: bytes | None = None) -> str:
     if isinstance(error, FileNotFoundError):
         return "it is a link to a file that is not there" if Path(path).is_symlink() else "there is no such file"
     if isinstance(error, Image.DecompressionBombError):
-        return f"it may be a decompression bomb ({first_line(error)}); data.max_megapixels allows larger images"
+        pixels = re.search(r"\d+ pixels", str(error))
+        size = pixels[0] if pixels else "many pixels"
+        return f"it may be a decompression bomb ({size}); data.max_megapixels allows larger images"
+    if "MAX_TEXT" in str(error):
+        return "it may be a decompression bomb (its texts are longer than a megabyte)"
     if isinstance(error, UnidentifiedImageError):
         if data is None:
             with Path(path).open("rb") as file:
                 data = file.read(12)
         start = data[:12]
         kind = _PLUGINS.get(start[8:]) if start[4:8] == b"ftyp" else None
-        return _ADVICE[kind] if kind else "not a known image format" if start else "it is empty"
+        if kind is not None:
+            readable = kind.replace("HEIC", "HEIF") in FORMATS
+            return f"it is a damaged {kind} file" if readable else _ADVICE[kind]
+        return "not a known image format" if start else "it is empty"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     message = first_line(error)

@@ -13,6 +13,7 @@ from filterscope.models.layers import block_ends, convolutions, find_layer
 from filterscope.models.split_network import modules_up_to
 from filterscope.registry import register
 
+Rate = Annotated[float, Field(ge=0)]
 CachedAugmentations = Annotated[int, Field(ge=0)] | None
 Group = dict[str, Any]
 
@@ -29,7 +30,7 @@ class Policy:
         lr: learning rate of the head with Adam-like optimizers (`optimizer.lr` refers to it).
     """
 
-    lr: float = 4e-4
+    lr: Rate = 4e-4
 
     def freeze(self, classifier: Classifier) -> None:
         """Set `requires_grad=False` on all parameters that are never trained."""
@@ -69,7 +70,7 @@ class LinearProbe(Policy):
             data has no augmentation.
     """
 
-    lr: float = 1e-2
+    lr: Rate = 1e-2
     cached_augmentations: CachedAugmentations = None
 
     def freeze(self, classifier: Classifier) -> None:
@@ -116,9 +117,9 @@ class Full(Policy):
     """
 
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    backbone_lr_factor: float | None = None
-    first_layer_lr_factor: float | None = None
-    first_layer_weight_decay: float | None = None
+    backbone_lr_factor: Rate | None = None
+    first_layer_lr_factor: Rate | None = None
+    first_layer_weight_decay: Rate | None = None
 
     def groups(self, classifier: Classifier, lr: float, weight_decay: float) -> list[Group]:
         """Return the parameter groups of the optimizer: head, backbone and first convolution."""
@@ -142,7 +143,7 @@ class Full(Policy):
 class LastBlocks(Full):
     """Train the last `blocks` blocks and everything after them; the layers before are frozen for good."""
 
-    blocks: int = 1
+    blocks: Annotated[int, Field(ge=1)] = 1
     cached_augmentations: CachedAugmentations = None
 
     def freeze(self, classifier: Classifier) -> None:

@@ -5,12 +5,11 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
-from functools import cache
-from typing import Annotated, Any, ClassVar, get_type_hints
+from dataclasses import MISSING, dataclass, field, fields, replace
+from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field
 from torch import Tensor
 
 from filterscope.analysis.hooks import Precision, compute_precision
@@ -18,7 +17,7 @@ from filterscope.data.array_images import image_batch
 from filterscope.errors import UserError, printable, suggestion
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions
-from filterscope.registry import find
+from filterscope.registry import check_fields, find
 from filterscope.visuals.layer_state import is_frozen
 from filterscope.visuals.output.outputs import Output
 
@@ -133,7 +132,7 @@ Every = Annotated[int, Field(ge=0)]
 """A visual is drawn before training and then after every so many epochs; 0: before training only."""
 
 AtLeastOne = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 LayerChoice = Annotated[Sequence[str], Field(min_length=1)] | None
@@ -179,15 +178,7 @@ class Visual(ABC):
         Raises:
             UserError: an option has another type than its field, or is out of its range.
         """
-        for name, check in _option_types(type(self)).items():
-            try:
-                check.validate_python(getattr(self, name))
-            except ValidationError as error:
-                # Of an option that may have several types, the error about the value's own type says most.
-                errors = sorted(error.errors(), key=lambda each: each["type"].endswith("_type"))
-                reason = errors[0]["msg"].replace(" after validation, not 0", "")
-                value = getattr(self, name)
-                raise UserError(f"{type(self).__name__}({name}={value!r}): {reason[0].lower()}{reason[1:]}") from error
+        check_fields(self, where=type(self).__name__)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse public names that are neither options nor known to the base class.
@@ -227,16 +218,6 @@ class Visual(ABC):
 
     def run_worker(self, classifier: Classifier) -> None:  # noqa: B027
         """Do the share of the work of a rank other than 0, which is the only one that calls the visual itself."""
-
-
-@cache
-def _option_types(kind: type[Visual]) -> dict[str, TypeAdapter[Any]]:
-    config = ConfigDict(arbitrary_types_allowed=True)
-    return {
-        name: TypeAdapter(hint, config=None if is_dataclass(hint) else config)
-        for name, hint in get_type_hints(kind, include_extras=True).items()
-        if name in {option.name for option in fields(kind)}
-    }
 
 
 def resolve_visuals(asked: Iterable[str | Visual] | Mapping[str, Visual]) -> dict[str, Visual]:

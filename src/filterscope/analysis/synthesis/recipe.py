@@ -1,18 +1,16 @@
 """The recipe: every option that decides how a picture is optimized."""
 
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field
 
 from filterscope.errors import UserError
-from filterscope.registry import find, registered
+from filterscope.registry import check_fields, find, registered
 
 Count = Annotated[int, Field(ge=1)]
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Amount = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -74,13 +72,7 @@ class Recipe:
     memory: Amount = 1.0
 
     def __post_init__(self) -> None:
-        for name, adapter in _adapters().items():
-            value = getattr(self, name)
-            try:
-                adapter.validate_python(value)
-            except ValidationError as error:
-                message = error.errors()[-1]["msg"]
-                raise UserError(f"recipe.{name}={value!r}: {message[0].lower()}{message[1:]}") from error
+        check_fields(self, where="recipe")
         if not self.weights:
             raise UserError(f"recipe.objective is empty; possible are {', '.join(registered('objective'))}")
         for name in self.weights:
@@ -124,11 +116,3 @@ class Recipe:
 def objective_compares(objective: str) -> bool:
     """Return whether a registered objective compares the samples of a channel (`objectives.compares_samples`)."""
     return getattr(find("objective", objective), "compares_samples", False)
-
-
-@cache
-def _adapters() -> dict[str, TypeAdapter[Any]]:
-    """Return what checks each option, built from the annotations of `Recipe`."""
-    hints = typing.get_type_hints(Recipe, include_extras=True)
-    # Strict, so that true is no number and 3.5 no count of steps.
-    return {name: TypeAdapter(hint, config=ConfigDict(strict=True)) for name, hint in hints.items()}
