@@ -345,6 +345,12 @@ def test_an_untrusted_run_folder_is_checked_before_it_is_resumed(
         ("logger.mlflow.artifact_location", "/elsewhere", True),
         ("callbacks.log_visuals.folder", "/features", True),
         ("logger.mlflow.tracking_uri", "https://own.example", False),  # as in the environment
+        ("data.cache", "/elsewhere", True),
+        ("data.cache", "~nobody-of-that-name/x", True),
+        ("feature_cache", "RUN/../other", True),
+        ("feature_cache", "RUN/features", False),
+        ("data.cache", "/features", False),  # as in the environment
+        ("data.cache", "RUN_cache", False),  # it is a cache already
     ],
 )
 def test_a_stored_config_does_not_choose_a_place_outside_of_its_run(
@@ -355,8 +361,14 @@ def test_a_stored_config_does_not_choose_a_place_outside_of_its_run(
     (tmp_path / ".hydra").mkdir()
     config: dict[str, Any] = {"data": {}, "model": {}, "trainer": {}, "callbacks": {}, "seed_folder": "/elsewhere"}
     config["feature_cache"] = "/features"
-    group, name, key = option.split(".")
-    config.setdefault(group, {})[name] = {key: value.replace("RUN", str(tmp_path))}
+    monkeypatch.setenv("FILTERSCOPE_CACHE", "/features")
+    (tmp_path.with_name(f"{tmp_path.name}_cache") / "images" / "0123").mkdir(parents=True)
+    (tmp_path.with_name(f"{tmp_path.name}_cache") / "images" / "0123" / "about.json").write_text("{}")
+    *groups, key = option.split(".")
+    node = config
+    for group in groups:
+        node = node.setdefault(group, {})
+    node[key] = value.replace("RUN", str(tmp_path))
     (tmp_path / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
     if not refused_too:
         check_stored_config(tmp_path)

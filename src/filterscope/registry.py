@@ -137,13 +137,14 @@ def _load_package(name: str) -> None:
         import_module(module.name)
 
 
-def check_fields(part: object, *, where: str) -> None:
+def check_fields(part: Any, *, where: str) -> None:
     """Check the options of an object, the fields of its dataclass, and convert them to their types.
 
     Raises:
         UserError: an option has another type, or is out of its range.
     """
-    for name, hint in _field_types(type(part)).items():
+    kind: Any = type(part)
+    for name, hint in _field_types(kind).items():
         object.__setattr__(part, name, check_value(getattr(part, name), hint, where=f"{where}.{name}"))
 
 
@@ -163,14 +164,15 @@ def check_value(value: Any, hint: Any, *, where: str) -> Any:
 
     if hint is Any or (isinstance(hint, type) and isinstance(value, hint) and not isinstance(value, bool | float)):
         return value
-    problem = ""
+    problem = finite = ""
     try:
         if not _holds_bool(value) or _accepts_bool(hint):  # pydantic takes true for 1
             return _adapter(hint).validate_python(value)
     except ValidationError as error:
         problem = error.errors()[0]["msg"].removeprefix("Value error, ")
+        finite = ", and finite" if any(each["type"] == "finite_number" for each in error.errors()) else ""
     possible = possible_values(hint)
-    problem = f"must be {possible}" if possible else problem[:1].lower() + problem[1:]
+    problem = f"must be {possible}{finite}" if possible else problem[:1].lower() + problem[1:]
     raise UserError(f"{where}={as_written(value)}: {problem}")
 
 

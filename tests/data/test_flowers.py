@@ -149,8 +149,8 @@ def test_a_download_with_another_hash_leaves_no_data_set(tmp_path, published, na
 
 def test_a_killed_download_is_completed_by_the_next_one(tmp_path, published):
     made = tmp_path / "data" / "flowers-102"
-    (made / "unpacked" / "jpg").mkdir(parents=True)
-    (made / ".unpacked.partial" / "jpg").mkdir(parents=True)
+    (made / ".unpacked" / "jpg").mkdir(parents=True)
+    (made / "..unpacked.partial" / "jpg").mkdir(parents=True)
     (made / ".102flowers.tgz.99.partial").write_bytes(b"half")
     (made / "102flowers.tgz").write_bytes((published / "102flowers.tgz").read_bytes()[:100])
     module(tmp_path / "data", exclude=ABSENT, download=True).setup()

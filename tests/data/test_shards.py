@@ -106,8 +106,11 @@ def test_shards_are_downloaded_when_needed_and_kept_within_the_limit(images, ser
     data = module(address, cache=str(tmp_path / "cache"), max_cache_gb=max_cache_gb)
     data.setup()
     assert not (tmp_path / "cache").exists()
+    (tmp_path / "cache" / "shards").mkdir(parents=True)
+    (tmp_path / "cache" / "shards" / "mine.tar").write_bytes(b"")
     for _ in range(2):
         assert pairs(data.train_dataloader()) == WHOLE
+    assert (tmp_path / "cache" / "shards" / "mine.tar").exists()
     kept = sum(file.stat().st_size for file in (tmp_path / "cache").rglob("*.tar"))
     assert kept <= max_cache_gb * 1e9
     for file in folder.glob("*.tar"):

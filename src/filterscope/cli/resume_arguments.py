@@ -20,10 +20,12 @@ from filterscope.storage.atomic import write_file
 
 _REMOVABLE = ("visuals", "recipe", "experiment", "callbacks", "logger", "hydra")
 _RESOLVER = re.compile(r"\$\{[^}]*[:$]")
-_OWN = re.compile(r"\+*(model\.path|(callbacks|logger)\..*(folder|dir|path|uri|location))=")
+_OWN = re.compile(r"\+*(model\.path|feature_cache|data\.cache|(callbacks|logger)\..*(folder|dir|path|uri|location))=")
 """Arguments of a run that name what a stored config alone may not: a module to import, a place outside of the run."""
 _CHANGEABLE = re.compile(rf"\+*~?(trainer\.|data\.root=)|{_OWN.pattern}")
 _CONFIG_DIR = ("--config-dir", "-cd")
+
+_CACHE_ENTRIES = ("*/*/about.json", "shards/*.tar")
 
 _PATHS = (("data", "root"), ("data", "cache"), ("model", "weights"), ("", "feature_cache"))
 """Options that name a file or a folder of this machine; a run that is resumed elsewhere must find the same one."""
@@ -140,9 +142,9 @@ def check_stored_config(folder: Path, config_dirs: Sequence[Path] = (), *, own: 
             f"{file}: config.model.path={path!r} is not registered, and a file does not choose what is imported; if "
             f"it is your own network, add model.path={path}"
         )
-    known = targets_of([CONF, *plugin_folders(), *config_dirs])
+    targets = targets_of([CONF, *plugin_folders(), *config_dirs])
     for where, key, value in _leaves(content, "config"):
-        if key == "_target_" and not (isinstance(value, str) and (value in known or _is_buildable(value))):
+        if key == "_target_" and not (isinstance(value, str) and (value in targets or _is_buildable(value))):
             raise UserError(
                 f"{file}: {where}={value!r} is not something filterscope builds from a stored config; for a class of "
                 "your own give --config-dir=<the folder whose YAML file names it> again"
@@ -155,18 +157,31 @@ def check_stored_config(folder: Path, config_dirs: Sequence[Path] = (), *, own: 
         resolved = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(content), resolve=True))
     except (OmegaConfBaseException, ValueError, RecursionError) as error:
         raise UserError(f"{file} is damaged: {first_line(error)}") from error
-    known_places = {
-        "callbacks.feature_cache.folder": resolved.get("feature_cache"),
+    feature_cache, usual_cache = resolved.get("feature_cache"), os.environ.get("FILTERSCOPE_CACHE")
+    known = {
+        "feature_cache": usual_cache,
+        "data.cache": usual_cache,
+        "callbacks.feature_cache.folder": feature_cache,
         "logger.mlflow.tracking_uri": os.environ.get("MLFLOW_TRACKING_URI"),
+        "model.path": path,
     }
-    for group in ("callbacks", "logger"):
-        for where, _, value in _leaves(resolved[group], group) if isinstance(resolved.get(group), dict) else ():
-            place = isinstance(value, str) and _OWN.fullmatch(f"{where}=") and value != known_places.get(where)
-            if place and where not in confirmed and not Path(value).expanduser().resolve().is_relative_to(folder):
-                raise UserError(
-                    f"{file}: {where}={value!r} leads out of the run folder; if that is your own choice, add "
-                    f"{where}={value}"
-                )
+    for place, _, value in _leaves(resolved, "config"):
+        where = place.removeprefix("config.")
+        leads = isinstance(value, str) and _OWN.fullmatch(f"{where}=") and value != known.get(where)
+        if leads and where not in confirmed and _leads_out(value, folder):
+            raise UserError(
+                f"{file}: {where}={value!r} leads out of the run folder; if that is your own choice, add "
+                f"{where}={value}"
+            )
+
+
+def _leads_out(place: str, folder: Path) -> bool:
+    """Return whether a path is neither below a folder nor a cache already, to which a run only adds entries."""
+    try:
+        path = Path(place).expanduser().resolve()
+        return not path.is_relative_to(folder) and not any(any(path.glob(entry)) for entry in _CACHE_ENTRIES)
+    except (OSError, RuntimeError, ValueError):
+        return True
 
 
 def quote_path(folder: Path | str) -> str:

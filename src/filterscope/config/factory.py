@@ -19,7 +19,7 @@ from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
 from filterscope.registry import is_registered, register, target_of
 from filterscope.training.module import FinetuneModule
-from filterscope.training.policies import Policy
+from filterscope.training.policies import Policy, Rate
 from filterscope.training.prune import Prune
 from filterscope.visuals.visual import Examples, Visual
 
@@ -189,7 +189,13 @@ def build_module(cfg: Config, classifier: Classifier, data: ImageDataModule) -> 
     return FinetuneModule(
         classifier,
         policy=policy,
-        optimizer=instantiate(cfg["optimizer"], where="optimizer", kind=Optimizer, as_partial=True),
+        optimizer=instantiate(
+            cfg["optimizer"],
+            where="optimizer",
+            kind=Optimizer,
+            as_partial=True,
+            narrower={"lr": Rate, "weight_decay": Rate},
+        ),
         schedule=instantiate(schedule, where="schedule", kind=LRScheduler, as_partial=True),
         schedule_interval=cfg["schedule"].get("interval", "step"),
         seed=cfg["seed"],

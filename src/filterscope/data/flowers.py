@@ -86,7 +86,7 @@ def _download(folder: Path) -> None:
             fetch(_URL + table, folder / table, digest=f"md5:{_MD5[table]}")
     if not (folder / "jpg").is_dir():
         fetch(_URL + _IMAGES, folder / _IMAGES, digest=f"md5:{_MD5[_IMAGES]}")
-        unpacked = folder / "unpacked"
+        unpacked = folder / ".unpacked"
         shutil.rmtree(unpacked, ignore_errors=True)  # of a process that was killed
         unpack_tar(folder / _IMAGES, unpacked, max_bytes=_MAX_BYTES)
         (unpacked / "jpg").rename(folder / "jpg")

@@ -102,7 +102,8 @@ class ShardFolder:
 
     def _make_room(self, new: Path) -> None:
         """Delete the shards that were downloaded first until the others and the new one fit."""
-        files = sorted(new.parent.glob("*.tar"), key=lambda file: (file == new, file.stat().st_mtime))
+        named = new.parent.glob(f"{24 * '[0-9a-f]'}.tar")  # as `_path` names them; others are the user's own
+        files = sorted(named, key=lambda file: (file == new, file.stat().st_mtime))
         excess = sum(file.stat().st_size for file in files) - self.max_bytes
         for file in files[:-1]:
             if excess > 0:

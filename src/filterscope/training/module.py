@@ -134,7 +134,7 @@ class FinetuneModule(pl.LightningModule):
         try:
             optimizer = self.optimizer(groups)
         except (ValueError, TypeError) as error:
-            raise UserError(f"optimizer: {error}") from error
+            raise error if isinstance(error, UserError) else UserError(f"optimizer: {error}") from error
         try:
             schedule = self.schedule(optimizer, **self._schedule_length())
         except (ValueError, TypeError) as error:
