@@ -1,6 +1,6 @@
 """Kill runs, fill disks, damage files and try random overrides; nothing may be lost and no error may go unexplained.
 
-    python benchmarks/faults.py [--quick] [--only kills,resume,…] [--seed 0] [--json FILE]
+    python benchmarks/faults.py [--quick] [--only kills,…] [--series full,…] [--kills 10] [--seed 0] [--json FILE]
 
 The parts are kills, signals, resume, trials, disk, long, memory, images, labels and fuzz.
 
@@ -33,6 +33,8 @@ def main() -> int:
         "test interrupted runs, full disks, damaged files and wrong input",
         only={"default": ",".join(PARTS), "help": f"comma-separated parts of {','.join(PARTS)}"},
         seed={"type": int, "default": 0},
+        kills={"type": int, "help": "kills of each series"},
+        series={"help": f"comma-separated series of kills, of {', '.join(faults_kills.SERIES)}; default: all"},
         place={"type": Path, "help": "folder for the runs; default: a temporary folder"},
     )
     parts = given.only.split(",")
@@ -41,23 +43,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=given.place) as folder:
         place = Path(folder)
         if "kills" in parts:
-            faults_kills.kills(report, place, seed=given.seed, count=12 if quick else 60, name="full")
-            gradual = ("finetune=gradual", "finetune.release_epoch=1", "trainer.max_epochs=3")
-            faults_kills.kills(
-                report, place, seed=given.seed + 1, count=6 if quick else 40, name="gradual", overrides=gradual
-            )
-            faults_kills.kills(
-                report, place, seed=given.seed + 2, count=3 if quick else 20, name="two processes", ranks=2
-            )
-            cached = ("finetune=linear_probe", "feature_cache={cache}/features", "data.num_workers=2")
-            draft = ("visuals=gallery", "visuals.gallery.quality=draft", "visuals.gallery.images=20",
-                     "visuals.gallery.cache={cache}")  # fmt: skip
-            aims = {"gallery": draft, "cache": cached, "resume": ()}
-            for number, (aim, chosen) in enumerate(aims.items()):
-                faults_kills.kills(
-                    report, place, seed=given.seed + 10 + number, count=4 if quick else 34, name=f"kills into {aim}",
-                    during=aim, share=0.5, overrides=chosen,
-                )  # fmt: skip
+            for number, (name, (few, many, options)) in enumerate(faults_kills.SERIES.items()):
+                if given.series is None or name in given.series.split(","):
+                    count = given.kills or (few if quick else many)
+                    faults_kills.kills(report, place, seed=given.seed + number, count=count, name=name, **options)
         if "signals" in parts:
             faults_kills.signals(report, place, seed=given.seed + 3, count=6 if quick else 30, name="signals")
             faults_kills.signals(

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from faults_runs import Run, checkpoints, config, differences, start
+from PIL import Image
 from report import Report
 
 MAX_KILLS = 4  # of one run, before it may finish
@@ -22,6 +24,23 @@ WRITES = {
     "cache": "../{name}_cache/**/.*.partial",
 }
 """Temporary files and folders of what is written, below a run's folder."""
+
+_GALLERY = ("visuals=gallery", "visuals.gallery.quality=draft", "visuals.gallery.images=20",
+            "visuals.gallery.cache={cache}")  # fmt: skip
+_FEATURES = ("finetune=linear_probe", "feature_cache={cache}/features", "data.num_workers=2")
+_IMAGES = ("data=folder", "data.root={images}", "data.image_size=24", "data.batch_size=20", "data.num_workers=2",
+           "data.cache={cache}/decoded")  # fmt: skip
+_GRADUAL = ("finetune=gradual", "finetune.release_epoch=1", "trainer.max_epochs=3")
+SERIES: dict[str, tuple[int, int, dict[str, Any]]] = {
+    "full": (12, 60, {}),
+    "gradual": (6, 40, {"overrides": _GRADUAL}),
+    "two processes": (3, 20, {"ranks": 2}),
+    "gallery": (4, 34, {"during": "gallery", "share": 0.5, "overrides": _GALLERY}),
+    "features": (4, 34, {"during": "cache", "share": 0.5, "overrides": _FEATURES}),
+    "data.cache": (4, 34, {"during": "cache", "share": 0.5, "overrides": _IMAGES}),
+    "resume": (4, 34, {"during": "resume", "share": 0.5}),
+}
+"""Series of kills: how many are tried quickly and in full, and the options of `kills`."""
 
 
 def kills(
@@ -48,16 +67,19 @@ def kills(
         during: what is being written at a share of the kills, a key of `WRITES`; or `resume`: all kills but the first
             of a run come in the first part of a resumed run, before it has trained an epoch.
         share: of the kills that are aimed at this.
-        overrides: of the configuration; `{cache}` is a folder of the run's own.
+        overrides: of the configuration; `{cache}` is a folder of the run's own, `{images}` one of image files.
     """
     rng = random.Random(seed)
 
     def configured(folder: Path) -> dict[str, Any]:
-        cfg = config(*[each.replace("{cache}", f"{folder}_cache") for each in overrides])
+        places = {"cache": f"{folder}_cache", "images": place / "images"}
+        cfg = config(*[each.format(**places) for each in overrides])
         if ranks > 1:
             cfg["trainer"] |= {"strategy": "ddp", "devices": ranks}
         return cfg
 
+    if not (place / "images").exists() and "data=folder" in overrides:
+        _write_images(place / "images")
     reference = place / f"{name}_reference"
     duration = _reference_run(configured(reference), reference, ranks)
     done = during_write = unreadable = failed = different = late = runs = 0
@@ -178,6 +200,14 @@ def _at_random_moment(run: Run, rng: random.Random, duration: float) -> bool:
     while time.monotonic() < until and run.alive():
         time.sleep(0.002)
     return bool(run.alive())
+
+
+def _write_images(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(120):
+        file = folder / "abc"[number % 3] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (300, 300, 3), dtype=np.uint8)).save(file)
 
 
 def _written(folder: Path, pattern: str) -> list[str]:
