@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
-from filterscope.training.schedules import constant, cosine, one_cycle, takes_total_steps
+from filterscope.errors import UserError
+from filterscope.training.schedules import constant, cosine, one_cycle, takes_total_steps, try_schedule
 
 
 def rates(make, steps: int) -> list[float]:
@@ -49,3 +50,23 @@ def test_constant_stays() -> None:
 @pytest.mark.parametrize("make", [one_cycle, cosine, constant])
 def test_a_single_step_is_enough(make) -> None:
     assert len(rates(make, 1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "reason"),
+    [
+        ("StepLR", {"step_size": 0}, "schedule: integer modulo by zero"),
+        ("StepLR", {"step_size": 1, "gamma": -1.0}, "schedule: the learning rate becomes -1 after 1 steps"),
+        ("ExponentialLR", {"gamma": 1e300}, "schedule: the learning rate becomes inf after 2 steps"),
+        (
+            "ReduceLROnPlateau",
+            {"factor": -0.5, "patience": 1},
+            "schedule: the learning rate becomes -0.5 after 3 steps",
+        ),
+        ("OneCycleLR", {"max_lr": 1.0, "total_steps": 3}, "schedule: Tried to step 4 times"),
+    ],
+)
+def test_a_schedule_of_torch_that_fails_later_is_refused_before_training(kind, options, reason):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    with pytest.raises(UserError, match=reason):
+        try_schedule(lambda: getattr(torch.optim.lr_scheduler, kind)(optimizer, **options), optimizer, steps=10)

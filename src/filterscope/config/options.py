@@ -29,6 +29,7 @@ ROOT: dict[str, Any] = {
     "serve": bool | Annotated[int, Field(ge=1, le=65535)],
 }
 TEST: dict[str, Any] = {"augment": Literal["flip", "five_crop"] | None}
+SCHEDULE: dict[str, Any] = {"interval": Literal["step", "epoch"]}
 TRAINER: dict[str, Any] = {
     "max_epochs": _Count,
     "num_nodes": Annotated[int, Field(ge=1)],
@@ -64,6 +65,7 @@ def check_config(cfg: Mapping[str, Any]) -> None:
     for where, options, hints in (
         ("", cfg, ROOT),
         ("test.", cfg.get("test", {}), TEST),
+        ("schedule.", cfg.get("schedule", {}), SCHEDULE),
         ("trainer.", cfg.get("trainer", {}), TRAINER),
     ):
         for key, hint in hints.items():

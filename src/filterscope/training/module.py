@@ -20,8 +20,9 @@ from filterscope.models.classifier import Classifier
 from filterscope.models.split_network import SplitNetwork
 from filterscope.training.mix import Views, logits_over_views
 from filterscope.training.policies import Policy
-from filterscope.training.schedules import takes_total_steps
+from filterscope.training.schedules import takes_total_steps, try_schedule
 
+_TRIED_STEPS = 200  # of a schedule that does not know the length of the run
 _SPLITS = ("train", "val", "test")
 
 
@@ -135,10 +136,10 @@ class FinetuneModule(pl.LightningModule):
             optimizer = self.optimizer(groups)
         except (ValueError, TypeError) as error:
             raise error if isinstance(error, UserError) else UserError(f"optimizer: {error}") from error
-        try:
-            schedule = self.schedule(optimizer, **self._schedule_length())
-        except (ValueError, TypeError) as error:
-            raise error if isinstance(error, UserError) else UserError(f"schedule: {error}") from error
+        length = self._schedule_length()
+        stand_in = self.optimizer([{**group, "params": [torch.zeros(1, requires_grad=True)]} for group in groups])
+        try_schedule(lambda: self.schedule(stand_in, **length), stand_in, steps=length.get("total_steps", _TRIED_STEPS))
+        schedule = self.schedule(optimizer, **length)
         settings = {"scheduler": schedule, "interval": self.schedule_interval, "monitor": "val/loss"}
         return {"optimizer": optimizer, "lr_scheduler": settings}
 

@@ -7,8 +7,11 @@ from typing import Annotated
 
 from pydantic import Field
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
+from filterscope.errors import UserError, first_line
+
+_MOST_TRIED = 1000
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -48,6 +51,26 @@ def cosine(optimizer: Optimizer, *, total_steps: int, warmup: Fraction = 0.05) -
 def constant(optimizer: Optimizer) -> LRScheduler:
     """Keep the rate."""
     return LambdaLR(optimizer, lambda _: 1.0)
+
+
+def try_schedule(make: Callable[[], LRScheduler], stand_in: Optimizer, *, steps: int) -> None:
+    """Advance a schedule of an optimizer that stands in for the real one: torch's do not check their options.
+
+    Raises:
+        UserError: the schedule fails, or a learning rate becomes negative or infinite.
+    """
+    try:
+        schedule = make()
+        for step in range(1, min(steps, _MOST_TRIED)):
+            stand_in.step()
+            schedule.step(1.0) if isinstance(schedule, ReduceLROnPlateau) else schedule.step()
+            rates = [group["lr"] for group in stand_in.param_groups]
+            if not all(0 <= rate < math.inf for rate in rates):
+                raise UserError(
+                    f"schedule: the learning rate becomes {max(rates, key=abs):g} after {step} steps of the schedule"
+                )
+    except Exception as error:  # of a class that the config names
+        raise error if isinstance(error, UserError) else UserError(f"schedule: {first_line(error)}") from error
 
 
 def _half_cosine(start: float, end: float, share: float) -> float:
