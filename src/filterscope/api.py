@@ -118,6 +118,9 @@ def _drawn(
             examples = replace(examples, labels=None)
         elif largest >= count > 0:
             raise UserError(f"labels go up to {largest}, but the network has classes 0 to {count - 1}")
+        for name, visual in visuals.items():
+            if reason := visual.unsupported_reason(classifier):
+                raise UserError(f"{name} cannot be drawn: {reason}")
         return render(visuals, classifier, examples, state or VisualState())
 
 

@@ -71,4 +71,5 @@ def suggestion(name: object, known: Iterable[object]) -> str:
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message that is not empty, or the error's type."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    text = f"KeyError: {error}" if isinstance(error, KeyError) else str(error)
+    return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)

@@ -207,3 +207,19 @@ def test_labels_that_are_numbers_of_any_kind_are_ordered_as_numbers(table):
     data = module(table)
     data.setup()
     assert data.class_names == ("-2.5", "10.0")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "match", "column"),
+    [
+        ("filename", "\0filename", "is not a text file", None),
+        ("part", "label", "has two columns 'label'", None),
+        ("label", "Label", r"no column 'label' \(did you mean Label\?\).*data\.label_column", None),
+        ("filename", "Filename", r"no column 'filename' \(did you mean Filename\?\).*data\.image_column", None),
+        ("part", "is_test", "says 'train' for its split; possible are 0 and 1", "is_test"),
+        ("train", "Valid", "no image of .* is a training image by its column 'part'", "part"),
+    ],
+)
+def test_a_table_that_is_not_understood_is_told_in_true_words(table, old, new, match, column):
+    (table / "labels.csv").write_text((table / "labels.csv").read_text().replace(old, new))
+    refused(table, match, split_column=column)

@@ -418,3 +418,30 @@ def _set_up(root, **options):
     data = module(root, **options)
     data.setup()
     return data
+
+
+def test_images_outside_of_class_folders_and_below_them_are_told(one_folder, caplog):
+    caplog.set_level("INFO", logger="filterscope")
+    image(one_folder / "stray.png")
+    image(one_folder / "ant" / "red" / "1.png")
+    data = module(one_folder)
+    data.setup()
+    assert "the class ant includes the images in ant/red" in caplog.text
+    assert "1 images lie in no class folder and are not used" in caplog.text
+    assert sum(map(len, seen(data))) == 25
+
+
+def test_names_in_utf_16_are_read_and_blank_ones_are_refused(one_folder):
+    file = one_folder / "cat_to_name.json"
+    file.write_text(json.dumps({"ant": "fourmi", "bee": "abeille", "cat": "félin"}), encoding="utf-16")
+    data = module(one_folder)
+    data.setup()
+    assert data.class_names == ("fourmi", "abeille", "félin")
+    for name in (" ", True):
+        file.write_text(json.dumps({"ant": name, "bee": "b", "cat": "c"}))
+        refused(one_folder, match="no name for the class folder 'ant'")
+
+
+@pytest.mark.parametrize(("root", "match"), [("", "data.root is empty"), ("~nobody-of-that-name/x", "no such user")])
+def test_a_root_that_is_no_path_is_refused(root, match):
+    refused(root, match=match)

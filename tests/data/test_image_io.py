@@ -254,7 +254,7 @@ def test_files_are_meant_as_images_by_extension_or_content(tmp_path):
     PHOTO.save(tmp_path / "photo.jpg_large", format="JPEG")
     for name in ("a.xml", "a.txt", "a.csv", "a.mp4", "README", "a.ini", "a.png.gz"):
         (tmp_path / name).write_bytes(b"text")
-    meant = ["a.jpg", "a.PNG", "a.heic", "a.tga", "photo", "photo.jpg_large"]
+    meant = ["a.jpg", "a.PNG", "a.heic", "a.tga", "a.webp", "a.avif", "photo", "photo.jpg_large"]
     others = ["pipe", "a.xml", "a.txt", "a.csv", "a.mp4", "README", "a.ini", "a.png.gz"]
     assert [is_image(str(tmp_path / name)) for name in meant] == [True] * len(meant)
     assert [is_image(str(tmp_path / name)) for name in others] == [False] * len(others)
@@ -281,3 +281,13 @@ def test_the_middle_of_a_long_image_is_that_of_its_resized_whole():
     ramp = torch.linspace(0, 255, 5000).to(torch.uint8).expand(3, 50, 5000)
     whole = v2.functional.center_crop(v2.functional.resize(ramp, [20], antialias=True), 20)
     assert (fixed_transform(image_size=20, resize_ratio=1.0)(ramp).int() - whole.int()).abs().max() <= 1
+
+
+def test_damage_is_told_in_true_words(tmp_path):
+    Image.fromarray(np.full((4, 4), np.nan, np.float32)).save(tmp_path / "nan.tif")
+    with pytest.raises(BadImageError, match="values that are not finite"):
+        read(str(tmp_path / "nan.tif"))
+    if "AVIF" in FORMATS:
+        (tmp_path / "half.avif").write_bytes(b"\0\0\0\x1cftypavif" + bytes(8))
+        with pytest.raises(BadImageError, match="it is a damaged AVIF file"):
+            read(str(tmp_path / "half.avif"))

@@ -13,7 +13,13 @@ from torch.overrides import TorchFunctionMode
 
 from filterscope.models.classifier import Classifier
 from filterscope.models.forward_trace import FAILED, calls_without_values
-from filterscope.models.network_copy import copy_network, same_random_numbers, switch_off_inplace, without_values
+from filterscope.models.network_copy import (
+    copy_network,
+    in_evaluation_mode,
+    same_random_numbers,
+    switch_off_inplace,
+    without_values,
+)
 
 Filter = tuple[str, int]
 """Layer and number."""
@@ -140,7 +146,7 @@ def _run_constants(
         own = own.double() if own.is_floating_point() else own
         return nn.Parameter(own, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else own
 
-    network = copy_network(classifier.backbone.network, convert).eval()
+    network = in_evaluation_mode(copy_network(classifier.backbone.network, convert))
     switch_off_inplace(network)
     run, numbers = _ConstantRun({}, {}, {IMAGE: 1}), Counter[str]()
 

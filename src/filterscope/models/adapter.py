@@ -83,11 +83,12 @@ class AdaptedBackbone(Backbone):
 def logits_of(output: Any, count: int) -> Tensor | None:
     """Return the tensor of logits of `count` images in what a network returns, or None if there is none.
 
-    It is the output itself or the first tensor of a dict, list, tuple or dataclass with a row for each image; entries
-    called `logits`, `out` … are preferred. One number per image, `(N,)`, becomes `(N, 1)`.
+    It is the output itself or the first tensor of a dict, list, tuple or dataclass that holds floating point numbers in
+    a row for each image; entries called `logits`, `out` … are preferred. One number per image, `(N,)`, becomes `(N, 1)`.
     """
     if isinstance(output, Tensor):
-        fits = output.dim() > 0 and len(output) == count
+        output = output.to_dense() if output.is_sparse else output
+        fits = output.dim() > 0 and len(output) == count and output.is_floating_point()
         return None if not fits else output[:, None] if output.dim() == 1 else output
     if isinstance(output, Mapping):
         parts = dict(output)

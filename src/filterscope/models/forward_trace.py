@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from filterscope.models.network_copy import copy_network, same_random_numbers, share, switch_off_inplace, without_values
+from filterscope.models.network_copy import (
+    copy_network,
+    in_evaluation_mode,
+    same_random_numbers,
+    share,
+    switch_off_inplace,
+    without_values,
+)
 
 Shape = tuple[int, ...]
 
@@ -17,7 +24,16 @@ LARGEST = 640
 """Image sizes up to this are tried."""
 COMMON_SIZES = (224, 32, 28, 64, 96, 128, 256, 299, 384, 48, 100, 112, 160, 192, 512, 1)
 
-FAILED = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError)
+FAILED = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    AssertionError,
+    ArithmeticError,
+    StopIteration,
+)
 """What networks raise for images that they cannot process."""
 
 
@@ -128,7 +144,7 @@ def accepted_sizes(network: nn.Module, *, in_channels: int, near: int, known: in
 
 
 def _run(network: nn.Module, inputs: Sequence[Tensor], calls: list[ModuleCall]) -> list[ModuleCall]:
-    network.eval()
+    in_evaluation_mode(network)
     switch_off_inplace(network)
     numbers: Counter[str] = Counter()
     sources: dict[int, list[ModuleCall]] = defaultdict(list)  # by the id of the output

@@ -57,10 +57,22 @@ def copy_network(network: M, convert: Callable[[Tensor], Tensor], *, keep_hooks:
         elif isinstance(value, partial):
             options = {name: copied(option) for name, option in value.keywords.items()}
             twin = partial(copied(value.func), *map(copied, value.args), **options)
+        elif isinstance(value, types.FunctionType) and value.__closure__:
+            twin = copies[id(value)] = _with_cells(value, [copied(cell.cell_contents) for cell in _filled(value)])
         return twin
 
     result: M = copied(network)
     return result
+
+
+def in_evaluation_mode(network: M) -> M:
+    """Put every module of a network in evaluation mode and return it.
+
+    `train` is not called: networks override it, and some then merge or freeze weights.
+    """
+    for module in network.modules():
+        module.training = False
+    return network
 
 
 def share(tensor: Tensor) -> Tensor:
@@ -175,6 +187,25 @@ def _run_uncompiled(module: nn.Module) -> None:
         state["_compiled_call_impl"] = None
     if "_orig_mod" in state.get("_modules", {}):
         state["forward"] = state["_modules"]["_orig_mod"]
+
+
+def _filled(function: types.FunctionType) -> list[types.CellType]:
+    """Return the variables of a function's surroundings that have a value, or none if the function is one of them."""
+    cells = list(function.__closure__ or ())
+    try:
+        return [] if any(cell.cell_contents is function for cell in cells) else cells
+    except ValueError:  # one is not set yet
+        return []
+
+
+def _with_cells(function: types.FunctionType, values: list[Any]) -> types.FunctionType:
+    """Return a function with other values of the variables around it; the function itself if they are the same."""
+    if all(value is cell.cell_contents for value, cell in zip(values, _filled(function), strict=True)):
+        return function
+    cells = tuple(map(types.CellType, values))
+    twin = types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, cells)
+    twin.__kwdefaults__ = function.__kwdefaults__
+    return twin
 
 
 def _items(container: Any) -> list[tuple[Any, Any]]:

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -10,11 +11,11 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from filterscope.analysis.hooks import Precision, compute_precision
 from filterscope.data.array_images import image_batch
-from filterscope.errors import UserError, printable, suggestion
+from filterscope.errors import UserError, first_line, printable, suggestion
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions
 from filterscope.registry import check_fields, find
@@ -202,8 +203,10 @@ class Visual(ABC):
 
     def unsupported_reason(self, classifier: Classifier) -> str:
         """Return why this visual cannot be drawn of a network, or an empty text if it can."""
-        missing = self.needs_convolutions and not convolutions(classifier.layers)
-        return "the network has no convolutions" if missing else ""
+        if not self.needs_convolutions or convolutions(classifier.layers):
+            return ""
+        unused = any(isinstance(module, nn.Conv2d) for module in classifier.modules())
+        return "none of the network's convolutions runs as a module" if unused else "the network has no convolutions"
 
     def record_validation(
         self,
@@ -258,7 +261,15 @@ def render(
     shown: dict[str, Output] = {}
     with compute_precision(precision):
         for visual in visuals_due(visuals, state):
-            shown |= visual(classifier, examples, state)
+            try:
+                shown |= visual(classifier, examples, state)
+            except RuntimeError as error:
+                if not re.search("does not require grad|inference tensor", str(error), re.IGNORECASE):
+                    raise
+                raise UserError(
+                    f"{type(visual).__name__} needs gradients, which {classifier.backbone.name} does not let through "
+                    f"(no_grad, inference_mode or detach): {first_line(error)}"
+                ) from error
     return shown
 
 

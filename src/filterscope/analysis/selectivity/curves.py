@@ -106,12 +106,12 @@ def _quadratic_peak(x: Tensor, y: Tensor, values: Tensor) -> tuple[float, float]
 
 
 def _parabola_peak(x: Tensor, values: Tensor) -> float:
-    """Return where a parabola through the logarithms of three values has its maximum, 0 if it has none."""
+    """Return where a parabola through the logarithms of three or more values has its maximum, 0 if it has none."""
     if len(x) < 3 or float(values.max()) <= 0:
         return 0.0
     logs = values.clamp_min(0.01 * float(values.max())).double().log()
     powers = torch.stack([torch.ones_like(x), x, x * x], dim=1).double()
-    _, slope, bend = torch.linalg.solve(powers, logs).tolist()
+    _, slope, bend = torch.linalg.lstsq(powers, logs[:, None]).solution.flatten().tolist()
     return -slope / (2 * bend) if bend < 0 else 0.0
 
 

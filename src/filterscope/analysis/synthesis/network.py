@@ -14,7 +14,7 @@ from filterscope.errors import UserError, first_line
 from filterscope.models.classifier import Classifier
 from filterscope.models.forward_trace import FAILED, ModuleCall, trace
 from filterscope.models.layers import convolutions, find_layer, is_leaf
-from filterscope.models.network_copy import copy_network, share, switch_off_inplace
+from filterscope.models.network_copy import copy_network, in_evaluation_mode, share, switch_off_inplace
 
 
 class _LayersReached(Exception):
@@ -26,7 +26,7 @@ def frozen_copy(classifier: Classifier) -> Classifier:
 
     The weights are shared, not copied; changes to the copy's modules leave the classifier as it is.
     """
-    copied = copy_network(classifier, share).requires_grad_(requires_grad=False).eval()
+    copied = in_evaluation_mode(copy_network(classifier, share).requires_grad_(requires_grad=False))
     switch_off_inplace(copied)
     return copied
 
