@@ -249,6 +249,20 @@ class ListOfLayers(nn.Module):
         return self.fc(images.mean((2, 3)))
 
 
+class RefusesModes(nn.Module):
+    """Raises an error when it is put into another mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = chain()
+
+    def train(self, mode: bool = True) -> "RefusesModes":  # noqa: ARG002
+        raise RuntimeError("its mode is fixed")
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+
 class WithChild(nn.Conv2d):
     """A convolution that holds another module."""
 
@@ -267,6 +281,13 @@ def with_first(layer: nn.Module) -> nn.Module:
 def pruned() -> nn.Module:
     network = chain()
     prune.l1_unstructured(network[0], "weight", amount=0.5)
+    return network
+
+
+def patched(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> nn.Module:
+    """A network whose forward was replaced by a function around it."""
+    network = chain()
+    network.forward = wrap(network.forward)
     return network
 
 
@@ -320,6 +341,13 @@ UNUSUAL: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "shared block": (SharedBlock, DRAWN),
     "shared convolution": (lambda: nn.Sequential(*2 * [nn.Conv2d(3, 3, 3)], nn.Flatten(), nn.LazyLinear(2))[:3], DRAWN),
     "pool that runs twice": (Tutorial, DRAWN),
+    "patched forward": (partial(patched, lambda forward: lambda images: forward(images) * 2), DRAWN),
+    "patched forward without gradients": (partial(patched, torch.no_grad()), DRAWN),
+    "refuses modes": (RefusesModes, DRAWN),
+    "class numbers": (partial(Returning, lambda logits, _: logits.argmax(1)), DRAWN),
+    "sparse logits": (partial(Returning, lambda logits, _: logits.to_sparse()), DRAWN),
+    "complex logits": (partial(Returning, lambda logits, _: logits.to(torch.cfloat)), DRAWN),
+    "1×1 kernels": (lambda: with_first(nn.Conv2d(3, 6, 1)), DRAWN),
     "pruned": (pruned, DRAWN),
     "old weight norm": (partial(norm_by_hook, nn.utils.weight_norm), DRAWN),
     "old spectral norm": (partial(norm_by_hook, nn.utils.spectral_norm), DRAWN),
@@ -364,6 +392,14 @@ UNUSUAL: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "an error inside": (Fails, r"images of 3×64×64 cannot pass through Fails: .*mat1 and mat2 shapes"),
     "grey": (lambda: chain(1), "images of 3 channels; the network takes 1"),
+    "a failing lookup": (
+        partial(Returning, lambda *_: {}["classes"]),
+        "cannot pass through Returning: KeyError: 'classes'",
+    ),
+    "nothing to return": (
+        partial(Returning, lambda *_: next(iter([]))),
+        "cannot pass through Returning: StopIteration",
+    ),
     "TorchScript": (lambda: torch.jit.script(chain().eval()), "compiled by TorchScript, which hides its layers"),
     "lazy": (lambda: with_first(nn.LazyConv2d(6, 5)), "has lazy layers without weights"),
     "meta device": (lambda: chain().to("meta"), "lies on the meta device"),

@@ -32,6 +32,7 @@ from look_networks import (
     Unused,
     WithChild,
     chain,
+    patched,
     snapshot,
     trial,
 )
@@ -89,6 +90,21 @@ def test_another_thread_trains_the_network_meanwhile_as_if_nobody_looked() -> No
     assert not modes
     expected = alone.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in watched.state_dict().items())
+
+
+@pytest.mark.parametrize("visual", ["gradcam", Synthesis(recipe=Recipe(steps=2, size=24)), "health"])
+def test_a_network_that_lets_no_gradients_through_is_told_so(visual: str | Visual) -> None:
+    with pytest.raises(UserError, match=r"needs gradients, which Sequential does not let through \(no_grad"):
+        filterscope.look(patched(torch.no_grad()), SMALL, visuals=[visual])
+
+
+def test_convolutions_that_do_not_run_are_told_so() -> None:
+    with pytest.raises(UserError, match="gradcam cannot be drawn: none of the network's convolutions runs"):
+        filterscope.look(patched(lambda _: lambda images: images.mean((2, 3))), SMALL, visuals=["gradcam"])
+
+
+def test_filters_of_one_pixel_are_tuned_to_colours() -> None:
+    assert filterscope.look(UNUSUAL["1×1 kernels"][0](), SMALL, visuals=["tuning"])
 
 
 def test_a_pool_that_runs_twice_is_two_layers() -> None:
@@ -220,8 +236,8 @@ def test_wrong_images_are_told_in_one_line(images, message) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"std": [0, 0, 0]}, r"std=\[0.0, 0.0, 0.0\]: must be 3 finite positive numbers"),
-        ({"mean": [0, float("nan"), 0]}, r"mean=\[0.0, nan, 0.0\]: must be 3 finite numbers"),
+        ({"std": [0, 0, 0]}, r"std=\[0, 0, 0\]: must be 3 finite positive numbers"),
+        ({"mean": [0, float("nan"), 0]}, r"mean=\[0, nan, 0\]: must be 3 finite numbers"),
         ({"labels": [0, 4]}, r"labels go up to 4, but the network has classes 0 to 3"),
         ({"labels": [0]}, r"labels must be 2 whole numbers from 0 on"),
         ({"labels": ["cat", "dog"]}, r"labels must be 2 whole numbers from 0 on"),

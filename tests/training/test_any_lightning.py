@@ -2,6 +2,7 @@
 
 import importlib
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,40 @@ def test_no_labels_end_the_training(labels: Tensor, tmp_path: Path) -> None:
     trainer = pl.Trainer(max_epochs=1, accelerator="cpu", callbacks=[looks], logger=False, **options)
     trainer.fit(AnyLabels(), loader, loader)
     assert (tmp_path / "health" / "epoch_001.csv").is_file()
+
+
+def test_layers_that_are_replaced_in_training_are_drawn(tmp_path: Path) -> None:
+    import pytorch_lightning as pl
+
+    class Replaces(pl.Callback):
+        def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            if trainer.current_epoch == 1:
+                pl_module.net.out = nn.Linear(12, 3)
+                pl_module.net.conv = nn.Conv2d(6, 12, 3)
+
+    looks = LogVisuals(["filters", "health"], examples=IMAGES, folder=tmp_path, strict=True)
+    fit(pl, tmp_path, [Replaces(), looks])
+    rows = [(tmp_path / "health" / f"epoch_00{epoch}.csv").read_text().count("\nconv,") for epoch in (1, 2)]
+    assert rows == [8, 12]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"examples": torch.rand(2, 3, 2, 2)}, "images of 3×2×2 cannot pass through Net: .*Kernel size"),
+        ({"examples": torch.rand(2, 1, 24, 24)}, "images of 1 channels; the network takes 3"),
+        ({"mean": 0.5}, "mean=0.5: must be 3 finite numbers"),
+        ({"std": [0, 1, 1]}, r"std=\[0, 1, 1\]: must be 3 finite positive numbers"),
+    ],
+)
+def test_what_cannot_be_drawn_is_one_warning_with_the_true_reason(
+    options: dict, reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import pytorch_lightning as pl
+
+    fit(pl, tmp_path, [LogVisuals(["filters"], folder=tmp_path, **({"examples": IMAGES} | options))])
+    (warning,) = [message for message in caplog.messages if message.startswith("LogVisuals")]
+    assert re.search(rf"nothing is drawn \({reason}.*training goes on", warning)
 
 
 class Broken(Visual):

@@ -4,7 +4,7 @@ import dataclasses
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -84,7 +84,8 @@ def logits_of(output: Any, count: int) -> Tensor | None:
     """Return the tensor of logits of `count` images in what a network returns, or None if there is none.
 
     It is the output itself or the first tensor of a dict, list, tuple or dataclass that holds floating point numbers in
-    a row for each image; entries called `logits`, `out` … are preferred. One number per image, `(N,)`, becomes `(N, 1)`.
+    a row for each image; entries called `logits`, `out` … are preferred. One number per image, `(N,)`, becomes
+    `(N, 1)`.
     """
     if isinstance(output, Tensor):
         output = output.to_dense() if output.is_sparse else output
@@ -266,11 +267,14 @@ def find_network(module: nn.Module, name: str | None, images: Tensor, **options:
         whole = as_classifier(module, images=images, **options)
     except UserError as error:
         accepted: dict[str, Classifier] = {}
+        reasons: list[UserError] = []
         for key, part in holders.items():
-            with suppress(UserError):
+            try:
                 accepted[key] = as_classifier(part, images=images, **options)
+            except UserError as reason:
+                reasons.append(reason)
         if not accepted:
-            raise
+            raise (reasons[0] if len(reasons) == 1 else error) from error  # the part says more than what holds it
         first, *others = accepted
         if others:
             raise UserError(

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, list_models
 
-from filterscope.errors import UserError, first_line, suggestion
+from filterscope.errors import UserError, as_written, first_line, suggestion
 from filterscope.models.layers import last_layer
 from filterscope.models.network_copy import switch_off_inplace
 from filterscope.models.weights import build_with_weights, download_weights
@@ -330,10 +330,15 @@ def per_channel(option: str, given: Sequence[float] | None, published: Sequence[
     """
     if given is None:
         return published
-    numbers = [float(each) for each in given]
     positive = "positive " if option.endswith("std") else ""
+    try:
+        numbers = [float(each) for each in given]
+    except (TypeError, ValueError):  # Python code may give anything
+        numbers = []
     if len(numbers) != len(published) or not all(map(math.isfinite, numbers)) or (positive and min(numbers) <= 0):
-        raise UserError(f"{option}={numbers}: must be {len(published)} finite {positive}numbers, one per channel")
+        raise UserError(
+            f"{option}={as_written(given)}: must be {len(published)} finite {positive}numbers, one per channel"
+        )
     return numbers
 
 

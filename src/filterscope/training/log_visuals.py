@@ -2,6 +2,7 @@
 
 import logging
 import math
+import operator
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -113,7 +114,7 @@ class LogVisuals(pl.Callback):
         self.state = VisualState()
         self.summaries: dict[str, tuple[int, Table]] = {}  # the newest tables for the terminal, with their epochs
         self._adapted: Classifier | None = None
-        self._adapted_from: object = None
+        self._adapted_from: list[torch.nn.Module] = []  # its modules, of which it was made
         self._packed: dict[str, Any] | None = None  # the examples as checkpoints hold them
         self._recording = ExitStack()
         self._recorders: dict[str, Callable[[Tensor | None], None]] = {}
@@ -184,8 +185,7 @@ class LogVisuals(pl.Callback):
         classifier = self._classifier(trainer, pl_module)
         if classifier is None:
             return
-        if any(hasattr(module, "_orig_mod") for module in pl_module.modules()):
-            self._recording.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code has no hooks
+        self._recording.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code has no hooks
         for name, visual in self.visuals.items():
             with self._reported(name):
                 record = partial(recording_validation, {name: visual}, classifier, self.state)
@@ -336,6 +336,9 @@ class LogVisuals(pl.Callback):
         if not isinstance(labels, Tensor) or labels.dim() != 1 or labels.is_floating_point() or len(labels) == 0:
             return None
         labels = labels.long()
+        if isinstance(batch[0], Tensor) and len(batch[0]) != len(labels):
+            self._warn("labels", f"{len(labels)} labels for {len(batch[0])} images, so classes are left out")
+            return None
         if int(labels.min()) < 0 or int(labels.max()) >= count:
             known = f"class numbers from 0 to {count - 1}" if count else "of classes, for the network predicts none"
             self._warn("labels", f"labels are not {known}, so classes are left out")
@@ -350,15 +353,19 @@ class LogVisuals(pl.Callback):
         own = getattr(pl_module, "classifier", None)
         if isinstance(own, Classifier):
             return own
-        if self._adapted is None or self._adapted_from is not pl_module:
+        modules = list(pl_module.modules())
+        same = len(modules) == len(self._adapted_from) and all(map(operator.is_, modules, self._adapted_from))
+        if self._adapted is None or not same:
+            if same is False and self._adapted is not None:  # another training, or layers were replaced in this one
+                self.state.store.clear()
             examples = self._examples(trainer)
-            self._adapted_from = pl_module
+            self._adapted_from = modules
             options: dict[str, Any] = {"mean": self.mean, "std": self.std, "others": self._other_inputs}
             try:
                 self._adapted = find_network(
                     pl_module, self.network, examples.images, class_names=examples.class_names, **options
                 )
-            except UserError as error:
+            except Exception as error:
                 if self.strict:
                     raise
                 self._adapted, self.visuals = None, {}
@@ -398,5 +405,5 @@ def _checked(examples: Any) -> tuple[Examples | None, tuple[Any, ...]]:
 def _rebuild(kind: type[LogVisuals], state: dict[str, Any]) -> LogVisuals:
     """Rebuild a pickled callback, which may have been made beside another Lightning."""
     callback = kind.__new__(kind)
-    vars(callback).update(state, _adapted=None, _adapted_from=None, _recording=ExitStack(), _recorders={})
+    vars(callback).update(state, _adapted=None, _adapted_from=[], _recording=ExitStack(), _recorders={})
     return callback

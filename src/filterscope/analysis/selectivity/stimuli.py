@@ -54,7 +54,8 @@ class Pattern:
 
 def draw_patterns(patterns: Sequence[Pattern], side: int, *, chunk: int = 512) -> Tensor:
     """Return patterns as `(patterns, side, side)`; lines are smooth over one pixel."""
-    return torch.cat([_draw(patterns[i : i + chunk], side) for i in range(0, len(patterns), chunk)])
+    drawn = [_draw(patterns[i : i + chunk], side) for i in range(0, len(patterns), chunk)]
+    return torch.cat(drawn or [torch.empty(0, side, side)])
 
 
 def _draw(patterns: Sequence[Pattern], side: int) -> Tensor:
