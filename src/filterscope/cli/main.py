@@ -27,7 +27,7 @@ from filterscope.cli.error_messages import (
 )
 from filterscope.cli.resume_arguments import is_resumed, repeated_arguments, resume_arguments, store_config
 from filterscope.cli.run_folder import claim_folder, unique_dir
-from filterscope.cli.search_path import add_plugin_configs, hide_bases, list_groups, suggest
+from filterscope.cli.search_path import add_plugin_configs, explain, list_groups
 from filterscope.cli.sweeps import (
     check_launcher,
     finish_sweep,
@@ -102,16 +102,14 @@ def run_script(main: Callable[[], Any]) -> None:
         _leave_stopped(stopped, "")
     except (UserError, OSError) as error:
         # Hydra's error for an unknown option is an OSError too.
-        hint = suggest(str(error)) if isinstance(error, HydraException) else ""
-        exit_with_message(hide_bases(describe_error(error) or str(error)) + hint, 2)
+        exit_with_message(explain(describe_error(error) or str(error)), 2)
     except launcher_errors() as error:
         finish_sweep(
             f"one was killed or did not start ({first_line(error)}); see the logs in .submitit in the sweep's folder"
         )
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else ""
-        message = f"{error} {cause}"
-        exit_with_message(describe_error(error) or message + suggest(message), 1)
+        exit_with_message(describe_error(error) or explain(f"{error} {cause}"), 1)
     except Exception as error:
         if not HydraConfig.initialized() and isinstance(error, COMPOSE_ERRORS):
             exit_with_message(f"the command line cannot be parsed: {error or type(error).__name__}", 1)

@@ -19,8 +19,9 @@ from filterscope.registry import PLUGINS
 CONF = (Path(__file__).parent.parent / "conf").resolve()
 """The folder of filterscope's own config groups."""
 
-_UNKNOWN_CHOICE = re.compile(r"Could not (?:find|load) '([\w/.-]+)/([^'/]+)'")
-_UNKNOWN_OPTION = re.compile(r"Could not (?:override|delete|append)[^']*'([^'=]+)")
+_UNKNOWN_CHOICE = re.compile(r"Could not (?:find|load) '([\w/-]+)/([^'/]+)'")
+_UNKNOWN_OPTION = re.compile(r"Could not (?:override|delete)[^']*'([^'=]+)")
+_TWICE = re.compile(r"Could not append[^']*'([^'=]+)'")
 
 
 class PluginConfigs(SearchPathPlugin):
@@ -52,15 +53,22 @@ def targets_of(folders: Iterable[Path]) -> frozenset[str]:
     return frozenset(name for f in files for name in re.findall(r"_target_:\s*([\w.]+)", f.read_text(encoding="utf-8")))
 
 
-def suggest(message: str) -> str:
-    """Return ` (did you mean …?)` for an unknown name in a message of Hydra, or an empty string."""
+def explain(message: str) -> str:
+    """Return a message of Hydra on a mistake in the command line in plain words, any other message as it is."""
     if found := _UNKNOWN_CHOICE.search(message):
-        group, option = found.groups()
-        return suggestion(option, group_options(group))
+        group, name = found.groups()
+        if known := group_options(group):
+            return f"there is no {group}={name}{suggestion(name, known)}; there are {', '.join(known)}"
     if found := _UNKNOWN_OPTION.search(message):
         name = found[1].lstrip("+~").partition("@")[0]
-        return suggestion(name, [known for known in sorted(set(_option_names(CONF))) if known != name])
-    return ""
+        known = [each for each in sorted(set(_option_names(CONF))) if each != name]
+        return f"there is no option {name}{suggestion(name, known)}; --cfg=job prints all options"
+    if found := _TWICE.search(message):
+        return f"{found[1]} is an option already: write it without +"
+    said, grammar, _ = message.partition("See https://hydra.cc/")
+    if grammar:
+        return f"the command line cannot be parsed: {said.strip()}; write name=value, and lists in quotes: 'name=[a,b]'"
+    return message
 
 
 def list_groups() -> str:
@@ -68,11 +76,6 @@ def list_groups() -> str:
     folders = (CONF, *plugin_folders())
     groups = sorted({path.name for folder in folders for path in folder.glob("*") if path.is_dir()} - {"hydra"})
     return "\n".join(f"{group}: {', '.join(group_options(group))}" for group in groups)
-
-
-def hide_bases(message: str) -> str:
-    """Return Hydra's message on an unknown option without the base files (`_base`) in its list of options."""
-    return re.sub(r"(?<=\s)_\w+\s+", "", message)
 
 
 def group_options(group: str) -> list[str]:
