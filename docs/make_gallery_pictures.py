@@ -1,4 +1,4 @@
-"""Take the screenshots for the docs: `python docs/make_gallery_pictures.py GALLERY COMPARED RUN`.
+"""Take the screenshots for the docs: `python docs/make_gallery_pictures.py GALLERY COMPARED RUN` (`make pictures`).
 
 GALLERY is the folder of a gallery of RUN, COMPARED one made with `runs=[…]`.
 """
@@ -21,7 +21,7 @@ SHOTS = {
     "filter": ("filters/block3_conv3.html#30", 1180, "light"),
     "classes": ("classes.html#class=1&image=0", 880, "light"),
 }
-COMPARE = ("layers/block3_conv3.html", 890, "light")
+COMPARED = {"runs": ("index.html", 700, "light"), "compare": ("layers/block1_conv1.html", 890, "light")}
 CIRCUIT = ("filters/block2_conv1.html#30", ("#h-inputs", "#h-expanded", "#h-users"))
 
 
@@ -62,7 +62,7 @@ def main() -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         wanted = {name: (options.gallery, *shot) for name, shot in SHOTS.items()}
-        wanted["compare"] = (options.compared, *COMPARE)
+        wanted |= {name: (options.compared, *shot) for name, shot in COMPARED.items()}
         for name, (folder, place, height, scheme) in wanted.items():
             file, _, part = place.partition("#")
             address = f"{(folder.resolve() / file).as_uri()}#{part}"

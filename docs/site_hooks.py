@@ -36,9 +36,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, f"notebooks/{path.stem}.md", content=page))
         for name, content in pictures.items():
             files.append(File.generated(config, f"notebooks/{name}", content=content))
-    gallery = Path(os.environ.get(DEMO) or REPOSITORY / "build" / "demo" / "gallery")
+    gallery = Path(os.environ.get(DEMO) or REPOSITORY / "build" / "demo_gallery" / "gallery")
     if not (gallery / "index.html").is_file():
-        files.append(File.generated(config, "demo/index.html", content=NO_DEMO))
+        for name in ("index", "layers/block1_conv1"):  # to which the landing page leads
+            files.append(File.generated(config, f"demo/{name}.html", content=NO_DEMO))
         return files
     for path in sorted(gallery.rglob("*")):
         if path.is_file():

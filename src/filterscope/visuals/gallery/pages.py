@@ -140,6 +140,7 @@ def _epochs(pages: Sequence[LayerPage], info: Info) -> dict[str, Any]:
     return {
         "metrics": info["metrics"],
         "words": ["", *Verdict],
+        "shown": info["best"].get("epoch"),
         "layers": {page.slug: page.epoch_facts for page in pages if page.epochs},
     }
 

@@ -96,11 +96,13 @@ def build_runs_site(runs: Sequence[DrawnRun]) -> Site:
     options = [run.info["run"] for run in runs]
     names = list(dict.fromkeys(name for each in options for name in each))
     metrics = list(dict.fromkeys(name for run in runs for name in run.info["best"]))
+    differ = [name for name in names if len({str(each.get(name)) for each in options}) > 1]
     context: dict[str, Any] = {
         "runs": runs,
+        "labels": _labels(runs, differ),
         "layers": layers,
         "metrics": metrics,
-        "options": [name for name in names if len({str(each.get(name)) for each in options}) > 1],
+        "options": differ,
         "info": {"title": f"{len(runs)} runs side by side"},
     }
     content["index.html"] = page_html("runs.html.j2", **context)
@@ -110,6 +112,14 @@ def build_runs_site(runs: Sequence[DrawnRun]) -> Site:
     content[MANIFEST] = json.dumps(_manifest(runs, layers), ensure_ascii=False).encode()
     text = f"A gallery of {len(runs)} runs side by side: open `gallery/index.html` in a browser."
     return Site(files=content, description=text)
+
+
+def _labels(runs: Sequence[DrawnRun], differ: Sequence[str]) -> list[str]:
+    """Return a short label for each run: the options in which it differs, or its name where these are many or equal."""
+    # An option may refer to another one, as `optimizer.lr` to `finetune.lr`: then both have the same label.
+    values = [[f"{name.rpartition('.')[2]} {run.info['run'].get(name, '–')}" for name in differ] for run in runs]
+    labels = [", ".join(dict.fromkeys(each)) for each in values]
+    return labels if len(set(labels)) == len(runs) and max(map(len, labels)) <= 40 else [run.name for run in runs]
 
 
 def filter_changes(

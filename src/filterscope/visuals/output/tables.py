@@ -41,8 +41,9 @@ def table_text(content: Table, title: str = "", *, width: int | None = None) -> 
     """
     width = width or shutil.get_terminal_size((120, 24)).columns
     cells = [[_cell(cell, 3) for cell in column] for column in zip(content.columns, *content.rows, strict=True)]
-    # Only the blanks of a column's name may become line breaks.
-    widths = [max(map(len, (*name.split(), *column))) for name, *column in cells]
+    widths = [max(map(len, column)) for column in cells]
+    if _width(range(len(widths)), widths) > width:  # then the blanks of the columns' names become line breaks
+        widths = [max(map(len, (*name.split(), *column))) for name, *column in cells]
     console = Console(width=width, color_system=None)
     with console.capture() as captured:
         for part in _parts(widths, width):

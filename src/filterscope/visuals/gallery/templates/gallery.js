@@ -113,7 +113,7 @@ function arranged(rows, view) {
 
 // ---- The slider over epochs. ----
 
-const EPOCHS = window.filterscopeEpochs || { metrics: {}, words: ["", ...VERDICTS], layers: {} };
+const EPOCHS = window.filterscopeEpochs || { metrics: {}, words: ["", ...VERDICTS], layers: {}, shown: null };
 const USUAL_METRICS = ["val/acc", "train/acc", "val/loss", "train/loss"];
 
 function epochName(epoch) {
@@ -143,14 +143,16 @@ function drawChart(epoch) {
   chart.toggleAttribute("hidden", false);
 }
 
-// Lets the slider call `show(place)`; `names` are the epochs of its places, null for a place that is no epoch.
+// Lets the slider call `show(place)`; `names` are the epochs of its places, null for the network of the gallery itself.
+// Without such a place it begins at the epoch of that network.
 function followSlider(names, show, nameOfRest = "") {
   const slider = byId("epoch");
   if (!slider) return () => {};
+  if (!names.includes(null) && names.includes(EPOCHS.shown)) slider.value = names.indexOf(EPOCHS.shown);
   let timer = null;
   const update = () => {
-    const place = Number(slider.value), epoch = names[place];
-    const label = epoch === null ? nameOfRest : epochName(epoch);
+    const place = Number(slider.value), own = names[place] === null, epoch = own ? EPOCHS.shown : names[place];
+    const label = [own ? nameOfRest : "", epoch === null ? "" : epochName(epoch)].filter(Boolean).join(", ");
     byId("epoch-label").textContent = label;
     slider.setAttribute("aria-valuetext", label);
     const row = epoch === null ? {} : EPOCHS.metrics[epoch] || {};
@@ -403,11 +405,13 @@ function overview() {
   const layers = EPOCHS.layers, epochs = [...new Set(Object.values(layers).flatMap((each) => each.epochs))].sort((a, b) => a - b);
   const bars = [...document.querySelectorAll("[data-slug]")];
   followSlider(epochs, (place) => {
-    for (const bar of bars) {
+    const found = bars.map((bar) => {
       const records = layers[bar.dataset.slug];
       const at = records ? records.epochs.findLastIndex((epoch) => epoch <= epochs[place]) : -1;
       if (at >= 0) fillBar(bar, records.verdicts[at]);
-    }
+      return at >= 0 ? records.verdicts[at] : null;
+    });
+    if (!found.includes(null)) fillBar(byId("all"), found.flat());
   })();
   search();
 }
