@@ -102,7 +102,7 @@ def test_the_base_file_of_a_group_is_not_offered_as_an_option(script: Script) ->
 def test_an_unknown_choice_lists_the_possible_ones(script: Script) -> None:
     assert_refused(
         script("train.py", "model=alexnet2"),
-        "there is no model=alexnet2 (did you mean alexnet?); there are alexnet, alexnet_scratch, ",
+        r"there is no model=alexnet2 \(did you mean alexnet\?\); there are alexnet, alexnet_scratch, ",
     )
 
 
