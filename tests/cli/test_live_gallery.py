@@ -43,13 +43,23 @@ def served(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[str], str]]:
     command = [sys.executable, "-u", "-c", SERVE, str(checkpoint), str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        assert "waiting for" in process.stdout.readline()
-        write_file(checkpoint, b"1")
         line = process.stdout.readline()
-        address = re.search(r"http://[\d.]+:\d+", line)
-        assert address, line
-        yield checkpoint, process, address.group()
+        found = re.search(r"http://[\d.]+:\d+", line)
+        assert found, line
+        address = found.group()
+        assert "waiting for" in process.stdout.readline()
+        assert "not drawn yet" in read(address)
+        write_file(checkpoint, b"1")
+        wait_until_drawn(address, "0.0")
+        yield checkpoint, process, address
         process.kill()
+
+
+def wait_until_drawn(address: str, before: str) -> None:
+    """Wait until the server has drawn another checkpoint than the one that it told before."""
+    deadline = time.monotonic() + 60
+    while read(f"{address}/drawn") == before and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def read(address: str, **headers: str) -> str:
@@ -64,9 +74,7 @@ def test_pages_are_drawn_again_after_each_checkpoint_until_interrupted(served) -
     assert "location.reload" in read(address)
     drawn = read(f"{address}/drawn")
     write_file(checkpoint, b"2")
-    deadline = time.monotonic() + 60
-    while read(f"{address}/drawn") == drawn and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_until_drawn(address, drawn)
     assert "epoch 2" in read(address)
     process.send_signal(signal.SIGINT)
     assert "closed" in process.stdout.read()

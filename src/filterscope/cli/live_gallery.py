@@ -44,6 +44,10 @@ if (place) {
 }
 </script></body>"""
 """Is added to each page as it is served; the files on the disk work without a server and do not hold it."""
+WAITING = b"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="color-scheme" content="light dark">
+<title>gallery</title><link rel="icon" href="data:,"><body><h1>The gallery is not drawn yet</h1>
+<p>It appears here as soon as the run has written a checkpoint and its filters are drawn.</p></body>
+"""
 MAX_IMAGE_BYTES = 50_000_000
 
 
@@ -77,6 +81,7 @@ def serve_gallery(
     _Handler.drawn = seen = 0.0
     try:
         with serving_gallery(folder, search, port=port) as address:
+            log.info("the gallery is at %s (Ctrl-C ends it)", address)
             if not checkpoint.exists():
                 log.info("waiting for %s", checkpoint)
             while True:
@@ -88,8 +93,6 @@ def serve_gallery(
                         if not seen:
                             raise
                         log.warning("the gallery stays as it is: %s", error)
-                    if not seen:
-                        log.info("the gallery is at %s (Ctrl-C ends it)", address)
                     _Handler.drawn = seen = changed
                 time.sleep(1)  # between two looks at the checkpoint, whose file is replaced by another process
     except (KeyboardInterrupt, Stopped):
@@ -134,8 +137,9 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         page = path / "index.html" if name == "/" else path
         if name == "/drawn":
             self._send(str(self.drawn).encode(), "text/plain")
-        elif page.suffix == ".html" and page.is_file():
-            self._send(page.read_bytes().replace(b"</body>", SCRIPT), "text/html; charset=utf-8")
+        elif page.suffix == ".html" and (page.is_file() or name == "/"):
+            content = page.read_bytes() if page.is_file() else WAITING
+            self._send(content.replace(b"</body>", SCRIPT), "text/html; charset=utf-8")
         else:
             super().do_GET()
 
