@@ -15,7 +15,7 @@ from filterscope.models.layers import convolutions, find_layer
 
 TOP = 9
 """The number of real images that stand for what activates a channel most."""
-LEAST_SUPPORT = 0.1
+LEAST_SUPPORT = 0.25
 """Pictures with a lower `SynthesisResult.support` cannot be told from forged ones (`benchmarks/forgeries.py`)."""
 _BATCH = 16
 
