@@ -17,8 +17,8 @@ CAPTION_HELP = (
     "as any of 300 real images. *beats 54%*: the percentage of real images that activate it less, if not all do. "
     "**active on 0 of 300**: no real image activates the filter, but the picture does. **none reacts more**: no other "
     "filter of the layer reacts more strongly to the picture, each in units of its spread on real images; otherwise "
-    "their number. **do not trust**: at least three quarters of the activation come from filters of the layer before that "
-    "respond more strongly than to any real image. **did not converge**: the optimization did not increase the "
+    "their number. **do not trust**: at least three quarters of the activation come from filters of the layer before "
+    "that respond more strongly than to any real image. **did not converge**: the optimization did not increase the "
     "activation. In these two cases the picture explains nothing."
 )
 
