@@ -104,29 +104,28 @@ def test_small_cnn_accepts_every_head_and_one_or_three_channels(head, in_channel
     assert classifier.in_channels == in_channels
 
 
-def test_features_are_averaged_over_grids_and_their_square_roots_normalised(images, tmp_path):
+def test_products_of_each_two_maps_are_averaged_and_their_square_roots_normalised(images, tmp_path):
     network, backbone = planted("alexnet", tmp_path)
-    classifier = heads.linear(backbone, num_classes=7, grids=(1, 2), square_root=True).eval()
+    classifier = heads.linear(backbone, num_classes=7, pool="products").eval()
     with torch.no_grad():
         maps = network.features(normalised(images, "alexnet"))
-        cells = [maps.mean((2, 3)), F.adaptive_avg_pool2d(maps, 2).flatten(1)]
-        roots = torch.cat(cells, 1).sqrt()
+        pairs = [(i, j) for i in range(256) for j in range(i, 256)]
+        roots = torch.stack([(maps[:, i] * maps[:, j]).mean((1, 2)) for i, j in pairs], 1).sqrt()
         roots = (roots - roots.mean(1, keepdim=True)) / roots.std(1, keepdim=True, unbiased=False)
         expected = F.linear(roots, classifier.head.weight, classifier.head.bias)
         torch.testing.assert_close(classifier(images), expected, rtol=1e-2, atol=1e-2)
-    assert classifier.head.in_features == 5 * 256
-    assert repr(heads.GridPool([1], True)) != repr(heads.GridPool([1, 2], True))  # a part of the key of cached features
+    assert classifier.head.in_features == 256 * 257 // 2
     zeros = torch.zeros(2, 5, 4, 4, requires_grad=True)
-    heads.GridPool([2], True)(zeros).sum().backward()
+    heads.ProductPool()(zeros).sum().backward()
     assert zeros.grad is not None
     assert bool(zeros.grad.isfinite().all())
 
 
-def test_other_networks_refuse_grids():
+def test_other_networks_refuse_products():
     with on_meta_device():
         resnet = torchvision_backbone(name="resnet18", weights=None)
-    with pytest.raises(UserError, match=r"head\.grids=\[1, 2\].* possible for AlexNet and VGG only; .*resnet18"):
-        heads.linear(resnet, num_classes=3, grids=[1, 2])
+    with pytest.raises(UserError, match=r"head\.pool=products is possible for AlexNet and VGG only; .*resnet18"):
+        heads.linear(resnet, num_classes=3, pool="products")
 
 
 def test_small_cnn_computes_the_notebook_s_formula():

@@ -1,11 +1,9 @@
 """Heads: put a new classification layer on a backbone, or keep or remove its own."""
 
-from collections.abc import Sequence
-from typing import Annotated
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from filterscope.errors import UserError
@@ -16,7 +14,7 @@ from filterscope.models.layers import last_layer
 from filterscope.models.weights import abbreviate
 from filterscope.registry import register
 
-Grids = Annotated[Sequence[Annotated[int, Field(ge=1, le=16)]], Field(min_length=1)]
+Pool = Literal["mean", "products"]
 
 
 @register("head", "replace")
@@ -45,7 +43,7 @@ def append(backbone: Backbone, *, num_classes: int) -> Classifier:
 
 @register("head", "linear")
 @register("head")
-def linear(backbone: Backbone, *, num_classes: int, grids: Grids = (1,), square_root: bool = False) -> Classifier:
+def linear(backbone: Backbone, *, num_classes: int, pool: Pool = "mean") -> Classifier:
     """Put one new Linear on the pooled convolutional features; needs no fully connected weights.
 
     If the network's own classifier is one Linear (ResNet, DenseNet, …), that one is replaced.
@@ -53,38 +51,32 @@ def linear(backbone: Backbone, *, num_classes: int, grids: Grids = (1,), square_
     Args:
         backbone: the network; it is changed in place.
         num_classes: of the data.
-        grids: features are averaged over each cell of a 1×1, 2×2, … grid; 1 is global pooling. Only for networks
-            that end in several fully connected layers, such as AlexNet and VGG.
-        square_root: take the square root of the averages, which reduces the weight of strong features against weak
-            ones, and normalise them over each image (Perronnin et al. 2010).
+        pool: `mean` averages each feature map. `products` averages the products of each two maps and takes their square
+            roots, normalised over each image (Lin et al. 2015): C (C + 1) / 2 features from C maps, which tell classes
+            apart that differ in details; only for networks that end in several fully connected layers (AlexNet, VGG).
 
     Raises:
         UserError: the end of the network's features cannot be found, or its pooling cannot be changed.
     """
-    pool = nn.AdaptiveAvgPool2d(1) if tuple(grids) == (1,) and not square_root else GridPool(grids, square_root)
     if _has_one_linear(backbone.network):
-        _refuse_grids(backbone, pool)
+        _refuse_products(backbone, pool)
         return replace(backbone, num_classes=num_classes)
     return Classifier(backbone, nn.Linear(_pool_features(backbone, pool), num_classes), num_classes=num_classes)
 
 
-class GridPool(nn.Module):
-    """Averages feature maps over the cells of grids: `(N, C, H, W)` → `(N, C × cells, 1, 1)`."""
+class ProductPool(nn.Module):
+    """Averages the products of each two feature maps: `(N, C, H, W)` → `(N, C (C + 1) / 2, 1, 1)`.
 
-    def __init__(self, grids: Sequence[int], square_root: bool) -> None:
-        super().__init__()
-        self.grids, self.square_root = tuple(grids), square_root
+    Then it takes square roots, which lets strong features not outweigh all others, and normalises them over each image.
+    """
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Return the averages, and their square roots normalised over each image if these are asked for."""
-        means = torch.cat([F.adaptive_avg_pool2d(maps, each).flatten(1) for each in self.grids], 1)
-        if self.square_root:
-            means = F.layer_norm((means.float().clamp_min(0) + 1e-6).sqrt(), means.shape[1:]).to(means.dtype)
-        return means[:, :, None, None]
-
-    def extra_repr(self) -> str:
-        """Return the options, which are part of the key of cached features."""
-        return f"grids={self.grids}, square_root={self.square_root}"
+        """Return the square roots of the averages; they are 0 on average over an image, with variance 1."""
+        values = maps.flatten(2)
+        means = values @ values.transpose(1, 2) / values.shape[2]
+        first, second = torch.triu_indices(maps.shape[1], maps.shape[1], device=maps.device)
+        roots = (means[:, first, second].float().clamp_min(0) + 1e-6).sqrt()
+        return F.layer_norm(roots, roots.shape[1:]).to(maps.dtype)[:, :, None, None]
 
 
 @register("head", "keep")
@@ -126,33 +118,31 @@ def _has_one_linear(network: nn.Module) -> bool:
     return sum(isinstance(module, nn.Linear) for part in parts for module in part.modules()) == 1
 
 
-def _refuse_grids(backbone: Backbone, pool: nn.Module) -> None:
-    if isinstance(pool, GridPool):
-        raise UserError(
-            f"head.grids={list(pool.grids)} head.square_root={pool.square_root} are possible for AlexNet and VGG only; "
-            f"leave them out for {backbone.name}"
-        )
+def _refuse_products(backbone: Backbone, pool: Pool) -> None:
+    if pool == "products":
+        raise UserError(f"head.pool=products is possible for AlexNet and VGG only; leave it out for {backbone.name}")
 
 
-def _pool_features(backbone: Backbone, pool: nn.Module) -> int:
+def _pool_features(backbone: Backbone, pool: Pool) -> int:
     """End the network after its convolutional features, pooled, and return their number."""
     network = backbone.network
+    pooling = ProductPool() if pool == "products" else nn.AdaptiveAvgPool2d(1)
     if callable(reset := getattr(network, "reset_classifier", None)):  # timm's networks
-        _refuse_grids(backbone, pool)
+        _refuse_products(backbone, pool)
         reset(0)
     elif isinstance(network, nn.Sequential):
         names = list(dict(network.named_children()))
         kinds = [type(module) for module in network.children()]
         for name in names[kinds.index(nn.Flatten) if nn.Flatten in kinds else len(names) :]:
             delattr(network, name)
-        network.add_module("avgpool", pool)
+        network.add_module("avgpool", pooling)
         network.add_module("flatten", nn.Flatten())
     elif hasattr(network, "avgpool") and hasattr(network, "classifier"):
-        network.avgpool = pool
+        network.avgpool = pooling
         network.classifier = nn.Identity()
     elif hasattr(network, "classifier"):  # pools in its classifier: SqueezeNet, MaxViT
-        _refuse_grids(backbone, pool)
-        network.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        _refuse_products(backbone, pool)
+        network.classifier = nn.Sequential(pooling, nn.Flatten())
     else:
         raise UserError(f"cannot find where the features of {backbone.name} end; use head=replace")
     shapes = output_shapes(network, in_channels=backbone.in_channels, image_size=backbone.image_size)

@@ -15,7 +15,7 @@ from torch import Tensor
 from filterscope.data import decode_cache, image_io, loader, preprocessing, sampler
 from filterscope.data.datamodule import ImageDataModule
 from filterscope.errors import UserError
-from filterscope.models import backbone, split_network
+from filterscope.models import backbone, heads, split_network
 from filterscope.models.split_network import SplitNetwork, split_at
 from filterscope.storage.disk_cache import build_once, cache_key, format_bytes, is_complete, read_metadata
 from filterscope.training.module import Features, FinetuneModule
@@ -23,7 +23,7 @@ from filterscope.training.module import Features, FinetuneModule
 log = logging.getLogger(__name__)
 
 OPTION = "feature_cache"
-_CODE = (decode_cache, image_io, loader, sampler, preprocessing, backbone, split_network)
+_CODE = (decode_cache, image_io, loader, sampler, preprocessing, backbone, heads, split_network)
 
 
 class FeatureCache(pl.Callback):
