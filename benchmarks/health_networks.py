@@ -56,9 +56,12 @@ def wide(widths: tuple[int, int, int] = (64, 96, 128)) -> Classifier:
     return Classifier(Backbone(network, name="wide", mean=[0.286], std=[0.353]), head, num_classes=10)
 
 
-def narrow(num_classes: int) -> nn.Sequential:
-    """Return the same convolutions with fewer filters, and a Linear: for `model=callable`."""
-    return nn.Sequential(*_convolutions((32, 48, 64)), nn.Linear(64, num_classes))
+def partly_dead(num_classes: int) -> nn.Sequential:
+    """Return the same convolutions with fewer filters, every fourth of the first layer never active, and a Linear."""
+    network = nn.Sequential(*_convolutions((16, 32, 32)), nn.Linear(32, num_classes))
+    with torch.no_grad():
+        network.get_parameter("0.bias")[::4] = -100
+    return network
 
 
 def _convolutions(widths: tuple[int, int, int]) -> list[nn.Module]:
