@@ -28,6 +28,7 @@ from filterscope.visuals.visual import VisualState
 
 DOCS = Path(__file__).resolve().parent
 IMAGES = 100
+SIZE = 224  # pixels of the networks' images
 COLUMNS = 4
 LABELS = 170
 QUALITY = 75  # of the WebP files
@@ -40,7 +41,9 @@ LAYERS = {
 def recipe(name: str) -> Recipe:
     """Return a recipe as configured in conf/recipe."""
     with initialize_config_dir(str(DOCS.parent / "conf"), version_base="1.3"):
-        made: Recipe = instantiate(compose("visualize", [f"recipe={name}"]).recipe, _convert_="all")
+        options = compose("visualize", [f"recipe={name}"]).recipe
+    options.size = options.size or SIZE
+    made: Recipe = instantiate(options, _convert_="all")
     return made
 
 
