@@ -340,6 +340,10 @@ def test_the_overview_finds_filters_by_words_class_and_image(page, gallery):
     page.get_by_label("Words or number").fill("block1 3")
     expect(page.locator("#found > li")).to_have_count(1)
     expect(page.locator("#found a")).to_have_attribute("href", "filters/block1_conv1.html#3")
+    page.locator("#found a").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("block1_conv1, filter 3")
+    page.go_back()
+    expect(page.locator("#found a")).to_have_attribute("href", "filters/block1_conv1.html#3")
     page.get_by_label("Words or number").fill("")
     page.locator("#class").select_option("0")
     multiples = [

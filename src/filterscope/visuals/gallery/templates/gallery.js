@@ -473,7 +473,20 @@ function search() {
     const more = hits && hits.length > most ? `, the first ${most} shown` : "";
     byId("status").textContent = hits ? `${hits.length} ${hits.length === 1 ? "filter" : "filters"}${more}` : "";
   }
-  for (const control of [words, label, ...images]) if (control) control.addEventListener("input", show);
+  // The address holds what is searched for, so that Back and a copied address lead to the same filters.
+  function choose() {
+    const chosen = images.find((each) => each.checked);
+    const asked = { words: words.value, class: label ? label.value : "", image: chosen ? chosen.value : "" };
+    history.replaceState(null, "", `#${new URLSearchParams(Object.entries(asked).filter(([, value]) => value !== ""))}`);
+    show();
+  }
+  for (const control of [words, label, ...images]) if (control) control.addEventListener("input", choose);
+  const asked = new URLSearchParams(location.hash.slice(1));
+  words.value = asked.get("words") || "";
+  if (label) label.value = asked.get("class") || "";
+  for (const each of images) each.checked = each.value === asked.get("image");
+  if (label && label.selectedIndex < 0) label.value = "";
+  if (found()) show();
 }
 
 // The page of a layer's filters: the part of the address after # is the filter's number and the order of the layer's page.
