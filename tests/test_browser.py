@@ -444,7 +444,7 @@ def test_pages_of_the_documentation_fit_the_screen_and_are_accessible(page, site
 
 def test_the_documentation_leads_to_a_filter_and_is_searched(page, site):
     page.goto(f"{site}index.html")
-    page.get_by_role("link", name="Open it in a page of its own").click()
+    page.get_by_role("link", name="Open the gallery in a page of its own").click()
     page.get_by_role("link", name="block2_conv1", exact=True).click()
     page.get_by_role("link", name=re.compile("filter 3 ")).click()
     expect(page.get_by_role("heading", level=1)).to_have_text("block2_conv1, filter 3")
