@@ -212,8 +212,10 @@ def _alternatives(hint: Any) -> list[str]:
 
 def _plural(hint: Any) -> str:
     """Return the words for several values of a type; empty: no words."""
-    item = possible_values(hint)
-    return next((item.replace(one, many, 1) for one, many in _PLURALS.items() if item.startswith(one)), item)
+    words = possible_values(hint)
+    for one, many in _PLURALS.items():
+        words = words.replace(one, many)
+    return words
 
 
 def _range(metadata: tuple[Any, ...]) -> str:

@@ -10,7 +10,7 @@ import io
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
@@ -41,7 +41,7 @@ class OptunaSearch(Sweeper):
     def __init__(
         self, *, params: Mapping[str, str], trials: int, startup_trials: int, warmup_epochs: int, seed: int
     ) -> None:
-        self.params, self.trials, self.seed = dict(params), trials, seed
+        self.params, self.trials, self.seed = params, trials, seed
         self.startup_trials, self.warmup_epochs = startup_trials, warmup_epochs
         self.config: DictConfig | None = None
         self.launcher: Launcher | None = None
@@ -57,9 +57,18 @@ class OptunaSearch(Sweeper):
         """Run the trials that the study lacks, and write its table and picture.
 
         Raises:
-            UserError: Optuna is not installed, an option has no search space, or the folder holds another search.
+            UserError: an option is out of its range or has no search space, Optuna is not installed, or the folder
+                holds another search.
         """
+        from pydantic import Field, NonNegativeInt, PositiveInt
+
         from filterscope.errors import UserError
+        from filterscope.registry import check_value
+
+        hints = {"params": Mapping[str, Any], "trials": PositiveInt, "startup_trials": NonNegativeInt,
+                 "warmup_epochs": NonNegativeInt, "seed": Annotated[int, Field(ge=0, le=2**32 - 1)]}  # fmt: skip
+        for name, hint in hints.items():
+            check_value(getattr(self, name), hint, where=f"hydra.sweeper.{name}")
 
         try:
             import optuna

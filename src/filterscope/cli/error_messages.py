@@ -4,6 +4,7 @@ import errno
 import logging
 import re
 import sys
+import traceback
 from typing import NoReturn
 
 from filterscope.errors import UserError, first_line, printable
@@ -81,6 +82,8 @@ def describe_error(error: BaseException) -> str | None:
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError | ImportError) and _MEMORY.search(text)):
         said = f" ({_sentence(text)})" if text else ""
         return f"the machine is out of memory{said}; a smaller data.batch_size or data.num_workers needs less"
+    if isinstance(error, RuntimeError) and _raised_in(error).startswith("pytorch_lightning.callbacks."):
+        return f"callbacks: {text}"  # such as EarlyStopping for a metric that is not measured
     if type(error).__name__.startswith("Dist") or (isinstance(error, RuntimeError) and _PEER.search(text)):
         return f"another process of this run has ended or cannot be reached ({_sentence(text)})"
     if isinstance(error, RuntimeError) and "DataLoader worker" in text:
@@ -99,6 +102,12 @@ def _system_error(error: BaseException | None) -> OSError | None:
             return error
         error, seen = error.__cause__ or error.__context__, seen + 1
     return None
+
+
+def _raised_in(error: BaseException) -> str:
+    """Return the module whose code raised an error."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return str(frames[-1][0].f_globals.get("__name__", "")) if frames else ""
 
 
 def _describe_os_error(error: OSError) -> str:

@@ -77,6 +77,9 @@ def report_errors(*, resumable: bool = False) -> Iterator[None]:
         again = isinstance(error, UserError) and is_resumed(_given)  # the same command would fail in the same way
         hint = _resume_hint() if resumable and not again else ""
         _fail((line or describe_fault(error)) + hint, 2 if line else 1)
+    finally:
+        if _ours:  # for what Hydra does after this job of a sweep
+            os.environ["HYDRA_FULL_ERROR"] = "1"
 
 
 def run_script(main: Callable[[], Any]) -> None:
@@ -112,7 +115,7 @@ def run_script(main: Callable[[], Any]) -> None:
         exit_with_message(describe_error(error) or explain(f"{error} {cause}"), 1)
     except Exception as error:
         if not HydraConfig.initialized() and isinstance(error, COMPOSE_ERRORS):
-            exit_with_message(f"the command line cannot be parsed: {error or type(error).__name__}", 1)
+            exit_with_message(f"the command line cannot be used: {error or type(error).__name__}", 1)
         if "HYDRA_FULL_ERROR" in os.environ:
             raise
         exit_with_message(describe_error(error) or describe_fault(error), 1)

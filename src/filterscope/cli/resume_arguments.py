@@ -101,7 +101,9 @@ def store_config(raw: dict[str, Any], resolved: dict[str, Any], *, folder: Path,
         for config in (raw, resolved):
             node = config.get(group) or {} if group else config
             value = node.get(name)
-            if isinstance(value, str) and not _RESOLVER.search(value) and (name != "weights" or (cwd / value).exists()):
+            if not isinstance(value, str) or "://" in value or _RESOLVER.search(value):
+                continue
+            if name != "weights" or (cwd / value).exists():
                 node[name] = str(cwd / Path(value).expanduser())
     content = yaml.safe_dump(_without_resolvers(raw, resolved), sort_keys=False, allow_unicode=True)
     write_file(folder / ".hydra" / "config.yaml", content.encode())

@@ -159,6 +159,7 @@ def build_pruned(cfg: dict[str, Any], data: ImageDataModule, folder: Path, pruni
             f"prune: {source} was trained on other classes than those of the data; give the data=… of that run"
         )
     cfg["model"]["num_classes"] = run.config["model"]["num_classes"]
+    run.classifier.check_image_size(data.image_size)
     run.classifier.image_size = data.image_size
     run.classifier.backbone.pretrained = True
     pruning.cut(run.classifier, data, folder, write=is_first_process())

@@ -228,7 +228,7 @@ class ShardsDataModule(ImageDataModule):
         except (*LOAD_ERRORS, zlib.error, HTTPException) as error:
             if isinstance(error, UserError):
                 raise
-            reason = getattr(error, "reason", None) or first_line(error)
+            reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or first_line(error)
             raise UserError(f"data.root={self.root} holds no shards that can be read: {reason}") from error
 
 

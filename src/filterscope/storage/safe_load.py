@@ -82,6 +82,8 @@ def load_error_reason(error: BaseException) -> str:
         )
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
+    if not isinstance(error, OSError | RuntimeError | ValueError):  # of torch's unpickler, which checks little
+        return "it is damaged, or not a file that torch.save wrote"
     return str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
 
 
