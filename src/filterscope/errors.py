@@ -72,4 +72,6 @@ def suggestion(name: object, known: Iterable[object]) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message that is not empty, or the error's type."""
     text = f"KeyError: {error}" if isinstance(error, KeyError) else str(error)
+    if isinstance(error, OSError) and error.strerror and not error.filename:
+        text = error.strerror
     return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)

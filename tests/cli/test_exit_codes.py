@@ -10,12 +10,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from filterscope.cli.error_messages import FAULT, describe_error
-from filterscope.cli.resume_arguments import resume_arguments
+from filterscope.cli.resume_arguments import resume_arguments, store_config
 from filterscope.data.loader import ImageLoader
 from filterscope.errors import UserError
 from filterscope.runtime.slurm import JOB_FILE, find_requeued_run, record_job
@@ -171,6 +172,20 @@ def test_a_setting_that_lightning_refuses_is_one_line() -> None:
 
     error = MisconfigurationException("You requested 0.001 of the `val_dataloader`.\nTry `limit_val_batches=0.5`.")
     assert describe_error(error) == f"trainer: {error}"
+
+
+def test_a_stored_path_becomes_absolute_and_a_url_stays_one(tmp_path: Path) -> None:
+    config = {"data": {"root": "https://own.example/shards", "cache": "cache"}}
+    store_config(config, config, folder=tmp_path, cwd=Path("/work place"))
+    assert config["data"] == {"root": "https://own.example/shards", "cache": "/work place/cache"}
+
+
+def test_what_a_callback_of_lightning_refuses_is_one_line() -> None:
+    from pytorch_lightning.callbacks import EarlyStopping
+
+    with pytest.raises(RuntimeError) as caught:
+        EarlyStopping("val/nothing")._run_early_stopping_check(SimpleNamespace(fast_dev_run=False, callback_metrics={}))
+    assert describe_error(caught.value).startswith("callbacks: Early stopping conditioned on metric `val/nothing`")
 
 
 def test_a_bug_is_no_fault_of_the_machine() -> None:

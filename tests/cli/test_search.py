@@ -51,6 +51,20 @@ def test_a_search_goes_on_where_it_was_killed(script: Callable[..., CompletedPro
     assert "holds another search" in other.stderr + other.stdout
 
 
+@pytest.mark.parametrize(
+    ("option", "line"),
+    [
+        ("hydra.sweeper.trials=0", "hydra.sweeper.trials=0: must be an integer above 0"),
+        ("optimizer.lr=choice(abc)", "trials failed; the last: optimizer.lr=abc"),
+    ],
+)
+def test_a_search_that_cannot_run_is_one_line(option: str, line: str, script: Callable[..., Any]) -> None:
+    done = script("train.py", *SEARCH, option)
+    assert done.returncode == 2
+    assert line in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+
+
 def test_a_trial_without_its_metric_is_one_line(composed: Compose, tmp_path: Path) -> None:
     cfg = composed("hparams_search=optuna", *TINY, "visuals=none", "callbacks.trial.monitor=val/accuracy")
     study = optuna.create_study()

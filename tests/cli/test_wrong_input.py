@@ -14,7 +14,7 @@ from PIL import Image
 from train import train
 from visualize import visualize
 
-from filterscope.config.options import check_paths
+from filterscope.config.options import check_config, check_paths
 from filterscope.errors import UserError
 from tiny import TINY
 
@@ -47,7 +47,6 @@ def tiny(*overrides: str) -> list[str]:
         (("trainer.accelerator=abacus",), r"trainer\.accelerator='abacus': .*invalid accelerator"),
         (("trainer.precision=3",), r"trainer\.precision=3: must be auto, 32-true, bf16-mixed or 16-mixed"),
         (("trainer.precision=16-true",), r"trainer\.precision='16-true': must be"),
-        (("optimizer.lr=-1",), r"optimizer: Invalid learning rate: -1"),
         (("optimizer.lr=fast",), r"optimizer\.lr='fast': .*number"),
         (("optimizer.betas=[2,1]",), r"optimizer: Invalid beta parameter"),
         (("label_smoothing=2",), r"label_smoothing=2: must be a number of at least 0 and at most 1"),
@@ -101,6 +100,7 @@ def tiny(*overrides: str) -> list[str]:
         (("schedule=step", "schedule.interval=null"), r"schedule\.interval=null: must be step or epoch"),
         (("schedule=step", "schedule.step_size=0"), "schedule: integer modulo by zero"),
         (("visuals=figures", "visuals.figures.formats=[tiff]"), "must be a non-empty list of png, pdf or svg"),
+        (("data=shards", "data.root=nowhere"), "holds no shards that can be read: No such file or directory"),
         (("recipe.steps=0",), r"recipe\.steps=0.* at least 1"),
         (("model.dropout=2",), r"model\.dropout=2: must be a number of at least 0 and below 1"),
         (("model.mean=[1,2]",), r"model\.mean=\[1\.0, 2\.0\]: must be 3 finite numbers"),
@@ -194,6 +194,31 @@ def test_a_logger_whose_package_is_missing_names_the_extra(
 def test_wrong_input_to_visualize(overrides: tuple[str, ...], message: str, composed: Compose, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         visualize(composed(*overrides, config="visualize"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"ckpt": ""},
+        {"ckpt": 1},
+        {"ckpt": ["a"]},
+        {"runs": []},
+        {"open": "abc"},
+        {"visuals": ["x"]},
+        {"callbacks": None},
+    ],
+)
+def test_an_option_of_another_kind_is_refused_before_anything_is_drawn(option: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=rf"^{next(iter(option))}=.*: (must be|choose options of the group)"):
+        check_config(option)
+
+
+def test_a_folder_of_too_many_files_is_not_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("filterscope.config.options._MOST_FILES", 3)
+    for number in range(4):
+        (tmp_path / f"{number}.jpg").touch()
+    with pytest.raises(UserError, match="more than 3 files lie there"):
+        check_paths({"images": str(tmp_path)})
 
 
 def test_missing_images_are_named(tmp_path: Path) -> None:
@@ -320,12 +345,12 @@ def test_unusable_data_is_an_error_in_one_line(kind: str, message: str, composed
 
 
 @pytest.mark.parametrize(
-    "what", ["text", "a network", "other shapes", "a list of numbers", "another network", "a folder"]
+    "what", ["text", "a table", "a network", "other shapes", "a list of numbers", "another network", "a folder"]
 )
 def test_unusable_weights_are_an_error_in_one_line(what: str, composed: Compose, tmp_path: Path) -> None:
     file = tmp_path / "weights.pth"
-    if what == "text":
-        file.write_text("no weights")
+    if what in ("text", "a table"):
+        file.write_text("no weights" if what == "text" else "epoch,val/acc\n0,0.1\n")
     elif what == "a folder":
         file.mkdir()
     else:

@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
 from filterscope.cli.error_messages import (
     describe_error,
@@ -51,7 +52,7 @@ COMMANDS = {
     "pack": "pack a data set into shards that are read from a folder or a URL",
 }
 
-COMPOSE_ERRORS = (ValueError, TypeError, LookupError, AttributeError, AssertionError, RecursionError)
+COMPOSE_ERRORS = (ValueError, TypeError, LookupError, AttributeError, AssertionError, RecursionError, YAMLError)
 """Exceptions that Hydra raises for malformed arguments, besides its own, before a job starts."""
 
 
@@ -114,11 +115,12 @@ def run_script(main: Callable[[], Any]) -> None:
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else ""
         exit_with_message(describe_error(error) or explain(f"{error} {cause}"), 1)
     except Exception as error:
-        if not HydraConfig.initialized() and isinstance(error, COMPOSE_ERRORS):
+        line = describe_error(error)
+        if line is None and not HydraConfig.initialized() and isinstance(error, COMPOSE_ERRORS):
             exit_with_message(f"the command line cannot be used: {error or type(error).__name__}", 1)
         if "HYDRA_FULL_ERROR" in os.environ:
             raise
-        exit_with_message(describe_error(error) or describe_fault(error), 1)
+        exit_with_message(line or describe_fault(error), 1)
 
 
 def run_command() -> None:

@@ -81,7 +81,8 @@ def open_run(path: Path) -> Run:
     except UserError:
         raise
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise UserError(f"{path} is damaged: {type(error).__name__}: {first_line(error)}") from error
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{path} is damaged: it does not hold what a run stores ({reason})") from error
     return Run(path=path, config=about["config"], classifier=classifier, examples=examples, state=state)
 
 

@@ -1,6 +1,7 @@
 """Check what can be checked without torch: options at the config's root, those of the Trainer, and paths."""
 
 import glob
+import itertools
 import mimetypes
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from filterscope.registry import check_value
 
 _Count: TypeAlias = Annotated[int, Field(ge=0)]
 _Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+_Text: TypeAlias = Annotated[str, Field(min_length=1)]
 _Format: TypeAlias = Literal["state_dict", "tensors", "safetensors", "onnx", "torch_export"]
 _Limit: TypeAlias = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] | None
 
@@ -25,7 +27,9 @@ ROOT: dict[str, Any] = {
     "channels_last": bool | None,
     "compile": bool,
     "export": _Format | list[_Format] | None,
-    "runs": str | list[str | None] | None,
+    "ckpt": _Text | None,
+    "runs": _Text | Annotated[list[str | None], Field(min_length=1)] | None,
+    "open": bool,
     "serve": bool | Annotated[int, Field(ge=1, le=65535)],
 }
 TEST: dict[str, Any] = {"augment": Literal["flip", "five_crop"] | None}
@@ -44,6 +48,7 @@ TRAINER: dict[str, Any] = {
 """Where filterscope accepts less than `pytorch_lightning.Trainer` declares."""
 
 _MOST_IMAGES = 1000
+_MOST_FILES = 100_000  # among which images are looked for
 _GROUPS = ("model", "head", "finetune", "optimizer", "schedule", "trainer", "mix", "test")
 
 
@@ -59,6 +64,10 @@ def check_config(cfg: Mapping[str, Any]) -> None:
             raise UserError(f"{group}={as_written(node)}: choose one of the group's options, or set {group}.<option>=…")
         if node and group != "test" and "_target_" not in node:
             raise UserError(f"{group} has no _target_: choose one of the group's options")
+    for group in ("callbacks", "visuals", "logger", "prune"):
+        node = cfg.get(group, {})
+        if not isinstance(node, Mapping) and (node is not None or group == "callbacks"):
+            raise UserError(f"{group}={as_written(node)}: choose options of the group, {group}=[…]")
     weights = cfg.get("model", {}).get("weights")
     if cfg.get("prune") and weights in (None, "imagenet"):
         raise UserError(f"prune starts from a trained run: give model.weights=outputs/<run>, not {weights or 'null'}")
@@ -102,7 +111,10 @@ def _images(places: list[Any]) -> Iterator[str]:
             yield path
             continue
         pattern = f"{glob.escape(path)}/**/*" if Path(path).is_dir() and path else path
-        found = filter(_exists, sorted(glob.glob(pattern, recursive=True)))  # noqa: PTH207 (a path that begins anywhere)
+        entries = list(itertools.islice(glob.iglob(pattern, recursive=True), _MOST_FILES))  # noqa: PTH207 (begins anywhere)
+        if len(entries) == _MOST_FILES:
+            raise UserError(f"images={place}: more than {_MOST_FILES:,} files lie there; name a smaller folder")
+        found = filter(_exists, sorted(entries))
         files = [each for each in found if str(mimetypes.guess_type(each)[0]).startswith("image/")]
         if not files:
             raise UserError(

@@ -82,7 +82,10 @@ def load_error_reason(error: BaseException) -> str:
         )
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
-    if not isinstance(error, OSError | RuntimeError | ValueError):  # of torch's unpickler, which checks little
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    unpickler = not isinstance(error, OSError | RuntimeError | ValueError)  # torch's, which checks little
+    if unpickler or "mmap can only" in str(error):
         return "it is damaged, or not a file that torch.save wrote"
     return str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
 
