@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from filterscope.cli.main import run_command
-from filterscope.cli.search_path import shortened
 from tiny import REPOSITORY
 
 INSTALL = 'eval "$(python train.py -sc install=bash)"'
@@ -109,14 +108,3 @@ def test_an_unknown_command_is_answered_with_the_known_ones(
 
 def test_the_docs_state_how_completion_is_installed() -> None:
     assert f"\n{INSTALL}\n" in (REPOSITORY / "docs" / "viewing.md").read_text(encoding="utf-8")
-
-
-def test_messages_of_hydra_lose_its_internals() -> None:
-    unknown = (
-        "Could not override 'prune.by'.\nTo append to your config use +prune.by=share\nKey 'by' is not in struct\n"
-    )
-    assert shortened(unknown + "    full_key: prune.by\n    object_type=dict").endswith("+prune.by=share")
-    choice = (
-        "Available options in 'data':\n\tcsv\n\t_base\n\tfolder\nConfig search path:\n\tprovider=hydra, path=pkg://x"
-    )
-    assert shortened(choice).split() == ["Available", "options", "in", "'data':", "csv", "folder"]
