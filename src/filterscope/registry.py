@@ -164,7 +164,7 @@ def check_value(value: Any, hint: Any, *, where: str) -> Any:
 
     if hint is Any or (isinstance(hint, type) and isinstance(value, hint) and not isinstance(value, bool | float)):
         return value
-    problem = finite = ""
+    problem, finite = "it has another type", ""
     try:
         if not _holds_bool(value) or _accepts_bool(hint):  # pydantic takes true for 1
             return _adapter(hint).validate_python(value)

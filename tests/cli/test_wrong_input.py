@@ -204,6 +204,7 @@ def test_wrong_input_to_visualize(overrides: tuple[str, ...], message: str, comp
         {"ckpt": ["a"]},
         {"runs": []},
         {"open": "abc"},
+        {"feature_cache": True},
         {"visuals": ["x"]},
         {"callbacks": None},
     ],

@@ -20,6 +20,7 @@ _PEER = re.compile(
 _GPU_MEMORY = re.compile(r"CUDA out of memory|CUDA error: out of memory|MPS backend out of memory|HIP out of memory")
 _MEMORY = re.compile(
     r"DefaultCPUAllocator|can't allocate memory|Cannot allocate memory|unable to mmap|failed to map|bad_alloc"
+    r"|Storage size calculation overflowed|integer multiplication overflow"
 )
 _PROCESSES = re.compile(r"can't start new thread|Resource temporarily unavailable")
 _DISK = re.compile(r"PytorchStreamWriter|inline_container|write failed|No space left")

@@ -28,6 +28,7 @@ ROOT: dict[str, Any] = {
     "compile": bool,
     "export": _Format | list[_Format] | None,
     "ckpt": _Text | None,
+    "feature_cache": _Text | None,
     "runs": _Text | Annotated[list[str | None], Field(min_length=1)] | None,
     "open": bool,
     "serve": bool | Annotated[int, Field(ge=1, le=65535)],
