@@ -317,6 +317,12 @@ def half_quantized() -> nn.Module:
     return torch.ao.quantization.quantize_dynamic(chain(), {nn.Linear})
 
 
+def trained_for_quantization() -> nn.Module:
+    network = chain().train()
+    network.qconfig = torch.ao.quantization.get_default_qat_qconfig("fbgemm")
+    return torch.ao.quantization.prepare_qat(network)
+
+
 def in_inference_mode() -> nn.Module:
     with torch.inference_mode():
         return chain()
@@ -370,6 +376,7 @@ UNUSUAL: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "channels last": (lambda: chain().to(memory_format=torch.channels_last), DRAWN),
     "torch.fx": (lambda: torch.fx.symbolic_trace(chain()), DRAWN),
     "quantized Linear": (half_quantized, DRAWN),
+    "training for quantization": (trained_for_quantization, DRAWN),
     "refuses copies": (RefusesCopies, DRAWN),
     "keeps state": (Stateful, DRAWN),
     "branches on values": (DependsOnValues, DRAWN),

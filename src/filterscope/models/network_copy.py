@@ -122,7 +122,7 @@ def restored(network: nn.Module) -> Iterator[None]:
             for buffer, before in buffers:
                 # Not written to without need: a graph of the caller may still use the buffer.
                 if not buffer.is_meta and not _same_values(buffer, before):
-                    buffer.copy_(before)
+                    buffer.resize_(before.shape).copy_(before)  # the observers of quantization resize theirs
 
 
 @contextmanager
