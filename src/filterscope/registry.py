@@ -166,7 +166,8 @@ def check_value(value: Any, hint: Any, *, where: str) -> Any:
         return value
     problem, finite = "it has another type", ""
     try:
-        if not _holds_bool(value) or _accepts_bool(hint):  # pydantic takes true for 1
+        # Pydantic takes true for 1, and 1 for true.
+        if isinstance(value, bool) if hint is bool else not _holds_bool(value) or _accepts_bool(hint):
             return _adapter(hint).validate_python(value)
     except ValidationError as error:
         problem = error.errors()[0]["msg"].removeprefix("Value error, ")
