@@ -120,6 +120,14 @@ def test_two_questions_decide_the_verdict(needed, structured, uneven, verdict):
     assert judge_filters(measures, images=4)[0].verdict == verdict
 
 
+def test_the_reason_of_a_filter_whose_effects_cancel_on_average_says_so():
+    row = {"dead": 0, "duplicate_of": -1, "importance_signed": -2e-5, "importance_se": 1e-4, "needed": 1}
+    (said,) = judge_filters({key: torch.tensor([value]) for key, value in row.items()}, images=4)
+    assert said.reason.startswith(
+        "needed: without it the loss rises on some images and falls on others, -2e-05 ± 0.0001 on average; "
+    )
+
+
 def test_without_importance_need_is_unknown_and_dead_filters_and_copies_are_still_found():
     classifier = tiny()
     conv = classifier.module_of("conv_1")

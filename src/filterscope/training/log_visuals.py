@@ -356,7 +356,7 @@ class LogVisuals(pl.Callback):
         modules = list(pl_module.modules())
         same = len(modules) == len(self._adapted_from) and all(map(operator.is_, modules, self._adapted_from))
         if self._adapted is None or not same:
-            if same is False and self._adapted is not None:  # another training, or layers were replaced in this one
+            if not same and self._adapted is not None:  # another training, or layers were replaced in this one
                 self.state.store.clear()
             examples = self._examples(trainer)
             self._adapted_from = modules

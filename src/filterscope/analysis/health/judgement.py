@@ -58,6 +58,9 @@ def judge_filters(measures: Mapping[str, Tensor], *, images: int) -> list[Judgem
 def _need(row: Mapping[str, float]) -> str:
     """Return the sentence on how much the loss is expected to change without a filter."""
     change, error = row["importance_signed"], row["importance_se"]
+    if row["needed"] and abs(change) <= error:  # see `importance_of`
+        effect = "without it the loss rises on some images and falls on others"
+        return f"needed: {effect}, {change:+.2g} ± {error:.2g} on average"
     direction = "rise" if change >= 0 else "fall"
     need = "not needed" if not row["needed"] else "needed" if change >= 0 else "has a large effect"
     return f"{need}: without it the loss is expected to {direction} by {abs(change):.2g} ± {error:.2g}"
