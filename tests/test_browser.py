@@ -210,8 +210,16 @@ def test_the_slider_shows_earlier_epochs(page, gallery):
     before = _pictures(page, "#then")
     page.keyboard.press("ArrowRight")
     expect(slider).to_have_attribute("aria-valuetext", "epoch 1")
-    assert len(before) == 3  # kernel, synthesized image, response
+    assert len(before) == 4  # kernel, synthesized image, patch, response
+    del before[2]  # the same patch may be the best one in both epochs
     assert not set(before) & set(_pictures(page, "#then"))
+
+
+def test_the_patches_of_earlier_epochs_are_shown_for_all_filters_of_a_layer(page, gallery):
+    page.goto((gallery / "layers" / "block1_conv1.html").as_uri())
+    page.get_by_label("Right picture").select_option("patch")
+    picture = page.locator("#tiles").evaluate("list => list.style.getPropertyValue('--picture')")
+    assert (gallery / re.search(r"history/[^\"]*-patch-\d+\.webp", picture)[0]).is_file()
 
 
 def test_the_response_to_the_chosen_image_is_shown(page, gallery):

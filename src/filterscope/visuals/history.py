@@ -14,6 +14,7 @@ from torch import Tensor
 from filterscope.analysis.activations import activations
 from filterscope.analysis.filters import kernels
 from filterscope.analysis.health.verdict import Verdict
+from filterscope.analysis.top_patches import TopResponses, measure_responses
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of
@@ -33,10 +34,10 @@ SYNTHESIS_PIXELS = 64  # the side of a recorded synthesized image
 @register("visual", "history")
 @dataclass(frozen=True, kw_only=True)
 class History(Visual):
-    """Record kernel, response, verdict, words and synthesized image of every trained filter; draws nothing itself.
+    """Record kernel, best patch, response, verdict, words and synthesized image of every trained filter.
 
-    The records are small (uint8, one pixel per weight) and are stored in the checkpoint. Outside training nothing is
-    recorded.
+    It draws nothing itself. The records are small (uint8, one pixel per weight; of patches the place in the examples,
+    which are recorded once) and are stored in the checkpoint. Outside training nothing is recorded.
 
     Attributes:
         layers: names of convolutions; None: all. Frozen layers do not change and are left out.
@@ -65,18 +66,34 @@ class History(Visual):
         if len(examples) and not 0 <= self.image < len(examples):
             raise UserError(f"visuals.history.image={self.image}: there are {len(examples)} examples")
         names = trained_layers(classifier, self.layers)
-        maps = activations(classifier, examples.images[[self.image]], names) if len(examples) and names else {}
+        seen = bool(len(examples) and names)
+        maps = activations(classifier, examples.images[[self.image]], names) if seen else {}
+        best = measure_responses(classifier, examples.images, names, after_norm=True) if seen else {}
+        if seen and "history_images" not in state.store:
+            state.store["history_images"] = (examples.images * 255).round().to(torch.uint8)
         store = state.store.setdefault("history", {})
         for layer in names:
             records = store.setdefault(layer, {})
-            records[state.epoch] = self._record(classifier, layer, maps.get(layer), state)
+            records[state.epoch] = self._record(classifier, layer, maps.get(layer), best.get(layer), state)
             thin_out(records, self.epochs)
         return {}
 
-    def _record(self, classifier: Classifier, layer: str, maps: Tensor | None, state: VisualState) -> dict[str, Any]:
+    def _record(
+        self,
+        classifier: Classifier,
+        layer: str,
+        maps: Tensor | None,
+        best: TopResponses | None,
+        state: VisualState,
+    ) -> dict[str, Any]:
         record: dict[str, Any] = {"kernel": torch.from_numpy(small_kernels(kernels(classifier, layer))[0])}
         if maps is not None:
             record["response"] = small_maps(maps[0], self.pixels)
+        if best is not None:
+            source = best.largest.argmax(0)
+            position = best.positions.gather(0, source[None])[0]
+            record["patch"] = torch.stack([source, position], dim=1).to(torch.int32)
+            record["width"] = best.width
         health = state.store.get("health", {}).get(layer, {})
         if "verdicts" in health:
             record["verdicts"] = list(health["verdicts"])

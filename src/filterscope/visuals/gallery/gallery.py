@@ -222,7 +222,8 @@ def draw_gallery(
     counts = {layer.name: layer.num_channels or 0 for layer in layers if layer.kind == "conv"}
     if not counts:
         raise UserError(f"a gallery shows filters of convolutions; there is none among {', '.join(names)}")
-    history = state.store.get("history", {})
+    history, images = state.store.get("history", {}), state.store.get("history_images")
+    recorded = None if images is None else images.float() / 255
     max_bytes = gallery._bytes_per_filter(counts, history)
     real = examples.sample_if_possible(gallery.images)
     min_images = IMAGES_PER_PATCH * gallery.patches
@@ -254,6 +255,7 @@ def draw_gallery(
                 maps=activations(classifier, shown, [name])[name] if len(shown) else None,
                 health=filter_facts(state.store.get("health", {}).get(name, {}), count),
                 history=history.get(name, {}),
+                recorded=recorded,
                 circuit=circuits[name],
                 active=active[name],
                 words=known_words(outside, name),

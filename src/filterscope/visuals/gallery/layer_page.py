@@ -30,7 +30,7 @@ FULL_SIZE_FILTERS = 1024  # layers of more filters have smaller thumbnails
 SHARE_OF_SHEET, SHARE_OF_THUMBNAIL, SHARE_OF_PATCHES, SHARE_OF_HISTORY = 0.75 * 0.75, 0.12, 0.06, 0.07
 OVERVIEW_FILTERS = 10  # filters of a layer that the overview shows
 COMPARED_PATCHES = 3  # patches of a filter in the atlas, which the comparison of runs shows
-KINDS = ("kernel", "synthesis", "response")  # of tiles that the history holds
+KINDS = ("kernel", "synthesis", "patch", "response")  # of tiles that the history holds
 NEIGHBOURS = 6  # most similar filters that the page of a filter links to
 
 
@@ -58,6 +58,7 @@ class LayerFindings:
         maps: feature maps of the response images, `(images, filters, h, w)`; None: no images.
         health: verdict, reason and measures of each filter, as plain data.
         history: the records of the `history` visual by epoch.
+        recorded: the images `(N, C, H, W)` in [0, 1] that the recorded patches are cut out of; None: none is recorded.
         circuit: the connections of the filters.
         active: the filters that respond most to each response image, compared with their responses to all images.
         words: what the filters detect, in words; None: not known.
@@ -72,6 +73,7 @@ class LayerFindings:
     circuit: LayerCircuit
     active: Sequence[Sequence[int]]
     words: FilterWords | None = None
+    recorded: Tensor | None = None
 
     @property
     def epochs(self) -> list[int]:
@@ -114,6 +116,8 @@ class LayerFindings:
         for place, epoch in enumerate(self.epochs):
             record = self.history[epoch]
             tiles[f"kernel@{place}"] = _photo(record["kernel"][i].permute(2, 0, 1), EPOCH)
+            if "patch" in record:
+                tiles[f"patch@{place}"] = photo(self.recorded_patch(record, i, field), EPOCH)
             if "response" in record:
                 drawn = torch.from_numpy(np.ascontiguousarray(coloured_maps(record["response"][[i]])[0]))
                 tiles[f"response@{place}"] = _photo(drawn.permute(2, 0, 1), EPOCH)
@@ -121,6 +125,12 @@ class LayerFindings:
                 image = record["synthesis"][record["channels"].index(i)]
                 tiles[f"synthesis@{place}"] = _photo(image.permute(2, 0, 1), EPOCH)
         return tiles
+
+    def recorded_patch(self, record: Mapping[str, Any], i: int, field: ReceptiveField) -> Tensor:
+        """Return the patch of the recorded images that activated filter `i` most in an epoch, `(C, side, side)`."""
+        assert self.recorded is not None
+        source, position = record["patch"][i].tolist()
+        return cut_patch(self.recorded, source, position, width=record["width"], field=field)
 
     def facts(self, i: int, sources: Sequence[int], examples: Examples) -> dict[str, Any]:
         """Return the texts and numbers of filter `i` as plain data; `sources` as in `tiles`."""
@@ -267,7 +277,7 @@ def build_layer_page(
         epochs=findings.epochs,
         layout=layout,
         atlases=atlases,
-        history=_history_atlases(findings, count, max_bytes=SHARE_OF_HISTORY * max_bytes * count),
+        history=_history_atlases(findings, count, field, max_bytes=SHARE_OF_HISTORY * max_bytes * count),
         sheets=sheets,
         responses=findings.top.responses if findings.top else None,
         active=findings.active,
@@ -341,13 +351,18 @@ def similar_filters(weights: Tensor, top: TopResponses | None) -> dict[str, list
     return found
 
 
-def _history_atlases(findings: LayerFindings, count: int, *, max_bytes: float) -> dict[str, bytes]:
+def _history_atlases(
+    findings: LayerFindings, count: int, field: ReceptiveField, *, max_bytes: float
+) -> dict[str, bytes]:
     """Return an atlas of all filters for each kind and recorded epoch; kernels are lossless, one pixel per weight."""
     atlases = {}
-    limit = int(max_bytes / max(2 * len(findings.epochs), 1))
+    limit = int(max_bytes / max(3 * len(findings.epochs), 1))
     for place, epoch in enumerate(findings.epochs):
         record = findings.history[epoch]
         atlases[f"kernel-{place}"] = encode_webp(draw_atlas(record["kernel"].numpy()))
+        if "patch" in record:
+            patches = [photo(findings.recorded_patch(record, i, field), SMALL_PATCH) for i in range(count)]
+            atlases[f"patch-{place}"] = encode_webp(draw_atlas(patches), limit)
         if "response" in record:
             atlases[f"response-{place}"] = encode_webp(draw_atlas(coloured_maps(record["response"])), limit)
         if "synthesis" in record:

@@ -311,7 +311,7 @@ function moveGrid(list, rows) {
     fillBar(bar, words);
   }, "the network of this gallery");
   kind.addEventListener("input", () => {
-    if (Number(byId("epoch").value) === last) byId("epoch").value = last - 1; // responses are those of recorded epochs
+    if (Number(byId("epoch").value) === last) byId("epoch").value = last - 1; // patches and responses are those of recorded epochs
     update();
   });
   byId("epoch").value = last;
@@ -557,7 +557,7 @@ function filter() {
 
   const showEpoch = followSlider(epochs, (place) => {
     if (!sheet) return;
-    const facts = filters[current], captions = { kernel: "kernel", synthesis: SYNTHESIZED, response: "response to one image" };
+    const facts = filters[current], captions = { kernel: "kernel", synthesis: SYNTHESIZED, patch: "best patch of the examples", response: "response to one image" };
     const kinds = Object.keys(captions).filter((kind) => `${kind}@${place}` in layout.places
       && (kind !== "synthesis" || facts.synthesized.includes(place)));
     fill("then", kinds.map((kind) => figure(`${kind}@${place}`, `${captions[kind]}, ${epochName(epochs[place])}`, captions[kind])));
