@@ -216,7 +216,7 @@ def test_labels_that_are_numbers_of_any_kind_are_ordered_as_numbers(table):
         ("part", "label", "has two columns 'label'", None),
         ("label", "Label", r"no column 'label' \(did you mean Label\?\).*data\.label_column", None),
         ("filename", "Filename", r"no column 'filename' \(did you mean Filename\?\).*data\.image_column", None),
-        ("part", "is_test", "says 'train' for its split; possible are 0 and 1", "is_test"),
+        ("train", "maybe", "says 'maybe' for its split; possible are train, val, test", "part"),
         ("train", "Valid", "no image of .* is a training image by its column 'part'", "part"),
     ],
 )

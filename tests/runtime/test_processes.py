@@ -14,6 +14,7 @@ from filterscope.runtime.processes import Ranks
 
 GROUP = """
 import os, signal, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` lets processes ignore it
 from filterscope.runtime.processes import separate_forked_processes
 from filterscope.runtime.signals import SIGNALS, stop_request
 stop_request.install()
