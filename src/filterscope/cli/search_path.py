@@ -21,6 +21,7 @@ CONF = (Path(__file__).parent.parent / "conf").resolve()
 
 _UNKNOWN_CHOICE = re.compile(r"Could not (?:find|load) '([\w/-]+)/([^'/]+)'")
 _UNKNOWN_OPTION = re.compile(r"Could not (?:override|delete)[^']*'([^'=]+)")
+_AVAILABLE = re.compile(r"Available options in '[^']+':\s(.*?)Config search path", re.S)
 _TWICE = re.compile(r"Could not append[^']*'([^'=]+)'")
 
 
@@ -57,7 +58,9 @@ def explain(message: str) -> str:
     """Return a message of Hydra on a mistake in the command line in plain words, any other message as it is."""
     if found := _UNKNOWN_CHOICE.search(message):
         group, name = found.groups()
-        if known := group_options(group):
+        listed = _AVAILABLE.search(message)
+        names = listed[1].split() if listed else group_options(group)
+        if known := [each for each in names if not each.startswith("_")]:
             return f"there is no {group}={name}{suggestion(name, known)}; there are {', '.join(known)}"
     if found := _UNKNOWN_OPTION.search(message):
         name = found[1].lstrip("+~").partition("@")[0]
@@ -65,6 +68,8 @@ def explain(message: str) -> str:
         return f"there is no option {name}{suggestion(name, known)}; --cfg=job prints all options"
     if found := _TWICE.search(message):
         return f"{found[1]} is an option already: write it without +"
+    if "INTERVAL_SWEEP" in message:
+        return "an interval needs a search: add hparams_search=optuna, or give a list of values, 0.001,0.01"
     said, grammar, _ = message.partition("See https://hydra.cc/")
     if grammar:
         return f"the command line cannot be parsed: {said.strip()}; write name=value, and lists in quotes: 'name=[a,b]'"
