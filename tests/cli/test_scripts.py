@@ -133,6 +133,17 @@ def test_an_option_that_is_added_twice_is_named(script: Script) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["visuals=[filters"], r"the command line cannot be parsed: .*'name=\[a,b\]'"),
+        (["-m", "optimizer.lr=interval(0.001,0.1)"], "an interval needs a search: add hparams_search=optuna"),
+    ],
+)
+def test_hydras_messages_are_told_in_plain_words(arguments: list[str], said: str, script: Script) -> None:
+    assert_refused(script("train.py", *arguments), said)
+
+
 def test_a_mistake_ends_in_one_line(script: Script) -> None:
     done = script("train.py", *TINY, "visuals.filters.layers=[block7_conv1]")
     assert_refused(done, "unknown layer 'block7_conv1'", "block1_conv1")
