@@ -343,7 +343,9 @@ def _shown_metrics(state: VisualState) -> dict[str, float]:
 
 def _hash(images: Tensor) -> str:
     """Return a short hash of images, by which runs that were measured on the same images are recognized."""
-    return hash_tensor((images * 255).round().to(torch.uint8))[:16]
+    # In parts, as copies of all images in floating point take much memory.
+    parts = [(part * 255).round().to(torch.uint8) for part in torch.split(images, 64)]
+    return hash_tensor(torch.cat(parts))[:16]
 
 
 def _report(
