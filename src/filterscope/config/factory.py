@@ -25,6 +25,8 @@ from filterscope.visuals.visual import Examples, Visual
 
 log = logging.getLogger(__name__)
 
+_RECIPE = "filterscope.analysis.synthesis.Recipe"
+
 
 def build_data(cfg: Config, stage: str = "fit") -> ImageDataModule:
     """Build the datamodule and set it up.
@@ -131,10 +133,11 @@ def build_visuals(cfg: Config, image_size: int | None = None) -> dict[str, Visua
 
 
 def _with_size(node: Any, size: int) -> Any:
-    """Return the options of a visual in which every `size` that is null has become the network's."""
+    """Return the options of a visual in which the size of every recipe that has none is the network's."""
     if not isinstance(node, dict):
         return node
-    return {key: size if key == "size" and value is None else _with_size(value, size) for key, value in node.items()}
+    filled = {key: _with_size(value, size) for key, value in node.items()}
+    return filled | {"size": size} if node.get("_target_") == _RECIPE and node.get("size", size) is None else filled
 
 
 def supported_visuals(visuals: dict[str, Visual], classifier: Classifier) -> dict[str, Visual]:
