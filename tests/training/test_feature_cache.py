@@ -202,6 +202,15 @@ def test_full_training_caches_no_features(composed: Compose, tmp_path: Path) -> 
     assert data.batch_source is None
 
 
+def test_with_mixed_images_a_line_says_that_no_features_are_cached(
+    composed: Compose, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = composed(*TINY, "finetune=linear_probe", "finetune.cached_augmentations=1", "mix=mixup", "visuals=none")
+    with caplog.at_level("INFO"):
+        train(cfg, tmp_path)
+    assert "no features of training images are cached: mixed images (mix=…) are new in every epoch" in caplog.text
+
+
 def test_last_blocks_leaves_the_layers_before_bit_identical(composed: Compose, tmp_path: Path) -> None:
     options = (*TINY, "finetune=last_blocks", "visuals=none")
     train(composed(*options, "trainer.max_epochs=0"), tmp_path / "before")

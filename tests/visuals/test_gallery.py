@@ -351,14 +351,15 @@ def runs_data(site: Site, layer: str) -> dict:
 def test_runs_stand_side_by_side_with_their_metrics_and_the_options_that_differ(
     classifier: Classifier, changed: Classifier, many: Examples
 ) -> None:
+    # `optimizer.lr` refers to `finetune.lr`, which stands for both.
     runs = [
-        drawn(classifier, many, "one", seed="0", head="linear"),
-        drawn(changed, many, "two", seed="1", head="linear"),
+        drawn(net, many, name, seed=seed, head="linear", **{"finetune.lr": rate, "optimizer.lr": rate})
+        for net, name, seed, rate in ((classifier, "one", "0", "0.1"), (changed, "two", "1", "0.2"))
     ]
     site = build_runs_site(runs)
     overview = site.files["index.html"].decode()
     assert re.search(r'<th scope="row">seed</th><td data-run="0">0</td><td data-run="1">1</td>', overview)
-    assert 'scope="row">head<' not in overview
+    assert [name in overview for name in (">head<", ">finetune.lr<", ">optimizer.lr<")] == [False, True, False]
     assert re.search(r'data-metric="val/acc"><th scope="row">val/acc</th><td data-run="0">0.5</td>', overview)
     assert site.files["layers/block1_conv1.html"].count(b"data-number=") == 8
     assert {"runs/0/index.html", "runs/1/filters/block1_conv1.html"} <= set(site.files)

@@ -60,6 +60,8 @@ class FeatureCache(pl.Callback):
         if self.split_network is None:
             log.info("no features are cached: later layers use more than the output of the last frozen layer")
             return
+        if pl_module.mix is not None and getattr(pl_module.policy, "cached_augmentations", None) is not None:
+            log.info("no features of training images are cached: mixed images (mix=…) are new in every epoch")
         self._data = data
         data.batch_source = lambda split: self._batches(trainer, split)
         self.store = FeatureStore(

@@ -96,7 +96,10 @@ def build_runs_site(runs: Sequence[DrawnRun]) -> Site:
     options = [run.info["run"] for run in runs]
     names = list(dict.fromkeys(name for each in options for name in each))
     metrics = list(dict.fromkeys(name for run in runs for name in run.info["best"]))
-    differ = [name for name in names if len({str(each.get(name)) for each in options}) > 1]
+    values = {name: tuple(str(each.get(name)) for each in options) for name in names}
+    # An option may refer to another one, as `optimizer.lr` to `finetune.lr`: then the first stands for both.
+    distinct = {(name.rpartition(".")[2], values[name]): name for name in reversed(names)}
+    differ = [name for name in names if len(set(values[name])) > 1 and name in distinct.values()]
     context: dict[str, Any] = {
         "runs": runs,
         "labels": _labels(runs, differ),
@@ -116,9 +119,9 @@ def build_runs_site(runs: Sequence[DrawnRun]) -> Site:
 
 def _labels(runs: Sequence[DrawnRun], differ: Sequence[str]) -> list[str]:
     """Return a short label for each run: the options in which it differs, or its name where these are many or equal."""
-    # An option may refer to another one, as `optimizer.lr` to `finetune.lr`: then both have the same label.
-    values = [[f"{name.rpartition('.')[2]} {run.info['run'].get(name, '–')}" for name in differ] for run in runs]
-    labels = [", ".join(dict.fromkeys(each)) for each in values]
+    labels = [
+        ", ".join(f"{name.rpartition('.')[2]} {run.info['run'].get(name, '–')}" for name in differ) for run in runs
+    ]
     return labels if len(set(labels)) == len(runs) and max(map(len, labels)) <= 40 else [run.name for run in runs]
 
 
