@@ -126,8 +126,8 @@ def resnets(real: Path, quick: bool, keep: Path) -> Iterator[Trial]:
     classifier = replace(Backbone(network, name="resnet18", mean=[0.286], std=[0.353], image_size=28), num_classes=10)
     (train,) = partition(fashion(real, train=True, count=60_000), 3_000 if quick else 20_000, seed=1)
     fit = partial(from_scratch, classifier, train, epochs=2 if quick else 4)
-    halves = partition(fashion(real, train=False, count=10_000), *[1000 if quick else 2500] * 2, seed=1)
-    layers = convolutions(classifier.layers)[:: 3 if quick else 1]
+    halves = partition(fashion(real, train=False, count=10_000), *[1000 if quick else 1500] * 2, seed=1)
+    layers = convolutions(classifier.layers)[:: 3 if quick else 2]
     name = "ResNet-18 on FashionMNIST"
     yield Trial(
         name=name,
@@ -136,7 +136,7 @@ def resnets(real: Path, quick: bool, keep: Path) -> Iterator[Trial]:
         judging=halves[0],
         testing=halves[1],
         layers=layers,
-        most=16 if quick else 64,
+        most=16 if quick else 24,
     )
 
 
@@ -157,7 +157,7 @@ def efficientnets(real: Path, quick: bool, keep: Path) -> Iterator[Trial]:
     classifier = as_classifier(network.eval(), images=images[:2], mean=mean, std=std)
     labels = predictions(classifier, images)
     halves = partition((images, labels), *[len(images) // 2] * 2, seed=1)
-    layers = convolutions(classifier.layers)[:: 8 if quick else 2]
+    layers = convolutions(classifier.layers)[:: 8 if quick else 4]
     name = "EfficientNet-Lite0 on animals"
     yield Trial(
         name=name,
@@ -166,7 +166,7 @@ def efficientnets(real: Path, quick: bool, keep: Path) -> Iterator[Trial]:
         judging=halves[0],
         testing=halves[1],
         layers=layers,
-        most=16 if quick else 64,
+        most=16 if quick else 24,
     )
 
 
