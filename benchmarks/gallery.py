@@ -1,6 +1,7 @@
 """Measure a gallery of all 1152 filters of AlexNet's convolutions: time to make it, its size, time to open its pages.
 
-The pages of a layer of 4096 filters are measured too.
+The pages of a layer of 4096 filters are measured too. A loop of torch-lucent's calls, which makes pictures alone, is
+timed for some steps of one filter of each layer, and multiplied: with its defaults, or a draft's steps and size.
 """
 
 import re
@@ -11,17 +12,20 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from playwright.sync_api import Browser, CDPSession, sync_playwright
-from report import Report, arguments, real_data
+from report import Report, arguments, ratio_of, real_data, seconds, version
+from synthesis_networks import CONVOLUTIONS, classifier, lucent, lucent_pictures, published
 from torch import nn
 
 from filterscope.analysis.synthesis import Recipe
 from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
+from filterscope.models.layers import find_layer
 from filterscope.visuals.gallery.gallery import Gallery, draw_gallery
 from filterscope.visuals.gallery.layer_page import LayerPage
 from filterscope.visuals.gallery.pages import Info, build_site
@@ -67,8 +71,8 @@ def command(real: Path | None, quick: bool, folder: Path) -> list[str]:
     return [*script, *chosen, *(QUICK if quick else []), "visuals.gallery.cache=null", f"hydra.run.dir={folder}"]
 
 
-def make(report: Report, words: list[str], *, quick: bool) -> None:
-    """Make the gallery, and report time, memory and how far the estimates of the time left are off."""
+def make(report: Report, words: list[str], *, quick: bool) -> float:
+    """Make the gallery, report time, memory and how far the estimates of the time left are off; return the seconds."""
     begun, told = time.perf_counter(), []
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         for line in process.stdout or ():
@@ -86,6 +90,23 @@ def make(report: Report, words: list[str], *, quick: bool) -> None:
     if told:
         worst = max(abs(now + left - ended) / (ended - begun) for now, left in told)
         report.add(f"{what}, largest error of the estimated end, share of all time", worst, at_most=0.2)
+    return ended - begun
+
+
+def against_lucent(report: Report, took: float, *, quick: bool) -> None:
+    """Report how many times as long a loop of lucent's calls would take for pictures of the same filters."""
+    steps, size = (16, 64) if quick else (512, 128)
+    timed, total = 8, 0.0
+    mine, network = classifier("alexnet"), published("alexnet")
+    for name in CONVOLUTIONS["alexnet"]:
+        layer = find_layer(mine.layers, name)
+        path = layer.path.removeprefix("backbone.network.")
+        call = partial(lucent_pictures, lucent(), network, path, 0, steps=(timed,), size=size)
+        if not total:
+            call()  # warm-up
+        total += seconds(call) * steps / timed * (layer.num_channels or 0)
+    what = f"gallery: times as fast as lucent's pictures alone, {steps} steps, {size} pixels"
+    report.compare(what, ratio_of([(total, took)]), rival=f"{version('torch-lucent')}, a loop of calls")
 
 
 def wide(folder: Path) -> Path:
@@ -199,7 +220,9 @@ def main() -> None:
     report = Report(title="gallery")
     with tempfile.TemporaryDirectory() as place:
         folder = (options.keep or Path(place) / "alexnet").resolve()
-        make(report, command(real_data(), options.quick, folder), quick=options.quick)
+        took = make(report, command(real_data(), options.quick, folder), quick=options.quick)
+        if real_data() is not None:
+            against_lucent(report, took, quick=options.quick)
         sizes = [path.stat().st_size for path in (folder / "gallery").rglob("*") if path.is_file()]
         report.add("its size, MB (bound: 100)", sum(sizes) / 1e6, at_most=100)
         report.add("its files", len(sizes))

@@ -4,13 +4,20 @@
 
 Real flowers, resized to 256 pixels on the shorter side and cropped to 224, in one thread without loader processes;
 processor time is measured. The comparison is torchvision with a DataLoader, on images of PIL as the notebooks do it, or
-on uint8 tensors.
+on uint8 tensors, and LitData's chunks with the same transforms: of the JPEG files, or where filterscope has a decode
+cache, of uint8 tensors of the same size. FFCV is not compared: version 1.0.2 has no wheel, and its build ends with
+"Could not find required package: opencv" where OpenCV's headers are missing.
 """
 
+import contextlib
+import io
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import litdata
 import torch
 from loops import MEAN, STD, flowers
 from report import Report, arguments, ratio, real_data, seconds, version
@@ -35,13 +42,22 @@ def by_torchvision(root: Path, count: int, *, decoded_by_pil: bool, uint8: bool)
     Decoded by PIL, they are transformed as images of PIL, as the notebooks do; otherwise as uint8 tensors. Unless
     `uint8`, they become normalized float32.
     """
-    crops = [v2.RandomResizedCrop(224), v2.RandomHorizontalFlip()]
-    ends = [] if uint8 else [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
-    steps = [*crops, v2.ToImage(), *ends] if decoded_by_pil else [*crops, *ends]
     images = ImageFolder(
-        str(root / "train"), v2.Compose(steps), loader=default_loader if decoded_by_pil else decode_rgb
+        str(root / "train"),
+        transforms(v2.RandomResizedCrop(224), uint8=uint8),
+        loader=default_loader if decoded_by_pil else decode_rgb,
     )
-    loader: DataLoader[object] = DataLoader(Subset(images, range(min(count, len(images)))), batch_size=64, shuffle=True)
+    return all_of(DataLoader(Subset(images, range(min(count, len(images)))), batch_size=64, shuffle=True))
+
+
+def transforms(crop: v2.Transform, *, uint8: bool) -> v2.Compose:
+    """Return a crop and torchvision's other transforms of an image of PIL or a uint8 tensor."""
+    ends = [] if uint8 else [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+    return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.ToImage(), *ends])
+
+
+def all_of(loader: DataLoader[Any]) -> Callable[[], None]:
+    """Return a function that loads everything once."""
 
     def read() -> None:
         keep_freed_memory(False)
@@ -49,6 +65,41 @@ def by_torchvision(root: Path, count: int, *, decoded_by_pil: bool, uint8: bool)
             pass
 
     return read
+
+
+def litdata_chunks(root: Path, place: Path, *, decoded: bool) -> Path:
+    """Write the training images as LitData's chunks, as JPEG files or decoded and resized, and return their folder."""
+    files = sorted(str(file) for file in (root / "train").rglob("*.jpg"))
+    labels = {name: i for i, name in enumerate(sorted({Path(file).parent.name for file in files}))}
+    folder = place / ("decoded" if decoded else "jpeg")
+    with contextlib.redirect_stdout(io.StringIO()):
+        litdata.optimize(
+            partial(litdata_sample, labels, decoded=decoded),
+            files,
+            str(folder),
+            chunk_bytes="64MB",
+            num_workers=1,
+            start_method="fork",  # another one would import everything again
+            verbose=False,
+        )
+    return folder
+
+
+def litdata_sample(labels: dict[str, int], file: str, *, decoded: bool) -> dict[str, Any]:
+    """Return what LitData keeps of an image."""
+    image = v2.functional.resize(decode_rgb(file), 256) if decoded else litdata.Jpeg(path=file)
+    return {"image": image, "label": labels[Path(file).parent.name]}
+
+
+def by_litdata(folder: Path, crop: v2.Transform, *, uint8: bool) -> Callable[[], None]:
+    """Return a function that loads LitData's chunks with torchvision's transforms."""
+    steps = transforms(crop, uint8=uint8)
+
+    def transform(sample: dict[str, Any]) -> tuple[torch.Tensor, int]:
+        return steps(sample["image"]), sample["label"]
+
+    images = litdata.StreamingDataset(str(folder), shuffle=True, transform=transform)
+    return all_of(litdata.StreamingDataLoader(images, batch_size=64))
 
 
 def decode_rgb(file: str) -> torch.Tensor:
@@ -116,19 +167,25 @@ def main() -> int:
         build = seconds(lambda: ours(root, Augmentation(), cache), processor=True)
         report.add("decode cache: images per second while it is built", count / build)
         shards(report, root, Path(place) / "shards", repetitions=repetitions)
-        for what, augment, folder, targets in (
-            ("random resized crop, no cache", Augmentation(), None, (1.6, None)),
-            ("random resized crop, cached", Augmentation(), cache, (10.0, None)),
-            ("crop and flip, cached", Augmentation(crop_area=None), cache, (18.0, None)),
+        chunks = {decoded: litdata_chunks(root, Path(place), decoded=decoded) for decoded in (True, False)}
+        for what, augment, folder, targets, crop in (
+            ("random resized crop, no cache", Augmentation(), None, (1.6, None), v2.RandomResizedCrop(224)),
+            ("random resized crop, cached", Augmentation(), cache, (10.0, None), v2.RandomResizedCrop(224)),
+            ("crop and flip, cached", Augmentation(crop_area=None), cache, (18.0, None), v2.RandomCrop(224)),
         ):
             for uint8, target in zip((True, False), targets, strict=True):
                 fast = ours(root, augment, folder, uint8=uint8)
                 fast()
                 how = f"{what}, {'uint8' if uint8 else 'float32'}"
-                for rival, by_pil in ((f"PIL and {version('torchvision')}", True), (version("torchvision"), False)):
-                    slow = by_torchvision(root, count, decoded_by_pil=by_pil, uint8=uint8)
+                rivals = {
+                    f"PIL and {version('torchvision')}": partial(by_torchvision, root, count, decoded_by_pil=True),
+                    version("torchvision"): partial(by_torchvision, root, count, decoded_by_pil=False),
+                    version("litdata"): partial(by_litdata, chunks[folder is not None], crop),
+                }
+                for rival, build_loader in rivals.items():
+                    slow = build_loader(uint8=uint8)
                     found = ratio(slow, fast, repetitions=repetitions, processor=True).scaled(PASSES)
-                    least = target if by_pil else 1.2
+                    least = target if rival.startswith("PIL") else 1.2
                     report.compare(
                         f"{how}: times as fast as {rival}", found, rival=f"{rival}, DataLoader", at_least=least
                     )

@@ -1,10 +1,11 @@
-"""Both sides of the training benchmarks: a training loop written by hand, and runs of filterscope."""
+"""Both sides of the training benchmarks: loops written by hand and of timm's parts, and runs of filterscope."""
 
 import copy
+import itertools
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import hydra
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from report import seconds
 from scipy.io import loadmat
 from torch import nn
 from torch.utils.data import DataLoader, Subset
@@ -21,6 +23,7 @@ from torchvision.datasets import ImageFolder
 from filterscope.cli.main import resolve_config
 from filterscope.config import factory, instantiate, trainer_factory
 from filterscope.data.datamodule import ImageDataModule
+from filterscope.runtime.cores import computes_in_bf16
 from filterscope.runtime.malloc import keep_freed_memory
 from filterscope.training.module import FinetuneModule
 
@@ -146,6 +149,112 @@ class ByHand:
                 loss = F.cross_entropy(self.head(self.trunk(images)), labels)
                 loss.backward()
                 self.optimizer.step()
+
+
+@dataclass(kw_only=True)
+class WithTimm:
+    """What timm's `train.py` does, from the parts of its package, which does not contain that script.
+
+    These are its data set and loader with prefetcher, fused Adam, and the cosine schedule of each update; of the flags
+    `--channels-last`, `--amp --amp-dtype bfloat16` and `--torchcompile` those with which a step is fastest here.
+
+    Args:
+        trunk: the convolutional part; copied.
+        head: the Linear behind it; copied.
+        root: holds `train/<class>/`.
+        batch_size: of the steps.
+        num_workers: processes that load.
+        random: random crops and mirror images, or the fixed view.
+        trained: what the optimizer gets, `all` or `head`; the rest requires no gradients.
+        steps: at most so many an epoch.
+        epochs: how many.
+        compiled: also try `--torchcompile`, which takes minutes.
+    """
+
+    trunk: nn.Module
+    head: nn.Linear
+    root: Path
+    batch_size: int
+    num_workers: int
+    random: bool = True
+    trained: str = "all"
+    steps: int | None = None
+    epochs: int = 1
+    compiled: bool = False
+    flags: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Choose the fastest flags."""
+        from timm.data import create_dataset, create_loader
+
+        crops = {"scale": (0.35, 1.0), "hflip": 0.5} if self.random else {"no_aug": True}
+        self.loader: Any = create_loader(
+            create_dataset("", root=str(self.root / "train"), split="train"),
+            (3, 224, 224),
+            self.batch_size,
+            is_training=True,
+            color_jitter=0.0,
+            mean=MEAN,
+            std=STD,
+            num_workers=self.num_workers,
+            device=torch.device("cpu"),
+            interpolation="bilinear",
+            persistent_workers=False,  # the pairs are timed in turn, and idle processes of one side would disturb
+            **crops,
+        )
+        flags = ["--channels-last", *(["--amp"] if computes_in_bf16() else [])]
+        choices = [each for count in range(len(flags) + 1) for each in itertools.combinations(flags, count)]
+        taken = {each: self._two_steps(each) for each in choices}
+        self.flags = min(taken, key=taken.__getitem__)
+        if self.compiled and self._two_steps((*self.flags, "--torchcompile")) < taken[self.flags]:
+            self.flags = (*self.flags, "--torchcompile")
+        self.prepare(self.flags)
+
+    def prepare(self, flags: Sequence[str]) -> None:
+        """Build the untrained network, its optimizer and its schedule."""
+        from timm.optim import create_optimizer_v2
+        from timm.scheduler import create_scheduler_v2
+
+        network: nn.Module = nn.Sequential(copy.deepcopy(self.trunk), copy.deepcopy(self.head)).train()
+        if self.trained == "head":
+            network[0].requires_grad_(False)  # type: ignore[index]
+        if "--channels-last" in flags:
+            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network
+        self.optimizer = create_optimizer_v2(network, opt="adam", lr=1e-4, fused=True)
+        updates = min(len(self.loader), self.steps or len(self.loader))
+        self.schedule, _ = create_scheduler_v2(
+            self.optimizer, num_epochs=self.epochs, step_on_epochs=False, updates_per_epoch=updates, warmup_lr=1e-6
+        )
+        self.forward: Callable[[torch.Tensor], torch.Tensor] = (
+            torch.compile(network) if "--torchcompile" in flags else network
+        )
+
+    def step(self, images: torch.Tensor, labels: torch.Tensor, flags: Sequence[str]) -> None:
+        """Train one step."""
+        if "--channels-last" in flags:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16, enabled="--amp" in flags):
+            loss = F.cross_entropy(self.forward(images), labels)
+        loss.backward()  # timm scales losses in float16 only
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def _two_steps(self, flags: Sequence[str]) -> float:
+        self.prepare(flags)
+        images, labels = torch.rand(self.batch_size, 3, 224, 224), torch.zeros(self.batch_size, dtype=torch.long)
+        self.step(images, labels, flags)  # warm-up
+        return seconds(lambda: [self.step(images, labels, flags) for _ in range(2)])
+
+    def __call__(self) -> None:
+        """Train."""
+        keep_freed_memory(False)
+        updates = 0
+        for _ in range(self.epochs):
+            for images, labels in itertools.islice(self.loader, self.steps):
+                self.step(images, labels, self.flags)
+                updates += 1
+                self.schedule.step_update(updates)
 
 
 def bare(mine: Run) -> Callable[[], None]:
