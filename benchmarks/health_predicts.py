@@ -27,8 +27,9 @@ from report import Report, arguments, kept, real_data
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from filterscope.analysis.health.causes import ablate_each, accuracy, accuracy_losses, predictions
+from filterscope.analysis.health.causes import ablate_each, accuracy, predictions
 from filterscope.analysis.health.importance import importance_of, loss_changes
+from filterscope.analysis.health.removal import LayersBehind, compare_removals
 from filterscope.analysis.health.verdict import Verdict
 from filterscope.config.from_checkpoint import load
 from filterscope.data.synthetic_flowers import SyntheticFlowersDataModule
@@ -37,6 +38,7 @@ from filterscope.models.backbone import Backbone, torchvision_backbone
 from filterscope.models.classifier import Classifier
 from filterscope.models.heads import replace
 from filterscope.models.layers import convolutions
+from filterscope.visuals.health.findings import removable_filters
 from filterscope.visuals.health.health import Health
 from filterscope.visuals.visual import Examples, VisualState
 
@@ -279,20 +281,27 @@ def predict(report: Report, trial: Trial, keep: Path) -> list[tuple[float, float
 def together(
     report: Report, name: str, classifier: Classifier, testing: Images, state: VisualState, layers: list[str]
 ) -> None:
-    """Report the accuracy lost without all unneeded filters of a layer, less that without as many random ones."""
-    generator = torch.Generator().manual_seed(0)
-    for layer in layers:
-        verdicts = state.store["health"][layer]["verdicts"]
-        unneeded = [i for i, each in enumerate(verdicts) if Verdict(each).unused]
-        if not unneeded or len(unneeded) == len(verdicts):
-            continue
-        sets = [{layer: unneeded}]
-        sets += [{layer: torch.randperm(len(verdicts), generator=generator)[: len(unneeded)]} for _ in range(5)]
+    """Report what is lost without all unneeded filters, later layers fitted, less that without as many random ones."""
+    records, behind = state.store["health"], LayersBehind(classifier)
+    unneeded = removable_filters({layer: records[layer] for layer in layers})
+    for group in (*([layer] for layer in layers), layers):
+        filters = {layer: unneeded[layer] for layer in group}
         with torch.autocast("cpu", torch.bfloat16):
-            lost = accuracy_losses(classifier, *testing, sets=sets)
-        more = {"unneeded": len(unneeded), "filters": len(verdicts), "lost": float(lost[0])}
-        what = f"{name} {layer}: accuracy lost without all unneeded filters, less without random ones"
-        report.add(what, float(lost[0] - lost[1:].mean()), at_most=0, **more)
+            found = compare_removals(classifier, *testing, unneeded=filters, behind=behind, draws=5)
+        if found is None:
+            continue
+        what = f"{name} {group[0] if len(group) == 1 else 'all layers'} without all unneeded filters, less random ones"
+        target = 0 if found.all_fitted else None  # where zeros are added up, filters go only together
+        mine, random, silenced = found.unneeded, found.random, found.silenced
+        more = {
+            "filters": mine.size,
+            "lost": mine.accuracy,
+            "± random": random.errors[0],
+            "silenced": silenced.accuracy,
+        }
+        report.add(f"{what}: accuracy lost", mine.accuracy - random.accuracy, at_most=target, **more)
+        more = {"rise": mine.loss, "± random": random.errors[1], "silenced": silenced.loss}
+        report.add(f"{what}: rise of the loss", mine.loss - random.loss, at_most=target, **more)
 
 
 def main() -> int:

@@ -27,8 +27,8 @@ from filterscope.analysis.health.causes import ablated, accuracy
 from filterscope.models.classifier import Classifier
 from filterscope.models.filter_removal import cut_filters, multiply_adds
 from filterscope.models.layers import convolutions
-from filterscope.training.prune import least_important, removable_filters
-from filterscope.visuals.health.findings import HealthRecords
+from filterscope.training.prune import least_important
+from filterscope.visuals.health.findings import HealthRecords, removable_filters
 from filterscope.visuals.health.health import measure_health
 from filterscope.visuals.visual import Examples
 

@@ -1,4 +1,4 @@
-"""Measure the accuracy lost by silencing filters, by verdict, and the growth of structure over the epochs."""
+"""Measure the accuracy lost without filters, by verdict, and the growth of structure over the epochs."""
 
 import math
 from functools import partial
@@ -8,21 +8,21 @@ import torch
 from health_networks import Images, alexnet, fashion, finetune, flowers, from_scratch, partition, wide
 from report import Report
 
-from filterscope.analysis.health.causes import Silencing, accuracy, silencing
+from filterscope.analysis.health.causes import accuracy
+from filterscope.analysis.health.removal import LayersBehind, Removal, compare_removals
 from filterscope.analysis.health.structure import structure
-from filterscope.analysis.health.verdict import Verdict
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions
+from filterscope.visuals.health.findings import HealthRecords, is_needed, removable_filters
 from filterscope.visuals.health.health import measure_health
 from filterscope.visuals.visual import Examples
 
-KINDS = ("unused", "random", "needed")
 UNSEEN = (1, 2, 3)
 """Seeds of networks and partitions; the thresholds of the verdicts were chosen on seed 0 only."""
 
 
 def decisive(report: Report, quick: bool, real: Path) -> None:
-    """Measure the cost of silencing filters that are not needed, random and needed ones; mean of three networks."""
+    """Measure the cost of filters that are not needed, random and needed ones, with later layers fitted."""
     size, draws, seeds = 128, 6 if quick else 20, UNSEEN[: 1 if quick else None]
     (images, labels), (more, their) = flowers(real, "train", size), flowers(real, "val", size)
     pool = torch.cat([images, more]), torch.cat([labels, their])
@@ -32,7 +32,7 @@ def decisive(report: Report, quick: bool, real: Path) -> None:
         classifier = alexnet(real, 102)
         train, judging, testing = partition(pool, 1020, 510, 255 if quick else 510, seed=seed)
         finetune(classifier, train, epochs=3 if quick else 6)
-        found.append(silence(report, f"flowers, network {seed}", classifier, judging, testing, draws))
+        found.append(take_away(report, f"flowers, network {seed}", classifier, judging, testing, draws))
     compare(report, "flowers", found)
     found, count, tested = [], *((6_000, 2_000) if quick else (20_000, 4_000))
     for seed in seeds:
@@ -43,7 +43,7 @@ def decisive(report: Report, quick: bool, real: Path) -> None:
         epochs = 4 if quick else 6
         from_scratch(classifier, train, epochs=epochs, each=partial(story, report, name, classifier))
         judging, testing = partition(fashion(real, train=False, count=10_000), tested // 2, tested // 2, seed=seed)
-        found.append(silence(report, name, classifier, judging, testing, draws))
+        found.append(take_away(report, name, classifier, judging, testing, draws))
     compare(report, "FashionMNIST", found)
 
 
@@ -55,45 +55,53 @@ def story(report: Report, name: str, classifier: Classifier, epoch: int = 0) -> 
         report.add(what, float((p < 0.05).float().mean()), at_most=0.15 if epoch == 0 else None)
 
 
-Costs = dict[str, Silencing | None]
-"""The costs of one network, by layer and for all layers at once; None if there was nothing to silence."""
+Costs = dict[str, Removal | None]
+"""The costs of one network, by layer and for all layers at once; None if every filter is needed."""
 
 
-def silence(report: Report, name: str, classifier: Classifier, judging: Images, testing: Images, draws: int) -> Costs:
-    """Judge on the images `judging`, silence on the images `testing`, layer by layer and in all layers at once."""
-    judgements = judge(classifier, judging)
+def take_away(report: Report, name: str, classifier: Classifier, judging: Images, testing: Images, draws: int) -> Costs:
+    """Judge on the images `judging`, take away on the images `testing`, layer by layer and in all layers at once."""
+    records = judge(classifier, judging)
     report.add(f"{name}: accuracy", accuracy(classifier, *testing))
-    for layer, kinds in judgements.items():
-        counts = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
-        rest = sum(Verdict(kind).unused for kind in kinds)
-        report.add(f"{name} {layer}: noise, idle and dead filters", rest, **counts)
-    groups = {layer: {layer: kinds} for layer, kinds in judgements.items()} | {"all layers at once": judgements}
+    unneeded, behind = removable_filters(records), LayersBehind(classifier)
+    needed = {
+        layer: [i for i, word in enumerate(record["verdicts"]) if is_needed(word)] for layer, record in records.items()
+    }
+    for layer, record in records.items():
+        counts = {kind: record["verdicts"].count(kind) for kind in sorted(set(record["verdicts"]))}
+        report.add(f"{name} {layer}: filters that can go", len(unneeded[layer]), **counts)
+    groups = {layer: {layer: found} for layer, found in unneeded.items()} | {"all layers at once": unneeded}
     with torch.autocast("cpu", torch.bfloat16):
         return {
-            what: silencing(classifier, *testing, verdicts=verdicts, draws=draws, batch_size=128)
-            for what, verdicts in groups.items()
+            what: compare_removals(
+                classifier, *testing, unneeded=group, needed=needed, behind=behind, draws=draws, batch_size=128
+            )
+            for what, group in groups.items()
         }
 
 
 def compare(report: Report, data: str, networks: list[Costs]) -> None:
-    """Report the three costs as means over the networks, with the bounds that right verdicts must meet."""
+    """Report the accuracy lost as means over the networks, with the bounds that right verdicts must meet."""
     for what in networks[0]:
         found = [costs[what] for costs in networks if costs[what] is not None]
         if not found:
-            report.add(f"{data} {what}: nothing to silence", 0)
+            report.add(f"{data} {what}: every filter is needed", 0)
             continue
-        count = len(found)
-        unused, random, needed = (sum(getattr(each, k) for each in found) / count for k in KINDS)
-        errors = [math.hypot(*(each.errors[i] for each in found)) / count for i in range(3)]
-        figures = {"unused": unused, "random": random, "± random": errors[1], "needed": needed, "± needed": errors[2]}
-        what = f"{data} {what}, {sum(each.size for each in found)} silenced"
-        report.add(f"{what}: cost of unused less of random", unused - random, at_most=0, **figures)
-        apart = (needed - unused) / max(math.hypot(errors[0], errors[2]), 1e-9)
-        report.add(f"{what}: cost of needed less of unused, in standard errors", apart, at_least=2)
+        kinds = [[each.unneeded for each in found], [each.random for each in found], [each.needed for each in found]]
+        unneeded, random, needed = (sum(cost.accuracy for cost in costs) / len(found) for costs in kinds)
+        errors = [math.hypot(*(cost.errors[0] for cost in costs)) / len(found) for costs in kinds]
+        figures = {"unneeded": unneeded, "random": random, "± random": errors[1], "needed": needed}
+        silenced = sum(each.silenced.accuracy for each in found) / len(found)
+        what = f"{data} {what}, {sum(cost.size for cost in kinds[0])} taken away"
+        report.add(f"{what}: silenced, no layer fitted", silenced)
+        report.add(f"{what}: cost of unneeded less of random", unneeded - random, at_most=0, **figures)
+        rise = [sum(cost.loss for cost in costs) / len(found) for costs in kinds]
+        report.add(f"{what}: rise of the loss, unneeded less random", rise[0] - rise[1], at_most=0, needed=rise[2])
+        apart = (needed - unneeded) / max(math.hypot(errors[0], errors[2]), 1e-9)
+        report.add(f"{what}: cost of needed less of unneeded, in standard errors", apart, at_least=2)
 
 
-def judge(classifier: Classifier, judging: Images) -> dict[str, list[str]]:
+def judge(classifier: Classifier, judging: Images) -> HealthRecords:
     """Return the verdicts on all layers, with importance measured on all images."""
     images, labels = judging
-    records = measure_health(classifier, Examples(images=images, labels=labels))
-    return {layer: record["verdicts"] for layer, record in records.items()}
+    return measure_health(classifier, Examples(images=images, labels=labels))

@@ -12,7 +12,6 @@ from filterscope.analysis.health.causes import (
     ablate_each,
     ablated,
     accuracy,
-    accuracy_losses,
     natural_preference,
     phase_scrambled,
     reinitialized_copy,
@@ -24,6 +23,7 @@ from filterscope.analysis.health.input_weights import weighing
 from filterscope.analysis.health.judgement import Judgement, judge_filters
 from filterscope.analysis.health.measures import LayerHealth, measure_layer
 from filterscope.analysis.health.recorder import is_rectified, record_activity
+from filterscope.analysis.health.removal import removal_costs
 from filterscope.analysis.health.similarity import drift, duplicates, linear_cka
 from filterscope.analysis.health.structure import structure
 from filterscope.errors import UserError
@@ -198,11 +198,11 @@ def test_ablating_dead_filters_changes_no_logit_and_leaves_no_hook():
         with ablated(classifier, {"conv_1": [3]}):
             assert not torch.equal(classifier(images), whole)
         assert torch.equal(classifier(images), whole)
-    lost = accuracy_losses(classifier, images, labels, sets=[{"conv_1": [2]}, {"conv_1": range(12)}])
-    assert lost[0] == 0
+    lost = removal_costs(classifier, images, labels, sets=[{"conv_1": [2]}, {"conv_1": range(12)}])
+    assert lost[0].tolist() == [0, 0]
     said = labels == classifier.head.bias.argmax()  # what the network says of every image when nothing is left
     expected = accuracy(classifier, images, labels) - float(said.double().mean())
-    assert lost[1] == pytest.approx(expected, abs=1e-6)
+    assert float(lost[1, 0]) == pytest.approx(expected, abs=1e-6)
 
 
 def test_silencing_filters_one_by_one_in_batches_equals_silencing_each_by_itself():

@@ -8,11 +8,13 @@ from torch import Tensor, nn
 
 from filterscope.analysis.health.causes import ablated
 from filterscope.errors import UserError
+from filterscope.models.adapter import as_classifier
 from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
 from filterscope.models.filter_graph import FilterGraph
 from filterscope.models.filter_removal import cut_filters, fit_to_weights, multiply_adds
 from filterscope.models.filter_reset import reset_filters
+from filterscope.models.layers import find_layer
 
 pytest.importorskip("torch_pruning", reason="torch-pruning is not installed")
 
@@ -151,6 +153,14 @@ def test_a_network_that_is_fitted_to_its_cut_differs_less(make):
     cut_filters(classifier, wanted)
     cut_filters(fitted, wanted, images=images())
     assert (fitted(images()) - before).norm() < 0.8 * (classifier(images()) - before).norm()
+
+
+def test_a_network_of_ones_own_can_be_cut():
+    classifier = as_classifier(Nested(Residual()).eval(), image_size=16)
+    cut = cut_filters(classifier, {"body.first": [1, 2]}, images=images())
+    assert cut.filters == {"body.first": [1, 2]}
+    assert classifier(images()).shape == (5, 4)
+    assert find_layer(classifier.layers, "body.first").num_channels == 10
 
 
 @pytest.mark.parametrize("make", [chain, residual])

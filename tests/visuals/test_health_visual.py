@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from filterscope.analysis.health.activity import BatchActivity, RunningSums
-from filterscope.analysis.health.causes import silencing
+from filterscope.analysis.health.removal import compare_removals
 from filterscope.analysis.health.structure import structure
 from filterscope.analysis.health.verdict import Verdict
 from filterscope.errors import UserError
@@ -222,10 +222,14 @@ def test_dead_filters_alone_cost_nothing():
     classifier = network()
     with torch.no_grad():
         classifier.module_of("conv_1").bias[[2, 5]] = -1e3
-    verdicts = {"conv_1": ["dead" if i in (2, 5) else "useful" for i in range(10)]}
-    found = silencing(classifier, examples().images, torch.arange(30) % 10, verdicts=verdicts, draws=3)
+    dead, others = {"block1_conv1": [2, 5]}, {"block1_conv1": [0, 1, 3]}
+    pixels, labels = examples().images, torch.arange(30) % 10
+    found = compare_removals(classifier, pixels, labels, unneeded=dead, needed=others, draws=3)
     assert found is not None
-    assert (found.size, found.unused, found.needed_size) == (2, 0, 2)
+    assert found.unneeded[:3] == (2, 0, pytest.approx(0, abs=1e-5))  # fitted weights are rounded otherwise
+    assert found.silenced[:3] == (2, 0, 0)
+    assert (found.needed.size, found.all_fitted, found.fitted) == (2, True, ["block2_conv1"])
+    assert compare_removals(classifier, pixels, labels, unneeded={"block1_conv1": []}) is None
 
 
 def test_filters_and_layers_are_tested_one_by_one_on_demand():
@@ -274,7 +278,7 @@ def test_causes_use_more_images_than_other_visuals():
     few = dataclasses.replace(examples(8), more=examples)
     table = HealthCauses(draws=2, images=40)(network(), few, VisualState())["health/causes"]
     assert isinstance(table, Table)
-    assert "of 40 images" in table.description
+    assert "Of 40 images" in table.description
 
 
 def test_causes_without_labels_are_a_clear_error():

@@ -38,7 +38,7 @@ CONSTANTS = (64.0, 128.0)  # gates (sigmoids) of such large values are 1, and th
 
 @dataclass(frozen=True, kw_only=True)
 class LayerInputs:
-    """What the input channels of a convolution or of the head are.
+    """What the input channels of a convolution, a Linear or the head are.
 
     Attributes:
         filters: for each input channel, the filters whose outputs (after norms, activations and pools) are added up in
@@ -55,13 +55,17 @@ class LayerInputs:
         return list(dict.fromkeys(layer for each in self.filters for layer, _ in each))
 
 
-def trace_inputs(classifier: Classifier) -> dict[str, LayerInputs]:
+def trace_inputs(classifier: Classifier, *, linears: bool = False) -> dict[str, LayerInputs]:
     """Return what the inputs of all convolutions and of a linear head are, by the layer's name.
 
     The network runs with outputs of convolutions and Linears that are constants, so that the gradients of a layer's
     input reach exactly those outputs that arrive there without passing another layer. Each element must arrive in one
     input channel only, with a gradient that does not depend on the constant. Layers where this does not hold
     (attention, products of two layers) and modules that run several times are left out.
+
+    Args:
+        classifier: is left as it was.
+        linears: whether the inputs of all other Linears are told, too.
     """
     size, shapes = _smallest_size(classifier)
     prefix, layers = "backbone.network.", classifier.layers.values()
@@ -74,7 +78,8 @@ def trace_inputs(classifier: Classifier) -> dict[str, LayerInputs]:
         found = {
             layer.name: _inputs_of((layer.path.removeprefix(prefix), 0), passes, names)
             for layer in layers
-            if layer.calls == 1 and (layer.kind == "conv" or layer.name == "head")
+            if layer.calls == 1
+            and (layer.kind == "conv" or layer.name == "head" or (linears and layer.kind == "linear"))
         }
     return {name: inputs for name, inputs in found.items() if inputs is not None}
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from filterscope.errors import UserError, first_line
 from filterscope.models.classifier import Classifier
+from filterscope.models.input_fit import is_fittable
 from filterscope.models.layers import convolutions
 
 
@@ -36,7 +37,7 @@ class FilterGraph:
         self.modules = {name: cast(nn.Conv2d, classifier.module_of(name)) for name in convolutions(classifier.layers)}
         self.names = {module: name for name, module in self.modules.items()}
         with self.supported():
-            self.graph = tp.DependencyGraph().build_dependency(classifier, example_inputs=blank_image(classifier))
+            self.graph = tp.DependencyGraph().build_dependency(classifier, example_inputs=(blank_image(classifier),))
 
     @contextmanager
     def supported(self) -> Iterator[None]:
@@ -81,9 +82,7 @@ class FilterGraph:
 
     def keeps_apart(self, item: Any) -> bool:
         """Return whether the module of an item passes the filters' outputs on, or has a weight for each of them."""
-        module = item.dep.target.module
-        plain = isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
-        return plain or not self.takes(item)
+        return is_fittable(item.dep.target.module) or not self.takes(item)
 
 
 @contextmanager

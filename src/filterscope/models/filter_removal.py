@@ -2,9 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +10,7 @@ from torch import Tensor, nn
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.filter_graph import FilterGraph, blank_image, filter_graph
-
-POSITIONS = 16  # of a map in each image, drawn at random, on which later layers are fitted
-RIDGES = (1.0, 0.1, 0.01, 0.001, 0.0001)  # of each input's mean square; the other half of the images says which is best
+from filterscope.models.input_fit import Consumer, fitted_weights, input_products
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +107,9 @@ class _Cutter:
         if chosen:
             self.chosen[name] = chosen
 
-    def lost_inputs(self) -> "Lost":
-        """Return the inputs that plain convolutions and Linears lose."""
-        lost: Lost = {}
+    def lost_inputs(self) -> dict[Consumer, set[int]]:
+        """Return the input channels that plain convolutions and Linears lose."""
+        lost: dict[Consumer, set[int]] = {}
         for name, filters in self.chosen.items():
             for item in self.graph.group(name, filters):
                 if self.graph.takes(item) and self.graph.keeps_apart(item):
@@ -128,69 +124,14 @@ class _Cutter:
                 self.cut.kept[layer][i] = reason
 
 
-Lost = dict[tuple[nn.Module, int], set[int]]
-"""The lost input channels by module, and the number of its inputs that belong to a channel (of flattened maps)."""
-
-
-def _fit_inputs(classifier: Classifier, lost: Lost, images: Tensor) -> None:
+def _fit_inputs(classifier: Classifier, lost: Mapping[Consumer, set[int]], images: Tensor) -> None:
     """Let modules compute from the inputs that they keep what is nearest to what they computed from all."""
-    found: dict[tuple[nn.Module, int], list[Tensor]] = {key: [] for key in lost}
-
-    def add(key: tuple[nn.Module, int], _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        shown, size = inputs[0].detach().float(), key[1]
-        maps = shown.flatten(2) if isinstance(key[0], nn.Conv2d) else shown.reshape(-1, shown.shape[-1] // size, size)
-        order = torch.randperm(maps.shape[2], generator=torch.Generator().manual_seed(0))
-        samples = maps[:, :, order[:POSITIONS].to(maps.device)].transpose(1, 2).flatten(0, 1)
-        samples = torch.cat([samples, samples.new_ones(len(samples), 1)], 1)
-        found[key][-1] = found[key][-1] + (samples.T @ samples).double().cpu()
-
-    with ExitStack() as stack, torch.no_grad():
-        for key in lost:
-            stack.callback(key[0].register_forward_pre_hook(partial(add, key)).remove)
-        for half in (images[::2], images[1::2]):
-            for sums in found.values():
-                sums.append(torch.zeros((), dtype=torch.float64))
-            for batch in torch.split(half, 32):
-                classifier(batch.to(next(classifier.parameters()).device))
-        for key, channels in lost.items():
-            _fit_weights(key[0], found[key], sorted(channels))
-
-
-def _fit_weights(module: nn.Module, halves: Sequence[Tensor], gone: list[int]) -> None:
-    """Add to the weights of the inputs that stay those of the lost ones, times the coefficients of ridge regression.
-
-    Args:
-        module: a convolution or a Linear.
-        halves: sums over each half of the images of the products of two inputs, the last of which is 1,
-            `(channels + 1, channels + 1)`.
-        gone: the lost channels.
-    """
-    weight, bias = module.get_parameter("weight"), dict(module.named_parameters(recurse=False)).get("bias")
-    count, both = len(halves[0]) - 1, halves[0] + halves[1]
-    stay = [i for i in range(count) if i not in set(gone)]
-    known = stay if bias is None else [*stay, count]
-    if not both.isfinite().all():
-        return
-
-    def fit(products: Tensor, ridge: float) -> Tensor:
-        system = products[known][:, known]
-        size = system.diagonal()[: len(stay)]
-        size += ridge * size + 1e-9 * products.diagonal().max() + 1e-30
-        coefficients: Tensor = torch.linalg.solve(system, products[known][:, gone])
-        return coefficients
-
-    def error(ridge: float) -> float:
-        coefficients, other = fit(halves[0], ridge), halves[1]
-        predicted = 2 * other[known][:, gone] - other[known][:, known] @ coefficients
-        return float(((other.diagonal()[gone] - (coefficients * predicted).sum(0)) * effect).sum())
-
-    each = weight if isinstance(module, nn.Conv2d) else weight.view(len(weight), count, -1)
-    lost = each[:, gone]
-    effect = lost.double().square().flatten(2).sum((0, 2)).cpu()
-    coefficients = fit(both, min(RIDGES, key=error)).to(weight)
-    each[:, stay] += torch.einsum("og...,kg->ok...", lost, coefficients[: len(stay)])
-    if bias is not None:
-        bias.add_(torch.einsum("og...,g->o...", lost, coefficients[-1]).flatten(1).sum(1))
+    device = next(classifier.parameters()).device
+    products = input_products(lambda batch: classifier(batch.to(device)), lost, images)
+    with torch.no_grad():
+        for consumer, channels in lost.items():
+            for name, tensor in fitted_weights(consumer, products[consumer], channels).items():
+                consumer[0].get_parameter(name).copy_(tensor)
 
 
 def fit_to_weights(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:

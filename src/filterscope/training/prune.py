@@ -23,7 +23,7 @@ from filterscope.models.filter_removal import Cut, cut_filters, multiply_adds
 from filterscope.models.network_copy import restored
 from filterscope.storage.atomic import write_file
 from filterscope.training.example_images import examples_of
-from filterscope.visuals.health.findings import HealthRecords, can_go
+from filterscope.visuals.health.findings import HealthRecords, removable_filters
 from filterscope.visuals.health.health import measure_health
 from filterscope.visuals.output.outputs import Table
 from filterscope.visuals.output.tables import table_csv, table_text
@@ -126,19 +126,6 @@ def _seconds(classifier: Classifier, batch: Tensor) -> float:
 
 def _pixels(images: Tensor) -> Tensor:
     return to_float(images) if images.dtype == torch.uint8 else images
-
-
-def removable_filters(records: HealthRecords) -> dict[str, list[int]]:
-    """Return the filters that can go by their verdicts: not needed ones, and duplicates but not their originals."""
-    found = {}
-    for layer, record in records.items():
-        of, dead = (record["measures"][key].tolist() for key in ("duplicate_of", "dead"))
-        copies = {i for i, original in enumerate(of) if original >= 0 and not dead[i]}
-        originals = {of[i] for i in copies}
-        found[layer] = [
-            i for i, verdict in enumerate(record["verdicts"]) if i in copies or (can_go(verdict) and i not in originals)
-        ]
-    return found
 
 
 def least_important(records: HealthRecords, share: float) -> dict[str, list[int]]:

@@ -4,8 +4,7 @@ The response is compared with that to phase-scrambled images, also in a re-initi
 """
 
 import copy
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from filterscope.analysis.health.recorder import output_layer, output_tap, record_activity
-from filterscope.analysis.health.verdict import Verdict
 from filterscope.analysis.hooks import observing, run_model
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
@@ -33,7 +31,7 @@ def accuracy(classifier: Classifier, images: Tensor, labels: Tensor, *, batch_si
     Raises:
         UserError: there are no images, or the number of labels differs.
     """
-    _check_images(images, labels)
+    check_images(images, labels)
     return float((predictions(classifier, images, batch_size=batch_size) == labels.cpu()).double().mean())
 
 
@@ -43,7 +41,8 @@ def predictions(classifier: Classifier, images: Tensor, *, batch_size: int = 64)
         return torch.cat([run_model(classifier, batch).argmax(1).cpu() for batch in torch.split(images, batch_size)])
 
 
-def _check_images(images: Tensor, labels: Tensor) -> None:
+def check_images(images: Tensor, labels: Tensor) -> None:
+    """Raise a `UserError` if there are no images, or the number of labels differs."""
     if len(images) == 0 or len(images) != len(labels):
         raise UserError(f"ablation needs images with labels: got {len(images)} images and {len(labels)} labels")
 
@@ -68,18 +67,6 @@ def ablated(classifier: Classifier, filters: Filters) -> Iterator[None]:
 
 def _silence(index: Tensor, _module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
     return output.index_fill(1, index.to(output.device), 0)
-
-
-def accuracy_losses(
-    classifier: Classifier, images: Tensor, labels: Tensor, *, sets: Sequence[Filters], batch_size: int = 64
-) -> Tensor:
-    """Return the accuracy lost by ablating each set of filters together, one entry per set."""
-    intact = accuracy(classifier, images, labels, batch_size=batch_size)
-    lost = []
-    for filters in sets:
-        with ablated(classifier, filters):
-            lost.append(intact - accuracy(classifier, images, labels, batch_size=batch_size))
-    return torch.tensor(lost, dtype=torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +107,7 @@ def ablate_each(
     Raises:
         UserError: there are no images, the number of labels differs, or the layer is not a convolution.
     """
-    _check_images(images, labels)
+    check_images(images, labels)
     module = output_tap(classifier, layer).module
     count = find_layer(classifier.layers, layer).num_channels or 0
     indices = list(range(count) if filters is None else filters)
@@ -181,90 +168,6 @@ def with_kernels(classifier: Classifier, kernels: Mapping[str, Tensor]) -> Itera
         with torch.no_grad():
             for layer, conv in own.items():
                 conv.weight.copy_(kept[layer])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Silencing:
-    """The accuracy lost by silencing filters together, as means over drawn sets of filters.
-
-    Attributes:
-        size: number of filters that are not needed; all of them are silenced together, and as many random ones.
-        unused: loss for filters with a verdict that says they are not needed.
-        random: loss for as many random filters of the same layers.
-        needed_size: number of needed filters that are silenced, at most as many in each layer.
-        needed: loss for these; NaN if there are none.
-        errors: standard errors of the three losses, 0 if there is only one possible set.
-    """
-
-    size: int
-    unused: float
-    random: float
-    needed_size: int
-    needed: float
-    errors: tuple[float, float, float]
-
-
-def silencing(
-    classifier: Classifier,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    verdicts: Mapping[str, Sequence[str]],
-    draws: int = 20,
-    seed: int = 0,
-    batch_size: int = 64,
-) -> Silencing | None:
-    """Compare the accuracy lost by silencing all unneeded filters (noise, idle, dead), random ones and needed ones.
-
-    Args:
-        classifier: is left as it was.
-        images: `(N, C, H, W)` in [0, 1].
-        labels: `(N,)`.
-        verdicts: of every filter, by layer.
-        draws: number of sets drawn from each pool.
-        seed: of the draws.
-        batch_size: of the forward passes.
-
-    Returns:
-        The losses, or None if every filter is needed.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    unused = {layer: _where(words, lambda verdict: verdict.unused) for layer, words in verdicts.items()}
-    unused = {layer: found for layer, found in unused.items() if len(found)}
-    if not unused:
-        return None
-    pools = [
-        unused,
-        {layer: torch.arange(len(verdicts[layer])) for layer in unused},
-        {layer: _where(verdicts[layer], lambda verdict: verdict.needed) for layer in unused},
-    ]
-    means, errors, sizes = [], [], []
-    for pool in pools:
-        wanted = {layer: min(len(unused[layer]), len(found)) for layer, found in pool.items()}
-        times = draws if any(len(pool[layer]) > size for layer, size in wanted.items()) else 1
-        sets = [
-            {
-                layer: pool[layer][torch.randperm(len(pool[layer]), generator=generator)[:size]]
-                for layer, size in wanted.items()
-            }
-            for _ in range(times)
-        ]
-        sizes.append(sum(wanted.values()))
-        lost = accuracy_losses(classifier, images, labels, sets=sets, batch_size=batch_size)
-        means.append(float(lost.mean()) if sizes[-1] else math.nan)
-        errors.append(float(lost.std() / len(lost) ** 0.5) if len(lost) > 1 else 0.0)
-    return Silencing(
-        size=sizes[0],
-        unused=means[0],
-        random=means[1],
-        needed_size=sizes[2],
-        needed=means[2],
-        errors=(errors[0], errors[1], errors[2]),
-    )
-
-
-def _where(verdicts: Sequence[str], kind: Callable[[Verdict], bool]) -> Tensor:
-    return torch.tensor([i for i, word in enumerate(verdicts) if kind(Verdict(word))], dtype=torch.long)
 
 
 def phase_scrambled(images: Tensor, *, seed: int = 0) -> Tensor:

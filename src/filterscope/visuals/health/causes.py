@@ -1,4 +1,4 @@
-"""Test the verdicts: the loss without single filters, the accuracy without sets of them and with other kernels."""
+"""Test the verdicts: what is lost without single filters and without all that can go, and with other kernels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,16 +13,16 @@ from filterscope.analysis.health.causes import (
     natural_preference,
     predictions,
     reinitialized_copy,
-    silencing,
     with_kernels,
 )
 from filterscope.analysis.health.importance import LossChange, importance_of
+from filterscope.analysis.health.removal import LayersBehind, compare_removals
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
 from filterscope.registry import register
 from filterscope.visuals.filter_selection import convolution_names
-from filterscope.visuals.health.findings import HealthRecords
+from filterscope.visuals.health.findings import HealthRecords, removable_filters
 from filterscope.visuals.health.health import Health
 from filterscope.visuals.output.outputs import Output, Table
 from filterscope.visuals.visual import AtLeastOne, Every, Examples, LayerChoice, Visual, VisualState, name_of
@@ -35,7 +35,8 @@ Kernels = dict[str, Tensor]
 class HealthCauses(Visual):
     """Test the verdicts when training has ended, and on demand.
 
-    `health/causes` silences all filters that are not needed together, then as many random and needed ones.
+    `health/causes` takes all filters that can go by their verdicts away together, and fits the layers behind them as
+    `prune=unused` does; then as many random ones.
     `health/layers_replaced` gives layers no output, their kernels of epoch 0, and new random ones (Zhang, Bengio and
     Singer 2022): a layer is critical if that costs much, and robust if it does not. `health/classes_replaced` is the
     same by class. `health/ablation` silences single filters. `health/natural` compares each layer's response to images
@@ -47,7 +48,7 @@ class HealthCauses(Visual):
         each: the layers that are also replaced one by one, and whose filters are silenced one by one: a list of names,
             true for all, false for none. It takes far more time than the rest.
         images: the largest number of examples used.
-        draws: the number of random and of needed sets of filters.
+        draws: the number of random sets of filters.
         batch_size: of the forward passes.
         every: draw every so many epochs of a training as well; 0: at its end only.
     """
@@ -79,14 +80,13 @@ class HealthCauses(Visual):
         judged = VisualState()
         self.health(classifier, examples, judged)
         records = judged.store["health"]
-        verdicts = {layer: records[layer]["verdicts"] for layer in layers}
         start = {
             layer: state.store["health"][layer]["kernels"]
             for layer in layers
             if len(state.store.get("health", {}).get(layer, {}).get("kernels", ()))
         }
         shown: dict[str, Output] = {
-            "health/causes": self._silence(classifier, examples, verdicts, single),
+            "health/causes": self._take_away(classifier, examples, {layer: records[layer] for layer in layers}, single),
             **self._replace(classifier, examples, start, layers, single),
             "health/natural": self._compare_natural(classifier, examples.images, layers),
         }
@@ -94,27 +94,42 @@ class HealthCauses(Visual):
             shown["health/ablation"] = self._ablate(classifier, examples, records, single)
         return shown
 
-    def _silence(
-        self, classifier: Classifier, examples: Examples, verdicts: dict[str, list[str]], single: Sequence[str]
+    def _take_away(
+        self, classifier: Classifier, examples: Examples, records: HealthRecords, single: Sequence[str]
     ) -> Table:
-        images, labels = examples.images, _labels(examples)
+        unneeded, behind = removable_filters(records), LayersBehind(classifier)
         rows: list[tuple[str | int | float, ...]] = []
-        for name, group in {"all at once": verdicts, **{layer: {layer: verdicts[layer]} for layer in single}}.items():
-            cost = silencing(classifier, images, labels, verdicts=group, draws=self.draws, batch_size=self.batch_size)
-            filters = sum(map(len, group.values()))
-            if cost is None:
-                rows.append((name, filters, 0, *[""] * 6))
+        fitted, all_fitted = dict[str, None](), True
+        for name, group in {"all at once": list(records), **{layer: [layer] for layer in single}}.items():
+            found = compare_removals(
+                classifier,
+                examples.images,
+                _labels(examples),
+                unneeded={layer: unneeded[layer] for layer in group},
+                behind=behind,
+                draws=self.draws,
+                batch_size=self.batch_size,
+            )
+            filters = sum(len(records[layer]["verdicts"]) for layer in group)
+            if found is None:
+                rows.append((name, filters, 0, *[""] * 7))
                 continue
-            needed = (cost.needed, cost.errors[2]) if cost.needed_size else ("", "")
-            costs = (cost.unused, cost.random, cost.errors[1])
-            rows.append((name, filters, cost.size, *costs, cost.needed_size, *needed))
-        names = ("layers", "filters", "not needed", "loss", "random", "± random", "needed", "needed loss", "± needed")
+            random, errors = found.random, found.random.errors
+            at_random = (random.accuracy, errors[0], random.loss, errors[1])
+            costs = (found.unneeded.accuracy, found.unneeded.loss, *at_random, found.silenced.accuracy)
+            rows.append((name, filters, found.unneeded.size, *costs))
+            fitted |= dict.fromkeys(found.fitted)
+            all_fitted &= found.all_fitted
+        names = ("layers", "filters", "can go", "accuracy lost", "loss rise")
+        at_random_names = ("random: accuracy lost", "± accuracy", "random: loss rise", "± loss")
         return Table(
-            columns=names,
+            columns=(*names, *at_random_names, "silenced: accuracy lost"),
             rows=tuple(rows),
-            description=f"Loss of accuracy, as a share of {len(images)} images, when filters are silenced together: "
-            "all that are not needed (noise, idle, dead), as many random filters of the same layers, and at most as "
-            "many needed ones.",
+            description="What is lost when all filters that can go by their verdicts (noise, idle, dead, duplicate) "
+            "are taken away together and the layers behind them are fitted to what remains, as prune=unused does; then "
+            f"with as many random filters of the same layers (mean of {self.draws} draws and its standard error). Of "
+            f"{len(examples)} images, one half is for the fit and the other for the result, and the reverse. Silenced: "
+            "if no layer is fitted." + ("" if all_fitted else _not_fitted(list(fitted))),
             terminal=True,
         )
 
@@ -204,6 +219,13 @@ class HealthCauses(Visual):
             description=f"How much the responses to {len(images)} images differ from those to phase-scrambled versions "
             "of them (median over the filters; 0: not at all, 1: fully), in the network and in a re-initialised copy.",
         )
+
+
+def _not_fitted(fitted: Sequence[str]) -> str:
+    return (
+        f" Only these layers were fitted: {', '.join(fitted) or 'none'}. For others (behind an addition, grouped "
+        "convolutions, layers whose inputs are not known) the outputs of removed filters count as 0."
+    )
 
 
 def _labels(examples: Examples) -> Tensor:

@@ -124,8 +124,7 @@ def layer_table(records: HealthRecords) -> Table:
 def need_sentence(verdicts: Sequence[str]) -> str:
     """Return how many of the filters are needed and how many are not, for the head of a table or page.
 
-    It does not say that these can go: each was judged with all others in place, and without all of them at once the
-    demo's network lost more accuracy than without random ones (`python train.py`, its table `health/causes`).
+    Each was judged with all others in place. Whether they can go together is measured by `health_causes`.
     """
     if not verdicts or {"", Verdict.UNKNOWN} & set(verdicts):
         return ""
@@ -149,6 +148,19 @@ def is_wasted(verdict: str) -> bool:
 def can_go(verdict: str) -> bool:
     """Return whether a filter with this verdict can be cut out alone: not needed, or another one does the same."""
     return Verdict(verdict).unused or verdict == Verdict.DUPLICATE
+
+
+def removable_filters(records: HealthRecords) -> dict[str, list[int]]:
+    """Return the filters that can go by their verdicts: not needed ones, and duplicates but not their originals."""
+    found = {}
+    for layer, record in records.items():
+        of, dead = (record["measures"][key].tolist() for key in ("duplicate_of", "dead"))
+        copies = {i for i, original in enumerate(of) if original >= 0 and not dead[i]}
+        originals = {of[i] for i in copies}
+        found[layer] = [
+            i for i, verdict in enumerate(record["verdicts"]) if i in copies or (can_go(verdict) and i not in originals)
+        ]
+    return found
 
 
 def _notes(records: HealthRecords) -> list[str]:
