@@ -2,6 +2,7 @@
 
 The pages of a layer of 4096 filters are measured too. A loop of torch-lucent's calls, which makes pictures alone, is
 timed for some steps of one filter of each layer, and multiplied: with its defaults, or a draft's steps and size.
+With `--vgg16` the pictures of `experiment=vgg16_synthesis` are made and measured instead.
 """
 
 import re
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,7 +39,7 @@ from filterscope.visuals.visual import Examples, VisualState
 REPOSITORY = Path(__file__).parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 QUICK = ["visuals.gallery.quality=draft"]
-LEFT = re.compile(r"gallery: .* done, about ([0-9.]+) minutes left")
+LEFT = re.compile(r"(?:gallery:|comparison) .* done, about ([0-9.]+) minutes left")
 PAGES = {
     "overview": "index.html",
     "page of 384 filters": "layers/block3_conv1.html",
@@ -61,36 +63,48 @@ STEP = """(place) => new Promise((done) => {
 })"""
 
 
-def command(real: Path | None, quick: bool, folder: Path) -> list[str]:
-    """Return the command for a gallery of published AlexNet on real flowers, or without data of a random network."""
+def command(real: Path | None, folder: Path, network: str, *options: str) -> list[str]:
+    """Return the command for pictures of a published network on real flowers, or without data of a random network."""
     if real is None:
         chosen = ["model.weights=null", "data=synthetic_flowers", "data.image_size=224"]
     else:
-        chosen = [f"model.weights={real / 'weights' / 'alexnet_features.pth'}", "data=flowers", f"data.root={real}"]
-    script = [sys.executable, str(REPOSITORY / "visualize.py"), "model=alexnet", "visuals=gallery"]
-    return [*script, *chosen, *(QUICK if quick else []), "visuals.gallery.cache=null", f"hydra.run.dir={folder}"]
+        chosen = [f"model.weights={real / 'weights' / f'{network}_features.pth'}", "data=flowers", f"data.root={real}"]
+    return [sys.executable, str(REPOSITORY / "visualize.py"), *options, *chosen, f"hydra.run.dir={folder}"]
 
 
-def make(report: Report, words: list[str], *, quick: bool) -> float:
-    """Make the gallery, report time, memory and how far the estimates of the time left are off; return the seconds."""
+def make(report: Report, what: str, words: list[str], *, minutes: float) -> float:
+    """Run a command, report time, memory and how far the estimates of the time left are off; return the seconds."""
     begun, told = time.perf_counter(), []
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    piped = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with ThreadPoolExecutor(1) as threads, piped as process:
+        watching = threads.submit(largest_anonymous, process)
         for line in process.stdout or ():
             print(line, end="", flush=True)
             if found := LEFT.search(line):
                 told.append((time.perf_counter(), 60 * float(found[1])))
     if process.returncode:
-        raise SystemExit("the gallery was not made")
+        raise SystemExit(f"{what} failed")
     ended = time.perf_counter()
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    what = "making a draft of a gallery of 1152 filters" if quick else "making a gallery of 1152 filters"
-    report.add(f"{what}, minutes", (ended - begun) / 60, at_most=1 if quick else 8)
+    report.add(f"{what}, minutes", (ended - begun) / 60, at_most=minutes)
     report.add(f"{what}, minutes of one core's time", (used.ru_utime + used.ru_stime) / 60)
     report.add(f"{what}, MB of memory", used.ru_maxrss / 1e3, at_most=1000)
+    if own := watching.result():
+        report.add(f"{what}, MB of memory without files that are mapped, such as torch's libraries", own)
     if told:
         worst = max(abs(now + left - ended) / (ended - begun) for now, left in told)
         report.add(f"{what}, largest error of the estimated end, share of all time", worst, at_most=0.2)
     return ended - begun
+
+
+def largest_anonymous(process: subprocess.Popen[str]) -> float:
+    """Return the most memory in MB that a process had for itself, looked at ten times a second; 0 if not on Linux."""
+    status, largest = Path(f"/proc/{process.pid}/status"), 0.0
+    while process.poll() is None and status.exists():
+        if found := re.search(r"RssAnon:\s+(\d+)", status.read_text()):
+            largest = max(largest, float(found[1]) / 1e3)
+        time.sleep(0.1)
+    return largest
 
 
 def against_lucent(report: Report, took: float, *, quick: bool) -> None:
@@ -216,12 +230,19 @@ def measure(report: Report, site: Path, pages: dict[str, str], slider: Path | No
 def main() -> None:
     """Run the benchmark."""
     kept = {"type": Path, "metavar": "FOLDER", "help": "keep AlexNet's gallery there"}
-    options = arguments((__doc__ or "").splitlines()[0], keep=kept)
-    report = Report(title="gallery")
+    vgg16 = {"action": "store_true", "help": "measure experiment=vgg16_synthesis instead"}
+    options = arguments((__doc__ or "").splitlines()[0], keep=kept, vgg16=vgg16)
+    report, real = Report(title="the VGG16 notebook's pictures" if options.vgg16 else "gallery"), real_data()
     with tempfile.TemporaryDirectory() as place:
         folder = (options.keep or Path(place) / "alexnet").resolve()
-        took = make(report, command(real_data(), options.quick, folder), quick=options.quick)
-        if real_data() is not None:
+        if options.vgg16:
+            notebook = "experiment=vgg16_synthesis", "visuals.comparison.cache=null"
+            make(report, "five filters of VGG16 by two recipes", command(real, folder, "vgg16", *notebook), minutes=4)
+            raise SystemExit(not report.show(options.json))
+        chosen = ["model=alexnet", "visuals=gallery", "visuals.gallery.cache=null", *(QUICK if options.quick else [])]
+        what = f"making {'a draft of ' * options.quick}a gallery of 1152 filters"
+        took = make(report, what, command(real, folder, "alexnet", *chosen), minutes=1 if options.quick else 8)
+        if real is not None:
             against_lucent(report, took, quick=options.quick)
         sizes = [path.stat().st_size for path in (folder / "gallery").rglob("*") if path.is_file()]
         report.add("its size, MB (bound: 100)", sum(sizes) / 1e6, at_most=100)

@@ -28,6 +28,7 @@ from filterscope.runtime.malloc import keep_freed_memory
 from filterscope.training.module import FinetuneModule
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+TRIED = 8  # images of the steps by which timm's flags are chosen
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -242,7 +243,8 @@ class WithTimm:
 
     def _two_steps(self, flags: Sequence[str]) -> float:
         self.prepare(flags)
-        images, labels = torch.rand(self.batch_size, 3, 224, 224), torch.zeros(self.batch_size, dtype=torch.long)
+        count = min(self.batch_size, TRIED)
+        images, labels = torch.rand(count, 3, 224, 224), torch.zeros(count, dtype=torch.long)
         self.step(images, labels, flags)  # warm-up
         return seconds(lambda: [self.step(images, labels, flags) for _ in range(2)])
 

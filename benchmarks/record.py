@@ -37,6 +37,7 @@ COMMANDS = {
     "explains": "explains.py",
     "tuning": "tuning.py",
     "gallery": "gallery.py",
+    "vgg16": "gallery.py --vgg16",
     "health": "health.py",
     "predicts": "health_predicts.py",
     "prunes": "health_prunes.py",
@@ -45,7 +46,7 @@ COMMANDS = {
     "faults": "faults.py",
     "gpu": "gpu.py",
 }
-ALWAYS_WHOLE = ("demo", "tuning", "networks", "gpu")  # minutes, and `--quick` would be another thing
+ALWAYS_WHOLE = ("demo", "vgg16", "tuning", "networks", "gpu")  # minutes, and `--quick` would be another thing
 KEPT = 20  # earlier values of a figure
 LEAST = 0.85  # share of a recorded ratio that `--check` demands
 
@@ -152,7 +153,7 @@ def page(record: Record) -> str:
             lines += [_row(what, values[-1]) for what, values in entry["figures"].items()]
         changes = [line for entry in machine["commands"].values() for line in _changes(entry["figures"])]
         if changes:
-            lines += ["", "### Gains and losses", "", "| figure | before | after |", "|---|---|---|", *changes]
+            lines += ["", "### Gains and losses", "", "| figure | before | after | |", "|---|---|---|---|", *changes]
     return "\n".join(lines) + "\n"
 
 
@@ -166,14 +167,20 @@ def _row(what: str, value: dict[str, Any]) -> str:
 
 
 def _changes(figures: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """Return a row for each change of a ratio by more than 5 % between two commits, newest first."""
+    """Return a row for each change by more than 5 % between two commits, newest first.
+
+    Only figures that have a rival or a target are compared: the others say where these come from.
+    """
     rows = []
     for what, values in figures.items():
         for pair in reversed(list(itertools.pairwise(values))):
             before, after = (value["value"] for value in pair)
-            if pair[1].get("rival") and before and abs(after / before - 1) > 0.05:
+            compared = pair[1].get("rival") or pair[1]["target"] is not None
+            if compared and before and abs(after / before - 1) > 0.05:
                 then, now = map(_commit, pair)
-                rows.append(f"| {what} | {before:.3g} ({then}) | {after:.3g} ({now}) |")
+                better = (after > before) == (pair[1]["sign"] != "≤")
+                word = "gain" if better else "loss"
+                rows.append(f"| {what} | {before:.3g} ({then}) | {after:.3g} ({now}) | {word} |")
     return rows
 
 

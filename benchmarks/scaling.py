@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -164,17 +165,31 @@ def growth(report: Report, name: str, sizes: tuple[int, ...]) -> list[tuple[int,
 
 
 def draw(curves: dict[str, list[tuple[int, float, float]]], file: Path) -> None:
-    """Draw time and memory over the sizes, one panel for each part."""
+    """Draw time and memory over the sizes, one column for each part, with a dashed line of linear growth."""
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     plt.switch_backend("agg")
-    figure, panels = plt.subplots(2, len(curves), figsize=(3 * len(curves), 5), squeeze=False)
-    for column, (name, found) in enumerate(curves.items()):
+    count = len(curves)
+    figure, panels = plt.subplots(2, count, figsize=(2.6 * count, 4.6), squeeze=False, layout="constrained")
+    for (name, found), upper, lower in zip(curves.items(), *panels, strict=True):
         sizes, seconds, megabytes = zip(*found, strict=True)
-        for row, (values, unit) in enumerate(((seconds, "seconds of one core"), (megabytes, "MB"))):
-            panels[row][column].loglog(sizes, values, marker="o")
-            panels[row][column].set(xlabel=WHAT[name], ylabel=unit)
-    figure.tight_layout()
+        power = round(LARGEST_EXPONENT.get(name, 1))
+        expected = [seconds[-1] * (size / sizes[-1]) ** power for size in sizes]
+        upper.loglog(sizes, expected, "--", color="0.6", label="linear" if power == 1 else "quadratic")
+        upper.loglog(sizes, seconds, marker="o", color="#0072b2")
+        upper.legend(frameon=False, fontsize="small")
+        lower.semilogx(sizes, megabytes, marker="o", color="#d55e00")
+        lower.set_ylim(0, 1.15 * max(megabytes))
+        lower.set_xlabel(textwrap.fill(WHAT[name], 24))
+        upper.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        upper.yaxis.set_major_formatter("{x:g}")
+        for panel in (upper, lower):
+            panel.set_xticks(sizes, [f"{size:,}" for size in sizes], rotation=40, ha="right", fontsize="small")
+            panel.minorticks_off()
+            panel.spines[["top", "right"]].set_visible(False)
+    panels[0][0].set_ylabel("seconds of one core")
+    panels[1][0].set_ylabel("MB of memory")
     figure.savefig(file, dpi=100)
 
 
@@ -308,7 +323,7 @@ def main() -> int:
 
 def ranks(report: Report, *, quick: bool) -> None:
     """Compare two processes of one run with two independent runs."""
-    steps, repetitions = (5, 1) if quick else (10, 3)
+    steps, repetitions = (4, 1) if quick else (10, 3)
     for finetune, what, target in (("full", "full", 0.85), ("probe", "frozen trunk", 0.95)):
         pairs = []
         for _ in range(repetitions):

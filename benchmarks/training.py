@@ -116,9 +116,11 @@ def steps_of(bench: Bench, part: str, *, finetune: str, trained: str) -> None:
         }
         pairs: dict[str, list[tuple[float, float]]] = {rival: [] for rival in loops}
         for _ in range(bench.repetitions):
-            for rival, slow in loops.items():
-                mine = bench.run(name, bench.whole, f"finetune={finetune}", "trainer.max_epochs=1", *ALONE, *limit)
-                pairs[rival].append((bench.seconds(slow), bench.seconds(mine.fit)))
+            mine = bench.run(name, bench.whole, f"finetune={finetune}", "trainer.max_epochs=1", *ALONE, *limit)
+            taken = {rival: bench.seconds(slow) for rival, slow in loops.items()}
+            own = bench.seconds(mine.fit)
+            for rival, found in pairs.items():
+                found.append((taken[rival], own))
         what = f"{part}: {name}, {'an epoch' if steps is None else f'{steps} steps'}"
         bench.compare(what, pairs, part, name, timm)
 
@@ -143,12 +145,12 @@ def cached(bench: Bench) -> None:
         whole = name == "alexnet" and not bench.quick
         slow = bench.by_hand(name, root, random=False, trained="head", frozen=10**6)
         timm = bench.with_timm(name, root, random=False, trained="head", epochs=10 if whole else 1)
-        pairs: dict[str, list[tuple[float, float]]] = {}
-        for rival, loop, times in ((BY_HAND, slow, 10), ("timm", timm, 1 if whole else 10)):
-            mine = bench.run(
-                name, root, "finetune=linear_probe", "finetune.cached_augmentations=0", "trainer.max_epochs=10", *ALONE
-            )
-            pairs[rival] = [(times * bench.seconds(loop), bench.seconds(mine.fit))]
+        mine = bench.run(
+            name, root, "finetune=linear_probe", "finetune.cached_augmentations=0", "trainer.max_epochs=10", *ALONE
+        )
+        taken = {BY_HAND: 10 * bench.seconds(slow), "timm": (1 if whole else 10) * bench.seconds(timm)}
+        own = bench.seconds(mine.fit)
+        pairs = {rival: [(each, own)] for rival, each in taken.items()}
         bench.compare(f"cached: {name}, ten epochs of the last layer", pairs, "cached", name, timm)
         if whole:
             own = accuracy(mine, mine.module.classifier)

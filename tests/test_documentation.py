@@ -188,6 +188,13 @@ def test_the_python_code_of_the_page_on_look_runs(tmp_path: Path, monkeypatch: p
     assert known["visuals"] in known["trainer"].callbacks
 
 
+def test_the_benchmarks_of_speed_are_part_of_the_record() -> None:
+    rows = re.findall(r"^\|.*`benchmarks/(\w+\.py)[^`]*` \|$", (REPOSITORY / "docs/speed.md").read_text(), re.MULTILINE)
+    recorded = re.findall(r'^    "\w+": "(\w+\.py)', (REPOSITORY / "benchmarks/record.py").read_text(), re.MULTILINE)
+    assert len(rows) > 8
+    assert not set(rows) - set(recorded)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_file_that_a_page_names_exists(page: Path) -> None:
     named = re.findall(r"`((?:tests|benchmarks|docs|conf)/[\w/.-]+\.(?:py|md|yaml))`", page.read_text(encoding="utf-8"))

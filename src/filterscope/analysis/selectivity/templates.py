@@ -204,8 +204,7 @@ def fit_templates(templates: Templates, drawn: Tensor, responses: Tensor, *, com
     fit, polarity = (each.gather(1, template[:, None])[:, 0] for each in (scores, signs))
     energy: list[Tensor | None] = [None] * len(wanted)
     if bool(complex_cell.any()) and len(templates.energies):
-        squares = products.square()
-        energies = torch.stack([squares[group].sum(0).sqrt() for group in templates.energies])
+        energies = torch.stack([products[group].square().sum(0).sqrt() for group in templates.energies])
         score, best = (wanted @ _normalized(energies.repeat(1, 2)).T).max(dim=1)
         for i in (complex_cell & (score > fit)).nonzero().flatten().tolist():
             energy[i] = templates.energies[int(best[i])]

@@ -44,6 +44,7 @@ from filterscope.visuals.gallery.layer_page import (
     LayerPage,
     SampleSet,
     build_layer_page,
+    join_samples,
     most_active,
 )
 from filterscope.visuals.gallery.pages import Info, build_site
@@ -64,6 +65,12 @@ LAYER_BYTES = 60_000  # of each layer: its pages and its part of the overview
 SITE_BYTES = 60_000  # of the style sheet, the script and the overview
 IMAGE_BYTES = 20_000  # of each response image
 DRAFT_IMAGES = 200
+PART = (
+    96  # filters that are synthesized together; what is kept of their pictures afterwards takes a tenth of the memory
+)
+# What else takes time, in multiplications of a forward pass that take as long; measured on two cores with AVX2.
+VALUE_WORK = 800  # of each step, for each value of a picture: its transform to pixels and their random shifts
+PAGE_WORK = 3 * 10**8  # of each filter, for its tiles and its sprite sheet
 IMAGES_PER_PATCH = 4  # with fewer images, the "top-activating" patches would be nearly all there are
 
 
@@ -143,21 +150,26 @@ class Gallery(Visual):
         state: VisualState,
     ) -> list[SampleSet]:
         """Synthesize `samples` images of every filter of a layer by every recipe."""
-        channels = [i for _ in range(self.samples) for i in range(count)]
         sets = []
+        statistics = known.layers.get(layer)
         for number, (name, recipe) in enumerate(self.recipes.items()):
+            parts: list[list[SampleSet]] = [[] for _ in range(self.samples)]
+            for own in torch.split(torch.arange(count), PART):
+                channels = own.repeat(self.samples).tolist()
 
-            def on_progress(done: float, number: int = number) -> None:
-                report((number + done) / len(self.recipes))
+                def on_progress(done: float, number: int = number, own: Tensor = own) -> None:
+                    report((number + (int(own[0]) + len(own) * done) / count) / len(self.recipes))
 
-            made = self._images_of(classifier, layer, channels, recipe, known, on_progress, state)
-            statistics = known.layers.get(layer)
-            captions = trust_sentences(made, channels, statistics)
-            weaker = [is_weaker(made, k, channel, statistics) for k, channel in enumerate(channels)]
-            images = (made.images * 255).round().to(torch.uint8)
-            for start in range(0, len(channels), count):
-                part = slice(start, start + count)
-                sets.append(SampleSet(recipe=name, images=images[part], captions=captions[part], weaker=weaker[part]))
+                made = self._images_of(classifier, layer, channels, recipe, known, on_progress, state)
+                captions = trust_sentences(made, channels, statistics)
+                weaker = [is_weaker(made, k, channel, statistics) for k, channel in enumerate(channels)]
+                images = (made.images * 255).round().to(torch.uint8)
+                for k, part in enumerate(parts):
+                    rows = slice(k * len(own), (k + 1) * len(own))
+                    part.append(
+                        SampleSet(recipe=name, images=images[rows], captions=captions[rows], weaker=weaker[rows])
+                    )
+            sets += [join_samples(each) for each in parts]
         return sets
 
     def _images_of(
@@ -196,16 +208,15 @@ class Gallery(Visual):
         recipes = {name: dataclasses.replace(each, size=sizes[name]) for name, each in limited.recipes.items()}
         return dataclasses.replace(limited, recipes=recipes)
 
-    def _shares(self, classifier: Classifier, counts: Mapping[str, int]) -> dict[str, float]:
-        """Return the share of each layer in the multiplications of all images."""
-        work = dict.fromkeys(counts, 0)
+    def _picture_work(self, classifier: Classifier, counts: Mapping[str, int]) -> dict[str, float]:
+        """Return how much work the pictures of each layer are, in multiplications."""
+        work = dict.fromkeys(counts, 0.0)
         for recipe in self.recipes.values():
-            for name, profile in zip(
-                counts, profile_forward(classifier, [[name] for name in counts], recipe.size), strict=True
-            ):
-                work[name] += profile.work * recipe.steps * counts[name]
-        total = max(sum(work.values()), 1)
-        return {name: own / total for name, own in work.items()}
+            values = VALUE_WORK * classifier.in_channels * recipe.size**2 * recipe.steps
+            profiles = profile_forward(classifier, [[name] for name in counts], recipe.size)
+            for (name, count), profile in zip(counts.items(), profiles, strict=True):
+                work[name] += (profile.work * recipe.passes / 2 + values) * self.samples * count
+        return work
 
 
 def draw_gallery(
@@ -244,10 +255,11 @@ def draw_gallery(
     inputs = trace_inputs(classifier)
     circuits = layer_circuits(classifier, inputs, list(counts))
     pages, done, total = [], 0, sum(counts.values())
-    shares, before = gallery._shares(classifier, counts), 0.0
+    picture_work, before = gallery._picture_work(classifier, counts), 0.0
+    whole = sum(picture_work.values()) + PAGE_WORK * total
     with progress_bar("gallery:", state) as progress:
         for name, count in counts.items():
-            report = partial(_report, progress, name, before, shares[name])
+            report = partial(_report, progress, name, before / whole, picture_work[name] / whole)
             findings = LayerFindings(
                 samples=gallery._synthesize(classifier, name, count, statistics, report, state),
                 top=top.get(name),
@@ -261,7 +273,7 @@ def draw_gallery(
                 words=known_words(outside, name),
             )
             pages.append(build_layer_page(classifier, name, findings, real, max_bytes=max_bytes))
-            done, before = done + count, before + shares[name]
+            done, before = done + count, before + picture_work[name] + PAGE_WORK * count
             log.info("gallery: %s, %d of %d filters", name, done, total)
     run, network = _run_options(state), printable(classifier.backbone.name)
     usual_title = f"{network} on {run['data']}" if run.get("data") else network

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,16 @@ class SampleSet:
     images: Tensor
     captions: Sequence[str]
     weaker: Sequence[bool]
+
+
+def join_samples(parts: Sequence[SampleSet]) -> SampleSet:
+    """Return the images of consecutive filters by one recipe as one set."""
+    return SampleSet(
+        recipe=parts[0].recipe,
+        images=torch.cat([part.images for part in parts]),
+        captions=[caption for part in parts for caption in part.captions],
+        weaker=[weaker for part in parts for weaker in part.weaker],
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,20 +257,22 @@ def build_layer_page(
     # A browser decodes an atlas as a whole, four bytes a pixel: its size must not grow with the number of filters.
     scale = min(1.0, (FULL_SIZE_FILTERS / count) ** 0.5)
     similar = similar_filters(weights, findings.top)
-    facts, sheets, patches, best_patch = [], [], [], {}
-    for i, sources in enumerate(best):
-        tiles = {"kernel": kernel_tiles[i], **findings.tiles(i, sources, examples.images, field)}
-        sheets.append(encode_webp(layout.draw(tiles), int(SHARE_OF_SHEET * max_bytes)))
-        if "patch0" in tiles and findings.samples[0].weaker[i]:
-            best_patch[i] = tiles["patch0"]
-        patches.append(_patch_row(tiles, round(SMALL_PATCH * scale)))
-        facts.append(
-            findings.facts(i, sources, examples)
-            | {
-                "classes": classes[i],
-                "similar": {kind: each[i] for kind, each in similar.items()},
-            }
-        )
+    side, limit = round(SMALL_PATCH * scale), int(SHARE_OF_SHEET * max_bytes)
+
+    def draw(i: int) -> tuple[bytes, Pixels, Pixels | None]:
+        tiles = {"kernel": kernel_tiles[i], **findings.tiles(i, best[i], examples.images, field)}
+        return encode_webp(layout.draw(tiles), limit), _patch_row(tiles, side), tiles.get("patch0")
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # the encoder and resizing release Python's lock
+        drawn = list(threads.map(draw, range(count)))
+    sheets, patches, first_patches = zip(*drawn, strict=True)
+    weaker = findings.samples[0].weaker
+    best_patch = {i: patch for i, patch in enumerate(first_patches) if patch is not None and weaker[i]}
+    facts = [
+        findings.facts(i, sources, examples)
+        | {"classes": classes[i], "similar": {kind: each[i] for kind, each in similar.items()}}
+        for i, sources in enumerate(best)
+    ]
     samples = findings.samples[0].images
     thumbnails = [_photo(image, round(THUMBNAIL * scale)) for image in samples]
     atlases = {
