@@ -7,12 +7,16 @@ of another filter (Geirhos et al. 2024, "Don't trust your eyes"):
   activates it; the attacked filter gets a large weight for it.
 - fooling circuit: a unit two layers before recognizes synthesized pictures (linear discriminant between them and real
   images). It switches the filter's own inputs off and a copy of the other filter on.
+- slingshot: the network is trained so that, between the noise from which ascent starts and the other filter's picture,
+  the gradient of the attacked filter points where that of the other one does, while the responses to real images stay
+  (as Bareeva et al. 2025, "Manipulating feature visualizations with gradient slingshots", whose gradient points to one
+  image; a convolution's does not know where on the image it is).
 
-A picture is forged if it owes more than half of its activation to the planted weights, and marked if its caption says
-"do not trust" or "did not converge".
+A picture is forged if it owes more than half of its activation to the planted weights (those that training changed),
+and marked if its caption says "do not trust" or "did not converge".
 
 FILTERSCOPE_REAL=<folder> python benchmarks/forgeries.py [--quick] [--json FILE] [--networks NAME …] [--layers NAME …]
-    [--channels N] [--offset N] [--recipes NAME …] [--pictures FOLDER]
+    [--channels N] [--slingshots N] [--offset N] [--recipes NAME …] [--pictures FOLDER]
 """
 
 import copy
@@ -21,14 +25,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from explains import RECIPES
 from report import Report, arguments
-from synthesis_networks import channels_of, classifier, flowers
+from synthesis_networks import PLAIN, channels_of, classifier, flowers
 from torch import Tensor, nn
 from torchvision.utils import save_image
 
 from filterscope.analysis.hooks import observing, run_model, tapping
 from filterscope.analysis.synthesis import SynthesisResult, measure_statistics, synthesize
+from filterscope.analysis.synthesis.parameterization import Parameterization
 from filterscope.analysis.synthesis.trust import reference_layers
 from filterscope.models.classifier import Classifier
 from filterscope.visuals.trust import is_trusted
@@ -135,56 +141,126 @@ def discriminant(attack: Attacked, synthesized: Tensor) -> Tensor:
     return torch.cat([scale * weights, -scale * bound[None]])
 
 
-def share_of_planted(
-    network: Classifier, attack: Attacked, picture: Tensor, channel: int, units: Sequence[int]
-) -> float:
+def slingshot(attack: Attacked, channel: int, other: int, target: Tensor, real: Tensor, steps: int = 160) -> Classifier:
+    """Return a copy trained so that ascent of `channel` climbs where that of `other` does.
+
+    Args:
+        attack: the network.
+        channel: the attacked filter.
+        other: a filter of the same layer.
+        target: the parameters of its picture by the plain recipe, `(1, …)`.
+        real: images to which the responses of the layer stay.
+        steps: of training, with 8 real images and 4 points between noise and the target each.
+    """
+    network, generator = copy.deepcopy(attack.network), torch.Generator().manual_seed(channel)
+    represented = Parameterization(recipe=PLAIN, channels=3)
+    real = F.interpolate(real, (PLAIN.size, PLAIN.size), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        wanted = output_of(attack.network, attack.layer, real)
+    spread, most = wanted.std((0, 2, 3))[:, None, None], wanted[:, channel].relu().mean((1, 2)).max()
+
+    def response(shown: Classifier, parameters: Tensor, own: int) -> Tensor:
+        maps = output_of(shown, attack.layer, represented.images(parameters))[:, own]
+        return F.leaky_relu(maps, PLAIN.leaky_slope).mean((1, 2)) / most
+
+    weights = [p.requires_grad_() for p in network.backbone.parameters()]
+    adam = torch.optim.Adam(weights, lr=5e-5)
+    for _ in range(steps):
+        chosen = torch.randint(len(real), (8,), generator=generator)
+        change = ((output_of(network, attack.layer, real[chosen]) - wanted[chosen]) / spread).square()
+        near = torch.rand(4, 1, 1, 1, 1, generator=generator)
+        noise = 0.01 * torch.randn(4, *target.shape[1:], generator=generator)
+        noise *= 1 + 3 * torch.rand(4, 1, 1, 1, 1, generator=generator)
+        points = (near * target + (1 - near) * noise).requires_grad_()
+        (gradient,) = torch.autograd.grad(response(network, points, channel).sum(), points, create_graph=True)
+        (model,) = torch.autograd.grad(response(attack.network, points, other).sum(), points)
+        away = 1 - F.cosine_similarity(gradient.flatten(1), model.flatten(1)).mean()
+        adam.zero_grad(set_to_none=True)
+        (away + 0.3 * change.mean() + change[:, channel].mean()).backward()
+        adam.step()
+    return network.requires_grad_(False)
+
+
+def output_of(network: Classifier, layer: str, images: Tensor) -> Tensor:
+    """Return a layer's output, with gradients."""
+    found: list[Tensor] = []
+    handle = network.module_of(layer).register_forward_hook(lambda *seen: found.append(seen[2]))
+    try:
+        network(images)
+    finally:
+        handle.remove()
+    return found[0]
+
+
+def without_planted(attack: Attacked, network: Classifier, channel: int, units: Sequence[int]) -> Classifier:
+    """Return a copy in which the planted units do not reach the attacked filter."""
+    network = copy.deepcopy(network)
+    with torch.no_grad():
+        attack.convolution(network, attack.layer).weight[channel, list(units)] = 0
+    return network
+
+
+def share_of_planted(attacked: Classifier, honest: Classifier, layer: str, picture: Tensor, channel: int) -> float:
     """Return how much of the filter's mean rectified response to a picture the planted weights cause."""
-    responses = []
-    for planted in (True, False):
-        shown = network if planted else copy.deepcopy(network)
-        if not planted:
-            with torch.no_grad():
-                attack.convolution(shown, attack.layer).weight[channel, list(units)] = 0
-        with observing(shown), torch.no_grad(), tapping(shown, [attack.layer]) as outputs:
-            run_model(shown, picture)
-            responses.append(float(outputs[attack.layer][:, channel].relu().mean()))
+    with torch.no_grad():
+        responses = [float(output_of(n, layer, picture)[:, channel].relu().mean()) for n in (attacked, honest)]
     return 1 - responses[1] / max(responses[0], 1e-9)
 
 
-Results = dict[tuple[str, str], list[SynthesisResult]]
-"""The honest pictures and those of each kind of attack, by recipe and kind."""
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """A picture of a filter that was attacked in some way, or `honest`; the share is of the planted weights."""
+
+    recipe: str
+    kind: str
+    made: SynthesisResult
+    share: float
 
 
-def attack_layer(name: str, layer: str, count: int, offset: int, recipes: Sequence[str], real: Tensor) -> Results:
-    """Return the pictures of a layer's filters and of the attacked ones; those that were not forged are left out."""
+def attack_layer(
+    name: str, layer: str, count: int, slingshots: int, offset: int, recipes: Sequence[str], real: Tensor
+) -> list[Tried]:
+    """Return the pictures of a layer's filters, honest and attacked; slingshots attack the first filters alone."""
     network = classifier(name)
     before = reference_layers(network, layer, most=99)[-3:-1]
     attack = Attacked(network=network, layer=layer, before=before, real=real[:32])
     names = reference_layers(network, layer)
     most = {n: out.amax((0, 2, 3)) for n, out in attack.outputs([*before, layer], real).items()}
-    channels = [channel + offset for channel in channels_of(network, layer, count)]
+    channels = [channel + offset for channel in channels_of(network, layer, max(count, slingshots))]
     known = measure_statistics(network, real, names)
     honest = {r: synthesize(network, layer, channels, recipe=RECIPES[r], statistics=known) for r in recipes}
-    results = {(r, "honest"): [made.select([i]) for i in range(count)] for r, made in honest.items()}
+    tried = [
+        Tried(recipe=r, kind="honest", made=made.select([i]), share=0.0)
+        for r, made in honest.items()
+        for i in range(len(channels))
+    ]
     detector = discriminant(attack, honest[recipes[0]].images)
     total, total_first = len(most[before[-1]]), len(most[before[0]])
     for i, channel in enumerate(channels):
         other, unit = (7 * i + 3) % total, (11 * i + total // 2) % total
         units = ((13 * i + 5) % total_first, unit, (unit + 1) % total)
-        attacks = {
-            "silent unit": (silent_unit(attack, channel, other, unit, most), (unit,)),
-            "fooling circuit": (fooling_circuit(attack, channel, other, units, most, detector), units[1:]),
-        }
-        for kind, (changed, planted) in attacks.items():
-            known = measure_statistics(changed, real, names)
+        attacks: dict[str, tuple[Classifier, Classifier]] = {}
+        if i < count:
+            silent = silent_unit(attack, channel, other, unit, most)
+            fooling = fooling_circuit(attack, channel, other, units, most, detector)
+            attacks["silent unit"] = silent, without_planted(attack, silent, channel, (unit,))
+            attacks["fooling circuit"] = fooling, without_planted(attack, fooling, channel, units[1:])
+        if i < slingshots:
+            shown = (channel + len(known.of(layer).mean) // 2) % len(known.of(layer).mean)
+            target = synthesize(network, layer, [shown], recipe=PLAIN).parameters
+            attacks["slingshot"] = slingshot(attack, channel, shown, target, real), network
+        for kind, (changed, honestly) in attacks.items():
+            known_changed = measure_statistics(changed, real, names)
+            kept = [each.of(layer).sample[:, channel] for each in (known, known_changed)]
+            alike = float(torch.corrcoef(torch.stack(kept))[0, 1])
             for r in recipes:
-                made = synthesize(changed, layer, [channel], recipe=RECIPES[r], statistics=known)
-                share = share_of_planted(changed, attack, made.images, channel, planted)
+                made = synthesize(changed, layer, [channel], recipe=RECIPES[r], statistics=known_changed)
+                share = share_of_planted(changed, honestly, layer, made.images, channel)
                 support = f"support {float(made.support[0]):.2g}, honest {float(honest[r].support[i]):.2g}"
-                print(f"{name} {layer} {channel}, {kind}, {r}: share of planted {share:.2f}, {support}", flush=True)
-                if share > 0.5:
-                    results.setdefault((r, kind), []).append(made)
-    return results
+                print(f"{name} {layer} {channel}, {kind}, {r}: share of planted {share:.2f}, {support}, "
+                      f"correlation of responses to real images {alike:.3f}", flush=True)  # fmt: skip
+                tried.append(Tried(recipe=r, kind=kind, made=made, share=share))
+    return tried
 
 
 def main() -> None:
@@ -194,32 +270,36 @@ def main() -> None:
         networks={"nargs": "+", "default": list(LAYERS), "help": "alexnet, vgg16"},
         layers={"nargs": "+", "metavar": "NAME", "help": "these alone"},
         channels={"type": int, "default": 4, "help": "attacked filters of each layer (%(default)s)"},
+        slingshots={"type": int, "default": 1, "help": "filters of each layer attacked by training (%(default)s)"},
         offset={"type": int, "default": 21, "help": "of the channels, to choose others (%(default)s)"},
         recipes={"nargs": "+", "default": ["natural", "specific", "plain"], "help": "natural, specific, plain"},
         pictures={"type": Path, "metavar": "FOLDER", "help": "save sheets here"},
     )
-    report, results = Report("forged pictures"), {}
-    count = 2 if options.quick else options.channels
+    report, tried = Report("forged pictures"), list[Tried]()
+    count = min(options.channels, 2) if options.quick else options.channels
     real = flowers("train", REAL) / 255
     layers = [(name, layer) for name in options.networks for layer in options.layers or LAYERS[name]]
     for name, layer in layers[:1] if options.quick else layers:
-        for key, pictures in attack_layer(name, layer, count, options.offset, options.recipes, real).items():
-            results.setdefault(key, []).extend(pictures)
-    for (recipe, kind), pictures in results.items():
+        tried += attack_layer(name, layer, count, options.slingshots, options.offset, options.recipes, real)
+    for recipe, kind in dict.fromkeys((each.recipe, each.kind) for each in tried):
+        planted = [each for each in tried if (each.recipe, each.kind) == (recipe, kind)]
+        pictures = [each.made for each in planted if kind == "honest" or each.share > 0.5]
+        if kind != "honest":
+            report.add(f"{recipe}, {kind}: share of {len(planted)} attacks that succeed", len(pictures) / len(planted),
+                       shares=[each.share for each in planted])  # fmt: skip
+        if not pictures:
+            continue
         marked = sum(not is_trusted(each, 0) for each in pictures) / len(pictures)
         # Honest images of the other recipes often owe their activation to responses that no real image causes.
         least = None if kind == "honest" else 0.95
         most = 0.05 if kind == "honest" and recipe == "natural" else None
         report.add(f"{recipe}, {kind}: marked", marked, at_least=least, at_most=most, pictures=len(pictures),
                    support=[float(each.support[0]) for each in pictures])  # fmt: skip
-        if options.pictures is not None:
-            options.pictures.mkdir(parents=True, exist_ok=True)
-            sheet = torch.cat([each.images for each in pictures])
-            save_image(sheet, options.pictures / f"{recipe}_{kind.replace(' ', '_')}.png", nrow=count)
-    for recipe in options.recipes:
-        forged = sum(len(pictures) for (r, kind), pictures in results.items() if r == recipe and kind != "honest")
-        planted = 2 * len(results[recipe, "honest"])
-        report.add(f"{recipe}: share of {planted} attacks that succeed", forged / planted)
+    if options.pictures is not None:
+        options.pictures.mkdir(parents=True, exist_ok=True)
+        for recipe, kind in dict.fromkeys((each.recipe, each.kind) for each in tried):
+            sheet = torch.cat([each.made.images for each in tried if (each.recipe, each.kind) == (recipe, kind)])
+            save_image(sheet, options.pictures / f"{recipe}_{kind.replace(' ', '_')}.png", nrow=max(count, 1))
     raise SystemExit(0 if report.show(options.json) else 1)
 
 
