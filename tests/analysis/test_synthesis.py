@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -308,6 +309,24 @@ def test_a_natural_picture_beats_every_real_image_and_resembles_those_that_activ
     natural, plain = (synthesize(grey, layers[1], channels, recipe=r, statistics=statistics) for r in recipes)
     assert (statistics.of(layers[1]).multiple(natural.activation, channels) >= 1).all()
     assert natural.support.mean() > plain.support.mean()
+
+
+@pytest.mark.parametrize("fade", [False, True])
+def test_a_picture_fades_where_it_does_not_activate_its_channel_and_keeps_its_activation(grey, fade):
+    """The network sees the left half of an image only: the right one is normalized to 0."""
+    network = copy.deepcopy(grey)
+    network.backbone.std = torch.where(torch.arange(32) < 16, network.backbone.std, torch.inf)
+    recipe = quick(steps=60, learning_rate=0.3, precision="fp32")
+    whole = synthesize(network, "block2_conv1", [2, 5, 7], recipe=recipe)
+    made = synthesize(network, "block2_conv1", [2, 5, 7], recipe=dataclasses.replace(recipe, fade=fade))
+    assert whole.importance[:, :, 18:].max() < 0.05  # two pixels of smoothing
+    assert (whole.importance[:, :, :16].flatten(1).mean(1) > 0.3).all()
+    assert (made.activation >= 0.9 * whole.activation).all()
+    opacity, colour = whole.importance[:, None], whole.images.mean((2, 3), keepdim=True)
+    faded = opacity * whole.images + (1 - opacity) * colour
+    changed = (made.images != whole.images).flatten(1).any(1)
+    assert changed.sum() >= 2 * fade
+    assert torch.equal(made.images, torch.where(changed[:, None, None, None], faded, whole.images))
 
 
 def test_without_real_images_the_natural_recipe_is_the_plain_one(grey):

@@ -212,7 +212,7 @@ def test_captions_say_in_words_how_strong_and_how_specific_a_picture_is() -> Non
         images=torch.zeros(4, 3, 8, 8), parameters=torch.zeros(4), curve=torch.zeros(1, 4),
         activation=torch.tensor([4.0, 0.96, 3.0, 2.0]), rank=torch.tensor([0, 2, 1, 0]),
         converged=torch.tensor([True, True, True, False]), responses=torch.zeros(4, 3),
-        support=torch.tensor([0.9, 0.9, torch.nan, 0.9]),
+        support=torch.tensor([0.9, 0.9, torch.nan, 0.9]), importance=torch.ones(4, 8, 8),
     )  # fmt: skip
     sentences = trust_sentences(result, [0, 1, 2, 0], statistics)
     assert sentences[0] == (

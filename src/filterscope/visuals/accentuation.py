@@ -111,7 +111,7 @@ def accentuate(
     crops = torch.stack(
         [cut_patch(images, source, at, width=top.width, field=around) for source, at in zip(best, places, strict=True)]
     ).cpu()
-    recipe = dataclasses.replace(recipe, size=side, crop=None)
+    recipe = dataclasses.replace(recipe, size=side, crop=None, fade=False)
     start = start_from(crops, recipe)
     name = find_layer(classifier.layers, layer).name
     job = Job(layer=name, channels=tuple(channels), recipe=recipe, seed=seed, start=start, statistics=statistics)

@@ -27,7 +27,7 @@ _DAMAGED = (OSError, ValueError, KeyError, EOFError, TypeError, NotImplementedEr
 _MAX_BYTES = 1 << 27  # of one unpacked picture with its measures
 MAX_FOLDER_BYTES = 2 * 10**9  # of all pictures of a folder
 _FILE_NAME = re.compile(r".+_\d+_\d+_[0-9a-f]{32}\.npz")
-_MEASURES = ("curve", "activation", "rank", "converged", "responses", "support")
+_MEASURES = ("curve", "activation", "rank", "converged", "responses", "support", "importance")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,6 +37,8 @@ class SynthesisResult:
         responses: mean responses of all channels of the layer, `(N, K)`.
         support: share of the activation that remains if every channel of the convolution before the layer is scaled
             down to its largest mean response to a real image, `(N,)`; nan if there is none or without real images.
+        importance: how much each place adds to the activation, 0 to 1, `(N, size, size)`: the opacity that
+            `recipe.fade` gives the picture.
     """
 
     images: Tensor
@@ -47,6 +49,7 @@ class SynthesisResult:
     converged: Tensor
     responses: Tensor
     support: Tensor
+    importance: Tensor
 
     def select(self, indices: Sequence[int]) -> "SynthesisResult":
         """Return some of the pictures."""

@@ -39,6 +39,8 @@ class Recipe:
         scale: largest random relative change of size.
         rotate: largest random rotation in degrees.
         untransformed: fraction of the steps, at the end, in which the picture is not shifted, scaled or rotated.
+        fade: fade to the mean colour where the finished picture does not activate the channel
+            (`SynthesisResult.importance`). A picture that would lose more than a tenth of its activation stays whole.
         leaky_slope: slope of ReLUs for negative inputs during the leaky warm-up, and weight of the dead-unit term,
             so that a channel that is inactive at first still has a gradient.
         leaky_steps: length of the leaky warm-up in steps.
@@ -66,6 +68,7 @@ class Recipe:
     scale: Amount = 0.1
     rotate: Amount = 10.0
     untransformed: Fraction = 0.1
+    fade: bool = False
     leaky_slope: Amount = 0.05
     leaky_steps: Annotated[int, Field(ge=0)] = 24
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -1,10 +1,12 @@
 """Make the pictures of a job, in micro-batches, with the measures of how far to trust them."""
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from filterscope.analysis.hooks import device_of, observing
@@ -87,9 +89,12 @@ class LayerRenderer:
             on_step=on_step,
         )
         images = self.parameterization.images(parameters)
-        outputs = self.network(images)
+        outputs, importance = self._importance(images, own)
+        if self.recipe.fade and not self.recipe.minimizes:
+            images = self._faded(images, importance, own, _own(self._responses(outputs), own))
+            outputs = self.network(images)
         responses = self._responses(outputs)
-        activation = responses[torch.arange(len(own)), torch.tensor(own)]
+        activation = _own(responses, own)
         result = SynthesisResult(
             images=(images if self.recipe.bounded else stretch_contrast(images)).cpu(),
             parameters=parameters.cpu(),
@@ -99,6 +104,7 @@ class LayerRenderer:
             converged=(curve[-1] > curve[0]).cpu() if self.recipe.minimizes else self._above_noise(filled, activation),
             responses=responses,
             support=self._support(images, outputs, own, activation),
+            importance=importance[:, 0].cpu(),
         )
         return result.select(range(len(indices))) if missing else result
 
@@ -137,7 +143,34 @@ class LayerRenderer:
             limited = self._responses(self.network(images))
         finally:
             handle.remove()
-        return limited[torch.arange(len(channels)), torch.tensor(channels)] / activation.clamp_min(1e-12)
+        return _own(limited, channels) / activation.clamp_min(1e-12)
+
+    def _importance(self, images: Tensor, channels: Sequence[int]) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the network's outputs for images, and how much each place adds to the activation, `(N, 1, h, w)`.
+
+        The gradient times the difference from the image's mean colour is to first order what a place adds.
+        """
+        with torch.enable_grad():
+            seen = images.detach().requires_grad_()
+            outputs = self.network(seen)
+            (gradient,) = torch.autograd.grad(_own(self._responses(outputs), channels).sum(), seen)
+        added = (gradient * (images - images.mean((2, 3), keepdim=True))).sum(1, keepdim=True).clamp_min(0)
+        side = max(3, self.recipe.size // 20 | 1)
+        for _ in range(2):
+            added = F.avg_pool2d(added, side, stride=1, padding=side // 2, count_include_pad=False)
+        strongest = added.flatten(1).kthvalue(math.ceil(0.95 * added[0].numel())).values[:, None, None, None]
+        importance = torch.where(strongest > 0, added / strongest, 1.0).clamp(max=1).sqrt()
+        return {name: output.detach() for name, output in outputs.items()}, importance
+
+    def _faded(self, images: Tensor, importance: Tensor, channels: Sequence[int], activation: Tensor) -> Tensor:
+        """Return the images, of their mean colour where they are unimportant.
+
+        Those that would lose more than a tenth of their activation stay as they are.
+        """
+        faded = importance * images + (1 - importance) * images.mean((2, 3), keepdim=True)
+        left = _own(self._responses(self.network(faded)), channels)
+        kept = (left >= activation - 0.1 * activation.abs()).to(images.device)
+        return torch.where(kept[:, None, None, None], faded, images)
 
     def _statistics_of(self, layer: str) -> LayerStatistics:
         if self.job.directions is not None or self.job.statistics is None:
@@ -161,7 +194,7 @@ class LayerRenderer:
         if self.job.known is not None and bool((activation > self.job.known.largest[own]).all()):
             return torch.ones(len(own), dtype=torch.bool)  # above all real images: noise need not be measured
         before = self._responses(self.network(self.parameterization.images(self._noise(self._generators(indices)))))
-        return activation > before[torch.arange(len(own)), torch.tensor(own)]
+        return activation > _own(before, own)
 
     def _generators(self, indices: Sequence[int]) -> list[torch.Generator]:
         """Return a random generator for each picture, for its noise and then its transforms."""
@@ -177,6 +210,11 @@ class LayerRenderer:
         output = outputs[self.layer]
         directions = self.job.directions
         return (mean_response(output) if directions is None else mean_along(output, directions)).cpu()
+
+
+def _own(responses: Tensor, channels: Sequence[int]) -> Tensor:
+    """Return each picture's response of its own channel, `(N, K)` → `(N,)`."""
+    return responses[torch.arange(len(channels)), torch.tensor(channels)]
 
 
 def synthesize(
