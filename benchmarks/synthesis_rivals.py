@@ -7,7 +7,7 @@ filterscope's pictures get as many steps, of 8, 16, 32 …, as they need until, 
 channels' activations (in units of their spread on real images) are as high on average, and as many channels are first
 of their layer. Both sides are timed once, in processor time of one thread, because the rivals take minutes. At equal
 steps and settings, dreamlens is compared in alternated pairs; `synthesis_speed.py` does that for torch-lucent.
-`--quick` takes two layers of each network, two channels, and the defaults of torch-lucent and dreamlens alone.
+`--quick` takes two layers of each network, one or two channels, and the defaults of torch-lucent and dreamlens alone.
 The rivals come with the extra `benchmarks`.
 """
 
@@ -45,7 +45,7 @@ RECIPES = {"plain": PLAIN, "specific": SPECIFIC} | {
     for name, recipe in (("plain", PLAIN), ("specific", SPECIFIC))
 }
 DREAMLENS = {"width": 128, "height": 128, "steps": 128}
-QUICK = ("torch-lucent", "dreamlens")
+QUICK, QUICK_CHANNELS = ("torch-lucent", "dreamlens"), {"alexnet": 2, "vgg16": 1}
 AHEAD = {"torch-lucent": 15.0, "dreamlens": 10.0, "Horama": 10.0}
 
 T = TypeVar("T")
@@ -172,10 +172,11 @@ def main() -> int:
     torch.set_num_threads(1)
     report = Report("synthesis: rivals")
     for name in options.networks:
-        layers = CONVOLUTIONS[name][1:4:2] if options.quick else CONVOLUTIONS[name]
-        time_to_reach(report, name, layers, 2 if options.quick else 6, QUICK if options.quick else list(RIVALS))
-        if not options.quick:
-            equal_steps(report, name, layers, 16, 32)
+        if options.quick:
+            time_to_reach(report, name, CONVOLUTIONS[name][1:3], QUICK_CHANNELS[name], QUICK)
+        else:
+            time_to_reach(report, name, CONVOLUTIONS[name], 6, list(RIVALS))
+            equal_steps(report, name, CONVOLUTIONS[name], 16, 32)
     return 0 if report.show(options.json) else 1
 
 
