@@ -5,6 +5,7 @@ timed for some steps of one filter of each layer, and multiplied: with its defau
 With `--vgg16` the pictures of `experiment=vgg16_synthesis` are made and measured instead.
 """
 
+import contextlib
 import re
 import resource
 import shutil
@@ -77,7 +78,7 @@ def make(report: Report, what: str, words: list[str], *, minutes: float) -> floa
     begun, told = time.perf_counter(), []
     piped = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     with ThreadPoolExecutor(1) as threads, piped as process:
-        watching = threads.submit(largest_anonymous, process)
+        watching = threads.submit(largest_memory, process)
         for line in process.stdout or ():
             print(line, end="", flush=True)
             if found := LEFT.search(line):
@@ -88,23 +89,24 @@ def make(report: Report, what: str, words: list[str], *, minutes: float) -> floa
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     report.add(f"{what}, minutes", (ended - begun) / 60, at_most=minutes)
     report.add(f"{what}, minutes of one core's time", (used.ru_utime + used.ru_stime) / 60)
-    report.add(f"{what}, MB of memory", used.ru_maxrss / 1e3, at_most=1000)
-    if own := watching.result():
-        report.add(f"{what}, MB of memory without files that are mapped, such as torch's libraries", own)
+    memory, own = watching.result()
+    report.add(f"{what}, MB of memory", memory, at_most=1000)
+    report.add(f"{what}, MB of memory without files that are mapped, such as torch's libraries", own)
     if told:
         worst = max(abs(now + left - ended) / (ended - begun) for now, left in told)
         report.add(f"{what}, largest error of the estimated end, share of all time", worst, at_most=0.2)
     return ended - begun
 
 
-def largest_anonymous(process: subprocess.Popen[str]) -> float:
-    """Return the most memory in MB that a process had for itself, looked at ten times a second; 0 if not on Linux."""
-    status, largest = Path(f"/proc/{process.pid}/status"), 0.0
-    while process.poll() is None and status.exists():
-        if found := re.search(r"RssAnon:\s+(\d+)", status.read_text()):
-            largest = max(largest, float(found[1]) / 1e3)
+def largest_memory(process: subprocess.Popen[str]) -> tuple[float, float]:
+    """Return the most memory in MB that a process had, in all and without mapped files."""
+    status, largest = Path(f"/proc/{process.pid}/status"), {"VmHWM": 0.0, "RssAnon": 0.0}
+    while process.poll() is None:
+        with contextlib.suppress(OSError):  # it has just ended
+            for name, kilobytes in re.findall(r"(VmHWM|RssAnon):\s+(\d+)", status.read_text()):
+                largest[name] = max(largest[name], float(kilobytes) / 1e3)
         time.sleep(0.1)
-    return largest
+    return largest["VmHWM"], largest["RssAnon"]
 
 
 def against_lucent(report: Report, took: float, *, quick: bool) -> None:
