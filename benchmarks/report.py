@@ -59,6 +59,7 @@ class Report:
 
         Of `more`, `rival` says what the figure is a multiple of, and `spread` is the least and the most of repetitions.
         """
+        value = float(value)  # JSON has no numbers of numpy
         target = at_least if at_least is not None else at_most
         holds = None if target is None else (value >= target if at_least is not None else value <= target)
         sign = "" if target is None else ("≥" if at_least is not None else "≤")

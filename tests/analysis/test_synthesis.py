@@ -322,7 +322,7 @@ def test_a_picture_fades_where_it_does_not_activate_its_channel_and_keeps_its_ac
     assert whole.importance[:, :, 18:].max() < 0.05  # two pixels of smoothing
     assert (whole.importance[:, :, :16].flatten(1).mean(1) > 0.3).all()
     assert (made.activation >= 0.9 * whole.activation).all()
-    opacity, colour = whole.importance[:, None], whole.images.mean((2, 3), keepdim=True)
+    opacity, colour = whole.importance[:, None].float(), whole.images.mean((2, 3), keepdim=True)
     faded = opacity * whole.images + (1 - opacity) * colour
     changed = (made.images != whole.images).flatten(1).any(1)
     assert changed.sum() >= 2 * fade

@@ -37,7 +37,7 @@ class SynthesisResult:
         responses: mean responses of all channels of the layer, `(N, K)`.
         support: share of the activation that remains if every channel of the convolution before the layer is scaled
             down to its largest mean response to a real image, `(N,)`; nan if there is none or without real images.
-        importance: how much each place adds to the activation, 0 to 1, `(N, size, size)`: the opacity that
+        importance: how much each place adds to the activation, 0 to 1, `(N, size, size)`, float16: the opacity that
             `recipe.fade` gives the picture.
     """
 

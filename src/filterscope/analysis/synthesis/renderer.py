@@ -159,7 +159,7 @@ class LayerRenderer:
         for _ in range(2):
             added = F.avg_pool2d(added, side, stride=1, padding=side // 2, count_include_pad=False)
         strongest = added.flatten(1).kthvalue(math.ceil(0.95 * added[0].numel())).values[:, None, None, None]
-        importance = torch.where(strongest > 0, added / strongest, 1.0).clamp(max=1).sqrt()
+        importance = torch.where(strongest > 0, added / strongest, 1.0).clamp(max=1).sqrt().half()
         return {name: output.detach() for name, output in outputs.items()}, importance
 
     def _faded(self, images: Tensor, importance: Tensor, channels: Sequence[int], activation: Tensor) -> Tensor:
@@ -167,7 +167,8 @@ class LayerRenderer:
 
         Those that would lose more than a tenth of their activation stay as they are.
         """
-        faded = importance * images + (1 - importance) * images.mean((2, 3), keepdim=True)
+        opacity = importance.float()
+        faded = opacity * images + (1 - opacity) * images.mean((2, 3), keepdim=True)
         left = _own(self._responses(self.network(faded)), channels)
         kept = (left >= activation - 0.1 * activation.abs()).to(images.device)
         return torch.where(kept[:, None, None, None], faded, images)
