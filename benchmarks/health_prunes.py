@@ -1,15 +1,18 @@
 """Measure what is lost when filters are cut out by verdict and by importance, and what filters become if recycled.
 
-    FILTERSCOPE_REAL=<folder> python benchmarks/health_prunes.py [--quick] [--json FILE]
+    FILTERSCOPE_REAL=<folder> python benchmarks/health_prunes.py [--quick] [--json FILE] [--keep FOLDER]
         [--only flowers,fashion,recycling]
 
 Filters are judged on one part of the images that the network was not trained on, accuracy is measured on another.
+All figures are means over networks from five seeds (--quick: one), each with a random cut of its own.
 Recycling is measured in runs of `train.py` with and without it.
 """
 
 import copy
 import csv
 import os
+import re
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +23,7 @@ from tempfile import TemporaryDirectory
 import torch
 from health_networks import Images, alexnet, fashion, finetune, flowers, from_scratch, partition, wide
 from health_networks import train as train_network
-from report import Report, arguments, ratio, real_data
+from report import Report, arguments, kept, ratio, real_data
 from torch import Tensor
 
 from filterscope.analysis.health.causes import ablated, accuracy
@@ -35,104 +38,115 @@ from filterscope.visuals.visual import Examples
 Train = Callable[[Classifier], None]
 
 
-def prune(
-    report: Report,
-    name: str,
-    classifier: Classifier,
-    train: Train,
-    images: tuple[Images, Images],
-    *,
-    least: float,
-    seeds: int,
-) -> None:
-    """Cut a trained network by verdict, by importance and at random, train for one epoch, and report what is left.
+Figures = dict[str, float]
+
+
+def prune(classifier: Classifier, train: Train, images: tuple[Images, Images], *, least: float, seed: int) -> Figures:
+    """Cut a trained network by verdict, by importance and at random, train for one epoch, and return what is left.
 
     Args:
-        report: gets the figures.
-        name: of the network.
         classifier: trained.
         train: trains a network for one epoch.
         images: to judge and to test on.
         least: the share of filters that is cut by importance.
-        seeds: number of random cuts.
+        seed: of the random cut.
     """
     judging, testing = images
     classifier.eval()
+
+    def train_on(network: Classifier) -> None:
+        torch.manual_seed(seed)  # the same batches for all
+        train(network)
+
     records = measure_health(classifier, Examples(images=judging[0], labels=judging[1]))
+    filters = sum(len(record["verdicts"]) for record in records.values())
     unneeded = removable_filters(records)
-    report_exactness(report, name, classifier, testing, unneeded)
-    report_copies(report, name, classifier, images, records)
+    found = exactness(classifier, testing, unneeded) | without_copies(classifier, images, records)
     uncut = copy.deepcopy(classifier)
-    report.add(f"{name}: accuracy before the cut", accuracy(uncut, *testing))
-    train(uncut)
-    trained = accuracy(uncut, *testing)
-    report.add(f"{name}: accuracy of the uncut network after one more epoch", trained)
-    ways = {"by verdict": unneeded, "by importance": least_important(records, least)}
-    for how, wanted in ways.items():
-        cut = copy.deepcopy(classifier)
+    found["accuracy before the cut"] = accuracy(uncut, *testing)
+    train_on(uncut)
+    found["accuracy of the uncut network after one more epoch"] = trained = accuracy(uncut, *testing)
+    for how, wanted in {"by verdict": unneeded, "by importance": least_important(records, least)}.items():
+        cut, silent = copy.deepcopy(classifier), copy.deepcopy(classifier)
         done = cut_filters(cut, wanted, images=judging[0])
-        share = sum(map(len, done.filters.values())) / sum(len(record["verdicts"]) for record in records.values())
-        report.add(f"{name}, {how}: share of the filters that is cut", share)
-        silent = copy.deepcopy(classifier)
         cut_filters(silent, wanted)
-        report.add(f"{name}, {how}: accuracy before training, later layers not fitted", accuracy(silent, *testing))
-        report.add(f"{name}, {how}: accuracy before training", accuracy(cut, *testing))
-        train(cut)
-        lost = trained - accuracy(cut, *testing)
-        what = f"{name}, {how}: accuracy lost after one epoch, against the uncut network after that epoch"
-        report.add(what, lost, at_most=0.003)
-        train(silent)
-        report.add(f"{what}, later layers not fitted", trained - accuracy(silent, *testing))
-        operations = multiply_adds(cut) / multiply_adds(uncut)
-        batch = testing[0][:64]
+        operations, batch = multiply_adds(cut) / multiply_adds(uncut), testing[0][:64]
         with torch.no_grad():
             faster = ratio(partial(uncut.eval(), batch), partial(cut.eval(), batch), repetitions=7, processor=True)[0]
-        report.add(f"{name}, {how}: share of the multiply-adds that is left", operations)
-        report.add(
-            f"{name}, {how}: speed-up of a forward pass", faster, at_least=1, **{"by multiply-adds": 1 / operations}
-        )
-    # What is compared is the last way: by importance.
-    for fitted, least_worse in ((False, 0.02), (True, None)):
-        worse = []
-        for seed in range(seeds):
-            other = random_cut(classifier, multiply_adds(cut), seed, judging[0] if fitted else None)
-            train(other)
-            worse.append(accuracy(cut, *testing) - accuracy(other, *testing))
-        what = f"{name}, by importance: accuracy above random cuts of as many multiply-adds"
-        also = " whose later layers are fitted too" if fitted else ""
-        report.add(f"{what}{also}, smallest of {seeds}", min(worse), at_least=least_worse, all=worse)
+        figures = {
+            "share of the filters that is cut": sum(map(len, done.filters.values())) / filters,
+            "share of the multiply-adds that is left": operations,
+            "speed-up of a forward pass": faster,
+            "accuracy before training, later layers not fitted": accuracy(silent, *testing),
+            "accuracy before training": accuracy(cut, *testing),
+        }
+        train_on(cut)
+        left = accuracy(cut, *testing)
+        figures["accuracy lost after one epoch, against the uncut network after that epoch"] = trained - left
+        if how == "by importance":
+            train_on(silent)
+            figures["accuracy lost after one epoch, later layers not fitted"] = trained - accuracy(silent, *testing)
+            for fitted, name in ((None, ""), (judging[0], " whose later layers are fitted too")):
+                other = random_cut(classifier, multiply_adds(cut), seed, fitted)
+                train_on(other)
+                figures[f"accuracy above a random cut of as many multiply-adds{name}"] = left - accuracy(
+                    other, *testing
+                )
+        found |= {f"{how}: {what}": value for what, value in figures.items()}
+    return found
 
 
-def report_exactness(
-    report: Report, name: str, classifier: Classifier, testing: Images, wanted: dict[str, list[int]]
-) -> None:
-    """Report how far the logits of the cut network are from those with the same filters silenced."""
+def exactness(classifier: Classifier, testing: Images, wanted: dict[str, list[int]]) -> Figures:
+    """Return how far the logits of the cut network are from those with the same filters silenced."""
     pixels, masked, removed = testing[0][:64], copy.deepcopy(classifier), copy.deepcopy(classifier)
     gone = cut_filters(removed, wanted)
     with torch.no_grad(), ablated(masked, gone.filters):
-        difference = float((masked(pixels) - removed(pixels)).abs().max())
-    report.add(f"{name}: largest difference of a logit, removed against silenced", difference, at_most=1e-5)
+        return {
+            "largest difference of a logit, removed against silenced": float(
+                (masked(pixels) - removed(pixels)).abs().max()
+            )
+        }
 
 
-def report_copies(
-    report: Report, name: str, classifier: Classifier, images: tuple[Images, Images], records: HealthRecords
-) -> None:
-    """Report what is lost if only duplicates are cut out and later layers are fitted."""
+def without_copies(classifier: Classifier, images: tuple[Images, Images], records: HealthRecords) -> Figures:
+    """Return what is lost if only duplicates are cut out and later layers are fitted."""
     judging, (pixels, labels) = images
     copies = {
         layer: [i for i, word in enumerate(record["verdicts"]) if word == "duplicate"]
         for layer, record in records.items()
     }
-    count = sum(map(len, copies.values()))
-    report.add(f"{name}: duplicates", count)
-    if count:
+    found: Figures = {"duplicates": sum(map(len, copies.values()))}
+    if found["duplicates"]:
         merged = copy.deepcopy(classifier)
         cut_filters(merged, copies, images=judging[0])
         with torch.no_grad():
-            change = float((merged(pixels[:64]) - classifier(pixels[:64])).abs().max())
+            found["largest change of a logit without duplicates"] = float(
+                (merged(pixels[:64]) - classifier(pixels[:64])).abs().max()
+            )
         lost = accuracy(classifier, pixels, labels) - accuracy(merged, pixels, labels)
-        report.add(f"{name}: largest change of a logit without duplicates", change)
-        report.add(f"{name}: accuracy lost without duplicates", lost, at_most=0.003)
+        found["accuracy lost without duplicates"] = lost
+    return found
+
+
+TARGETS: dict[str, tuple[str, float]] = {
+    "largest difference of a logit, removed against silenced": ("at_most", 1e-5),
+    "accuracy lost without duplicates": ("at_most", 0.003),
+    "by verdict: accuracy lost after one epoch, against the uncut network after that epoch": ("at_most", 0.003),
+    "by importance: accuracy lost after one epoch, against the uncut network after that epoch": ("at_most", 0.003),
+    "by importance: accuracy above a random cut of as many multiply-adds": ("at_least", 0.02),
+    "by verdict: speed-up of a forward pass": ("at_least", 1),
+    "by importance: speed-up of a forward pass": ("at_least", 1),
+}
+
+
+def report_means(report: Report, name: str, networks: list[Figures]) -> None:
+    """Report the means over networks with their standard errors."""
+    for what in dict.fromkeys(key for each in networks for key in each):
+        values = [each[what] for each in networks if what in each]
+        error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+        kind, target = TARGETS.get(what, ("", 0.0))
+        bound = {kind: target} if kind else {}
+        report.add(f"{name}, {what} (mean of {len(values)})", statistics.mean(values), **bound, error=error, all=values)
 
 
 def random_cut(classifier: Classifier, operations: int, seed: int, images: Tensor | None) -> Classifier:
@@ -155,37 +169,93 @@ def random_cut(classifier: Classifier, operations: int, seed: int, images: Tenso
     return other
 
 
-def on_flowers(report: Report, real: Path, quick: bool) -> None:
-    """Prune AlexNet finetuned on flowers."""
+def on_flowers(report: Report, real: Path, quick: bool, keep: Path) -> None:
+    """Prune AlexNets finetuned on flowers, those of `health_predicts.py` among them."""
     (images, labels), (more, their) = flowers(real, "train", 128), flowers(real, "val", 128)
-    torch.manual_seed(1)
-    classifier = alexnet(real, 102)
-    data, judging, testing = partition((torch.cat([images, more]), torch.cat([labels, their])), 1020, 510, 510, seed=1)
-    finetune(classifier, data, epochs=3 if quick else 6)
-    train = partial(finetune, data=data, epochs=1)
-    prune(report, "AlexNet on flowers", classifier, train, (judging, testing), least=0.25, seeds=1 if quick else 5)
+    pool, found = (torch.cat([images, more]), torch.cat([labels, their])), []
+    for seed in (1,) if quick else range(1, 6):
+        torch.manual_seed(seed)
+        classifier = alexnet(real, 102)
+        data, judging, testing = partition(pool, 1020, 510, 510, seed=seed)
+        fit = partial(finetune, classifier, data, epochs=3 if quick else 6)
+        found.append(
+            pruned(
+                keep,
+                f"AlexNet on flowers, {seed}",
+                classifier,
+                fit,
+                partial(finetune, data=data, epochs=1),
+                (judging, testing),
+                least=0.25,
+                seed=seed,
+            )
+        )
+    report_means(report, "AlexNet on flowers", found)
 
 
-def on_fashion(report: Report, real: Path, quick: bool) -> None:
-    """Prune three convolutions trained on FashionMNIST."""
-    torch.manual_seed(2)  # cutting was developed on seed 1
-    classifier = wide()
-    (data,) = partition(fashion(real, train=True, count=60_000), 6_000 if quick else 20_000, seed=2)
-    from_scratch(classifier, data, epochs=4 if quick else 6)
-    judging, testing = partition(fashion(real, train=False, count=10_000), 1000, 3000, seed=2)
+def on_fashion(report: Report, real: Path, quick: bool, keep: Path) -> None:
+    """Prune three convolutions trained on FashionMNIST; cutting was developed on seed 1."""
+    found = []
+    for seed in (2,) if quick else range(2, 7):
+        torch.manual_seed(seed)
+        classifier = wide()
+        (data,) = partition(fashion(real, train=True, count=60_000), 6_000 if quick else 20_000, seed=seed)
+        fit = partial(from_scratch, classifier, data, epochs=4 if quick else 6)
+        judging, testing = partition(fashion(real, train=False, count=10_000), 1000, 3000, seed=seed)
+        found.append(
+            pruned(
+                keep,
+                f"three convolutions on FashionMNIST, {seed}",
+                classifier,
+                fit,
+                partial(one_epoch, data),
+                (judging, testing),
+                least=0.5,
+                seed=seed,
+            )
+        )
+    report_means(report, "FashionMNIST", found)
 
-    def train(network: Classifier) -> None:
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.005, momentum=0.9, weight_decay=1e-3)
-        train_network(network, data, optimizer, epochs=1, batch_size=64)
 
-    prune(report, "FashionMNIST", classifier, train, (judging, testing), least=0.5, seeds=1 if quick else 5)
+def one_epoch(data: Images, network: Classifier) -> None:
+    """Train at a small rate."""
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.005, momentum=0.9, weight_decay=1e-3)
+    train_network(network, data, optimizer, epochs=1, batch_size=64)
 
 
-def recycling(report: Report, real: Path, quick: bool) -> None:
+def pruned(
+    keep: Path,
+    name: str,
+    classifier: Classifier,
+    fit: Callable[[], None],
+    train: Train,
+    images: tuple[Images, Images],
+    *,
+    least: float,
+    seed: int,
+) -> Figures:
+    """Train a network and return the figures of `prune`; both are kept, and taken from there if they are there."""
+    file = keep / re.sub(r"\W+", "_", name)
+
+    def trained() -> dict[str, Tensor]:
+        fit()
+        return classifier.state_dict()
+
+    def measured() -> Figures:
+        classifier.load_state_dict(kept(file.with_suffix(".net"), trained))
+        return prune(classifier, train, images, least=least, seed=seed)
+
+    found: Figures = kept(file.with_suffix(".pruned"), measured)
+    print(name, found, flush=True)
+    return found
+
+
+def recycling(report: Report, real: Path, quick: bool, keep: Path) -> None:
     """Train three convolutions on FashionMNIST from scratch, with `callbacks=recycle` and without, from five seeds.
 
     A quarter of the first layer is dead at the start, and recycled after two epochs.
     """
+    del keep
     structured, recycled, worse = 0, 0, []
     with TemporaryDirectory() as temporary:
         for seed in range(5):
@@ -235,13 +305,20 @@ PARTS = {"flowers": on_flowers, "fashion": on_fashion, "recycling": recycling}
 
 def main() -> int:
     """Run the parts asked for."""
-    options = arguments(__doc__.splitlines()[0], only={"default": ",".join(PARTS), "metavar": "PARTS"})
+    options = arguments(
+        __doc__.splitlines()[0],
+        only={"default": ",".join(PARTS), "metavar": "PARTS"},
+        keep={"type": Path, "metavar": "FOLDER", "help": "keep networks and figures there, and go on from them"},
+    )
     report, real = Report("health_prunes"), real_data()
     if real is None:
         print("set FILTERSCOPE_REAL to a folder of real data: nothing is measured without it")
         return 0
-    for part in options.only.split(","):
-        PARTS[part](report, real, options.quick)
+    with TemporaryDirectory() as temporary:
+        keep = (options.keep or Path(temporary)) / ("quick" if options.quick else "full")
+        keep.mkdir(parents=True, exist_ok=True)
+        for part in options.only.split(","):
+            PARTS[part](report, real, options.quick, keep)
     return 0 if report.show(options.json) else 1
 
 
