@@ -49,6 +49,12 @@ def alexnet(real: Path, num_classes: int) -> Classifier:
     return linear(torchvision_backbone(name="alexnet", weights=weights), num_classes=num_classes)
 
 
+def vgg16(real: Path, num_classes: int) -> Classifier:
+    """Return VGG16's published convolutions with one Linear on their pooled features."""
+    weights = str(real / "weights" / "vgg16_features.pth")
+    return linear(torchvision_backbone(name="vgg16", weights=weights), num_classes=num_classes)
+
+
 def wide(widths: tuple[int, int, int] = (64, 96, 128)) -> Classifier:
     """Return three convolutions (7×7, 5×5, 3×3) of far more filters than FashionMNIST needs, randomly initialised."""
     network = nn.Sequential(*_convolutions(widths))
@@ -72,6 +78,15 @@ def _convolutions(widths: tuple[int, int, int]) -> list[nn.Module]:
     return [*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten()]
 
 
+def train_head(classifier: Classifier, data: Images, *, epochs: int) -> None:
+    """Train a network's head alone, on features that are computed once."""
+    images, labels = data
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        features = torch.cat([classifier.eval().backbone(batch).float() for batch in images.split(32)])
+    optimizer = torch.optim.AdamW(classifier.head.parameters(), lr=3e-3, weight_decay=1e-4)
+    train(classifier.head, (features, labels), optimizer, epochs=epochs, batch_size=32)
+
+
 def finetune(classifier: Classifier, data: Images, *, epochs: int) -> None:
     """Train all of a pretrained network, its head at a far larger rate."""
     groups = [{"params": classifier.backbone.parameters(), "lr": 5e-5}, {"params": classifier.head.parameters()}]
@@ -90,7 +105,7 @@ def from_scratch(
 
 
 def train(
-    classifier: Classifier,
+    classifier: nn.Module,
     data: Images,
     optimizer: torch.optim.Optimizer,
     *,

@@ -1,7 +1,7 @@
 """Measure how well importance and verdicts predict what happens without single filters, on other images.
 
     FILTERSCOPE_REAL=<folder> python benchmarks/health_predicts.py [--quick] [--json FILE] [--keep FOLDER]
-        [--only flowers,fashion,demo,resnet,efficientnet]
+        [--only flowers,fashion,demo,resnet,efficientnet,vgg16]
 
 The images that a network was not trained on are divided into two halves. Importance is measured on one half, and single
 filters are silenced on both, for a random sample of each layer's filters. The ceiling of a correlation is that of the
@@ -11,6 +11,7 @@ correlation on other images is no mistake of place or sign. Importance was devel
 and on another network of FashionMNIST.
 """
 
+import hashlib
 import re
 import statistics
 import subprocess
@@ -22,13 +23,25 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from health_networks import Images, alexnet, animals, fashion, finetune, flowers, from_scratch, partition, wide
+from health_networks import (
+    Images,
+    alexnet,
+    animals,
+    fashion,
+    finetune,
+    flowers,
+    from_scratch,
+    partition,
+    train_head,
+    vgg16,
+    wide,
+)
 from report import Report, arguments, kept, real_data
 from scipy.stats import spearmanr
 from torch import Tensor
 
 from filterscope.analysis.health.causes import ablate_each, accuracy, predictions
-from filterscope.analysis.health.importance import importance_of, loss_changes
+from filterscope.analysis.health.importance import LossChange, importance_of, loss_changes
 from filterscope.analysis.health.removal import LayersBehind, compare_removals
 from filterscope.analysis.health.verdict import Verdict
 from filterscope.config.from_checkpoint import load
@@ -87,6 +100,27 @@ def flowers_alexnets(real: Path, quick: bool, keep: Path) -> Iterator[Trial]:
             testing=testing,
             most=16 if quick else 64,
         )
+
+
+def vgg16s(real: Path, quick: bool, keep: Path) -> Iterator[Trial]:
+    """Yield VGG16's published convolutions with a linear head trained on flowers; its last blocks are tested."""
+    del keep
+    (images, labels), (more, their) = flowers(real, "train", 128), flowers(real, "val", 128)
+    torch.manual_seed(1)
+    classifier = vgg16(real, 102)
+    pool, count = (torch.cat([images, more]), torch.cat([labels, their])), 64 if quick else 128
+    data, judging, testing = partition(pool, 1020, count, count, seed=1)
+    layers = [layer for layer in convolutions(classifier.layers) if layer[:6] in ("block4", "block5")]
+    layers = layers[-2:] if quick else ["block3_conv3", *layers]
+    yield Trial(
+        name="VGG16 on flowers",
+        classifier=classifier,
+        fit=partial(train_head, classifier, data, epochs=20 if quick else 60),
+        judging=judging,
+        testing=testing,
+        layers=layers,
+        most=16,
+    )
 
 
 def fashion_networks(real: Path, quick: bool, keep: Path) -> Iterator[Trial]:
@@ -178,6 +212,7 @@ NETWORKS = {
     "demo": demos,
     "resnet": resnets,
     "efficientnet": efficientnets,
+    "vgg16": vgg16s,
 }
 UNTOUCHED = ("resnet", "efficientnet")  # no choice was made on these
 
@@ -214,11 +249,13 @@ def predict(report: Report, trial: Trial, keep: Path) -> list[tuple[float, float
     report.add(f"{name}: accuracy", accuracy(classifier, *testing))
     layers = trial.layers or convolutions(classifier.layers)
     state = VisualState()
-    Health(importance=len(judging[0]))(classifier, Examples(images=judging[0], labels=judging[1]), state)
+    Health(layers=trial.layers, importance=len(judging[0]))(
+        classifier, Examples(images=judging[0], labels=judging[1]), state
+    )
     changes, on_testing = (loss_changes(classifier, *images, layers=layers) for images in (judging, testing))
     generator = torch.Generator().manual_seed(0)
     shuffled = torch.randperm(len(judging[1]), generator=generator)
-    correlations, cheap, hurt, by_chance = [], [], [], []
+    correlations, cheap, hurt, by_chance, by_silencing = [], [], [], [], []
     for layer in layers:
         sample = torch.randperm(len(changes[layer].first.T), generator=generator)[: trial.most].sort().values
         first, found = (
@@ -250,41 +287,67 @@ def predict(report: Report, trial: Trial, keep: Path) -> list[tuple[float, float
         print("   ", {key: round(value, 3) for key, value in more.items()})
         verdicts = [Verdict(state.store["health"][layer]["verdicts"][i]) for i in sample.tolist()]
         unneeded = torch.tensor([each.unused for each in verdicts])
-        needed = torch.tensor([each.needed for each in verdicts])
         cheap += (cost - 2 * error < 1e-3)[unneeded].tolist()
-        if min(int(unneeded.sum()), int(needed.sum())) >= LARGE:
-            groups = cost[needed], cost[unneeded]
-            apart = groups[0].mean() - groups[1].mean()
-            spread = (groups[0].var() / len(groups[0]) + groups[1].var() / len(groups[1])).sqrt()
-            what = f"{name} {layer}: cost of needed less of unneeded filters, in standard errors"
-            report.add(what, float(apart / spread), at_least=2)
+        compare_kinds(report, trial, state, layer, sample, cost, file)
         at_random = importance_of(changes[layer], judging[1][shuffled]).classes_hurt
+        measured = importance_of(LossChange(first), judging[1]).classes_hurt
         present = torch.unique(testing[1])
         for i in (cost > 2 * error).nonzero()[:, 0].tolist():
             lost = torch.stack([found[testing[1] == label, i].mean() for label in present])
             worst = present[lost.topk(min(3, len(lost))).indices].tolist()
-            for classes, counted in ((expected.classes_hurt, hurt), (at_random, by_chance)):
-                counted.append(classes[int(sample[i])][:1] != [] and classes[int(sample[i])][0] in worst)
-    together(report, name, classifier, testing, state, layers)
+            named = expected.classes_hurt[int(sample[i])], at_random[int(sample[i])], measured[i]
+            for classes, counted in zip(named, (hurt, by_chance, by_silencing), strict=True):
+                counted.append(classes[:1] != [] and classes[0] in worst)
+    together(report, trial, state, layers)
     if cheap:
         what = f"{name}: share of unneeded filters that do not cost more than .001 significantly"
         report.add(what, sum(cheap) / len(cheap), at_least=0.9)
     if hurt:
         what = f"{name}: share of damaging filters whose first named class is among the three that lose most"
         report.add(what, sum(hurt) / len(hurt), at_least=0.8, filters=len(hurt), classes=len(present))
+        report.add(f"{name}: the same for the class that loses most on the first half", sum(by_silencing) / len(hurt))
         chance = 3 / len(present)
         what = f"{name}: the same with the labels in random order"
         report.add(what, sum(by_chance) / len(by_chance), at_most=max(2 * chance, chance + 0.1), chance=chance)
     return correlations
 
 
-def together(
-    report: Report, name: str, classifier: Classifier, testing: Images, state: VisualState, layers: list[str]
+def compare_kinds(
+    report: Report, trial: Trial, state: VisualState, layer: str, sample: Tensor, cost: Tensor, file: Path
 ) -> None:
+    """Report how much more single needed filters cost than single unneeded ones, if the layer has enough of both.
+
+    Filters are added to the sample at random until it has enough of both.
+    """
+    verdicts = [Verdict(each) for each in state.store["health"][layer]["verdicts"]]
+    needed = [i for i, each in enumerate(verdicts) if each.needed]
+    kinds = [needed, [i for i, each in enumerate(verdicts) if each.unused]]
+    if min(map(len, kinds)) < LARGE:
+        return
+    known = dict(zip(sample.tolist(), cost.tolist(), strict=True))
+    generator, more = torch.Generator().manual_seed(1), list[int]()
+    for kind in kinds:
+        others = [kind[i] for i in torch.randperm(len(kind), generator=generator).tolist() if kind[i] not in known]
+        more += others[: max(0, LARGE - sum(i in known for i in kind))]
+    if more:
+        name = hashlib.sha256(str(sorted(more)).encode()).hexdigest()[:8]
+        measure = partial(silenced_each, trial.classifier, trial.testing, layer, torch.tensor(sorted(more)))
+        added = kept(file.with_suffix(f".{layer}.more_{name}"), measure).double().mean(0)
+        known |= dict(zip(sorted(more), added.tolist(), strict=True))
+    costs = [torch.tensor([known[i] for i in kind if i in known]) for kind in kinds]
+    spread = sum(float(each.var()) / len(each) for each in costs) ** 0.5
+    means = [float(each.mean()) for each in costs]
+    what = f"{trial.name} {layer}: cost of single needed less of unneeded filters, in standard errors"
+    figures = {"needed": means[0], "unneeded": means[1], "filters": len(known)}
+    report.add(what, (means[0] - means[1]) / spread, at_least=2, **figures)
+
+
+def together(report: Report, trial: Trial, state: VisualState, layers: list[str]) -> None:
     """Report what is lost without all unneeded filters, later layers fitted, less that without as many random ones."""
+    name, classifier, testing, single = trial.name, trial.classifier, trial.testing, trial.layers is None
     records, behind = state.store["health"], LayersBehind(classifier)
     unneeded = removable_filters({layer: records[layer] for layer in layers})
-    for group in (*([layer] for layer in layers), layers):
+    for group in (*([layer] for layer in layers if single), layers):
         filters = {layer: unneeded[layer] for layer in group}
         with torch.autocast("cpu", torch.bfloat16):
             found = compare_removals(classifier, *testing, unneeded=filters, behind=behind, draws=5)
