@@ -30,9 +30,8 @@ from filterscope.analysis.health.causes import ablated, accuracy
 from filterscope.models.classifier import Classifier
 from filterscope.models.filter_removal import cut_filters, multiply_adds
 from filterscope.models.layers import convolutions
-from filterscope.training.prune import least_important
+from filterscope.training.prune import judge_for_cut, least_important
 from filterscope.visuals.health.findings import HealthRecords, removable_filters
-from filterscope.visuals.health.health import measure_health
 from filterscope.visuals.visual import Examples
 
 Train = Callable[[Classifier], None]
@@ -58,7 +57,7 @@ def prune(classifier: Classifier, train: Train, images: tuple[Images, Images], *
         torch.manual_seed(seed)  # the same batches for all
         train(network)
 
-    records = measure_health(classifier, Examples(images=judging[0], labels=judging[1]))
+    records = judge_for_cut(classifier, Examples(images=judging[0], labels=judging[1]))
     filters = sum(len(record["verdicts"]) for record in records.values())
     unneeded = removable_filters(records)
     found = exactness(classifier, testing, unneeded) | without_copies(classifier, images, records)

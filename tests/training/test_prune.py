@@ -15,8 +15,12 @@ from filterscope.config.factory import build_data
 from filterscope.config.from_checkpoint import open_run
 from filterscope.config.options import check_config
 from filterscope.errors import UserError
+from filterscope.models.backbone import small_cnn_backbone
+from filterscope.models.heads import replace
 from filterscope.training.module import FinetuneModule
-from filterscope.training.prune import FILTERS, SUMMARY
+from filterscope.training.prune import FILTERS, SUMMARY, judge_for_cut
+from filterscope.visuals.health.health import measure_health
+from filterscope.visuals.visual import Examples
 from tiny import TINY
 
 pytest.importorskip("torch_pruning", reason="torch-pruning is not installed")
@@ -34,6 +38,28 @@ def source(composed: Compose, tmp_path: Path) -> Path:
     """Return the folder of a finished tiny run."""
     train(composed(*TINY, "visuals=none"), tmp_path / "source")
     return tmp_path / "source"
+
+
+def test_filters_are_judged_alike_however_sure_of_itself_a_network_is() -> None:
+    torch.manual_seed(0)
+    classifier = replace(small_cnn_backbone(), num_classes=4)
+    images = torch.rand(40, 1, 28, 28)
+    with torch.no_grad():
+        logits = classifier.eval()(images)
+        classifier.head.weight.mul_(3 / logits.std(0).mean())
+        classifier.head.bias.mul_(3 / logits.std(0).mean()).sub_(classifier(images).mean(0))
+        labels = torch.where(torch.arange(40) % 4 == 0, torch.arange(40) % 3, classifier(images).argmax(1))
+    examples = Examples(images=images, labels=labels)
+    calibrated = judge_for_cut(classifier, examples)
+    with torch.no_grad():
+        classifier.head.weight.mul_(2)
+        classifier.head.bias.mul_(2)
+    surer, uncalibrated = judge_for_cut(classifier, examples), measure_health(classifier, examples)
+    first, second, other = (
+        records["block1_conv1"]["measures"]["importance_se"] for records in (calibrated, surer, uncalibrated)
+    )
+    assert torch.allclose(first, second, rtol=1e-4)
+    assert not torch.allclose(second, other, rtol=0.1)
 
 
 def test_a_share_is_cut_out_trained_again_and_read_back(source: Path, composed: Compose, tmp_path: Path) -> None:

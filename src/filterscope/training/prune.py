@@ -27,11 +27,13 @@ from filterscope.visuals.health.findings import HealthRecords, removable_filters
 from filterscope.visuals.health.health import measure_health
 from filterscope.visuals.output.outputs import Table
 from filterscope.visuals.output.tables import table_csv, table_text
+from filterscope.visuals.visual import Examples
 
 log = logging.getLogger(__name__)
 
 SUMMARY, FILTERS = "pruning_summary.csv", "pruning.csv"
 COLUMNS = ("network", "accuracy", "loss", "parameters", "multiply-adds", "ms per image", "weights in MB")
+TEMPERATURES = tuple(2 ** (i / 4) for i in (0, *range(-4, 13)))  # the first if the images have no labels
 Row = tuple[str | int | float, ...]
 
 
@@ -60,7 +62,7 @@ class Prune:
         """
         self.rows = [("before", *evaluate_network(classifier, data))]
         examples = examples_of(data, self.images)
-        records = measure_health(classifier, examples)
+        records = judge_for_cut(classifier, examples)
         wanted = removable_filters(records) if self.by == "unused" else least_important(records, self.share)
         if not any(wanted.values()):
             raise UserError(f"prune={self.by}: every filter of {classifier.backbone.name} is needed; nothing is cut")
@@ -126,6 +128,26 @@ def _seconds(classifier: Classifier, batch: Tensor) -> float:
 
 def _pixels(images: Tensor) -> Tensor:
     return to_float(images) if images.dtype == torch.uint8 else images
+
+
+def judge_for_cut(classifier: Classifier, examples: Examples) -> HealthRecords:
+    """Judge filters by the loss of the calibrated network.
+
+    A cut makes a network less sure of itself. If it was too sure, that lowers its loss and not its mistakes. So the
+    logits are divided by the temperature with the lowest loss on the images (Guo et al. 2017).
+    """
+    labels = examples.labels
+    with restored(classifier), torch.no_grad():
+        classifier.eval()
+        device = next(classifier.parameters()).device
+        logits = torch.cat([classifier(batch.to(device)).float().cpu() for batch in torch.split(examples.images, 32)])
+    losses = {t: 0.0 if labels is None else float(F.cross_entropy(logits / t, labels.cpu())) for t in TEMPERATURES}
+    temperature = min(TEMPERATURES, key=losses.__getitem__)
+    handle = classifier.register_forward_hook(lambda _module, _inputs, output: output / temperature)
+    try:
+        return measure_health(classifier, examples)
+    finally:
+        handle.remove()
 
 
 def least_important(records: HealthRecords, share: float) -> dict[str, list[int]]:
