@@ -300,14 +300,14 @@ def draw_sheet(
     file: Path,
 ) -> None:
     """Write a sheet with a column for each filter, `(layer, channel)`, and a row for each way."""
-    room = 150
+    room = 170
     tile = tile_size(len(filters), labels=room)
     pixels = grid(
         [Cell(pixels=photo(image, tile)) for way in ways for image in made[way]],
         columns=len(filters),
         title=f"{bench.name}: the pictures of {len(filters)} filters",
-        notes=[", ".join(dict.fromkeys(layer for layer, _ in filters))],
-        row_labels=list(ways),
+        notes=[f"{layer}: {', '.join(str(c) for own, c in filters if own == layer)}" for layer in dict(filters)],
+        row_labels=[way.removesuffix(" maco").removesuffix(" image") for way in ways],
         column_labels=[str(channel) for _, channel in filters],
         label_width=room,
     )
