@@ -87,10 +87,10 @@ def train_head(classifier: Classifier, data: Images, *, epochs: int) -> None:
     train(classifier.head, (features, labels), optimizer, epochs=epochs, batch_size=32)
 
 
-def finetune(classifier: Classifier, data: Images, *, epochs: int) -> None:
-    """Train all of a pretrained network, its head at a far larger rate."""
-    groups = [{"params": classifier.backbone.parameters(), "lr": 5e-5}, {"params": classifier.head.parameters()}]
-    optimizer = torch.optim.AdamW(groups, lr=3e-3, weight_decay=1e-4)
+def finetune(classifier: Classifier, data: Images, *, epochs: int, rate: float = 1) -> None:
+    """Train all of a pretrained network, its head at a far larger rate; `rate` multiplies both."""
+    groups = [{"params": classifier.backbone.parameters(), "lr": 5e-5 * rate}, {"params": classifier.head.parameters()}]
+    optimizer = torch.optim.AdamW(groups, lr=3e-3 * rate, weight_decay=1e-4)
     train(classifier, data, optimizer, epochs=epochs, batch_size=32, flip=True)
 
 
