@@ -21,6 +21,13 @@ def keep_freed_memory(hold: bool = True) -> bool:
         return False
     wanted = {_TRIM_THRESHOLD: _LARGEST, _MMAP_MAX: 0} if hold else _DEFAULTS
     done = [bool(library.mallopt(parameter, value)) for parameter, value in wanted.items()]
-    if not hold and hasattr(library, "malloc_trim"):
-        library.malloc_trim(0)
+    if not hold:
+        return_freed_memory()
     return all(done) and hold
+
+
+def return_freed_memory() -> None:
+    """Return all freed memory to the system: glibc keeps what lies between blocks that are still used."""
+    library = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    if library is not None and hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)

@@ -32,6 +32,7 @@ from filterscope.errors import UserError, printable
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
 from filterscope.registry import register
+from filterscope.runtime.malloc import return_freed_memory
 from filterscope.storage.disk_cache import hash_tensor
 from filterscope.visuals.concepts import find_class_words
 from filterscope.visuals.drawing.tiles import photo, signed
@@ -242,14 +243,18 @@ def draw_gallery(
     outside = VisualState(store=state.store)
     if len(real):
         dataclasses.replace(gallery.health, layers=list(counts))(classifier, real, outside)
+    return_freed_memory()  # what a stage has freed would lie beside what the next one needs
     tested = real.images[: gallery.tuning.images]
     for layer in tuned_layers(classifier, gallery.tuning.layers):
         if layer in counts:
             find_tuning_words(classifier, layer, tested, outside, seed=gallery.tuning.seed)
+    return_freed_memory()
     statistics = real_statistics(classifier, list(counts), real, outside)
+    return_freed_memory()
     top = measure_responses(classifier, real.images, list(counts), after_norm=True) if len(real) >= min_images else {}
     for name, measured in top.items():
         find_class_words(name, measured.responses, real, outside, seed=gallery.seed)
+    return_freed_memory()
     shown = examples.images[: gallery.response_images]
     active = _find_active(classifier, shown, list(counts), top)
     inputs = trace_inputs(classifier)
@@ -272,6 +277,7 @@ def draw_gallery(
                 active=active[name],
                 words=known_words(outside, name),
             )
+            return_freed_memory()
             pages.append(build_layer_page(classifier, name, findings, real, max_bytes=max_bytes))
             done, before = done + count, before + picture_work[name] + PAGE_WORK * count
             log.info("gallery: %s, %d of %d filters", name, done, total)
