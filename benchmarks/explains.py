@@ -67,6 +67,7 @@ RECIPES = {
     "natural": NATURAL,
     "natural, faded": replace(NATURAL, fade=True),
     "specific": Recipe(objective="specific"),
+    "specific, 224 px": Recipe(objective="specific", size=SIZE),
     "plain": PLAIN,
     "gallery": Recipe(size=160, crop=96, steps=48),
     "96 pixels": Recipe(size=96, steps=64),
