@@ -43,6 +43,7 @@ EXPERIMENTS: dict[str, tuple[str | None, float | None]] = {
     "flowers_alexnet_probe": ("alexnet_features.pth", 0.83),
     "flowers_alexnet_full": ("alexnet_features.pth", 0.865),
     "flowers_vgg16_probe": ("vgg16_features.pth", 0.85),
+    "flowers_vgg16_full": ("vgg16_features.pth", 0.9),
     "animals_alexnet_probe": ("alexnet_features.pth", None),
     "fashion_mnist_small_cnn": (None, None),
     "fashion_mnist_resnet18": (None, None),
