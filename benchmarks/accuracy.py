@@ -62,6 +62,8 @@ def measure_table(report: Report, real: Path, names: Sequence[str], *, quick: bo
                 "trainer.enable_progress_bar=false", f"feature_cache={folder.parent}",
                 *([] if weights is None else [f"model.weights={real / 'weights' / weights}"]),
             )  # fmt: skip
+            if name.startswith("animals"):
+                cfg["data"]["exclude"] = ["sheep"]  # the real data that were at hand hold one of them
             if quick and name.startswith("flowers"):
                 cfg["data"]["exclude"] = list(Flowers102.classes[20:])
             if not (folder / "README.md").is_file():  # the last file of a run
