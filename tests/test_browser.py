@@ -390,6 +390,7 @@ def test_an_image_is_dropped_on_the_page_or_chosen_and_its_filters_are_found(bro
         expect(other.locator("#status")).to_contain_text("your image")
         expect(other.locator("#status")).not_to_contain_text("/")
         other.close()
+        page.goto("about:blank")  # before the server is gone: the page asks it whether it was drawn anew
 
 
 def test_a_picture_can_be_enlarged_and_saved_and_similar_filters_are_linked(page, gallery):
