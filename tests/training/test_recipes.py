@@ -9,11 +9,13 @@ import pytest
 import torch
 from train import train
 
+from filterscope.config.trainer_factory import build_trainer
 from filterscope.errors import UserError
 from filterscope.models import heads
 from filterscope.models.backbone import torchvision_backbone
 from filterscope.models.weights import on_meta_device
 from filterscope.runtime.signals import Stopped, stop_request
+from filterscope.training.metrics_log import EpochProgressBar
 from filterscope.training.mix import logits_over_views, mixer
 from filterscope.training.policies import Full
 from resumed_runs import assert_alike, own_signals, stop_in
@@ -78,6 +80,23 @@ def test_pictures_and_checkpoints_show_the_averaged_weights(composed, tmp_path):
     from filterscope.config.from_checkpoint import load  # as visualize.py reads it
 
     assert torch.equal(load(tmp_path).backbone.network.conv1.weight, last["state_dict"][key])
+
+
+def test_a_short_run_with_default_ema_ends_near_the_trained_weights_and_keeps_frozen_bits(composed, tmp_path):
+    for name, options in (("start", ["trainer.max_epochs=0"]), ("run", ["callbacks=ema", "trainer.max_epochs=4"])):
+        train(composed(*TINY, "visuals=none", "finetune=last_blocks", *options), tmp_path / name)
+    start, end = (torch.load(tmp_path / f"{n}/checkpoints/last.ckpt", weights_only=True) for n in ("start", "run"))
+    frozen, trained = (f"classifier.backbone.network.conv{i}.weight" for i in (1, 2))
+    assert torch.equal(end["state_dict"][frozen], start["state_dict"][frozen])
+    average, last, first = end["state_dict"][trained], end["current_model_state"][trained], start["state_dict"][trained]
+    assert 0 < (average - last).norm() < (average - first).norm() / 2
+
+
+@pytest.mark.parametrize(("callbacks", "shown"), [("ema", False), ("[default,ema]", True)])
+def test_lightning_adds_no_progress_bar_of_its_own(callbacks, shown, composed, tmp_path):
+    config = composed(*TINY, f"callbacks={callbacks}", "trainer.enable_progress_bar=true")
+    bar = build_trainer(config, tmp_path, {}).progress_bar_callback
+    assert isinstance(bar, EpochProgressBar) if shown else bar is None
 
 
 def test_swa_is_the_mean_of_the_last_epochs(composed, tmp_path):

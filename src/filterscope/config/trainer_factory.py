@@ -11,6 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.loggers import Logger
 
 from filterscope.config.instantiate import Config, instantiate
@@ -69,6 +70,8 @@ def build_trainer(cfg: Config, folder: Path, visuals: dict[str, Visual]) -> pl.T
     # Lightning's own way to requeue a Slurm job knows nothing of run folders.
     slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
     callbacks = build_callbacks(cfg, folder, visuals)
+    if not any(isinstance(each, ProgressBar) for each in callbacks):
+        node["enable_progress_bar"] = False  # otherwise Lightning adds its own, which counts epochs from 0
     loggers = build_loggers(cfg, folder)
     try:
         trainer: pl.Trainer = instantiate(

@@ -7,6 +7,26 @@ from typing import Annotated, Any
 import pytorch_lightning as pl
 from pydantic import Field
 from pytorch_lightning.callbacks import WeightAveraging
+from torch import Tensor
+
+
+class EMA(WeightAveraging):
+    """Averages the weights exponentially after every optimizer step; validation, test and checkpoints use the average.
+
+    Lightning's `EMAWeightAveraging` has the same decay from the first step on: after the 160 steps of 1000 images in ten
+    epochs, .999 leaves 85 % of the average at the weights of the first step.
+
+    Args:
+        decay: the share of the average that remains at a step, at most: at step n it is (1 + n) / (10 + n) if that is
+            less, so that the average reaches back over about a ninth of the steps until now.
+    """
+
+    def __init__(self, *, decay: Annotated[float, Field(ge=0, lt=1)] = 0.999) -> None:
+        def average(averaged: Tensor, weights: Tensor, steps: Tensor) -> Tensor:
+            kept = ((1 + steps) / (10 + steps)).clamp(max=decay)  # a tensor, which needs no wait for a GPU
+            return averaged + (1 - kept) * (weights - averaged)  # frozen weights keep their bits
+
+        super().__init__(avg_fn=average)
 
 
 class SWA(WeightAveraging):
