@@ -10,8 +10,10 @@ from train import train
 
 from filterscope.errors import UserError
 from filterscope.models import heads
+from filterscope.models.backbone import torchvision_backbone
 from filterscope.models.layers import block_ends, last_layer
 from filterscope.models.timm import timm_backbone
+from filterscope.models.weights import on_meta_device
 from filterscope.registry import find, is_registered
 from filterscope.training.policies import LastBlocks
 
@@ -65,8 +67,30 @@ def test_grey_images_get_the_average_statistics() -> None:
 
 
 def test_unknown_names_end_in_one_line() -> None:
-    with pytest.raises(UserError, match=r"unknown network 'resnoo'; timm.list_models"):
-        timm_backbone(name="resnoo", weights=None)
+    with pytest.raises(UserError, match=r"unknown network 'convnext_smal' \(did you mean convnext_small\?\); timm"):
+        timm_backbone(name="convnext_smal", weights=None)
+    with pytest.raises(UserError, match=r"model.drop_path=0.1: vgg11 has no branches to skip"):
+        timm_backbone(name="vgg11", weights=None, drop_path=0.1)
+
+
+def test_transformers_are_built_for_the_size_of_the_images() -> None:
+    classifier = heads.replace(timm_backbone(name="vit_tiny_patch16_224", weights=None, image_size=48), num_classes=3)
+    assert classifier.accepts(48)
+    assert not classifier.accepts(224)
+    assert classifier.backbone.image_size == 48
+    assert timm_backbone(name="resnet18", weights=None, image_size=48).image_size == 224  # the size it was trained at
+
+
+@pytest.mark.parametrize("build", [timm_backbone, torchvision_backbone])
+def test_later_branches_are_skipped_more_often(build) -> None:
+    name = {timm_backbone: "convnext_atto", torchvision_backbone: "convnext_tiny"}[build]
+    with on_meta_device():
+        network = build(name=name, weights=None, drop_path=0.3).network
+    kinds = {"DropPath": "drop_prob", "StochasticDepth": "p"}
+    shares = [getattr(m, kinds[type(m).__name__]) for m in network.modules() if type(m).__name__ in kinds]
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(0.3)
+    assert 0 < shares[0] < 0.05
 
 
 def test_it_is_registered_and_timm_is_imported_only_when_a_network_is_built() -> None:

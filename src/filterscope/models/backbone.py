@@ -11,6 +11,7 @@ import torchvision
 from pydantic import Field
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, list_models
+from torchvision.ops import StochasticDepth
 
 from filterscope.errors import UserError, as_written, first_line, suggestion
 from filterscope.models.layers import last_layer
@@ -110,6 +111,7 @@ def torchvision_backbone(
     in_channels: Channels = 3,
     num_classes: Channels = 1000,
     dropout: Probability | None = None,
+    drop_path: Probability | None = None,
     fully_connected: bool = True,
     allow_random: bool = False,
 ) -> Backbone:
@@ -123,6 +125,8 @@ def torchvision_backbone(
         in_channels: must be 3.
         num_classes: of the network itself, before the head; a weights file overrides it.
         dropout: replaces the network's own dropout probability.
+        drop_path: probability that the last residual branch is skipped in training, less in earlier ones; None: the
+            network's own.
         fully_connected: whether AlexNet and VGG have their three fully connected layers, which hold most parameters;
             otherwise one Linear on the globally pooled output of the convolutions takes their place.
         allow_random: let heads keep layers that the weights file does not hold.
@@ -153,6 +157,8 @@ def torchvision_backbone(
     network, missing = _with_weights(build, path, name, num_classes=num_classes)
     if dropout is not None:
         _set_dropout(network, dropout, name)
+    if drop_path is not None:
+        _set_drop_path(network, drop_path, name)
     return Backbone(
         network,
         name=name,
@@ -359,3 +365,11 @@ def _set_dropout(network: nn.Module, dropout: float, name: str) -> None:
         raise UserError(f"model.dropout={dropout}: {name} has no dropout; leave it at null")
     for module in dropouts:
         module.p = dropout
+
+
+def _set_drop_path(network: nn.Module, drop_path: float, name: str) -> None:
+    branches = [module for module in network.modules() if isinstance(module, StochasticDepth)]
+    if not branches:
+        raise UserError(f"model.drop_path={drop_path}: torchvision skips no branches of {name}; leave it at null")
+    for place, module in enumerate(branches, start=1):
+        module.p = drop_path * place / len(branches)

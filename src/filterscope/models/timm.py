@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from filterscope.errors import UserError
+from filterscope.errors import UserError, first_line, suggestion
 from filterscope.models.backbone import Backbone, Channels, Positive, Probability, per_channel
 from filterscope.models.weights import build_with_weights
 from filterscope.registry import register
@@ -22,6 +22,8 @@ def timm_backbone(
     in_channels: Channels = 3,
     num_classes: Channels | None = None,
     dropout: Probability | None = None,
+    drop_path: Probability | None = None,
+    image_size: Channels | None = None,
     allow_random: bool = False,
 ) -> Backbone:
     """Build a classifier of timm.
@@ -34,11 +36,15 @@ def timm_backbone(
         in_channels: of the images; timm adapts the first layer.
         num_classes: of the network itself, before the head; None: as published. A weights file overrides it.
         dropout: before the classifier; None: the network's own.
+        drop_path: probability that the last residual branch is skipped in training, less in earlier ones; None: the
+            network's own.
+        image_size: of the images, in pixels; a network that takes one size is built for it, and timm interpolates its
+            published position embeddings. Other networks ignore it. None: as published.
         allow_random: let heads keep layers that the weights file does not hold.
 
     Raises:
-        UserError: timm is not installed, the network is unknown, its weights cannot be loaded, or it has no
-            convolutions or Linear.
+        UserError: timm is not installed, the network is unknown or not possible with these options, its weights cannot
+            be loaded, or it has no convolutions or Linear.
     """
     try:
         import timm
@@ -46,14 +52,26 @@ def timm_backbone(
     except ImportError as error:
         raise UserError('model=timm needs timm: pip install "filterscope[timm]"') from error
     if not timm.is_model(name):
-        raise UserError(f"unknown network {name!r}; timm.list_models('*{name[:6]}*') lists names like this one")
-    options: dict[str, Any] = {"in_chans": in_channels} | ({} if dropout is None else {"drop_rate": dropout})
+        hint = suggestion(name, timm.list_models())
+        raise UserError(f"unknown network {name!r}{hint}; timm.list_models('*{name[:6]}*') lists names like this one")
     published = timm.get_pretrained_cfg(name)
     classes = num_classes or getattr(published, "num_classes", None) or 1000
+    fixed = image_size if getattr(published, "fixed_input_size", False) else None
+    given = {"in_chans": in_channels, "drop_rate": dropout, "drop_path_rate": drop_path, "img_size": fixed}
+    options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+
+    def create(**more: Any) -> nn.Module:
+        try:
+            network: nn.Module = timm.create_model(name, **options, **more)
+        except (TypeError, AssertionError, ArithmeticError) as error:
+            if "drop_path" in str(error):
+                raise UserError(f"model.drop_path={drop_path}: {name} has no branches to skip") from error
+            where = f" for images of {fixed}×{fixed} pixels" if fixed else ""
+            raise UserError(f"timm cannot build {name}{where}: {first_line(error)}") from error
+        return network
 
     def build(num_classes: int) -> nn.Module:
-        network: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
-        return network
+        return create(num_classes=num_classes)
 
     missing: tuple[str, ...] = ()
     if weights is None:
@@ -62,7 +80,9 @@ def timm_backbone(
         network, missing = build_with_weights(build, path=Path(weights).expanduser(), name=name, num_classes=classes)
     else:
         try:
-            network = timm.create_model(name, pretrained=True, **options)
+            network = create(pretrained=True)
+        except UserError:
+            raise
         except Exception as error:  # the ways in which a download from the hub fails are many
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise UserError(f"could not get the weights of {name} from timm ({reason}); give model.weights") from error
@@ -75,7 +95,7 @@ def timm_backbone(
         name=name,
         mean=per_channel("model.mean", mean, _fitted(about["mean"], in_channels)),
         std=per_channel("model.std", std, _fitted(about["std"], in_channels)),
-        image_size=about["input_size"][-1],
+        image_size=fixed or about["input_size"][-1],
         pretrained=weights is not None,
         missing=missing,
         allow_random=allow_random,

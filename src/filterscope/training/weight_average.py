@@ -13,8 +13,8 @@ from torch import Tensor
 class EMA(WeightAveraging):
     """Averages the weights exponentially after every optimizer step; validation, test and checkpoints use the average.
 
-    Lightning's `EMAWeightAveraging` has the same decay from the first step on: after the 160 steps of 1000 images in ten
-    epochs, .999 leaves 85 % of the average at the weights of the first step.
+    Lightning's `EMAWeightAveraging` has the same decay from the first step on: after 160 steps, ten epochs of 1000
+    images, .999 leaves 85 % of the average at the weights of the first step.
 
     Args:
         decay: the share of the average that remains at a step, at most: at step n it is (1 + n) / (10 + n) if that is
