@@ -18,7 +18,7 @@ from filterscope.analysis.health.recorder import record_activity
 from filterscope.analysis.health.similarity import drift, duplicates, linear_cka
 from filterscope.analysis.health.structure import structure
 from filterscope.models.layers import convolutions
-from filterscope.models.weights import read_tensors
+from filterscope.models.weights import read_weights
 
 SHAPES = {
     "alexnet": [(64, 3, 11), (192, 64, 5), (384, 192, 3), (256, 384, 3), (256, 256, 3)],
@@ -65,8 +65,8 @@ def input_weights(report: Report, quick: bool, real: Path) -> None:
         name = f"random {shape[0]}×{shape[1]}×{shape[2]}×{shape[2]}: p of uneven inputs ≤ .05"
         report.add(name, float((p <= 0.05).double().mean()), at_most=None if quick else 0.06, filters=len(p))
     for name in ("alexnet", "vgg16"):
-        weights = read_tensors(real / "weights" / f"{name}_features.pth").values()
-        for i, layer in enumerate(tensor for tensor in weights if tensor.dim() == 4):
+        weights, _ = read_weights(real / "weights" / f"{name}_features.pth")
+        for i, layer in enumerate(tensor for tensor in dict(weights).values() if tensor.dim() == 4):
             if weighing(layer).testable:
                 share = float(weighing(layer).uneven.double().mean())
                 report.add(f"{name} conv {i + 1}: share of filters with uneven inputs", share, at_least=0.9)
@@ -76,8 +76,8 @@ def separation(report: Report, quick: bool, real: Path) -> None:
     """Measure how well real kernels are separated from random kernels and from their own shuffles."""
     del quick
     for name, least in (("alexnet", 0.99), ("vgg16", 0.97)):
-        weights = read_tensors(real / "weights" / f"{name}_features.pth").values()
-        kernels = [tensor for tensor in weights if tensor.dim() == 4]
+        weights, _ = read_weights(real / "weights" / f"{name}_features.pth")
+        kernels = [tensor for tensor in dict(weights).values() if tensor.dim() == 4]
         took, areas = 0.0, []
         for i, layer in enumerate(kernels):
             first = i == 0

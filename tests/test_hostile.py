@@ -23,11 +23,11 @@ from filterscope.config import from_checkpoint
 from filterscope.config.from_checkpoint import open_run, read_checkpoint
 from filterscope.data.image_io import BadImageError, check_image, read_image
 from filterscope.errors import UserError
-from filterscope.models.weights import read_tensors
+from filterscope.models.weights import read_weights
 from filterscope.training.checkpoints import load_training_checkpoint
 from tiny import REPOSITORY, TINY
 
-READERS = (read_checkpoint, load_training_checkpoint, read_tensors)
+READERS = (read_checkpoint, load_training_checkpoint, read_weights)
 
 
 @pytest.fixture
@@ -171,8 +171,8 @@ BOMBS: dict[str, Callable[[Path], None]] = {
 def test_a_program_and_arrays_are_called_so(tmp_path: Path) -> None:
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "program.pt"))
     np.savez_compressed(tmp_path / "arrays.npz", weight=np.zeros(1000))
-    assert "is a TorchScript program" in refused(read_tensors, tmp_path / "program.pt")
-    assert "holds arrays of NumPy" in refused(read_tensors, tmp_path / "arrays.npz")
+    assert "is a TorchScript program" in refused(read_weights, tmp_path / "program.pt")
+    assert "holds arrays of NumPy" in refused(read_weights, tmp_path / "arrays.npz")
 
 
 def _zip_bomb(file: Path) -> None:

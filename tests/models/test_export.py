@@ -99,7 +99,9 @@ def test_a_head_of_filterscope_keeps_its_names_and_starts_another_run(tmp_path):
 
 
 def test_a_file_with_other_logits_is_an_error(classifier, tmp_path, monkeypatch):
-    monkeypatch.setitem(export._READERS, "state_dict", lambda network, images, _: network(images).detach() + 1)
+    ending, write, _ = export._FORMATS["state_dict"]
+    other = (ending, write, lambda network, images, _: network(images).detach() + 1)
+    monkeypatch.setitem(export._FORMATS, "state_dict", other)
     with pytest.raises(UserError, match=r"the logits of .*small_cnn\.pt differ by"):
         export_weights(classifier, "state_dict", tmp_path)
 

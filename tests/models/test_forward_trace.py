@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune, weight_norm
 
-from filterscope.models.forward_trace import output_shapes
+from filterscope.models.forward_trace import calls_without_values
 
 
 def chain() -> nn.Sequential:
@@ -59,9 +59,9 @@ def test_the_network_is_left_exactly_as_it_was(build) -> None:
     before = {name: (id(tensor), tensor.clone()) for name, tensor in network.state_dict(keep_vars=True).items()}
     modes = [module.training for module in network.modules()]
     random_state = torch.random.get_rng_state()
-    shapes = output_shapes(network, in_channels=3, image_size=9)
-    assert shapes is not None
-    assert len(shapes[""]) == 1
+    traced = calls_without_values(network, in_channels=3, image_size=9)
+    assert traced is not None
+    assert (traced[-1].path, len(traced[-1].shape)) == ("", 1)
     after = network.state_dict(keep_vars=True)
     assert {name: id(tensor) for name, tensor in after.items()} == {name: i for name, (i, _) in before.items()}
     assert all(torch.equal(after[name], tensor) for name, (_, tensor) in before.items())

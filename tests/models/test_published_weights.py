@@ -15,7 +15,7 @@ from torchvision.models import get_model_weights, list_models
 
 from filterscope.errors import UserError
 from filterscope.models.backbone import small_cnn_backbone, torchvision_backbone
-from filterscope.models.weights import download_weights, read_tensors
+from filterscope.models.weights import download_weights, read_weights
 
 SMALL = "squeezenet1_1"  # 5 MB
 
@@ -67,7 +67,7 @@ def test_a_download_is_checked_kept_and_not_repeated(hub, served):
     (folder / name).write_bytes(content)
     file = download_weights(f"{address}/{name}", "tiny")
     assert file == hub / name
-    assert torch.equal(read_tensors(file)["weight"], torch.arange(3.0))
+    assert torch.equal(read_weights(file)[0]["weight"], torch.arange(3.0))
     (folder / name).unlink()
     assert download_weights(f"{address}/{name}", "tiny") == file
 

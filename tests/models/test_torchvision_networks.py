@@ -11,7 +11,7 @@ from filterscope.errors import UserError
 from filterscope.models import heads
 from filterscope.models.backbone import Backbone, torchvision_backbone
 from filterscope.models.classifier import Classifier
-from filterscope.models.forward_trace import output_shapes
+from filterscope.models.forward_trace import calls_without_values
 from filterscope.models.layers import block_ends, convolutions
 from filterscope.models.weights import on_meta_device
 
@@ -34,9 +34,13 @@ def backbone_of(name: str) -> Backbone:
 
 
 def output_of(classifier: Classifier) -> tuple[int, ...]:
-    shapes = output_shapes(classifier, in_channels=3, image_size=classifier.backbone.image_size)
-    assert shapes is not None
-    return shapes[""]
+    return shapes_of(classifier)[""]
+
+
+def shapes_of(classifier: Classifier) -> dict[str, tuple[int, ...]]:
+    calls = calls_without_values(classifier, in_channels=3, image_size=classifier.backbone.image_size)
+    assert calls is not None
+    return {call.path: call.shape for call in calls}
 
 
 def test_all_networks_are_tested():
@@ -50,8 +54,7 @@ def test_every_network_accepts_replace_append_and_keep(name):
     appended = heads.append(backbone, num_classes=7)
     assert appended.head.weight.shape == (7, 1000)
     kept = heads.keep(backbone, num_classes=1000)
-    shapes = output_shapes(kept, in_channels=3, image_size=backbone.image_size)
-    assert shapes is not None
+    shapes = shapes_of(kept)
     assert shapes[""] == (1000,)
 
     replaced = heads.replace(backbone_of(name), num_classes=7)

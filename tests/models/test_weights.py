@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from filterscope.errors import UserError
 from filterscope.models import heads
 from filterscope.models.backbone import SmallCNN, small_cnn_backbone, torchvision_backbone
-from filterscope.models.weights import on_meta_device, read_tensors
+from filterscope.models.weights import on_meta_device, read_weights
 
 SMALL = "squeezenet1_1"  # 5 MB
 
@@ -211,16 +211,16 @@ def test_any_damaged_file_is_reported_as_unreadable(tmp_path):
                 damaged[chance.randrange(min(len(whole), 600))] = chance.randrange(256)
             file.write_bytes(damaged)
             with contextlib.suppress(UserError):
-                read_tensors(file)
+                read_weights(file)
 
 
 def test_a_text_file_a_folder_and_a_missing_file_are_refused(tmp_path):
     (tmp_path / "w.txt").write_text("these are no weights\n")
     with pytest.raises(UserError, match="is not a readable weights file"):
-        read_tensors(tmp_path / "w.txt")
+        read_weights(tmp_path / "w.txt")
     for path in (tmp_path, tmp_path / "nowhere.pth"):
         with pytest.raises(UserError, match=r"no file at .*; give imagenet, the path of a state dict, a run"):
-            read_tensors(path)
+            read_weights(path)
 
 
 @pytest.mark.real
@@ -230,14 +230,14 @@ def test_the_real_convolutional_weights_are_loaded(name, real, caplog):
     with caplog.at_level(logging.INFO, "filterscope"):
         backbone = torchvision_backbone(name=name, weights=str(file))
     assert len(caplog.messages) == 1
-    assert torch.equal(backbone.network.features[0].weight, read_tensors(file)["features.0.weight"])
+    assert torch.equal(backbone.network.features[0].weight, read_weights(file)[0]["features.0.weight"])
     assert heads.linear(backbone, num_classes=7).untrained == ()
 
 
 @pytest.mark.real
 def test_the_notebook_s_own_state_dict_is_loaded_whole(real):
     classifier = heads.keep(small_cnn_backbone(weights=str(real / "weights" / "fashion_net_ex.pt")), num_classes=10)
-    own = read_tensors(real / "weights" / "fashion_net_ex.pt")
+    own, _ = read_weights(real / "weights" / "fashion_net_ex.pt")
     assert classifier.backbone.missing == ()
     assert torch.equal(classifier.head.weight, own["fc2.weight"])
 

@@ -2,8 +2,7 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import torch
@@ -154,7 +153,7 @@ def torchvision_backbone(
         return network if fully_connected else _pooled(network, num_classes, name)
 
     path = download_weights(published.url, name) if weights == "imagenet" else weights
-    network, missing = _with_weights(build, path, name, num_classes=num_classes)
+    network, missing = build_with_weights(build, path=path, name=name, num_classes=num_classes)
     if dropout is not None:
         _set_dropout(network, dropout, name)
     if drop_path is not None:
@@ -246,7 +245,7 @@ def small_cnn_backbone(
         return SmallCNN(in_channels=in_channels, image_size=image_size, num_classes=num_classes, dropout=dropout)
 
     fitted = f"small_cnn for images of {image_size}×{image_size} pixels"
-    network, missing = _with_weights(build, weights, fitted, num_classes=num_classes)
+    network, missing = build_with_weights(build, path=weights, name=fitted, num_classes=num_classes)
     return Backbone(
         network,
         name="small_cnn",
@@ -307,7 +306,7 @@ def callable_backbone(
         return network
 
     name = path.rpartition(".")[2]
-    network, missing = _with_weights(build, weights, name, num_classes=num_classes)
+    network, missing = build_with_weights(build, path=weights, name=name, num_classes=num_classes)
     return Backbone(
         network,
         name=name,
@@ -318,14 +317,6 @@ def callable_backbone(
         missing=missing,
         allow_random=allow_random,
     )
-
-
-def _with_weights(
-    build: Callable[[int], nn.Module], path: str | Path | None, name: str, *, num_classes: int
-) -> tuple[nn.Module, tuple[str, ...]]:
-    if path is None:
-        return build(num_classes), ()
-    return build_with_weights(build, path=Path(path).expanduser(), name=name, num_classes=num_classes)
 
 
 def per_channel(option: str, given: Sequence[float] | None, published: Sequence[float]) -> Sequence[float]:

@@ -1,7 +1,7 @@
 """Classifier: a backbone and a head, from images in [0, 1] to logits."""
 
-from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -204,32 +204,17 @@ class Classifier(nn.Module):
         return next(((size, calls) for size in sizes if (calls := self._calls_at(size)) is not None), (known, []))
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayerRow:
+class LayerRow(NamedTuple):
     """One layer: the shape of its output without the batch dimension, and the number of its own parameters."""
 
     layer: str
     kind: str
-    shape: tuple[int, ...]
+    shape: Shape
     parameters: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class NetworkSummary:
-    """The rows in the network's order, and the numbers of all and of trainable parameters."""
-
-    rows: tuple[LayerRow, ...]
-    parameters: int
-    trained: int
-
-    @property
-    def convolutional(self) -> int:
-        """Number of parameters of convolutions and norms."""
-        return sum(row.parameters for row in self.rows if row.kind in ("conv", "norm"))
-
-
-def summarize(classifier: Classifier, *, image_size: int) -> NetworkSummary:
-    """Return the layers of a classifier with their output shapes for images of `image_size` × `image_size` pixels.
+def layer_rows(classifier: Classifier, *, image_size: int) -> list[LayerRow]:
+    """Return the layers of a classifier in the network's order, for images of `image_size` × `image_size` pixels.
 
     A container module has a row only if it has parameters of its own.
 
@@ -246,10 +231,5 @@ def summarize(classifier: Classifier, *, image_size: int) -> NetworkSummary:
         own = sum(parameter.numel() for parameter in module.parameters(recurse=leaf))
         if own or leaf:
             name = layer.name if layer.kind != "module" else f"{layer.name} ({type(module).__name__})"
-            rows.append(LayerRow(layer=name, kind=layer.kind, shape=shapes[layer.path], parameters=own))
-    parameters = list(classifier.parameters())
-    return NetworkSummary(
-        rows=tuple(rows),
-        parameters=sum(parameter.numel() for parameter in parameters),
-        trained=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-    )
+            rows.append(LayerRow(name, layer.kind, shapes[layer.path], own))
+    return rows

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import safe_open
@@ -20,15 +20,7 @@ from filterscope.storage.safe_load import load_plain
 
 log = logging.getLogger(__name__)
 
-Format = Literal["state_dict", "tensors", "safetensors", "onnx", "torch_export"]
 TOLERANCE = 1e-5  # largest difference of a logit, relative to the largest logit if that is above 1
-_ENDINGS = {
-    "state_dict": ".pt",
-    "tensors": "_tensors.pt",
-    "safetensors": ".safetensors",
-    "onnx": ".onnx",
-    "torch_export": ".pt2",
-}
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -44,8 +36,8 @@ def check_exportable(classifier: Classifier, export: str | Sequence[str] | None)
         UserError: a format is unknown, needs a package, or cannot hold this head.
     """
     for kind in formats_of(export):
-        if kind not in get_args(Format):
-            raise UserError(f"export={kind!r} is not possible; possible are {', '.join(get_args(Format))} or null")
+        if kind not in _FORMATS:
+            raise UserError(f"export={kind!r} is not possible; possible are {', '.join(_FORMATS)} or null")
         if kind in ("state_dict", "tensors"):
             classifier.check_exportable()
         if kind == "onnx" and not all(map(find_spec, _ONNX)):
@@ -71,9 +63,10 @@ def export_weights(classifier: Classifier, export: str | Sequence[str] | None, f
     images = torch.rand(3, network.in_channels, size, size, generator=torch.Generator().manual_seed(0))
     expected = _logits(network, images)
     for kind in formats:
-        path = folder / f"{network.backbone.name}{_ENDINGS[kind]}"
-        _WRITERS[kind](network, images, path)
-        answers = _READERS[kind](network, images, path)
+        ending, write, read = _FORMATS[kind]
+        path = folder / f"{network.backbone.name}{ending}"
+        write(network, images, path)
+        answers = read(network, images, path)
         difference = float((answers - expected).abs().max() / expected.abs().max().clamp_min(1))
         if not difference <= TOLERANCE:
             raise UserError(f"export={kind}: the logits of {path} differ by {difference:.1e} from those of the network")
@@ -182,17 +175,13 @@ def _read_torch_export(_network: Classifier, images: Tensor, path: Path) -> Tens
     return _logits(torch.export.load(path).module(), images)
 
 
-_WRITERS: dict[str, Callable[[Classifier, Tensor, Path], None]] = {
-    "state_dict": _write_plain,
-    "tensors": _write_plain,
-    "safetensors": _write_safetensors,
-    "onnx": _write_onnx,
-    "torch_export": _write_torch_export,
+_Write: TypeAlias = Callable[[Classifier, Tensor, Path], None]
+_Read: TypeAlias = Callable[[Classifier, Tensor, Path], Tensor]
+_FORMATS: dict[str, tuple[str, _Write, _Read]] = {
+    "state_dict": (".pt", _write_plain, _read_state_dict),
+    "tensors": ("_tensors.pt", _write_plain, _read_tensors),
+    "safetensors": (".safetensors", _write_safetensors, _read_safetensors),
+    "onnx": (".onnx", _write_onnx, _read_onnx),
+    "torch_export": (".pt2", _write_torch_export, _read_torch_export),
 }
-_READERS: dict[str, Callable[[Classifier, Tensor, Path], Tensor]] = {
-    "state_dict": _read_state_dict,
-    "tensors": _read_tensors,
-    "safetensors": _read_safetensors,
-    "onnx": _read_onnx,
-    "torch_export": _read_torch_export,
-}
+"""Of each format: the ending of its files, and functions that write a network and return the logits of a file."""

@@ -84,22 +84,6 @@ def trace(network: nn.Module, *inputs: Tensor, calls: list[ModuleCall] | None = 
             return _run(copy_network(network, share), inputs, calls)
 
 
-def output_shapes(network: nn.Module, *, in_channels: int, image_size: int) -> dict[str, Shape] | None:
-    """Return the output shape of every module that runs and outputs one tensor.
-
-    Args:
-        network: is not touched: only a copy without values runs.
-        in_channels: of the images.
-        image_size: height and width of the images in pixels.
-
-    Returns:
-        `{path: shape without the batch dimension}`, with the path `""` for the network itself; None if the network
-        does not accept images of this size.
-    """
-    calls = calls_without_values(network, in_channels=in_channels, image_size=image_size)
-    return None if calls is None else {call.path: call.shape for call in calls}
-
-
 def calls_without_values(network: nn.Module, *, in_channels: int, image_size: int) -> list[ModuleCall] | None:
     """Return the runs of a network's modules, or None if it does not accept images of this size."""
     dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
-from filterscope.models.forward_trace import output_shapes
+from filterscope.models.forward_trace import calls_without_values
 from filterscope.models.layers import last_layer
 from filterscope.models.weights import abbreviate
 from filterscope.registry import register
@@ -17,7 +17,6 @@ from filterscope.registry import register
 Pool = Literal["mean", "products"]
 
 
-@register("head", "replace")
 @register("head")
 def replace(backbone: Backbone, *, num_classes: int) -> Classifier:
     """Replace the network's last Linear with a new one; a network without a Linear (SqueezeNet) gets `linear`."""
@@ -28,7 +27,6 @@ def replace(backbone: Backbone, *, num_classes: int) -> Classifier:
     return _split(backbone, path, head, num_classes, published=last)
 
 
-@register("head", "append")
 @register("head")
 def append(backbone: Backbone, *, num_classes: int) -> Classifier:
     """Put a new Linear on the published logits: `Linear(1000, num_classes)` for ImageNet weights.
@@ -41,7 +39,6 @@ def append(backbone: Backbone, *, num_classes: int) -> Classifier:
     return Classifier(backbone, head, num_classes=num_classes, published=nn.Identity())
 
 
-@register("head", "linear")
 @register("head")
 def linear(backbone: Backbone, *, num_classes: int, pool: Pool = "mean") -> Classifier:
     """Put one new Linear on the pooled convolutional features; needs no fully connected weights.
@@ -79,7 +76,6 @@ class ProductPool(nn.Module):
         return F.layer_norm(roots, roots.shape[1:]).to(maps.dtype)[:, :, None, None]
 
 
-@register("head", "keep")
 @register("head")
 def keep(backbone: Backbone, *, num_classes: int | None = None) -> Classifier:
     """Keep the network's own last layer; the data must have as many classes.
@@ -145,10 +141,10 @@ def _pool_features(backbone: Backbone, pool: Pool) -> int:
         network.classifier = nn.Sequential(pooling, nn.Flatten())
     else:
         raise UserError(f"cannot find where the features of {backbone.name} end; use head=replace")
-    shapes = output_shapes(network, in_channels=backbone.in_channels, image_size=backbone.image_size)
-    if shapes is None:
+    calls = calls_without_values(network, in_channels=backbone.in_channels, image_size=backbone.image_size)
+    if calls is None:
         raise ValueError(f"{backbone.name} does not accept images of its own size, {backbone.image_size}")
-    return shapes[""][0]
+    return calls[-1].shape[0]  # the network itself ends last
 
 
 def _set(network: nn.Module, path: str, module: nn.Module) -> None:

@@ -1,7 +1,6 @@
 """Backbones from timm, imported only when one is built."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -74,10 +73,8 @@ def timm_backbone(
         return create(num_classes=num_classes)
 
     missing: tuple[str, ...] = ()
-    if weights is None:
-        network = build(classes)
-    elif weights != "imagenet":
-        network, missing = build_with_weights(build, path=Path(weights).expanduser(), name=name, num_classes=classes)
+    if weights != "imagenet":
+        network, missing = build_with_weights(build, path=weights, name=name, num_classes=classes)
     else:
         try:
             network = create(pretrained=True)

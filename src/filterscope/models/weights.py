@@ -71,22 +71,40 @@ def download_weights(url: str, name: str) -> Path:
     return file
 
 
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Return the named tensors of a weights file; nothing in the file is executed.
+def read_weights(file: Path) -> tuple[dict[str, Tensor] | list[Tensor], list[str]]:
+    """Return the named tensors or the list of tensors in a weights file, and notes on where they were found.
+
+    Nothing in the file is executed.
 
     Raises:
-        UserError: the file is missing or damaged, or contains anything but named tensors.
+        UserError: the file is missing or damaged, or contains anything but tensors.
     """
-    content, _ = _read(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path} does not hold a state dict (names and tensors) but {_describe(content)}")
-    return content
+    if file.is_dir():
+        file = file / "checkpoints" / "best.ckpt"
+    if not file.is_file():
+        raise UserError(
+            f"model.weights: no file at {file}; give imagenet, the path of a state dict, a run folder or null"
+        )
+    try:
+        content = _aligned(load_file(file)) if file.suffix == ".safetensors" else load_plain(file, allowed=[Namespace])
+    except (*LOAD_ERRORS, SafetensorError) as error:
+        raise UserError(f"{file} is not a readable weights file: {load_error_reason(error)}") from error
+    notes = []
+    while isinstance(content, dict) and (found := next((key for key in _STATE_KEYS if _is_state(content, key)), "")):
+        content = content[found]
+        if found.endswith("ema"):
+            notes.append(f"holds a moving average of the weights ({found}), which is used")
+    if isinstance(content, list) and content and all(isinstance(v, Tensor) for v in content):
+        return content, notes
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise UserError(f"{file} does not hold a state dict (names and tensors) but {_describe(content)}")
+    return {str(name): tensor for name, tensor in content.items()}, notes
 
 
 def build_with_weights(
-    build: Callable[[int], nn.Module], *, path: Path, name: str, num_classes: int
+    build: Callable[[int], nn.Module], *, path: str | Path | None, name: str, num_classes: int
 ) -> tuple[nn.Module, tuple[str, ...]]:
-    """Build a network and load a weights file into it.
+    """Build a network and load a weights file into it, if there is one.
 
     The file may be a state dict (`.pth`, safetensors), a checkpoint that contains one, or a run folder. It may hold the
     whole network or a part of it, for example the convolutional part. Prefixes of the tensors' names (`module.`,
@@ -96,7 +114,7 @@ def build_with_weights(
 
     Args:
         build: returns the network with a given number of classes.
-        path: of the weights file.
+        path: of the weights file; None: the network stays as it is built.
         name: of the network, for messages.
         num_classes: of the network's last layer if the file does not say.
 
@@ -106,7 +124,10 @@ def build_with_weights(
     Raises:
         UserError: the file is for another network: it has an unknown name or another shape.
     """
-    content, notes = _read(path)
+    if path is None:
+        return build(num_classes), ()
+    path = Path(path).expanduser()
+    content, notes = read_weights(path)
     with on_meta_device():
         network = build(num_classes)
         last, _ = last_layer(network)
@@ -160,31 +181,6 @@ def abbreviate(names: Sequence[str], limit: int = 12) -> str:
     layers = list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
     rest = f" and {len(layers) - limit} more" if len(layers) > limit else ""
     return ", ".join(layers[:limit]) + rest
-
-
-def _read(path: str | Path) -> tuple[dict[str, Tensor] | list[Tensor], list[str]]:
-    """Return the named tensors or the list of tensors in a weights file, and notes on where they were found."""
-    file = Path(path).expanduser()
-    if file.is_dir():
-        file = file / "checkpoints" / "best.ckpt"
-    if not file.is_file():
-        raise UserError(
-            f"model.weights: no file at {file}; give imagenet, the path of a state dict, a run folder or null"
-        )
-    try:
-        content = _aligned(load_file(file)) if file.suffix == ".safetensors" else load_plain(file, allowed=[Namespace])
-    except (*LOAD_ERRORS, SafetensorError) as error:
-        raise UserError(f"{file} is not a readable weights file: {load_error_reason(error)}") from error
-    notes = []
-    while isinstance(content, dict) and (found := next((key for key in _STATE_KEYS if _is_state(content, key)), "")):
-        content = content[found]
-        if found.endswith("ema"):
-            notes.append(f"holds a moving average of the weights ({found}), which is used")
-    if isinstance(content, list) and content and all(isinstance(v, Tensor) for v in content):
-        return content, notes
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise UserError(f"{file} does not hold a state dict (names and tensors) but {_describe(content)}")
-    return {str(name): tensor for name, tensor in content.items()}, notes
 
 
 def _aligned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from filterscope.models.classifier import Classifier, LayerRow, summarize
+from filterscope.models.classifier import Classifier, LayerRow, layer_rows
 from filterscope.models.layers import convolutions
 from filterscope.registry import register
 from filterscope.visuals.output.outputs import Table
@@ -31,7 +31,7 @@ class LayerTable(Visual):
         """Return the table, whose last row is the total, and log it."""
         del examples, state
         size = self.image_size or classifier.image_size or classifier.backbone.image_size
-        rows = summarize(classifier, image_size=size).rows
+        rows = layer_rows(classifier, image_size=size)
         if not self.fully_connected:
             rows = rows[: _end_of_convolutional(rows, classifier) + 1]
         cells = [(row.layer, "×".join(map(str, row.shape)), row.parameters) for row in rows]
