@@ -1,10 +1,10 @@
 """Feature visualization by activation maximization: pictures that activate a channel, and how far to trust them."""
 
-from filterscope.analysis.synthesis.distributed import Progress, run_synthesis_worker, synthesize_all
+from filterscope.analysis.synthesis.distributed import Progress, run_synthesis_worker, synthesize, synthesize_all
 from filterscope.analysis.synthesis.jobs import Job, SynthesisResult
 from filterscope.analysis.synthesis.objectives import LayerResponse, Objective, compares_samples, objective
 from filterscope.analysis.synthesis.recipe import Recipe
-from filterscope.analysis.synthesis.renderer import start_from, synthesize
+from filterscope.analysis.synthesis.renderer import start_from
 from filterscope.analysis.synthesis.trust import ActivationStatistics, LayerStatistics, measure_statistics, ranks
 
 __all__ = [

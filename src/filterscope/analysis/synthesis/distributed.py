@@ -14,6 +14,7 @@ from filterscope.analysis.synthesis.cache import PictureCache, remove_oldest
 from filterscope.analysis.synthesis.jobs import Job, SynthesisResult, merge_results
 from filterscope.analysis.synthesis.network import ForwardProfile, frozen_copy, profile_forward
 from filterscope.analysis.synthesis.optimize import uses_bf16
+from filterscope.analysis.synthesis.recipe import Recipe
 from filterscope.analysis.synthesis.renderer import LayerRenderer
 from filterscope.models.classifier import Classifier
 
@@ -32,12 +33,11 @@ class _Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """All jobs with their forward profiles and caches, and the micro-batches that are left to do."""
+    """All jobs with their forward profiles and caches."""
 
     jobs: Sequence[Job] = ()
     profiles: Sequence[ForwardProfile] = ()
     caches: Sequence[PictureCache | None] = ()
-    batches: Sequence[_Batch] = ()
 
 
 def synthesize_all(
@@ -46,6 +46,7 @@ def synthesize_all(
     *,
     cache: Path | None = None,
     progress: Progress | None = None,
+    alone: bool = False,
 ) -> list[SynthesisResult]:
     """Make the pictures of several jobs, with the same bits for any number of ranks.
 
@@ -59,6 +60,7 @@ def synthesize_all(
             finished; all pictures then have 8 bits a channel. Jobs with a start are not cached. It takes at most 2 GB:
             beyond that, the pictures that were not used for longest are removed. None: no cache.
         progress: is called after every step with the progress of this rank.
+        alone: make all pictures on this rank; then the others must not call `run_synthesis_worker`.
 
     Raises:
         UserError: as `LayerRenderer`, before any picture is made.
@@ -78,18 +80,45 @@ def synthesize_all(
                 pictures = len(indices) if job.recipe.compares_samples else size
                 work = round(profile.work * pictures * job.recipe.passes)
                 batches.append(_Batch(job=number, indices=indices, work=work))
-        plan = _Plan(jobs=jobs, profiles=profiles, caches=caches, batches=batches)
-        for batch, result in zip(batches, _run_on_all_ranks(classifier, plan, progress), strict=True):
+        plan = _Plan(jobs=jobs, profiles=profiles, caches=caches)
+        run = _run if alone else _run_on_all_ranks
+        for batch, result in zip(batches, run(classifier, plan, batches, progress), strict=True):
             parts[batch.job].append((batch.indices, result))
     if cache is not None and batches:
         remove_oldest(cache)
     return [merge_results(each) for each in parts]
 
 
+def synthesize(
+    classifier: Classifier,
+    layer: str,
+    channels: Sequence[int],
+    *,
+    recipe: Recipe,
+    progress: Progress | None = None,
+    **options: Any,
+) -> SynthesisResult:
+    """Make one picture of each of a layer's channels, on this rank alone.
+
+    Args:
+        classifier: is left exactly as it was, also after an exception.
+        layer: a name as `Classifier.layers` has it.
+        channels: one picture each.
+        recipe: how to make the pictures.
+        progress: see `synthesize_all`.
+        **options: further attributes of the `Job`: `seed`, `start`, `statistics`, `objective`, `micro_batch` ….
+
+    Raises:
+        UserError: as `LayerRenderer`.
+    """
+    job = Job(layer=layer, channels=tuple(channels), recipe=recipe, **options)
+    return synthesize_all(classifier, [job], progress=progress, alone=True)[0]
+
+
 def run_synthesis_worker(classifier: Classifier) -> None:
     """Do this rank's share of the work that `synthesize_all` on rank 0 distributes."""
     with observing(classifier), torch.no_grad():
-        _run_on_all_ranks(classifier, _Plan(), None)
+        _run_on_all_ranks(classifier, _Plan(), (), None)
 
 
 def assign_to_ranks(work: Sequence[int], ranks: int) -> list[int]:
@@ -102,15 +131,17 @@ def assign_to_ranks(work: Sequence[int], ranks: int) -> list[int]:
     return owners
 
 
-def _run_on_all_ranks(classifier: Classifier, plan: _Plan, progress: Progress | None) -> list[SynthesisResult]:
-    """Return the results of the plan's batches, in its order, on rank 0, and nothing on other ranks."""
+def _run_on_all_ranks(
+    classifier: Classifier, plan: _Plan, batches: Sequence[_Batch], progress: Progress | None
+) -> list[SynthesisResult]:
+    """Return the results of the batches, in their order, on rank 0, whose plan and batches all ranks get."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return _run(classifier, plan, plan.batches, progress)
-    message: list[Any] = [plan]
+        return _run(classifier, plan, batches, progress)
+    message: list[Any] = [plan, batches]
     dist.broadcast_object_list(message, src=0)
-    plan = message[0]
-    owners = assign_to_ranks([batch.work for batch in plan.batches], dist.get_world_size())
-    own = [batch for batch, owner in zip(plan.batches, owners, strict=True) if owner == dist.get_rank()]
+    plan, batches = message
+    owners = assign_to_ranks([batch.work for batch in batches], dist.get_world_size())
+    own = [batch for batch, owner in zip(batches, owners, strict=True) if owner == dist.get_rank()]
     results = _run(classifier, plan, own, progress)
     gathered: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
     dist.gather_object(results, gathered, dst=0)

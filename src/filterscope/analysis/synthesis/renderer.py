@@ -9,20 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filterscope.analysis.hooks import device_of, observing
-from filterscope.analysis.synthesis.jobs import Job, SynthesisResult, merge_results
+from filterscope.analysis.hooks import device_of
+from filterscope.analysis.synthesis.jobs import Job, SynthesisResult
 from filterscope.analysis.synthesis.network import ForwardProfile, TruncatedNetwork
-from filterscope.analysis.synthesis.objectives import Objective
 from filterscope.analysis.synthesis.optimize import optimize, uses_bf16
 from filterscope.analysis.synthesis.parameterization import Parameterization, stretch_contrast
 from filterscope.analysis.synthesis.recipe import Recipe
-from filterscope.analysis.synthesis.trust import (
-    ActivationStatistics,
-    LayerStatistics,
-    mean_along,
-    mean_response,
-    ranks,
-)
+from filterscope.analysis.synthesis.trust import LayerStatistics, mean_along, mean_response, ranks
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
@@ -34,7 +27,7 @@ class LayerRenderer:
     Args:
         classifier: stays as it was.
         job: the pictures.
-        profile: the layer's forward profile at the recipe's size, where it is known.
+        profile: the layer's forward profile at the recipe's size.
         copied: see `TruncatedNetwork`.
 
     Raises:
@@ -42,14 +35,7 @@ class LayerRenderer:
             `Job.batch_size`.
     """
 
-    def __init__(
-        self,
-        classifier: Classifier,
-        job: Job,
-        *,
-        profile: ForwardProfile | None = None,
-        copied: Classifier | None = None,
-    ) -> None:
+    def __init__(self, classifier: Classifier, job: Job, *, profile: ForwardProfile, copied: Classifier) -> None:
         self.job = job
         self.recipe = job.recipe
         self.layer = find_layer(classifier.layers, job.layer).name
@@ -65,11 +51,11 @@ class LayerRenderer:
             profile=profile,
             copied=copied,
         )
-        self.batch_size = job.batch_size(classifier, self.network.profile)
+        self.batch_size = job.batch_size(classifier, profile)
         self._noise_statistics = cache(self._measure_on_noise)
         self._top_scores = cache(self._find_top_scores)
 
-    def render(self, indices: Sequence[int], on_step: Callable[[int], None] = lambda _step: None) -> SynthesisResult:
+    def render(self, indices: Sequence[int], on_step: Callable[[int], None]) -> SynthesisResult:
         """Return one micro-batch: the pictures of the job at some indices.
 
         The batch is filled up to its full size, so that the bits of a picture do not depend on how many there are.
@@ -218,56 +204,6 @@ def _own(responses: Tensor, channels: Sequence[int]) -> Tensor:
     return responses[torch.arange(len(channels)), torch.tensor(channels)]
 
 
-def synthesize(
-    classifier: Classifier,
-    layer: str,
-    channels: Sequence[int],
-    *,
-    recipe: Recipe,
-    seed: int = 0,
-    start: Tensor | None = None,
-    statistics: ActivationStatistics | None = None,
-    micro_batch: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    objective: Objective | None = None,
-) -> SynthesisResult:
-    """Make one picture of each of a layer's channels.
-
-    Args:
-        classifier: is left exactly as it was, also after an exception.
-        layer: a name as `Classifier.layers` has it; for more on this and the next arguments see `Job`.
-        channels: one picture each.
-        recipe: how to make the pictures.
-        seed: of all random numbers.
-        start: the initial parameters.
-        statistics: of real images, with or without the layer.
-        micro_batch: number of pictures that are optimized together.
-        progress: is called after every step with the number of steps done and the number of all steps.
-        objective: an objective instead of the recipe's.
-
-    Raises:
-        UserError: as `LayerRenderer`.
-    """
-    job = Job(
-        layer=layer,
-        channels=tuple(channels),
-        recipe=recipe,
-        seed=seed,
-        start=start,
-        statistics=statistics,
-        objective=objective,
-        micro_batch=micro_batch,
-    )
-    with observing(classifier), torch.no_grad():
-        renderer = LayerRenderer(classifier, job)
-        batches = job.batches(renderer.batch_size)
-        parts = []
-        for done, indices in enumerate(batches):
-            on_step = _step_counter(progress, done * recipe.steps, len(batches) * recipe.steps)
-            parts.append((indices, renderer.render(indices, on_step)))
-    return merge_results(parts)
-
-
 def start_from(images: Tensor, recipe: Recipe) -> Tensor:
     """Return the parameters that represent images `(N, C, size, size)` in [0, 1], as `start` of an optimization.
 
@@ -279,7 +215,3 @@ def start_from(images: Tensor, recipe: Recipe) -> Tensor:
             f"a start of shape {tuple(images.shape)} does not fit; it must be (N, C, {recipe.size}, {recipe.size})"
         )
     return Parameterization(recipe=recipe, channels=images.shape[1]).parameters(images)
-
-
-def _step_counter(progress: Callable[[int, int], None] | None, before: int, total: int) -> Callable[[int], None]:
-    return (lambda step: progress(before + step, total)) if progress is not None else (lambda _step: None)

@@ -18,14 +18,7 @@ from torch import Tensor
 
 from filterscope.analysis.activations import activations
 from filterscope.analysis.filter_inputs import trace_inputs
-from filterscope.analysis.synthesis import (
-    ActivationStatistics,
-    Job,
-    Recipe,
-    SynthesisResult,
-    synthesize,
-    synthesize_all,
-)
+from filterscope.analysis.synthesis import ActivationStatistics, Job, Recipe, synthesize_all
 from filterscope.analysis.synthesis.network import profile_forward
 from filterscope.analysis.top_patches import TopResponses, measure_responses
 from filterscope.errors import UserError, printable
@@ -158,10 +151,12 @@ class Gallery(Visual):
             for own in torch.split(torch.arange(count), PART):
                 channels = own.repeat(self.samples).tolist()
 
-                def on_progress(done: float, number: int = number, own: Tensor = own) -> None:
+                def on_progress(_layer: str, done: float, number: int = number, own: Tensor = own) -> None:
                     report((number + (int(own[0]) + len(own) * done) / count) / len(self.recipes))
 
-                made = self._images_of(classifier, layer, channels, recipe, known, on_progress, state)
+                job = Job(layer=layer, channels=tuple(channels), recipe=recipe, seed=self.seed, statistics=known)
+                cache, alone = cache_folder(self.cache, state), state.epoch is not None  # rank 0 alone draws galleries
+                (made,) = synthesize_all(classifier, [job], cache=cache, progress=on_progress, alone=alone)
                 captions = trust_sentences(made, channels, statistics)
                 weaker = [is_weaker(made, k, channel, statistics) for k, channel in enumerate(channels)]
                 images = (made.images * 255).round().to(torch.uint8)
@@ -172,31 +167,6 @@ class Gallery(Visual):
                     )
             sets += [join_samples(each) for each in parts]
         return sets
-
-    def _images_of(
-        self,
-        classifier: Classifier,
-        layer: str,
-        channels: Sequence[int],
-        recipe: Recipe,
-        known: ActivationStatistics,
-        report: Callable[[float], None],
-        state: VisualState,
-    ) -> SynthesisResult:
-        if state.epoch is not None:  # in training, where rank 0 draws the gallery alone
-            return synthesize(
-                classifier,
-                layer,
-                channels,
-                recipe=recipe,
-                seed=self.seed,
-                statistics=known,
-                progress=lambda step, steps: report(step / steps),
-            )
-        job = Job(layer=layer, channels=tuple(channels), recipe=recipe, seed=self.seed, statistics=known)
-        cache = cache_folder(self.cache, state)
-        (made,) = synthesize_all(classifier, [job], cache=cache, progress=lambda _layer, done: report(done))
-        return made
 
     def _at_quality(self, image_size: int | None) -> "Gallery":
         """Return the gallery with the recipes and samples that `quality` means for a network's images."""
