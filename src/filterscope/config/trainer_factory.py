@@ -24,7 +24,7 @@ from filterscope.runtime.processes import ranks
 from filterscope.training.checkpoints import AtomicCheckpointIO, RunCheckpoints
 from filterscope.training.log_visuals import LogVisuals
 from filterscope.training.loggers import log_numbers
-from filterscope.training.metrics_log import MetricsLog
+from filterscope.training.metrics_log import MetricsLog, find_callback
 from filterscope.training.module import FinetuneModule
 from filterscope.training.preemption import Preemption
 from filterscope.training.weight_average import is_averaging
@@ -174,14 +174,14 @@ def log_skipped_files(trainer: pl.Trainer, data: ImageDataModule) -> None:
     if not data.skipped:
         return
     counted = {"data/skipped": float(len(data.skipped))}
-    next(each for each in trainer.callbacks if isinstance(each, MetricsLog)).add(trainer, counted, epoch=0)  # type: ignore[attr-defined]
+    if metrics_log := find_callback(trainer, MetricsLog):
+        metrics_log.add(trainer, counted, epoch=0)
     log_numbers(trainer, counted, epoch=0)
 
 
 def draw_untrained(trainer: pl.Trainer, module: FinetuneModule) -> None:
     """Draw and save a network that is not trained at all (`trainer.max_epochs=0`)."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, LogVisuals):
-            callback.draw(trainer, module, epoch=0)
-        elif isinstance(callback, RunCheckpoints):
-            callback.save(trainer, epoch=0)
+    if visuals := find_callback(trainer, LogVisuals):
+        visuals.draw(trainer, module, epoch=0)
+    if checkpoints := find_callback(trainer, RunCheckpoints):
+        checkpoints.save(trainer, epoch=0)

@@ -78,7 +78,7 @@ def cache_key(parts: Iterable[object], *, code: Iterable[ModuleType]) -> str:
     """Return a hash of parts (by their `repr`, or bytes as they are), the source of modules and torch's version."""
     digest = hashlib.sha256()
     for part in (*parts, torch.__version__, torchvision.__version__):
-        digest.update(part if isinstance(part, bytes) else repr(part).encode())
+        digest.update(part if isinstance(part, bytes | memoryview) else repr(part).encode())
         digest.update(b"\0")
     for module in code:
         digest.update(Path(str(module.__file__)).read_bytes())
@@ -87,10 +87,15 @@ def cache_key(parts: Iterable[object], *, code: Iterable[ModuleType]) -> str:
 
 def hash_tensor(tensor: Tensor) -> str:
     """Return the SHA-256 of a tensor's type, shape and values."""
-    values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
-    digest.update(values.data)
+    digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """Return the bytes of a tensor's values in their order."""
+    values: memoryview = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return values
 
 
 def format_bytes(count: int) -> str:

@@ -75,6 +75,9 @@ class RunCheckpoints(Checkpoint):
     def __init__(self, folder: Path, *, monitor: str | None = "val/acc", mode: Literal["max", "min"] = "max") -> None:
         super().__init__()
         self.folder = folder / "checkpoints"
+        self.best_path, self.last_path, self.midway_path = (
+            self.folder / f"{name}.ckpt" for name in ("best", "last", "midway")
+        )
         self.monitor = monitor
         self.mode = mode
         self.best: float | None = None
@@ -82,24 +85,9 @@ class RunCheckpoints(Checkpoint):
         self._validated = False
 
     @property
-    def best_path(self) -> Path:
-        """Path of the best checkpoint."""
-        return self.folder / "best.ckpt"
-
-    @property
     def best_model_path(self) -> str:
         """The same as Lightning asks for it, in `trainer.test(ckpt_path="best")`; empty if there is none."""
         return "" if self.best_epoch is None else str(self.best_path)
-
-    @property
-    def last_path(self) -> Path:
-        """Path of the last checkpoint."""
-        return self.folder / "last.ckpt"
-
-    @property
-    def midway_path(self) -> Path:
-        """Path of the checkpoint inside an epoch."""
-        return self.folder / "midway.ckpt"
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Remove what an interrupted write has left."""
@@ -187,9 +175,9 @@ def load_checkpoint(path: Path, *, mmap: bool = False, needs: tuple[str, ...] = 
     return content
 
 
-def load_training_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
-    """Return the content of a checkpoint from which training can be resumed, as `load_checkpoint` does."""
-    return load_checkpoint(path, mmap=mmap, needs=_TRAINING_KEYS)
+def load_training_checkpoint(path: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint from which training can be resumed, its tensors mapped into memory."""
+    return load_checkpoint(path, mmap=True, needs=_TRAINING_KEYS)
 
 
 def _write(content: dict[str, Any], file: IO[bytes]) -> None:

@@ -17,7 +17,7 @@ from filterscope.data.datamodule import ImageDataModule
 from filterscope.errors import UserError
 from filterscope.models import backbone, heads, split_network
 from filterscope.models.split_network import SplitNetwork, split_at
-from filterscope.storage.disk_cache import build_once, cache_key, format_bytes, is_complete, read_metadata
+from filterscope.storage.disk_cache import build_once, cache_key, format_bytes, is_complete, read_metadata, tensor_bytes
 from filterscope.training.module import Features, FinetuneModule
 
 log = logging.getLogger(__name__)
@@ -185,7 +185,7 @@ class FeatureStore:
         tensors = {
             id(tensor): tensor for module in self.network.trunk for tensor in (*module.parameters(), *module.buffers())
         }
-        weights = [part for tensor in tensors.values() for part in (tuple(tensor.shape), _bytes(tensor))]
+        weights = [part for tensor in tensors.values() for part in (tuple(tensor.shape), tensor_bytes(tensor))]
         modules = [repr(module) for module in self.network.trunk]
         images = self.data.identity("train", augmentation_epoch=augmentation)
         return cache_key([*weights, *modules, self.computed_with, images], code=_CODE)
@@ -210,7 +210,7 @@ class FeatureStore:
         count, dtype, shape = 0, "", []
         with (folder / "features.bin").open("wb") as file:
             for values in parts:
-                file.write(_bytes(values))
+                file.write(tensor_bytes(values))
                 count, dtype, shape = count + len(values), str(values.dtype), list(values.shape[1:])
         return {"shape": [count, *shape], "dtype": dtype.removeprefix("torch.")}
 
@@ -271,7 +271,3 @@ def _agreed(answer: bool) -> bool:
     answers = [answer]
     dist.broadcast_object_list(answers)
     return answers[0]
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().tobytes()

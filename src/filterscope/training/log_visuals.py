@@ -22,7 +22,7 @@ from filterscope.models.adapter import find_network, named_part
 from filterscope.models.classifier import Classifier
 from filterscope.training.example_images import examples_of, pack_examples
 from filterscope.training.loggers import log_numbers, run_options, show_outputs, tensorboard_writer
-from filterscope.training.metrics_log import MetricsLog
+from filterscope.training.metrics_log import MetricsLog, find_callback
 from filterscope.training.module import FinetuneModule
 from filterscope.training.weight_average import averaged_weights
 from filterscope.visuals.output.outputs import Output, Table
@@ -166,9 +166,8 @@ class LogVisuals(pl.Callback):
         numbers = trainer.strategy.broadcast(numbers)
         self.state.store.setdefault("numbers", {}).update(numbers)
         self._publish(trainer)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, MetricsLog):
-                callback.add(trainer, numbers, epoch=epoch)
+        if metrics_log := find_callback(trainer, MetricsLog):
+            metrics_log.add(trainer, numbers, epoch=epoch)
 
     def draw_final(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, epoch: int) -> None:
         """Draw the visuals of the end of training, with the network as it was after `epoch` epochs."""
@@ -270,9 +269,10 @@ class LogVisuals(pl.Callback):
 
     def _remember_run(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, epoch: int) -> None:
         """Store the options of the run and the metrics of the epoch, for visuals that show them."""
-        rows: Any = next((each.rows for each in trainer.callbacks if isinstance(each, MetricsLog)), {})  # type: ignore[attr-defined]
-        own = self.state.store.get("numbers", {})
-        metrics = rows.get(epoch, {}) if rows else trainer.callback_metrics
+        metrics_log, own = find_callback(trainer, MetricsLog), self.state.store.get("numbers", {})
+        metrics: Any = trainer.callback_metrics
+        if metrics_log is not None and metrics_log.rows:
+            metrics = metrics_log.rows.get(epoch, {})
         finite = {name: float(value) for name, value in metrics.items() if name not in own and math.isfinite(value)}
         self.state.store.setdefault("metrics", {})[epoch] = finite
         if isinstance(pl_module, FinetuneModule) and (config := pl_module.about.get("config")):

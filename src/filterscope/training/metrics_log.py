@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
@@ -14,6 +14,7 @@ from filterscope.storage.atomic import synced_size, write_file
 from filterscope.training.loggers import EVENTS, log_numbers, log_step
 
 SPLITS = ("train", "val", "test")
+Kind = TypeVar("Kind", bound=pl.Callback)
 
 
 class MetricsLog(pl.Callback):
@@ -117,6 +118,11 @@ class EpochProgressBar(RichProgressBar):
             label = f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
             # As wide as the validation bar's label: lines of different width flicker.
             self.progress.update(self.train_progress_bar_id, description=f"{label:{len(self.validation_description)}}")
+
+
+def find_callback(trainer: pl.Trainer, kind: type[Kind]) -> Kind | None:
+    """Return the trainer's first callback of a class, or None."""
+    return next((each for each in trainer.callbacks if isinstance(each, kind)), None)  # type: ignore[attr-defined]
 
 
 def monitored(known: Mapping[str, Any], name: str, *, option: str) -> float:

@@ -13,6 +13,7 @@ from filterscope.errors import UserError
 from filterscope.runtime.processes import ranks
 from filterscope.runtime.signals import Stopped, stop_request
 from filterscope.training.checkpoints import RunCheckpoints
+from filterscope.training.metrics_log import find_callback
 from filterscope.training.resume import resume_conditions
 
 SAVE, LEAVE = 1, 2  # a signal's number is added to the latter
@@ -132,14 +133,11 @@ class Preemption(pl.Callback):
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if not self._agreed or not stepped or trainer.is_last_batch:
             return  # an epoch whose batches are done is finished first, or its images would count twice
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        for callback in callbacks:
-            if isinstance(callback, FiniteLoss):
-                callback.check(trainer)
+        if finite_loss := find_callback(trainer, FiniteLoss):
+            finite_loss.check(trainer)
         self._metric_states = self._gather_metric_states(pl_module)
-        for callback in callbacks:
-            if isinstance(callback, RunCheckpoints):
-                callback.save_midway(trainer)
+        if checkpoints := find_callback(trainer, RunCheckpoints):
+            checkpoints.save_midway(trainer)
         self._metric_states = None
         self._saved_at = time.monotonic()
         agreed, self._agreed = self._agreed, 0
@@ -232,7 +230,7 @@ def _diverged(trainer: pl.Trainer, how: str) -> UserError:
     if trainer.precision != "32-true":
         advice += ", trainer.precision=32-true"
     message = f"training diverged: {how} (epoch {trainer.current_epoch + 1}); try {advice}"
-    kept = [each.last_path for each in trainer.callbacks if isinstance(each, RunCheckpoints)]  # type: ignore[attr-defined]
-    if kept and kept[0].is_file():
-        message += f"; {kept[0]} holds the network of the epoch before"
+    checkpoints = find_callback(trainer, RunCheckpoints)
+    if checkpoints and checkpoints.last_path.is_file():
+        message += f"; {checkpoints.last_path} holds the network of the epoch before"
     return UserError(message)

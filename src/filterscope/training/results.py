@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytorch_lightning as pl
 import torch.distributed as dist
@@ -15,7 +15,7 @@ from filterscope.runtime.terminal import short_path
 from filterscope.training.checkpoints import RunCheckpoints, load_checkpoint
 from filterscope.training.log_visuals import LogVisuals
 from filterscope.training.loggers import EVENTS, RunTensorBoardLogger, run_options, show_outputs, tensorboard_writer
-from filterscope.training.metrics_log import MetricsLog, metric_order
+from filterscope.training.metrics_log import MetricsLog, find_callback, metric_order
 from filterscope.training.model_card import write_model_card
 from filterscope.training.module import FinetuneModule
 from filterscope.visuals.evaluation import PredictionRecord, accuracy_interval, evaluation_outputs, summary_table
@@ -24,8 +24,6 @@ from filterscope.visuals.output.tables import table_text
 from filterscope.visuals.output.writer import write_outputs
 
 log = logging.getLogger(__name__)
-
-Kind = TypeVar("Kind", bound=pl.Callback)
 
 
 def finish_run(
@@ -59,11 +57,6 @@ def finish_run(
         _write_results(trainer, module, data, cfg, folder, rows, best=epoch)
     leave_process_group(trainer)
     return metrics
-
-
-def find_callback(trainer: pl.Trainer, kind: type[Kind]) -> Kind | None:
-    """Return the trainer's first callback of a class, or None."""
-    return next((each for each in trainer.callbacks if isinstance(each, kind)), None)  # type: ignore[attr-defined]
 
 
 def leave_process_group(trainer: pl.Trainer) -> None:

@@ -28,11 +28,11 @@ def find_resume_checkpoint(folder: Path, trainer: pl.Trainer) -> Path | None:
         UserError: the checkpoint is damaged, or has more finished epochs than `trainer.max_epochs`.
     """
     midway, last = folder / "checkpoints" / "midway.ckpt", folder / "checkpoints" / "last.ckpt"
-    if midway.is_file() and _fits(load_training_checkpoint(midway, mmap=True), trainer):
+    if midway.is_file() and _fits(load_training_checkpoint(midway), trainer):
         return midway
     if not last.is_file():
         return None
-    finished = _written(load_training_checkpoint(last, mmap=True))[0]
+    finished = _written(load_training_checkpoint(last))[0]
     limit = trainer.max_epochs
     if limit is not None and finished is not None and -1 < limit < finished:
         raise UserError(f"{last} has {finished} finished epochs, trainer.max_epochs={limit} is fewer")
@@ -54,7 +54,7 @@ def remove_later_outputs(folder: Path, checkpoint: Path | None) -> None:
     Event files are cut to their length at that time, pictures and tables of later epochs are removed, so that a
     repeated epoch appears once everywhere.
     """
-    finished, sizes = _written(load_training_checkpoint(checkpoint, mmap=True)) if checkpoint else (-1, {})
+    finished, sizes = _written(load_training_checkpoint(checkpoint)) if checkpoint else (-1, {})
     if finished is None:
         return
     remove_partial_files(folder)
@@ -82,7 +82,7 @@ def check_same_data(about: Mapping[str, Any], checkpoint: Path) -> None:
     Raises:
         UserError: they differ.
     """
-    seen = load_training_checkpoint(checkpoint, mmap=True)["filterscope"]
+    seen = load_training_checkpoint(checkpoint)["filterscope"]
     names, before = list(about["class_names"]), list(map(str, seen["class_names"]))
     differences = [f"{len(names)} classes, not {len(before)}"] if len(names) != len(before) else []
     renamed = [f"class {i} is {a!r}, not {b!r}" for i, (a, b) in enumerate(zip(names, before, strict=False)) if a != b]

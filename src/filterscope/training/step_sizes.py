@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from filterscope.training.loggers import log_numbers, show_outputs, tensorboard_writer
-from filterscope.training.metrics_log import MetricsLog
+from filterscope.training.metrics_log import MetricsLog, find_callback
 from filterscope.training.module import FinetuneModule
 from filterscope.visuals.optimizer_steps import draw_optimizer_steps
 from filterscope.visuals.output.writer import write_outputs
@@ -87,9 +87,8 @@ class StepSizes(pl.Callback):
             numbers[f"optimizer/learning_rate/{name}"] = rate
         self.sums.clear()
         self.epochs[epoch] = numbers
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, MetricsLog):
-                callback.add(trainer, numbers, epoch=epoch)
+        if metrics_log := find_callback(trainer, MetricsLog):
+            metrics_log.add(trainer, numbers, epoch=epoch)
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         log_numbers(trainer, numbers, epoch=epoch)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from filterscope.training.metrics_log import MetricsLog, monitored
+from filterscope.training.metrics_log import MetricsLog, find_callback, monitored
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +33,8 @@ class ReportToTrial(pl.Callback):
         del pl_module
         if not current:
             return
-        rows = next((each.rows for each in trainer.callbacks if isinstance(each, MetricsLog)), {})  # type: ignore[attr-defined]
-        row = rows.get(trainer.current_epoch + 1, {})
+        metrics_log = find_callback(trainer, MetricsLog)
+        row = metrics_log.rows.get(trainer.current_epoch + 1, {}) if metrics_log else {}
         if self.monitor.startswith("val/") and not any(name.startswith("val/") for name in row):
             return
         value = monitored(trainer.callback_metrics | row, self.monitor, option="callbacks.trial.monitor")

@@ -3,11 +3,9 @@
 import hashlib
 from collections.abc import Iterable
 
-import torch
-from torch import Tensor
-
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
+from filterscope.storage.disk_cache import tensor_bytes
 
 
 def is_frozen(classifier: Classifier, layer: str, *, alone: bool = False) -> bool:
@@ -38,7 +36,7 @@ def fingerprints(classifier: Classifier, layers: Iterable[str]) -> dict[str, str
     running, found = hashlib.sha256(), dict.fromkeys(paths, "")
     for name, module in classifier.named_modules():
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-            running.update(_bytes(tensor))
+            running.update(tensor_bytes(tensor))
         for layer, path in paths.items():
             if name == path or name.startswith(f"{path}."):  # the last child gives the final value
                 found[layer] = running.copy().hexdigest()
@@ -49,10 +47,5 @@ def fingerprint(classifier: Classifier) -> str:
     """Return a hash of all parameters and buffers of a network."""
     running = hashlib.sha256()
     for tensor in (*classifier.parameters(), *classifier.buffers()):
-        running.update(_bytes(tensor))
+        running.update(tensor_bytes(tensor))
     return running.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    values: memoryview = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-    return values

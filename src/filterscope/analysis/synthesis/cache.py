@@ -22,6 +22,7 @@ from filterscope.analysis.synthesis.parameterization import Parameterization
 from filterscope.analysis.synthesis.recipe import Recipe
 from filterscope.models.classifier import Classifier
 from filterscope.storage.atomic import write_file
+from filterscope.storage.disk_cache import tensor_bytes
 
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, TypeError, NotImplementedError, zipfile.BadZipFile)
 _MAX_BYTES = 1 << 27  # of one unpacked picture with its measures
@@ -66,9 +67,8 @@ class PictureCache:
             for tensor in (*module.parameters(False), *module.buffers(False))
         ]
         for tensor in (classifier.backbone.mean, classifier.backbone.std, *tensors, *weights):
-            values = tensor.detach().cpu().contiguous()
-            digest.update(repr(tuple(values.shape)).encode())
-            digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
+            digest.update(repr(tuple(tensor.shape)).encode())
+            digest.update(tensor_bytes(tensor))
         name = f"{classifier.backbone.name}_{job.layer}".replace("/", "_")
         return cls(
             folder=folder, name=name, digest=digest.hexdigest()[:32], recipe=recipe, channels=classifier.in_channels
