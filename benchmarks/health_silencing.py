@@ -9,7 +9,15 @@ from health_networks import Images, alexnet, fashion, finetune, flowers, from_sc
 from report import Report
 
 from filterscope.analysis.health.causes import accuracy
-from filterscope.analysis.health.removal import LayersBehind, Removal, compare_removals
+from filterscope.analysis.health.removal import (
+    Cost,
+    LayersBehind,
+    Removal,
+    compare_removals,
+    draw_sets,
+    mean_cost,
+    removal_costs,
+)
 from filterscope.analysis.health.structure import structure
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions
@@ -55,8 +63,11 @@ def story(report: Report, name: str, classifier: Classifier, epoch: int = 0) -> 
         report.add(what, float((p < 0.05).float().mean()), at_most=0.15 if epoch == 0 else None)
 
 
-Costs = dict[str, Removal | None]
-"""The costs of one network, by layer and for all layers at once; None if every filter is needed."""
+Costs = dict[str, tuple[Removal, Cost] | None]
+"""The costs of one network, by layer and for all layers at once, and those of as many needed filters.
+
+None if every filter is needed, or none.
+"""
 
 
 def take_away(report: Report, name: str, classifier: Classifier, judging: Images, testing: Images, draws: int) -> Costs:
@@ -71,13 +82,15 @@ def take_away(report: Report, name: str, classifier: Classifier, judging: Images
         counts = {kind: record["verdicts"].count(kind) for kind in sorted(set(record["verdicts"]))}
         report.add(f"{name} {layer}: filters that can go", len(unneeded[layer]), **counts)
     groups = {layer: {layer: found} for layer, found in unneeded.items()} | {"all layers at once": unneeded}
+    costs: Costs = {}
     with torch.autocast("cpu", torch.bfloat16):
-        return {
-            what: compare_removals(
-                classifier, *testing, unneeded=group, needed=needed, behind=behind, draws=draws, batch_size=128
-            )
-            for what, group in groups.items()
-        }
+        for what, group in groups.items():
+            found = compare_removals(classifier, *testing, unneeded=group, behind=behind, draws=draws, batch_size=128)
+            pool = {layer: needed[layer] for layer in group if group[layer] and needed[layer]}
+            sets = draw_sets(pool, group, draws, torch.Generator().manual_seed(0))
+            more = removal_costs(classifier, *testing, sets=sets, behind=behind, batch_size=128)
+            costs[what] = (found, mean_cost(sets, more)) if found and pool else None
+    return costs
 
 
 def compare(report: Report, data: str, networks: list[Costs]) -> None:
@@ -85,13 +98,13 @@ def compare(report: Report, data: str, networks: list[Costs]) -> None:
     for what in networks[0]:
         found = [costs[what] for costs in networks if costs[what] is not None]
         if not found:
-            report.add(f"{data} {what}: every filter is needed", 0)
+            report.add(f"{data} {what}: every filter is needed, or none", 0)
             continue
-        kinds = [[each.unneeded for each in found], [each.random for each in found], [each.needed for each in found]]
+        kinds = list(zip(*((each.unneeded, each.random, needed) for each, needed in found), strict=True))
         unneeded, random, needed = (sum(cost.accuracy for cost in costs) / len(found) for costs in kinds)
         errors = [math.hypot(*(cost.errors[0] for cost in costs)) / len(found) for costs in kinds]
         figures = {"unneeded": unneeded, "random": random, "± random": errors[1], "needed": needed}
-        silenced = sum(each.silenced.accuracy for each in found) / len(found)
+        silenced = sum(each.silenced.accuracy for each, _ in found) / len(found)
         what = f"{data} {what}, {sum(cost.size for cost in kinds[0])} taken away"
         report.add(f"{what}: silenced, no layer fitted", silenced)
         report.add(f"{what}: cost of unneeded less of random", unneeded - random, at_most=0, **figures)

@@ -69,7 +69,6 @@ def test_looking_at_a_network_without_filters_leaves_it_bit_by_bit_as_it_was():
     found = compare_removals(classifier, images(), torch.arange(24) % 4, unneeded={"block1_conv1": [1, 2]}, draws=2)
     assert found is not None
     assert found.random.size == 2
-    assert found.needed.size == 0
     assert torch.equal(classifier(images(4)), whole)
     for name, tensor in classifier.named_parameters():
         assert tensor is before[name][0]

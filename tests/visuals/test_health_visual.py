@@ -222,13 +222,13 @@ def test_dead_filters_alone_cost_nothing():
     classifier = network()
     with torch.no_grad():
         classifier.module_of("conv_1").bias[[2, 5]] = -1e3
-    dead, others = {"block1_conv1": [2, 5]}, {"block1_conv1": [0, 1, 3]}
+    dead = {"block1_conv1": [2, 5]}
     pixels, labels = examples().images, torch.arange(30) % 10
-    found = compare_removals(classifier, pixels, labels, unneeded=dead, needed=others, draws=3)
+    found = compare_removals(classifier, pixels, labels, unneeded=dead, draws=3)
     assert found is not None
     assert found.unneeded[:3] == (2, 0, pytest.approx(0, abs=1e-5))  # fitted weights are rounded otherwise
     assert found.silenced[:3] == (2, 0, 0)
-    assert (found.needed.size, found.all_fitted, found.fitted) == (2, True, ["block2_conv1"])
+    assert (found.random.size, found.all_fitted, found.fitted) == (2, True, ["block2_conv1"])
     assert compare_removals(classifier, pixels, labels, unneeded={"block1_conv1": []}) is None
 
 

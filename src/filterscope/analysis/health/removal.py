@@ -1,6 +1,5 @@
 """Take filters away, fit the layers behind them to what remains, and measure what is lost."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -167,12 +166,11 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Removal:
-    """What is lost without filters that are not needed, and without others.
+    """What is lost without filters that are not needed, and without random ones.
 
     Attributes:
         unneeded: the cost of taking away all that are not needed.
         random: the cost of as many random filters of the same layers.
-        needed: the cost of needed filters, at most as many in each layer.
         silenced: the cost of all that are not needed if no layer is fitted.
         fitted: the layers that were fitted when all that are not needed were taken away.
         all_fitted: whether they are all that see these filters; the others see zeros.
@@ -180,7 +178,6 @@ class Removal:
 
     unneeded: Cost
     random: Cost
-    needed: Cost
     silenced: Cost
     fitted: Sequence[str]
     all_fitted: bool
@@ -192,60 +189,48 @@ def compare_removals(
     labels: Tensor,
     *,
     unneeded: Mapping[str, Sequence[int]],
-    needed: Mapping[str, Sequence[int]] | None = None,
     behind: LayersBehind | None = None,
     draws: int = 20,
-    seed: int = 0,
     batch_size: int = 64,
 ) -> Removal | None:
-    """Compare what is lost without all unneeded filters, as many random ones and as many needed ones.
+    """Compare what is lost without all unneeded filters and without as many random ones.
 
     Args:
         classifier: is left as it was.
         images: `(N, C, H, W)` in [0, 1].
         labels: `(N,)`.
         unneeded: the filters that are not needed, by layer.
-        needed: the filters that are needed, by layer; None: the cost of needed ones is not measured.
         behind: the layers behind them, which are fitted; None: they are traced.
-        draws: number of random and of needed sets.
-        seed: of the draws.
+        draws: number of random sets.
         batch_size: of the forward passes.
 
     Returns:
         The costs, or None if every filter is needed.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     unneeded = {layer: found for layer, found in unneeded.items() if len(found)}
     if not unneeded:
         return None
     behind = behind or LayersBehind(classifier)
-    pools: list[Mapping[str, Sequence[int]]] = [
-        unneeded,
-        {layer: range(len(classifier.module_of(layer).get_parameter("weight"))) for layer in unneeded},
-        {layer: (needed or {}).get(layer, ()) for layer in unneeded},
-    ]
-    drawn = [_draw_sets(pool, unneeded, draws, generator) for pool in pools]
+    everything = {layer: range(len(classifier.module_of(layer).get_parameter("weight"))) for layer in unneeded}
+    own, random = (draw_sets(pool, unneeded, draws, generator) for pool in (unneeded, everything))
     measure = partial(removal_costs, classifier, images, labels, batch_size=batch_size)
-    found = measure(sets=[filters for sets in drawn for filters in sets], behind=behind)
-    each = torch.split(found, list(map(len, drawn)))
-    silenced = measure(sets=drawn[0])
-    costs = [_mean_cost(sets, found) for sets, found in zip((*drawn, drawn[0]), (*each, silenced), strict=True)]
+    costs = measure(sets=[*own, *random], behind=behind)
     return Removal(
-        unneeded=costs[0],
-        random=costs[1],
-        needed=costs[2],
-        silenced=costs[3],
+        unneeded=mean_cost(own, costs[:1]),
+        random=mean_cost(random, costs[1:]),
+        silenced=mean_cost(own, measure(sets=own)),
         fitted=list(behind.fitted(unneeded)),
         all_fitted=behind.all_fitted(unneeded),
     )
 
 
-def _draw_sets(
+def draw_sets(
     pool: Mapping[str, Sequence[int]], like: Mapping[str, Sequence[int]], draws: int, generator: torch.Generator
 ) -> list[dict[str, list[int]]]:
-    """Draw sets of at most as many filters of a pool as `like` has in each layer; none if the pool is empty."""
-    sizes = {layer: min(len(like[layer]), len(found)) for layer, found in pool.items() if len(found)}
-    times = draws if any(len(pool[layer]) > size for layer, size in sizes.items()) else min(1, len(sizes))
+    """Draw sets of at most as many filters of a pool as `like` has in each layer; one set if the pool has no more."""
+    sizes = {layer: min(len(like[layer]), len(found)) for layer, found in pool.items()}
+    times = draws if any(len(pool[layer]) > size for layer, size in sizes.items()) else 1
 
     def draw(layer: str) -> list[int]:
         order = torch.randperm(len(pool[layer]), generator=generator)[: sizes[layer]]
@@ -254,9 +239,8 @@ def _draw_sets(
     return [{layer: draw(layer) for layer in sizes} for _ in range(times)]
 
 
-def _mean_cost(sets: Sequence[Filters], costs: Tensor) -> Cost:
-    if not sets:
-        return Cost(0, math.nan, math.nan, (0.0, 0.0))
+def mean_cost(sets: Sequence[Filters], costs: Tensor) -> Cost:
+    """Return the mean of the costs of sets of filters, `(sets, 2)`, and its error."""
     errors = costs.std(0) / len(costs) ** 0.5 if len(costs) > 1 else torch.zeros(2)
     size = sum(map(len, sets[0].values()))
     return Cost(size, float(costs[:, 0].mean()), float(costs[:, 1].mean()), (float(errors[0]), float(errors[1])))
