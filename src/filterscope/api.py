@@ -2,7 +2,7 @@
 
 import base64
 import html
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,35 +19,23 @@ from filterscope.visuals.visual import Examples, Visual, VisualState, examples_f
 ROWS = 40  # of a table that a notebook shows
 
 
-class LookResult(Mapping[str, Output]):
+class LookResult(dict[str, Output]):
     """Pictures, tables and numbers by tag; a notebook displays them."""
-
-    def __init__(self, shown: Mapping[str, Output]) -> None:
-        self._shown = dict(shown)
-
-    def __getitem__(self, tag: str) -> Output:
-        return self._shown[tag]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._shown)
-
-    def __len__(self) -> int:
-        return len(self._shown)
 
     @property
     def pictures(self) -> dict[str, Picture]:
         """Only the pictures."""
-        return {tag: output for tag, output in self._shown.items() if isinstance(output, Picture)}
+        return {tag: output for tag, output in self.items() if isinstance(output, Picture)}
 
     def save(self, folder: str | Path) -> None:
         """Write pictures to `pictures/<tag>.png` and tables to `<tag>.csv` below a folder."""
-        write_outputs(self._shown, folder=Path(folder))
+        write_outputs(self, folder=Path(folder))
 
     def __repr__(self) -> str:
-        return f"LookResult({', '.join(self._shown)})"
+        return f"LookResult({', '.join(self)})"
 
     def _repr_html_(self) -> str:
-        return "\n".join(filter(None, (_html(tag, output) for tag, output in self._shown.items())))
+        return "\n".join(filter(None, (_html(tag, output) for tag, output in self.items())))
 
     def _repr_png_(self) -> bytes | None:
         pictures = list(self.pictures.values())

@@ -5,10 +5,9 @@ Hydra accepts a sweeper only from a module of the namespace package `hydra_plugi
 needs Optuna 2, which newer Pythons cannot install.
 """
 
-import csv
-import io
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -143,10 +142,10 @@ class OptunaSearch(Sweeper):
     def _write(self, study: Any, folder: Path, names: Sequence[str]) -> None:
         """Write `trials.csv` and `search.png`, and log the best trials."""
         from filterscope.storage.atomic import write_file
+        from filterscope.visuals.charts import search_picture
         from filterscope.visuals.output.outputs import Table
-        from filterscope.visuals.output.tables import table_text
+        from filterscope.visuals.output.tables import table_csv, table_text
         from filterscope.visuals.output.writer import encode_png
-        from filterscope.visuals.search import search_picture
 
         monitor = study.user_attrs["about"]["monitor"]
         rows = [
@@ -154,9 +153,8 @@ class OptunaSearch(Sweeper):
              *(trial.params.get(name, "") for name in names))
             for trial in study.trials if trial.state.is_finished()
         ]  # fmt: skip
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([("trial", "state", monitor, *names), *rows])
-        write_file(folder / "trials.csv", text.getvalue().encode())
+        table = Table(columns=("trial", "state", monitor, *names), rows=tuple(rows))
+        write_file(folder / "trials.csv", table_csv(table).encode())
         maximize = study.direction.name == "MAXIMIZE"
         complete = [row for row in rows if row[1] == "complete"]
         best = sorted(complete, key=lambda row: float(row[2]), reverse=maximize)[:5]
@@ -166,8 +164,7 @@ class OptunaSearch(Sweeper):
             maximize=maximize,
         )
         write_file(folder / "search.png", encode_png(picture))
-        table = Table(columns=("trial", "state", monitor, *names), rows=tuple(best))
-        log.info("%s", table_text(table, f"the best of {len(rows)} trials in {folder}"))
+        log.info("%s", table_text(replace(table, rows=tuple(best)), f"the best of {len(rows)} trials in {folder}"))
 
 
 def _suggest(trial: Any, override: Override) -> Any:

@@ -68,7 +68,6 @@ def measure_responses(
     layers: Sequence[str],
     *,
     after_norm: bool = False,
-    batch_size: int = 32,
 ) -> dict[str, TopResponses]:
     """Run images through the network once and return the largest responses of all channels of the layers.
 
@@ -77,7 +76,6 @@ def measure_responses(
         images: `(N, C, H, W)` in [0, 1].
         layers: names.
         after_norm: measure a convolution that a batch norm follows after the norm, as the verdicts do.
-        batch_size: of the forward passes.
 
     Raises:
         UserError: there are no images.
@@ -88,7 +86,7 @@ def measure_responses(
     taps = {name: output_tap(classifier, name) for name in layers} if after_norm else taps_of(classifier, layers)
     network = classifier.backbone.network
     with observing(classifier), torch.no_grad(), recording(network, taps, _top_responses) as recorded:
-        for batch in torch.split(images, batch_size):
+        for batch in torch.split(images, 32):
             run_model(classifier, batch)
             for name in layers:
                 batches[name].append(recorded[name])

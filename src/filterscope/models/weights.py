@@ -176,11 +176,11 @@ def on_meta_device() -> Iterator[None]:
         handle.remove()
 
 
-def abbreviate(names: Sequence[str], limit: int = 12) -> str:
-    """Return the layers that named tensors belong to, each once and at most `limit`: `classifier.1, classifier.4`."""
+def abbreviate(names: Sequence[str]) -> str:
+    """Return the layers that named tensors belong to, each once and at most twelve: `classifier.1, classifier.4`."""
     layers = list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
-    rest = f" and {len(layers) - limit} more" if len(layers) > limit else ""
-    return ", ".join(layers[:limit]) + rest
+    rest = f" and {len(layers) - 12} more" if len(layers) > 12 else ""
+    return ", ".join(layers[:12]) + rest
 
 
 def _aligned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from filterscope.training.loggers import log_numbers, show_outputs, tensorboard_writer
 from filterscope.training.metrics_log import MetricsLog, find_callback
 from filterscope.training.module import FinetuneModule
-from filterscope.visuals.optimizer_steps import draw_optimizer_steps
+from filterscope.visuals.charts import draw_optimizer_steps
 from filterscope.visuals.output.writer import write_outputs
 
 TAG = "optimizer/steps"

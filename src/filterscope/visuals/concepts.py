@@ -16,7 +16,7 @@ from filterscope.visuals.drawing.grid import Cell, grid, tile_size
 from filterscope.visuals.drawing.tiles import photo
 from filterscope.visuals.filter_selection import convolution_names
 from filterscope.visuals.filter_words import remember_words
-from filterscope.visuals.output.outputs import Output, Picture, Table
+from filterscope.visuals.output.outputs import Output, Picture, Row, Table
 from filterscope.visuals.visual import (
     AtLeastOne,
     ChannelChoice,
@@ -79,7 +79,7 @@ class Concepts(Visual):
         chosen = {layer: channels_of(classifier.layers, layer, self.channels) for layer in layers}
         responses = measure_responses(classifier, examples.images, layers, after_norm=True)
         shown: dict[str, Output] = {}
-        rows: list[tuple[Any, ...]] = []
+        rows: list[Row] = []
         for layer in layers:
             top = responses[layer]
             facts, captions = find_class_words(layer, top.responses, examples, state, seed=self.seed)

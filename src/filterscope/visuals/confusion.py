@@ -25,6 +25,7 @@ from filterscope.visuals.output.outputs import Picture, Table
 from filterscope.visuals.visual import name_of
 
 _MAX_NAMED = 20  # classes; more have no room for their names at the axes
+_LISTED = 5  # mistakes, where the names of the classes do not fit
 _EMPTY: Colour = (38, 41, 48)
 _ROOM = WIDTH - 2 * MARGIN
 _EXPLANATION = (
@@ -33,16 +34,12 @@ _EXPLANATION = (
 )
 
 
-def confusion_picture(
-    counts: Tensor, class_names: Sequence[str], *, header_note: str = "", mistakes: int = 5
-) -> Picture:
+def confusion_picture(counts: Tensor, class_names: Sequence[str]) -> Picture:
     """Draw a confusion matrix, with names and counts for up to 20 classes, with the commonest mistakes for more.
 
     Args:
         counts: `(classes, classes)`, rows are true classes, columns predicted ones.
         class_names: in the order of the classes; missing ones are numbered.
-        header_note: at the right of the title.
-        mistakes: how many of the commonest mistakes are listed if the class names do not fit.
     """
     counts = counts.detach().cpu().long()
     total, right = int(counts.sum()), int(counts.diagonal().sum())
@@ -50,13 +47,12 @@ def confusion_picture(
     note = f"{right} of {total} right ({right / max(total, 1):.1%}). Rows: true, columns: predicted, brightness: share"
     lines: tuple[str, ...] = ()
     if len(counts) > _MAX_NAMED:
-        lines = tuple(
-            f"{names[true]} → {names[said]}: {count}×" for count, true, said in commonest_mistakes(counts, mistakes)
-        )
+        mistakes = commonest_mistakes(counts, _LISTED)
+        lines = tuple(f"{names[true]} → {names[said]}: {count}×" for count, true, said in mistakes)
     cell = Cell(
         pixels=_named_matrix(counts, names) if len(counts) <= _MAX_NAMED else _matrix(counts, _ROOM), caption=lines
     )
-    drawn = grid([cell], columns=1, title="confusion", header_note=header_note, notes=[note])
+    drawn = grid([cell], columns=1, title="confusion", notes=[note])
     listed = "".join(f"\n- {line}" for line in lines)
     return Picture(pixels=drawn, description=_EXPLANATION + (f" Commonest mistakes:\n{listed}" if lines else ""))
 

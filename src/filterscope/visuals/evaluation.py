@@ -8,8 +8,8 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
+from filterscope.visuals.charts import dark_figure, rasterized, shade
 from filterscope.visuals.confusion import accuracy_table, commonest_mistakes, confusion_picture
-from filterscope.visuals.drawing.charts import dark_figure, rasterized, shade
 from filterscope.visuals.drawing.grid import BACKGROUND, BLUE, FAINT, VERMILION, Cell, grid
 from filterscope.visuals.output.outputs import Output, Picture, Table
 from filterscope.visuals.predictions import draw_predictions

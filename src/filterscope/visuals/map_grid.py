@@ -93,7 +93,7 @@ def draw_maps(
         title=layer,
         header_note=header_note,
         notes=[f"{count}{chosen}; {_SCALE[kind]}"],
-        legend={"bars": None, "signed": signed_legend("−", "+"), "map": unsigned_legend()}[kind],
+        legend={"bars": None, "signed": signed_legend(), "map": unsigned_legend()}[kind],
         key=selection.key,
         thumbnail=photo(images[0], _IMAGE) if single else None,
         column_labels=[] if wrapped else ["channel", *(str(channel) for channel in channels)],

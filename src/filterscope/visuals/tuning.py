@@ -33,7 +33,7 @@ from filterscope.visuals.drawing.text import draw_text
 from filterscope.visuals.drawing.tiles import photo
 from filterscope.visuals.filter_selection import convolution_names
 from filterscope.visuals.filter_words import remember_words
-from filterscope.visuals.output.outputs import Output, Picture, Table
+from filterscope.visuals.output.outputs import Output, Picture, Row, Table
 from filterscope.visuals.visual import AtLeastOne, ChannelChoice, Examples, LayerChoice, Visual, VisualState, layer_note
 
 FIRST_LAYERS = 2  # convolutions that are measured by default
@@ -116,7 +116,7 @@ class Tuning(Visual):
             UserError: a layer is no convolution, or a channel does not exist.
         """
         shown: dict[str, Output] = {}
-        rows: list[tuple[Any, ...]] = []
+        rows: list[Row] = []
         real = examples.images if state.epoch is not None and not state.ended else examples.sample(self.images).images
         for layer in tuned_layers(classifier, self.layers):
             tag = f"tuning/{layer}"

@@ -25,14 +25,14 @@ Filters = Mapping[str, Sequence[int] | Tensor]
 """Indices of filters by layer."""
 
 
-def accuracy(classifier: Classifier, images: Tensor, labels: Tensor, *, batch_size: int = 64) -> float:
+def accuracy(classifier: Classifier, images: Tensor, labels: Tensor) -> float:
     """Return the share of images `(N, C, H, W)` in [0, 1] that are classified correctly.
 
     Raises:
         UserError: there are no images, or the number of labels differs.
     """
     check_images(images, labels)
-    return float((predictions(classifier, images, batch_size=batch_size) == labels.cpu()).double().mean())
+    return float((predictions(classifier, images) == labels.cpu()).double().mean())
 
 
 def predictions(classifier: Classifier, images: Tensor, *, batch_size: int = 64) -> Tensor:
@@ -186,11 +186,11 @@ def phase_scrambled(images: Tensor, *, seed: int = 0) -> Tensor:
     return scrambled
 
 
-def reinitialized_copy(classifier: Classifier, *, seed: int = 0) -> Classifier:
+def reinitialized_copy(classifier: Classifier) -> Classifier:
     """Return a copy of the network with new random weights from each layer's own initialisation."""
     fresh = copy.deepcopy(classifier)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         for module in fresh.modules():
             reset = getattr(module, "reset_parameters", None)
             if isinstance(module, nn.Module) and callable(reset):
@@ -199,7 +199,7 @@ def reinitialized_copy(classifier: Classifier, *, seed: int = 0) -> Classifier:
 
 
 def natural_preference(
-    classifier: Classifier, images: Tensor, *, layers: Sequence[str], batch_size: int = 64, seed: int = 0
+    classifier: Classifier, images: Tensor, *, layers: Sequence[str], batch_size: int = 64
 ) -> dict[str, Tensor]:
     """Return how much more each filter responds to images than to phase-scrambled ones, -1 to 1.
 
@@ -211,7 +211,6 @@ def natural_preference(
         images: `(N, C, H, W)` in [0, 1].
         layers: names of convolutions.
         batch_size: of the forward passes.
-        seed: of the phases.
 
     Raises:
         UserError: there are no images.
@@ -219,7 +218,7 @@ def natural_preference(
     if len(images) == 0:
         raise UserError("the response to natural structure needs at least one image")
     _, natural = record_activity(classifier, images, layers=layers, batch_size=batch_size)
-    _, scrambled = record_activity(classifier, phase_scrambled(images, seed=seed), layers=layers, batch_size=batch_size)
+    _, scrambled = record_activity(classifier, phase_scrambled(images), layers=layers, batch_size=batch_size)
     preference = {}
     for name in layers:
         more, less = natural[name].double().mean(0), scrambled[name].double().mean(0)

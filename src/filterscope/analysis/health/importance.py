@@ -88,10 +88,10 @@ def importance_of(change: LossChange, labels: Tensor, *, needed: float = NEEDED)
     )
 
 
-def _classes_hurt(changes: Tensor, labels: Tensor, most: int = 3) -> list[list[int]]:
+def _classes_hurt(changes: Tensor, labels: Tensor) -> list[list[int]]:
     classes = torch.unique(labels)
     means = torch.stack([changes[labels == label].mean(0) for label in classes])
-    best = means.topk(min(most, len(classes)), dim=0)
+    best = means.topk(min(3, len(classes)), dim=0)
     rows = zip(classes[best.indices].T.tolist(), best.values.T.tolist(), strict=True)
     return [[label for label, value in zip(*row, strict=True) if value > 0] for row in rows]
 

@@ -20,6 +20,7 @@ GRATING, EDGE, BAR, BLOB, SURFACE, CURVE, END, CORNER, CROSS = KINDS = (
 )
 ANGLES = 16  # orientations of gratings, 11.25° apart
 PHASES = 4  # and as many with the opposite sign
+CHUNK = 512  # patterns that are drawn at once
 HUES = ("red", "orange", "yellow", "lime", "green", "turquoise", "cyan", "blue", "blue", "violet", "magenta", "pink")
 LUMA = (0.2126, 0.7152, 0.0722)  # weights of red, green and blue, ITU-R BT.709
 
@@ -52,9 +53,9 @@ class Pattern:
     length: float = 1.0
 
 
-def draw_patterns(patterns: Sequence[Pattern], side: int, *, chunk: int = 512) -> Tensor:
+def draw_patterns(patterns: Sequence[Pattern], side: int) -> Tensor:
     """Return patterns as `(patterns, side, side)`; lines are smooth over one pixel."""
-    drawn = [_draw(patterns[i : i + chunk], side) for i in range(0, len(patterns), chunk)]
+    drawn = [_draw(patterns[i : i + CHUNK], side) for i in range(0, len(patterns), CHUNK)]
     return torch.cat(drawn or [torch.empty(0, side, side)])
 
 

@@ -36,9 +36,7 @@ FAINT: Colour = (188, 194, 205)
 # lighter here, so that text in it is readable on the background.
 BLUE: Colour = (86, 180, 233)
 ORANGE: Colour = (230, 159, 0)
-GREEN: Colour = (0, 158, 115)
 VERMILION: Colour = (236, 112, 20)
-PURPLE: Colour = (204, 121, 167)
 YELLOW: Colour = (240, 228, 66)
 
 FRAME = 6  # pixels
@@ -76,9 +74,9 @@ class Legend:
     high: str
 
 
-def blank(height: int, width: int, colour: Colour = BACKGROUND) -> Pixels:
-    """Return a tile of one colour."""
-    return np.full((height, width, 3), colour, np.uint8)
+def blank(height: int, width: int) -> Pixels:
+    """Return a tile of the background's colour."""
+    return np.full((height, width, 3), BACKGROUND, np.uint8)
 
 
 def column_count(count: int, most: int = 8) -> int:

@@ -112,12 +112,12 @@ def _warn_once() -> None:
     )
 
 
-def fitting(text: str, *, width: float, size: int, smallest: int = SMALLEST) -> tuple[str, int]:
+def fitting(text: str, *, width: float, size: int) -> tuple[str, int]:
     """Return the text and the largest size, not above `size`, at which it fits.
 
     The last resort is an ellipsis, but never in a number, which would then be another one.
     """
-    smallest = 6 if is_number(text) else smallest
+    smallest = 6 if is_number(text) else SMALLEST
     while size > smallest and text_width(text, size) > width:
         size -= 1
     while len(text) > 2 and text_width(text, size) > width:
@@ -144,15 +144,15 @@ def two_lines(text: str, *, width: float) -> tuple[str, ...]:
     return lines if all(text_width(line, SMALLEST) <= width for line in lines) else (text,)
 
 
-def caption_lines(text: str, *, width: float, size: int = CAPTION, most: int = 2) -> tuple[str, ...]:
-    """Break a name into at most `most` caption lines if it had to shrink much to fit into one."""
+def caption_lines(text: str, *, width: float, size: int = CAPTION) -> tuple[str, ...]:
+    """Break a name into at most two caption lines if it had to shrink much to fit into one."""
     if text_width(text, size) <= 1.15 * width:
         return (text,)
     # A zero-width space lets a line end after a slash, and after a hyphen that does not follow a single letter.
     lines = wrap(re.sub(r"(/|\w\w-)", "\\1\u200b", text), width=1.15 * width, size=size, bold=True)
-    if len(lines) > most:
-        rest = "".join(line if line.endswith("\u200b") else f"{line} " for line in lines[most - 1 :])
-        lines[most - 1 :] = [rest.rstrip()]
+    if len(lines) > 2:
+        rest = "".join(line if line.endswith("\u200b") else f"{line} " for line in lines[1:])
+        lines[1:] = [rest.rstrip()]
     return tuple(line.replace("\u200b", "") for line in lines)
 
 

@@ -93,10 +93,11 @@ def bars(values: Tensor, width: int, height: int) -> Pixels:
     return tile
 
 
-def with_stack(tile: Pixels, small: Sequence[Pixels] | Pixels, gap: int = 3) -> Pixels:
+def with_stack(tile: Pixels, small: Sequence[Pixels] | Pixels) -> Pixels:
     """Return a tile with smaller ones of one size stacked at its right side."""
     height, width = tile.shape[:2]
     part, wide = small[0].shape[:2]
+    gap = 3
     whole = blank(height, width + gap + wide)
     whole[:, :width] = tile
     step = height / len(small)
@@ -106,14 +107,14 @@ def with_stack(tile: Pixels, small: Sequence[Pixels] | Pixels, gap: int = 3) -> 
     return whole
 
 
-def signed_legend(low: str = "−", high: str = "+") -> Legend:
+def signed_legend() -> Legend:
     """Return the colour bar of `signed`."""
-    return Legend(colours=_colours(SIGNED), low=low, high=high)
+    return Legend(colours=_colours(SIGNED), low="−", high="+")
 
 
-def unsigned_legend(low: str = "min", high: str = "max") -> Legend:
+def unsigned_legend() -> Legend:
     """Return the colour bar of `unsigned_maps`."""
-    return Legend(colours=_colours(UNSIGNED), low=low, high=high)
+    return Legend(colours=_colours(UNSIGNED), low="min", high="max")
 
 
 def short(value: float, like: float | None = None) -> str:

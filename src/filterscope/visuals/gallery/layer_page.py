@@ -309,32 +309,32 @@ def file_name(layer: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "-", layer).strip(".") or "layer"
 
 
-def preferred_classes(responses: Tensor, labels: Tensor | None, most: int = 5) -> list[list[tuple[int, float]]]:
-    """Return for each filter the classes it responds to most, with that response as a multiple of its mean response.
+def preferred_classes(responses: Tensor, labels: Tensor | None) -> list[list[tuple[int, float]]]:
+    """Return for each filter up to five classes it responds to most, with that response as a multiple of its mean one.
+
+    Classes with no more than 1.05 times the mean response are left out.
 
     Args:
         responses: the mean rectified response of each filter to each image, `(images, filters)`.
         labels: `(images,)`; None if unknown.
-        most: the number of classes; classes with no more than 1.05 times the mean response are left out.
     """
     if labels is None or not len(labels):
         return [[] for _ in range(responses.shape[1])]
     classes = torch.unique(labels)
     means = torch.stack([responses[labels == label].mean(0) for label in classes])
-    best = (means / responses.mean(0).clamp_min(1e-12)).topk(min(most, len(classes)), dim=0)
+    best = (means / responses.mean(0).clamp_min(1e-12)).topk(min(5, len(classes)), dim=0)
     rows = zip(classes[best.indices].T.tolist(), best.values.T.tolist(), strict=True)
     return [[(c, float(f"{v:.3g}")) for c, v in zip(*row, strict=True) if v > 1.05] for row in rows]
 
 
-def most_active(peaks: Tensor, usual: Tensor, count: int = 8) -> list[list[int]]:
-    """Return for each image the filters whose largest response stands out most from their usual one.
+def most_active(peaks: Tensor, usual: Tensor) -> list[list[int]]:
+    """Return for each image the eight filters whose largest response stands out most from their usual one.
 
     Args:
         peaks: the largest responses to the images, `(images, filters)`.
         usual: the mean largest responses to many images, `(filters,)`.
-        count: the number of filters.
     """
-    best = (peaks / usual.clamp_min(1e-12)).topk(min(count, peaks.shape[1]), dim=1).indices
+    best = (peaks / usual.clamp_min(1e-12)).topk(min(8, peaks.shape[1]), dim=1).indices
     return [[i for i in row if peaks[k, i] > 0] for k, row in enumerate(best.tolist())]
 
 

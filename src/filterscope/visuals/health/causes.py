@@ -24,7 +24,7 @@ from filterscope.registry import register
 from filterscope.visuals.filter_selection import convolution_names
 from filterscope.visuals.health.findings import HealthRecords, removable_filters
 from filterscope.visuals.health.health import Health
-from filterscope.visuals.output.outputs import Output, Table
+from filterscope.visuals.output.outputs import Output, Row, Table
 from filterscope.visuals.visual import AtLeastOne, Every, Examples, LayerChoice, Visual, VisualState, name_of
 
 Kernels = dict[str, Tensor]
@@ -98,7 +98,7 @@ class HealthCauses(Visual):
         self, classifier: Classifier, examples: Examples, records: HealthRecords, single: Sequence[str]
     ) -> Table:
         unneeded, behind = removable_filters(records), LayersBehind(classifier)
-        rows: list[tuple[str | int | float, ...]] = []
+        rows: list[Row] = []
         fitted, all_fitted = dict[str, None](), True
         for name, group in {"all at once": list(records), **{layer: [layer] for layer in single}}.items():
             found = compare_removals(
@@ -141,7 +141,7 @@ class HealthCauses(Visual):
         fresh = reinitialized_copy(classifier)
         random = {layer: fresh.get_parameter(_weight(fresh, layer)).detach() for layer in layers}
         right = self._right(classifier, examples)
-        rows: list[tuple[str | int | float, ...]] = []
+        rows: list[Row] = []
         by_class: dict[str, Tensor] = {"as trained": right}
         for name, group in {"all together": list(layers), **{layer: [layer] for layer in single}}.items():
             found: dict[str, Tensor | None] = {"silenced": None, "rewound": None, "re-randomised": None}
@@ -158,7 +158,7 @@ class HealthCauses(Visual):
             if name == "all together":
                 by_class |= {key: each for key, each in found.items() if each is not None}
         names = examples.class_names or classifier.class_names
-        classes: list[tuple[str | int | float, ...]] = [
+        classes: list[Row] = [
             (name_of(label, names), *(float(each[labels == label].mean()) for each in by_class.values()))
             for label in torch.unique(labels).tolist()
         ]
@@ -189,7 +189,7 @@ class HealthCauses(Visual):
     ) -> Table:
         """Return the changes of loss and accuracy without each filter, beside what was expected."""
         labels, names = _labels(examples), examples.class_names or classifier.class_names
-        rows: list[tuple[str | int | float, ...]] = []
+        rows: list[Row] = []
         for layer in single:
             found = ablate_each(classifier, examples.images, labels, layer=layer)
             exact = importance_of(LossChange(found.losses), labels)

@@ -8,11 +8,10 @@ from filterscope.analysis.health.importance import Importance
 from filterscope.analysis.health.judgement import judge_filters
 from filterscope.analysis.health.measures import LayerHealth, all_measures, measure_layer, summaries_of
 from filterscope.analysis.health.verdict import Verdict
-from filterscope.visuals.output.outputs import Output, Table
+from filterscope.visuals.output.outputs import Output, Row, Table
 
 HealthRecords = Mapping[str, Mapping[str, Any]]
 """By layer, the results of `health_record`."""
-Cell = str | int | float
 
 
 def health_record(layer: LayerHealth) -> dict[str, Any]:
@@ -85,7 +84,7 @@ def health_numbers(records: HealthRecords, *, by_layer: bool) -> dict[str, Outpu
 def filter_table(records: HealthRecords) -> Table:
     """Return a table with a row for each filter: layer, filter, verdict, reason, importance and all other measures."""
     keys = [key for key in all_measures() if any(key in record["measures"] for record in records.values())]
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[Row] = []
     for layer, record in records.items():
         count = len(record["verdicts"])
         unknown = [math.nan] * count
@@ -101,7 +100,7 @@ def layer_table(records: HealthRecords) -> Table:
     """Return a table with a row for each layer: needed or not, counts of the verdicts, best and worst filters."""
     everything = [verdict for record in records.values() for verdict in record["verdicts"]]
     words = [verdict for verdict in Verdict if verdict is not Verdict.UNKNOWN or verdict in everything]
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[Row] = []
     for layer, record in records.items():
         verdicts = record["verdicts"]
         counts = [verdicts.count(verdict) for verdict in words]
@@ -181,10 +180,10 @@ def _notes(records: HealthRecords) -> list[str]:
     return notes
 
 
-def _extremes(record: Mapping[str, Any], most: int = 3) -> tuple[str, str]:
-    """Return the filters that are needed most and least; without importance none."""
+def _extremes(record: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the three filters that are needed most and least; without importance none."""
     expected = record["measures"].get("importance_signed")
     if expected is None:
         return "", ""
     order = expected.argsort(descending=True).tolist()
-    return ", ".join(map(str, order[:most])), ", ".join(map(str, order[::-1][:most]))
+    return ", ".join(map(str, order[:3])), ", ".join(map(str, order[:-4:-1]))

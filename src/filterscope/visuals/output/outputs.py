@@ -8,6 +8,9 @@ from torch import Tensor
 from filterscope.visuals.drawing.grid import Pixels
 from filterscope.visuals.output.site import Site
 
+Row = tuple[str | int | float, ...]
+"""One cell per column of a table."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
@@ -25,7 +28,7 @@ class Table:
     """
 
     columns: tuple[str, ...]
-    rows: tuple[tuple[str | int | float, ...], ...]
+    rows: tuple[Row, ...]
     description: str = ""
     terminal: bool = False
 

@@ -11,6 +11,8 @@ from rich.console import Console
 
 from filterscope.visuals.output.outputs import Table
 
+MOST_ROWS = 60  # of a table in Markdown
+
 
 def table_csv(content: Table) -> str:
     """Return a table as CSV with a header."""
@@ -21,13 +23,13 @@ def table_csv(content: Table) -> str:
     return text.getvalue()
 
 
-def table_markdown(content: Table, most: int = 60) -> str:
-    """Return a table as Markdown: its description and its first `most` rows."""
+def table_markdown(content: Table) -> str:
+    """Return a table as Markdown: its description and its first `MOST_ROWS` rows."""
     lines = [content.description, ""] if content.description else []
     lines += ["| " + " | ".join(content.columns) + " |", "|" + " --- |" * len(content.columns)]
-    lines += ["| " + " | ".join(_cell(cell, 4) for cell in row) + " |" for row in content.rows[:most]]
-    if len(content.rows) > most:
-        lines += ["", f"… and {len(content.rows) - most} more rows in the run folder"]
+    lines += ["| " + " | ".join(_cell(cell, 4) for cell in row) + " |" for row in content.rows[:MOST_ROWS]]
+    if len(content.rows) > MOST_ROWS:
+        lines += ["", f"… and {len(content.rows) - MOST_ROWS} more rows in the run folder"]
     return "\n".join(lines)
 
 
