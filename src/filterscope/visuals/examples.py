@@ -99,10 +99,10 @@ def draw_images(
     captions: Sequence[str],
     *,
     title: str,
-    note: str = "",
-    columns: int = 5,
+    note: str,
+    columns: int,
     header_note: str = "",
-    description: str = "",
+    description: str,
 ) -> Picture:
     """Draw images `(N, C, H, W)` in [0, 1] with a caption each.
 

@@ -1,6 +1,5 @@
 """Draw which image regions support the predicted class (Grad-CAM)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -47,49 +46,25 @@ class GradCAM(Visual):
         layer = find_layer(classifier.layers, self.layer or convolutions(classifier.layers)[-1]).name
         images = examples.images[: self.images]
         chances, guesses = probabilities(classifier, images).max(dim=1)
+        maps = grad_cam(classifier, images, guesses, layer=layer)
         names = examples.class_names or classifier.class_names
-        predicted = [
-            f"{name_of(guess, names)} {chance:.0%}"
-            for guess, chance in zip(guesses.tolist(), chances.tolist(), strict=True)
-        ]
-        picture = draw_gradcam(
-            images,
-            grad_cam(classifier, images, guesses, layer=layer),
-            [example_name(examples, i) for i in range(len(images))],
-            predicted,
-            layer=layer,
-            columns=self.columns,
+        pairs = column_count(len(images), most=self.columns)
+        size = tile_size(2 * pairs)
+        cells = []
+        for i, (image, values, guess) in enumerate(zip(images, maps, guesses.tolist(), strict=True)):
+            true, predicted = example_name(examples, i), f"{name_of(guess, names)} {float(chances[i]):.0%}"
+            cells.append(Cell(pixels=photo(image, size), caption=caption_lines(true, width=size) if true else ()))
+            caption = caption_lines(predicted, width=size)
+            cells.append(Cell(pixels=photo(overlaid(image, values), size), caption=caption))
+        pixels = grid(
+            cells,
+            columns=2 * pairs,
+            title=f"Grad-CAM, {layer}",
             header_note=epoch_label(state),
+            notes=["left: the image; right: bright regions support the predicted class"],
+            legend=unsigned_legend(),
         )
-        return {f"gradcam/{layer}": picture}
-
-
-def draw_gradcam(
-    images: Tensor,
-    maps: Tensor,
-    true: Sequence[str],
-    predicted: Sequence[str],
-    *,
-    layer: str,
-    columns: int,
-    header_note: str = "",
-) -> Picture:
-    """Draw images `(N, C, H, W)`, each beside itself with its map of `(N, H, W)` on top."""
-    pairs = column_count(len(images), most=columns)
-    size = tile_size(2 * pairs)
-    cells = []
-    for image, values, name, guess in zip(images, maps, true, predicted, strict=True):
-        cells.append(Cell(pixels=photo(image, size), caption=caption_lines(name, width=size) if name else ()))
-        cells.append(Cell(pixels=photo(overlaid(image, values), size), caption=caption_lines(guess, width=size)))
-    pixels = grid(
-        cells,
-        columns=2 * pairs,
-        title=f"Grad-CAM, {layer}",
-        header_note=header_note,
-        notes=["left: the image; right: bright regions support the predicted class"],
-        legend=unsigned_legend(),
-    )
-    return Picture(pixels=pixels, description=_EXPLANATION.format(layer=layer))
+        return {f"gradcam/{layer}": Picture(pixels=pixels, description=_EXPLANATION.format(layer=layer))}
 
 
 def overlaid(image: Tensor, values: Tensor) -> Tensor:

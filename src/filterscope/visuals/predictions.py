@@ -1,6 +1,5 @@
 """Draw examples with their true and predicted class names."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -13,6 +12,7 @@ from filterscope.registry import register
 from filterscope.visuals.drawing.grid import BLUE, VERMILION, YELLOW, Cell, column_count, grid, tile_size
 from filterscope.visuals.drawing.text import caption_lines
 from filterscope.visuals.drawing.tiles import photo, short
+from filterscope.visuals.examples import draw_images
 from filterscope.visuals.output.outputs import Picture
 from filterscope.visuals.visual import AtLeastOne, Examples, Visual, VisualState, epoch_label, example_name, name_of
 
@@ -21,6 +21,9 @@ _EXPLANATION = (
     "prediction is right, **orange, ✗** and the other name if it is wrong."
 )
 _EXPLANATION_UNLABELLED = "Each image with the predicted class and its probability."
+_NOTE_NUMBERS = (
+    "the network's only output; with labels of 0 and 1 or two class names it is the logit of the second class"
+)
 _EXPLANATION_PUBLISHED = (
     "Each image with its true class and, below it, the category that the published network predicts for it, with its "
     "probability, before any training here. Most of these categories are not classes of the data, so a prediction is "
@@ -51,7 +54,15 @@ class Predictions(Visual):
         names = examples.class_names or classifier.class_names
         binary = len(names) == 2 or (labels is not None and int(labels.max()) <= 1)
         if classifier.num_classes == 1 and not binary:  # it may be an age or a score instead of a class
-            return {"predictions/val": draw_numbers(images, network_outputs(classifier, images), columns=self.columns)}
+            numbers = draw_images(
+                images,
+                [short(value) for value in network_outputs(classifier, images).flatten().tolist()],
+                title="output",
+                note=_NOTE_NUMBERS,
+                columns=self.columns,
+                description="Each image with the number that the network outputs for it.",
+            )
+            return {"predictions/val": numbers}
         picture = draw_predictions(
             images,
             probabilities(classifier, images),
@@ -86,62 +97,18 @@ class Published(Visual):
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Picture]:
         """Return one picture of the published network's predictions."""
         images = examples.images[: self.images]
-        picture = draw_published(
-            images,
-            published_probabilities(classifier, images),
-            [example_name(examples, i) for i in range(len(images))],
-            classifier.backbone.categories,
-            columns=self.columns,
-            header_note=epoch_label(state),
-        )
-        return {"predictions/imagenet": picture}
-
-
-def draw_published(
-    images: Tensor,
-    chances: Tensor,
-    names: Sequence[str],
-    categories: Sequence[str],
-    *,
-    columns: int = 4,
-    header_note: str = "",
-) -> Picture:
-    """Draw images `(N, C, H, W)` with their names and the most probable of the published categories.
-
-    Args:
-        images: in [0, 1].
-        chances: the probabilities `(N, categories)`.
-        names: the true name of each image.
-        categories: the names of the published categories.
-        columns: images per row, at most.
-        header_note: at the right of the title.
-    """
-    columns = column_count(len(images), most=columns)
-    size = tile_size(columns)
-    best, guesses = chances.max(dim=1)
-    cells = []
-    for image, name, guess, chance in zip(images, names, guesses.tolist(), best.tolist(), strict=True):
-        predicted = caption_lines(f"{categories[guess]} {chance:.0%}", width=size)
-        caption = (*caption_lines(name, width=size), *predicted)
-        cells.append(Cell(pixels=photo(image, size), caption=caption, toned=len(predicted), frame=YELLOW))
-    note = "as published, before finetuning; below the true name the most probable category"
-    pixels = grid(cells, columns=columns, title="published network", header_note=header_note, notes=[note])
-    return Picture(pixels=pixels, description=_EXPLANATION_PUBLISHED)
-
-
-def draw_numbers(images: Tensor, numbers: Tensor, *, columns: int = 4) -> Picture:
-    """Draw images `(N, C, H, W)` with the only number that a network outputs for each, `(N, 1)`."""
-    columns = column_count(len(images), most=columns)
-    size = tile_size(columns)
-    values = numbers.flatten().tolist()
-    cells = [
-        Cell(pixels=photo(image, size), caption=(short(value),)) for image, value in zip(images, values, strict=True)
-    ]
-    note = "the network's only output; with labels of 0 and 1 or two class names it is the logit of the second class"
-    return Picture(
-        pixels=grid(cells, columns=columns, title="output", notes=[note]),
-        description="Each image with the number that the network outputs for it.",
-    )
+        columns = column_count(len(images), most=self.columns)
+        size = tile_size(columns)
+        best, guesses = published_probabilities(classifier, images).max(dim=1)
+        cells = []
+        for i, (image, guess, chance) in enumerate(zip(images, guesses.tolist(), best.tolist(), strict=True)):
+            predicted = caption_lines(f"{classifier.backbone.categories[guess]} {chance:.0%}", width=size)
+            caption = (*caption_lines(example_name(examples, i), width=size), *predicted)
+            cells.append(Cell(pixels=photo(image, size), caption=caption, toned=len(predicted), frame=YELLOW))
+        note = "as published, before finetuning; below the true name the most probable category"
+        title, epoch = "published network", epoch_label(state)
+        pixels = grid(cells, columns=columns, title=title, header_note=epoch, notes=[note])
+        return {"predictions/imagenet": Picture(pixels=pixels, description=_EXPLANATION_PUBLISHED)}
 
 
 def draw_predictions(
