@@ -265,8 +265,7 @@ _EXAMPLES = {
     "model.path": "model.path=my_package.my_net, the dotted name of a function or class",
 }
 
-OmegaConf.register_new_resolver(
-    "unique_dir", unique_dir, replace=True, use_cache=True
-)  # with a cache, because sweeps pass it on to their workers
+# With a cache, because sweeps pass it on to their workers.
+OmegaConf.register_new_resolver("unique_dir", unique_dir, replace=True, use_cache=True)
 OmegaConf.register_new_resolver("program", program, replace=True)
 OmegaConf.register_new_resolver("config_groups", list_groups, replace=True)

@@ -112,8 +112,7 @@ def decode_image(data: bytes, name: str, *, num_channels: int, decoding: Decodin
     """
     decoding = decoding or Decoding()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # damaged metadata does not harm the pixels
+        with warnings.catch_warnings(action="ignore"):  # damaged metadata does not harm the pixels
             image = _open(io.BytesIO(data), decoding)
             if image.format == "JPEG" and image.mode in ("RGB", "L"):
                 return _decode_jpeg(data, num_channels)
@@ -133,12 +132,10 @@ def check_image(path: str, decoding: Decoding | None = None) -> bool:
     """
     try:
         _check_regular(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with _open(path, decoding or Decoding()) as image:
-                if 0 in image.size:
-                    raise OSError("it has no pixels")
-                return _is_deep(image)
+        with warnings.catch_warnings(action="ignore"), _open(path, decoding or Decoding()) as image:
+            if 0 in image.size:
+                raise OSError("it has no pixels")
+            return _is_deep(image)
     except _DECODE_ERRORS as error:
         raise BadImageError(path, _reason(error, path)) from error
 
@@ -150,8 +147,7 @@ def is_image(path: str) -> bool:
         return kind.startswith("image/") and compression is None
     try:
         _check_regular(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             # A TGA file has no signature: any file may look like one.
             with Image.open(path, formats=[name for name in FORMATS if name != "TGA"]):
                 return True
@@ -167,8 +163,7 @@ def stored_bits(path: str) -> int:
     """
     try:
         data = Path(path).read_bytes()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             return _bits(_deep_values(Image.open(io.BytesIO(data), formats=FORMATS), data))
     except _DECODE_ERRORS as error:
         raise BadImageError(path, _reason(error, path)) from error

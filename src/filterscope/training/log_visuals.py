@@ -119,9 +119,8 @@ class LogVisuals(pl.Callback):
         self._recording = ExitStack()
         self._recorders: dict[str, Callable[[Tensor | None], None]] = {}
         self._warned: set[str] = set()
-        self._undrawn: set[str] = (
-            set()
-        )  # visuals that have not been drawn with the state of a file, which may hold anything
+        # Visuals that have not been drawn with the state of a file, which may hold anything.
+        self._undrawn: set[str] = set()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle without recorders, the adapter around the network, and the methods that Lightning attaches."""

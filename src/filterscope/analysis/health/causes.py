@@ -203,8 +203,8 @@ def natural_preference(
 ) -> dict[str, Tensor]:
     """Return how much more each filter responds to images than to phase-scrambled ones, -1 to 1.
 
-    The index is (natural − scrambled) / (natural + scrambled) of the mean rectified responses (Freeman et al. 2013);
-    It is 0 for a filter that responds to neither.
+    The index is (natural − scrambled) / (natural + scrambled) of the mean rectified responses (Freeman et al. 2013). It
+    is 0 for a filter that responds to neither.
 
     Args:
         classifier: is left as it was.

@@ -23,9 +23,8 @@ from torch import Tensor
 
 from filterscope.errors import UserError
 
-POWER = (
-    32.0  # (positions − 1)·√slices above which the test finds about eight of ten real filters; see benchmarks/health.py
-)
+# (positions − 1)·√slices above which the test finds about eight of ten real filters; see benchmarks/health.py
+POWER = 32.0
 LARGEST_SIDE = 12  # of a tested kernel; the test's time grows with the fourth power
 CHUNK = 1 << 22  # floats in a work buffer
 TILE = 128  # filters

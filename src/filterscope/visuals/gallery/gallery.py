@@ -59,9 +59,8 @@ LAYER_BYTES = 60_000  # of each layer: its pages and its part of the overview
 SITE_BYTES = 60_000  # of the style sheet, the script and the overview
 IMAGE_BYTES = 20_000  # of each response image
 DRAFT_IMAGES = 200
-PART = (
-    96  # filters that are synthesized together; what is kept of their pictures afterwards takes a tenth of the memory
-)
+# Filters that are synthesized together; what is kept of their pictures afterwards takes a tenth of the memory.
+PART = 96
 # What else takes time, in multiplications of a forward pass that take as long; measured on two cores with AVX2.
 VALUE_WORK = 800  # of each step, for each value of a picture: its transform to pixels and their random shifts
 PAGE_WORK = 3 * 10**8  # of each filter, for its tiles and its sprite sheet
