@@ -19,7 +19,7 @@ from typing import Any
 
 import litdata
 import torch
-from loops import MEAN, STD, flowers
+from loops import MEAN, STD, flowers, keep_no_memory
 from report import Report, arguments, ratio, real_data, seconds, version
 from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import ImageFolder
@@ -60,7 +60,7 @@ def all_of(loader: DataLoader[Any]) -> Callable[[], None]:
     """Return a function that loads everything once."""
 
     def read() -> None:
-        keep_freed_memory(False)
+        keep_no_memory()
         for _ in loader:
             pass
 

@@ -1,6 +1,7 @@
 """Both sides of the training benchmarks: loops written by hand and of timm's parts, and runs of filterscope."""
 
 import copy
+import ctypes
 import itertools
 import shutil
 import tempfile
@@ -24,7 +25,7 @@ from filterscope.cli.main import resolve_config
 from filterscope.config import factory, instantiate, trainer_factory
 from filterscope.data.datamodule import ImageDataModule
 from filterscope.runtime.cores import computes_in_bf16
-from filterscope.runtime.malloc import keep_freed_memory
+from filterscope.runtime.malloc import keep_freed_memory, return_freed_memory
 from filterscope.training.module import FinetuneModule
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -93,71 +94,17 @@ def network(name: str, weights: Path, num_classes: int) -> tuple[nn.Module, nn.L
     return classifier.backbone.network, classifier.head
 
 
-class ByHand:
-    """The plain loop: PIL, torchvision's transforms, a DataLoader, fp32, contiguous, Adam.
-
-    Args:
-        trunk: the convolutional part; copied.
-        head: the Linear behind it; copied.
-        root: holds `train/<class>/`.
-        batch_size: of the steps.
-        num_workers: processes that load.
-        random: random crops and mirror images, or the fixed view.
-        trained: what the optimizer gets, `all` or `head` (then the rest is frozen by that alone).
-        frozen: how many of the trunk's layers do not require gradients.
-        steps: at most so many an epoch.
-        epochs: how many.
-    """
-
-    def __init__(
-        self,
-        trunk: nn.Module,
-        head: nn.Linear,
-        root: Path,
-        *,
-        batch_size: int,
-        num_workers: int,
-        random: bool = True,
-        trained: str = "all",
-        frozen: int = 0,
-        steps: int | None = None,
-        epochs: int = 1,
-    ) -> None:
-        view: Sequence[Callable[[Any], Any]] = (
-            (transforms.RandomResizedCrop(224, scale=(0.35, 1.0)), transforms.RandomHorizontalFlip())
-            if random
-            else (transforms.Resize(256), transforms.CenterCrop(224))
-        )
-        views = transforms.Compose([*view, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
-        images = ImageFolder(str(root / "train"), views)
-        count = len(images) if steps is None else min(len(images), steps * batch_size)
-        self.loader: Any = DataLoader(Subset(images, range(count)), batch_size, shuffle=True, num_workers=num_workers)
-        self.trunk, self.head, self.epochs = copy.deepcopy(trunk), copy.deepcopy(head), epochs
-        leaves = [module for module in self.trunk.modules() if not list(module.children())]
-        for module in leaves[:frozen]:
-            module.requires_grad_(False)
-        taught = [self.trunk, self.head] if trained == "all" else [self.head]
-        parameters = [p for module in taught for p in module.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(parameters, lr=1e-4)
-
-    def __call__(self) -> None:
-        """Train."""
-        keep_freed_memory(False)
-        self.trunk.train()
-        for _ in range(self.epochs):
-            for images, labels in self.loader:
-                self.optimizer.zero_grad()
-                loss = F.cross_entropy(self.head(self.trunk(images)), labels)
-                loss.backward()
-                self.optimizer.step()
+def keep_no_memory() -> None:
+    """Let glibc return freed memory to the system as it does by default, for code that is not filterscope's."""
+    if hasattr(library := ctypes.CDLL(None), "mallopt"):
+        library.mallopt(-1, 128 * 1024)  # M_TRIM_THRESHOLD
+        library.mallopt(-4, 65536)  # M_MMAP_MAX
+        return_freed_memory()
 
 
 @dataclass(kw_only=True)
-class WithTimm:
-    """What timm's `train.py` does, from the parts of its package, which does not contain that script.
-
-    These are its data set and loader with prefetcher, fused Adam, and the cosine schedule of each update; of the flags
-    `--channels-last`, `--amp --amp-dtype bfloat16` and `--torchcompile` those with which a step is fastest here.
+class Loop:
+    """A training loop that filterscope is compared with.
 
     Args:
         trunk: the convolutional part; copied.
@@ -166,10 +113,9 @@ class WithTimm:
         batch_size: of the steps.
         num_workers: processes that load.
         random: random crops and mirror images, or the fixed view.
-        trained: what the optimizer gets, `all` or `head`; the rest requires no gradients.
+        trained: what the optimizer gets, `all` or `head`.
         steps: at most so many an epoch.
         epochs: how many.
-        compiled: also try `--torchcompile`, which takes minutes.
     """
 
     trunk: nn.Module
@@ -181,6 +127,63 @@ class WithTimm:
     trained: str = "all"
     steps: int | None = None
     epochs: int = 1
+
+
+@dataclass(kw_only=True)
+class ByHand(Loop):
+    """The plain loop: PIL, torchvision's transforms, a DataLoader, fp32, contiguous, Adam.
+
+    With `trained="head"` the rest is frozen by the optimizer alone.
+
+    Args:
+        frozen: how many of the trunk's layers do not require gradients.
+    """
+
+    frozen: int = 0
+
+    def __post_init__(self) -> None:
+        """Build the loader, the network and its optimizer."""
+        view: Sequence[Callable[[Any], Any]] = (
+            (transforms.RandomResizedCrop(224, scale=(0.35, 1.0)), transforms.RandomHorizontalFlip())
+            if self.random
+            else (transforms.Resize(256), transforms.CenterCrop(224))
+        )
+        views = transforms.Compose([*view, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+        images, size = ImageFolder(str(self.root / "train"), views), self.batch_size
+        chosen = Subset(images, range(len(images) if self.steps is None else min(len(images), self.steps * size)))
+        self.loader: Any = DataLoader(chosen, size, shuffle=True, num_workers=self.num_workers)
+        self.trunk, self.head = copy.deepcopy(self.trunk), copy.deepcopy(self.head)
+        leaves = [module for module in self.trunk.modules() if not list(module.children())]
+        for module in leaves[: self.frozen]:
+            module.requires_grad_(False)
+        taught = [self.trunk, self.head] if self.trained == "all" else [self.head]
+        parameters = [p for module in taught for p in module.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(parameters, lr=1e-4)
+
+    def __call__(self) -> None:
+        """Train."""
+        keep_no_memory()
+        self.trunk.train()
+        for _ in range(self.epochs):
+            for images, labels in self.loader:
+                self.optimizer.zero_grad()
+                loss = F.cross_entropy(self.head(self.trunk(images)), labels)
+                loss.backward()
+                self.optimizer.step()
+
+
+@dataclass(kw_only=True)
+class WithTimm(Loop):
+    """What timm's `train.py` does, from the parts of its package, which does not contain that script.
+
+    These are its data set and loader with prefetcher, fused Adam, and the cosine schedule of each update; of the flags
+    `--channels-last`, `--amp --amp-dtype bfloat16` and `--torchcompile` those with which a step is fastest here. With
+    `trained="head"` the rest requires no gradients.
+
+    Args:
+        compiled: also try `--torchcompile`, which takes minutes.
+    """
+
     compiled: bool = False
     flags: tuple[str, ...] = field(init=False)
 
@@ -250,7 +253,7 @@ class WithTimm:
 
     def __call__(self) -> None:
         """Train."""
-        keep_freed_memory(False)
+        keep_no_memory()
         updates = 0
         for _ in range(self.epochs):
             for images, labels in itertools.islice(self.loader, self.steps):

@@ -67,22 +67,18 @@ class Bench:
             validate=validate,
         )
 
-    def by_hand(self, name: str, root: Path, **knobs: Any) -> ByHand:
+    def by_hand(self, name: str, root: Path, **options: Any) -> ByHand:
         """Build the plain loop on these images."""
-        classes = len(list((root / "train").iterdir()))
-        return ByHand(
-            *network(name, self.weights(name), classes),
-            root,
-            batch_size=BATCH[name],
-            num_workers=self.num_workers,
-            **knobs,
-        )
+        return ByHand(**self._parts(name, root), **options)
 
-    def with_timm(self, name: str, root: Path, **knobs: Any) -> WithTimm:
+    def with_timm(self, name: str, root: Path, **options: Any) -> WithTimm:
         """Build timm's loop on these images."""
+        return WithTimm(**self._parts(name, root), compiled=not self.quick, **options)
+
+    def _parts(self, name: str, root: Path) -> dict[str, Any]:
         trunk, head = network(name, self.weights(name), len(list((root / "train").iterdir())))
         loader = {"batch_size": BATCH[name], "num_workers": self.num_workers}
-        return WithTimm(trunk=trunk, head=head, root=root, compiled=not self.quick, **loader, **knobs)
+        return {"trunk": trunk, "head": head, "root": root, **loader}
 
     def compare(
         self, what: str, pairs: dict[str, list[tuple[float, float]]], part: str, name: str, timm: WithTimm

@@ -147,10 +147,10 @@ def is_image(path: str) -> bool:
         return kind.startswith("image/") and compression is None
     try:
         _check_regular(path)
-        with warnings.catch_warnings(action="ignore"):
-            # A TGA file has no signature: any file may look like one.
-            with Image.open(path, formats=[name for name in FORMATS if name != "TGA"]):
-                return True
+        # A TGA file has no signature: any file may look like one.
+        formats = [name for name in FORMATS if name != "TGA"]
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=formats):
+            return True
     except _DECODE_ERRORS:
         return Path(path).suffix.lower() == ".tga"
 
