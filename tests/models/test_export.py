@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 import torchvision
 from safetensors import safe_open
@@ -14,9 +13,11 @@ from safetensors import safe_open
 from filterscope.errors import UserError
 from filterscope.models import export, heads
 from filterscope.models.backbone import SmallCNN, small_cnn_backbone, torchvision_backbone
-from filterscope.models.export import check_exportable, export_weights
+from filterscope.models.export import check_exportable, export_weights, usage
+from filterscope.models.timm import timm_backbone
 from tiny import REPOSITORY
 
+FORMATS = ["state_dict", "safetensors", "onnx", "torch_export"]
 IMAGES = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(1))
 
 
@@ -62,7 +63,7 @@ def test_torch_export_and_safetensors_are_read_without_filterscope(classifier, e
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_lines_of_the_documentation_predict_what_the_network_predicts(tmp_path: Path, monkeypatch) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxruntime")
     page = (REPOSITORY / "docs" / "export.md").read_text(encoding="utf-8")
     codes = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     # Alike but for its first Linears, whose 230 MB would be written and read in each format.
@@ -71,18 +72,31 @@ def test_the_lines_of_the_documentation_predict_what_the_network_predicts(tmp_pa
     backbone.network.classifier = _small_alexnet(1000).classifier
     network = heads.replace(backbone, num_classes=102).eval()
     network.class_names, network.image_size = tuple(map(str, range(102))), 64
-    export_weights(network, ["state_dict", "safetensors", "onnx", "torch_export"], tmp_path)
+    export_weights(network, FORMATS, tmp_path)
     monkeypatch.chdir(tmp_path)
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = network(images)
-        for code in codes:
-            known = {"images": images, "mean": network.backbone.mean, "std": network.backbone.std}
-            modules = (json, torch, torchvision, safetensors, onnxruntime)
-            exec(code, known | {module.__name__: module for module in modules}, known)
+        for kind, code in zip(FORMATS, codes, strict=True):
+            assert code == usage(network, kind)  # the model card's
+            known = {"images": images}
+            exec(code, known)
             np.testing.assert_allclose(known["logits"], expected, atol=1e-5)
             assert known.get("names", list(network.class_names)) == list(network.class_names)
-    assert len(codes) == len(list(tmp_path.glob("alexnet.*"))) == 4
+
+
+def test_lines_for_timm_s_networks_and_for_heads_that_only_filterscope_knows(tmp_path, monkeypatch):
+    pytest.importorskip("timm")
+    backbone = timm_backbone(name="vit_tiny_patch16_224", weights=None, image_size=32, in_channels=1, drop_path=0.1)
+    network = heads.replace(backbone, num_classes=3).eval()
+    network.image_size = 32
+    export_weights(network, "safetensors", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    known = {"images": torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(1))}
+    with torch.no_grad():
+        exec(usage(network, "safetensors"), known)
+        torch.testing.assert_close(known["logits"], network(known["images"]), atol=1e-5, rtol=0)
+    assert usage(heads.append(backbone, num_classes=3), "safetensors") == ""
 
 
 def _small_alexnet(num_classes: int) -> torch.nn.Module:

@@ -48,13 +48,19 @@ def test_the_hardest_and_the_confused_images_are_read_from_the_split(record):
         asked.append(list(indices))
         return torch.rand(len(indices), 3, 16, 16)
 
-    shown = evaluation_outputs("val", known, tuple("abcde"), num_classes=5, read=read)
+    shown = evaluation_outputs("val", known, tuple("abcde"), num_classes=5, read=read, name="image {}".format)
     assert {tag.partition("/")[2] for tag in shown} == {
-        "confusion_val", "per_class_val", "reliability_val", "hardest_val", "confused_val"
+        "confusion_val", "per_class_val", "reliability_val", "hardest_val", "confused_val",
+        "images_val",
     }  # fmt: skip
     hardest, confused = asked
     assert hardest == known.loss.argsort(descending=True)[:12].tolist()
     assert all(known.labels[i] != known.predicted[i] for i in confused)
+    rows = shown["predictions/images_val"].rows
+    assert [row[0] for row in rows[:12]] == [f"image {i}" for i in hardest]
+    assert len(rows) == len(known.labels)
+    worst = hardest[0]
+    assert rows[0][1:3] == ("abcde"[known.labels[worst]], "abcde"[known.predicted[worst]])
     assert summary_table({"val": known}, 5).rows[0][:2] == ("val", 400)
 
 
@@ -62,7 +68,7 @@ def test_a_network_that_is_always_right_has_no_confused_images():
     labels = torch.arange(6) % 3
     sure = torch.stack([labels.float(), labels.float(), torch.ones(6), torch.zeros(6)])
     shown = evaluation_outputs(
-        "test", PredictionRecord.of(sure), (), num_classes=3, read=lambda i: torch.rand(len(i), 1, 8, 8)
+        "test", PredictionRecord.of(sure), (), num_classes=3, read=lambda i: torch.rand(len(i), 1, 8, 8), name=str
     )
     assert "predictions/confused_test" not in shown
     assert calibration_error(PredictionRecord.of(sure)) == 0

@@ -36,8 +36,8 @@ def train(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
     module = factory.build_module(cfg, classifier, data)
     trainer = trainer_factory.build_trainer(cfg, folder, visuals)
     trainer_factory.log_summary(module, data)
-    if trainer.is_global_zero and cfg.get("logger"):
-        log.info("to watch it learn: %s", results.tensorboard_command(folder))
+    for command in results.viewing_commands(trainer, folder) if trainer.is_global_zero else ():
+        log.info("to watch it learn: %s", command)
 
     checkpoint = resume.find_resume_checkpoint(folder, trainer) if cfg["resume"] else None
     if checkpoint is not None:

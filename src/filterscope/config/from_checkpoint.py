@@ -147,7 +147,7 @@ def build_pruned(cfg: dict[str, Any], data: ImageDataModule, folder: Path, pruni
         pruning.resume(folder)
         weights = load_checkpoint(begun[0], mmap=True)["state_dict"]
         fit_to_weights(built, {key.removeprefix("classifier."): tensor for key, tensor in weights.items()})
-        built.backbone.pretrained = True
+        built.backbone.pretrained, built.backbone.constructor = True, ""
         return built
     run = open_run(find_checkpoint(source))
     if run.classifier.state_dict().keys() != built.state_dict().keys():

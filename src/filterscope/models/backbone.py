@@ -37,6 +37,7 @@ class Backbone(nn.Module):
         published_layers: whether the layers are those of the published network, so that exported weights load there.
         num_classes: number of outputs of the network's own last layer.
         categories: class names of these outputs; empty if the weights were published without names.
+        constructor: Python code that builds the published network with `{num_classes}` outputs; empty if unknown.
 
     Args:
         owned: whether the network may be changed: its in-place activation functions are replaced by others.
@@ -58,6 +59,7 @@ class Backbone(nn.Module):
         allow_random: bool = False,
         published_layers: bool = True,
         categories: Sequence[str] = (),
+        constructor: str = "",
         owned: bool = True,
     ) -> None:
         super().__init__()
@@ -73,6 +75,7 @@ class Backbone(nn.Module):
         self.allow_random = allow_random
         self.published_layers = published_layers
         self.categories = tuple(categories) if len(categories) == self.num_classes else ()
+        self.constructor = constructor
         self.register_buffer("mean", torch.tensor(list(mean)).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(list(std)).view(1, -1, 1, 1))
 
@@ -169,6 +172,7 @@ def torchvision_backbone(
         allow_random=allow_random,
         published_layers=fully_connected,
         categories=published.meta["categories"],
+        constructor=call_code(f"torchvision.models.{name}", **extra) if fully_connected else "",
     )
 
 
@@ -255,6 +259,7 @@ def small_cnn_backbone(
         pretrained=weights is not None,
         missing=missing,
         allow_random=allow_random,
+        constructor=call_code("filterscope.models.backbone.SmallCNN", in_channels=in_channels, image_size=image_size),
     )
 
 
@@ -316,7 +321,15 @@ def callable_backbone(
         pretrained=weights is not None,
         missing=missing,
         allow_random=allow_random,
+        constructor=call_code(path, **(options or {})),
     )
+
+
+def call_code(function: str, *first: str, **options: object) -> str:
+    """Return Python code of a call that builds a network; `{num_classes}` stands for its number of classes."""
+    given = (f"{name}={value!r}" for name, value in options.items() if value is not None)
+    arguments = [*first, "num_classes={num_classes}", *given]
+    return f"{function}({', '.join(arguments)})"
 
 
 def per_channel(option: str, given: Sequence[float] | None, published: Sequence[float]) -> Sequence[float]:

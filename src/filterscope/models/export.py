@@ -22,6 +22,30 @@ log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-5  # largest difference of a logit, relative to the largest logit if that is above 1
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
+_USE = {
+    "tensors of a network": """import torch
+import {module}{imported}
+
+network = {network}
+network.load_state_dict({read}("{file}"))
+mean, std = torch.tensor({statistics}).view(2, {channels}, 1, 1)
+logits = network.eval()((images - mean) / std)
+""",
+    "onnx": """import json
+import onnxruntime
+
+session = onnxruntime.InferenceSession("{file}")
+(logits,) = session.run(None, {{"images": images.numpy()}})
+names = json.loads(session.get_modelmeta().custom_metadata_map["class_names"])
+""",
+    "torch_export": """import json
+import torch
+
+extra = {{"class_names": ""}}
+network = torch.export.load("{file}", extra_files=extra).module()
+logits, names = network(images), json.loads(extra["class_names"])
+""",
+}
 
 
 def formats_of(export: str | Sequence[str] | None) -> list[str]:
@@ -71,6 +95,28 @@ def export_weights(classifier: Classifier, export: str | Sequence[str] | None, f
         if not difference <= TOLERANCE:
             raise UserError(f"export={kind}: the logits of {path} differ by {difference:.1e} from those of the network")
         log.info("exported %s (its logits differ by %.0e)", path, difference)
+
+
+def usage(classifier: Classifier, kind: str) -> str:
+    """Return Python code that computes the logits of `images` with an exported file, without filterscope.
+
+    It is empty for a format whose tensors only filterscope can name, and for one that holds weights without biases.
+    """
+    backbone, file = classifier.backbone, f"{classifier.backbone.name}{_FORMATS[kind][0]}"
+    if kind in _USE:
+        return _USE[kind].format(file=file)
+    if kind == "tensors" or not backbone.constructor or classifier.head_path is None:
+        return ""
+    plain = kind == "state_dict"
+    return _USE["tensors of a network"].format(
+        file=file,
+        module=backbone.constructor.partition("(")[0].rpartition(".")[0],
+        imported="" if plain else "\nfrom safetensors.torch import load_file",
+        network=backbone.constructor.replace("{num_classes}", str(classifier.num_classes)),
+        read="torch.load" if plain else "load_file",
+        statistics=[[round(v, 6) for v in each.flatten().tolist()] for each in (backbone.mean, backbone.std)],
+        channels=classifier.in_channels,
+    )
 
 
 def metadata(classifier: Classifier) -> dict[str, str]:

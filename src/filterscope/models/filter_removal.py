@@ -59,7 +59,7 @@ def cut_filters(classifier: Classifier, wanted: Mapping[str, Sequence[int]], *, 
         raise UserError(f"{classifier.backbone.name} cannot be cut: the number of its outputs would change")
     for known in ("layers", "_accepted"):
         classifier.__dict__.pop(known, None)
-    classifier.traced = None
+    classifier.traced, classifier.backbone.constructor = None, ""
     return cut
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from filterscope.errors import UserError, first_line, suggestion
-from filterscope.models.backbone import Backbone, Channels, Positive, Probability, per_channel
+from filterscope.models.backbone import Backbone, Channels, Positive, Probability, call_code, per_channel
 from filterscope.models.weights import build_with_weights
 from filterscope.registry import register
 
@@ -86,6 +86,7 @@ def timm_backbone(
     if isinstance(network.get_classifier(), tuple | list):  # type: ignore[operator]
         raise UserError(f"{name} has several classifiers, which no head can replace; choose a network with one")
     about: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
+    shape = {"in_chans": in_channels if in_channels != 3 else None, "img_size": fixed}
     subset = infer_imagenet_subset(network) if weights == "imagenet" else None
     return Backbone(
         network,
@@ -97,6 +98,7 @@ def timm_backbone(
         missing=missing,
         allow_random=allow_random,
         categories=list(ImageNetInfo(subset).label_descriptions()) if subset else (),
+        constructor=call_code("timm.create_model", f'"{name}"', **shape),
     )
 
 

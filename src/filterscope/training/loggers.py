@@ -1,5 +1,6 @@
 """Send pictures, tables and numbers to the loggers of a Trainer, whatever they are."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from tensorboard.summary.writer import event_file_writer
 from torch.utils.tensorboard.summary import hparams
 
+from filterscope.errors import as_written, printable
 from filterscope.visuals.output.outputs import Output, Picture, Table
 from filterscope.visuals.output.scalars import LAYOUT, tensorboard_tag, write_scalar
 from filterscope.visuals.output.tables import table_csv
@@ -150,17 +152,46 @@ def _is(logger: Any, name: str) -> bool:
 
 def run_options(cfg: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
     """Return the options by which runs are compared: the choice from each group, and the most important values."""
-    named = ("data", "head", "finetune", "optimizer", "schedule")
+    named = ("head", "finetune", "optimizer", "schedule")
     groups = {group: str(cfg[group]["_target_"]).rpartition(".")[2] for group in named}
+    data, chosen = cfg["data"], {k: v for k, v in cfg["callbacks"].items() if v and k not in _NO_RECIPE}
     options = {
         "model.name": cfg["model"].get("name") or cfg["model"].get("path", "small_cnn"),
         "model.weights": cfg["model"]["weights"],
-        "data.image_size": cfg["data"]["image_size"],
-        "data.batch_size": cfg["data"]["batch_size"],
+        "model.drop_path": cfg["model"].get("drop_path"),
+        **{f"data.{key}": data.get(key) for key in ("image_size", "batch_size", "sampling", "train_splits")},
+        "augment": " ".join(_used(data.get("augment"))) or "none",
+        "mix": " ".join(_used(cfg["mix"])) or "none",
+        "callbacks": ", ".join(" ".join([name, *_used(node)]) for name, node in chosen.items()) or "none",
         **{f"optimizer.{key}": value for key, value in cfg["optimizer"].items() if not key.startswith("_")},
         **{f"finetune.{key}": value for key, value in cfg["finetune"].items() if not key.startswith("_")},
-        **{f"trainer.{key}": cfg["trainer"].get(key) for key in ("max_epochs", "devices", "num_nodes")},
+        **{f"trainer.{key}": cfg["trainer"].get(key) for key in _TRAINER},
         "label_smoothing": cfg["label_smoothing"],
+        "class_weights": cfg["class_weights"],
+        "test.augment": cfg["test"]["augment"],
         "seed": cfg["seed"],
     }
-    return groups | {key: v if isinstance(v, (int, float, bool)) else str(v) for key, v in options.items()}
+    own = {"data": data_name(data)} | groups
+    return own | {key: v if isinstance(v, (int, float, bool)) else str(v) for key, v in options.items()}
+
+
+def data_name(options: Mapping[str, Any]) -> str:
+    """Return the name of a data set for people: that of its class, or of the folder or file of one's own images."""
+    kind = str(options["_target_"]).rpartition(".")[2].removesuffix("DataModule")
+    if kind in ("Folder", "CSV", "Shards"):
+        place = str(options["csv"] if kind == "CSV" else options["root"])
+        return printable(place.rstrip("/").rpartition("/")[2] if "://" in place else Path(place).resolve().name)
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind).lower()
+
+
+def _used(options: Mapping[str, Any] | None) -> list[str]:
+    """Return options as text, `mixup=0.2`, without those that are off."""
+    used = {k: v for k, v in (options or {}).items() if not k.startswith("_") and v not in (None, 0)}
+    return [f"{name}={value if isinstance(value, str) else as_written(value)}" for name, value in used.items()]
+
+
+_TRAINER = ("max_epochs", "devices", "num_nodes", "precision", "accumulate_grad_batches", "gradient_clip_val")
+_NO_RECIPE = (  # callbacks of every run, and those that only show or report
+    *("feature_cache", "finite_loss", "metrics", "log_visuals", "checkpoint", "preemption"),
+    *("progress_bar", "lr_monitor", "step_sizes", "trial"),
+)

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch.distributed as dist
 
 from filterscope.data.datamodule import ImageDataModule
-from filterscope.models.export import export_weights
+from filterscope.models.export import export_weights, formats_of
 from filterscope.runtime.terminal import short_path
 from filterscope.training.checkpoints import RunCheckpoints, load_checkpoint
 from filterscope.training.log_visuals import LogVisuals
@@ -77,6 +77,14 @@ def folder_sizes(folder: Path) -> dict[str, int]:
     return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
 
+def viewing_commands(trainer: pl.Trainer, folder: Path) -> list[str]:
+    """Return the commands that show what the loggers of a run have written: TensorBoard's, and MLflow's for a file."""
+    commands = [tensorboard_command(folder)] if tensorboard_writer(trainer) else []
+    addresses = [str(getattr(getattr(logger, "experiment", None), "tracking_uri", "")) for logger in trainer.loggers]
+    files = [address.removeprefix("sqlite:///") for address in addresses if address.startswith("sqlite:///")]
+    return commands + [f"mlflow ui --backend-store-uri sqlite:///{short_path(Path(file))}" for file in files]
+
+
 def tensorboard_command(folder: Path) -> str:
     """Return the command that shows all pictures of a run; by default TensorBoard shows a sample of ten.
 
@@ -101,13 +109,17 @@ def _write_results(
     metrics, options = rows[best], run_options(cfg)
     overall = {name: value for name, value in metrics.items() if name.count("/") == 1}  # not those of single layers
     classifier = module.classifier
-    records = {split: PredictionRecord.of(values) for split, values in module.records.items() if values.numel()}
+    measured = {split: values for split, values in module.records.items() if values.numel()}
+    if data.trains_on_val:
+        measured.pop("val", None)  # what was trained on measures nothing
+    records = {split: PredictionRecord.of(values) for split, values in measured.items()}
     summary = summary_table(records, classifier.num_classes)
     shown: dict[str, Output] = {"predictions/summary": summary}
     for split, record in records.items():
         shown |= evaluation_outputs(
-            split, record, classifier.class_names, num_classes=classifier.num_classes, read=partial(data.read, split)
-        )
+            split, record, classifier.class_names, num_classes=classifier.num_classes, read=partial(data.read, split),
+            name=data.splits[split].key,
+        )  # fmt: skip
     write_outputs(shown, folder=folder, writer=tensorboard_writer(trainer), epoch=trainer.current_epoch)
     show_outputs(trainer, shown, epoch=trainer.current_epoch)
     # After the tables: it flushes the event file, and nothing flushes it later.
@@ -117,19 +129,21 @@ def _write_results(
         else:
             logger.log_hyperparams(options)
     visuals = find_callback(trainer, LogVisuals)
+    export_weights(classifier, cfg["export"], folder)
     write_model_card(
-        folder, classifier, data, records, options=options,
+        folder, classifier, data, records, options=options, exported=formats_of(cfg["export"]),
         summaries={tag: table for tag, (_, table) in (visuals.summaries if visuals else {}).items()},
     )  # fmt: skip
-    export_weights(classifier, cfg["export"], folder)
     for tag, (epoch, table) in visuals.summaries.items() if visuals else ():
         log.info("%s", table_text(table, f"{tag}, epoch {epoch}"))
-    log.info("%s", table_text(summary, "predictions, best epoch"))
+    if records:
+        log.info("%s", table_text(summary, "predictions, best epoch"))
     log.info("%s", table_text(_metrics_table(overall, rows, records, best=best), "metrics"))
     sizes = folder_sizes(folder)
     shares = ", ".join(f"{kind} {size / 1e6:.1f}" for kind, size in sizes.items() if size >= 5e4)
     log.info("the run folder %s holds %.1f MB: %s", short_path(folder), sum(sizes.values()) / 1e6, shares)
-    log.info("%s", tensorboard_command(folder))
+    for command in viewing_commands(trainer, folder):
+        log.info("%s", command)
 
 
 def _metrics_table(

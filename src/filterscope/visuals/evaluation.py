@@ -8,11 +8,13 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
+from filterscope.errors import printable
 from filterscope.visuals.charts import dark_figure, rasterized, shade
 from filterscope.visuals.confusion import accuracy_table, commonest_mistakes, confusion_picture
 from filterscope.visuals.drawing.grid import BACKGROUND, BLUE, FAINT, VERMILION, Cell, grid
 from filterscope.visuals.output.outputs import Output, Picture, Table
 from filterscope.visuals.predictions import draw_predictions
+from filterscope.visuals.visual import name_of
 
 BINS = 15  # of confidence, as in Guo et al. 2017
 _HARDEST = 12  # images
@@ -96,7 +98,13 @@ def summary_table(records: Mapping[str, PredictionRecord], num_classes: int) -> 
 
 
 def evaluation_outputs(
-    split: str, record: PredictionRecord, class_names: Sequence[str], *, num_classes: int, read: ReadImages
+    split: str,
+    record: PredictionRecord,
+    class_names: Sequence[str],
+    *,
+    num_classes: int,
+    read: ReadImages,
+    name: Callable[[int], str],
 ) -> dict[str, Output]:
     """Return the tables and pictures of a split's predictions.
 
@@ -106,6 +114,7 @@ def evaluation_outputs(
         class_names: in the order of the classes.
         num_classes: of the network.
         read: reads images of the split.
+        name: returns the name of an image, such as its path below the data's folder.
     """
     counts = record.confusion(num_classes)
     shown: dict[str, Output] = {
@@ -113,23 +122,48 @@ def evaluation_outputs(
         f"predictions/per_class_{split}": accuracy_table(counts, class_names),
         f"predictions/reliability_{split}": reliability_picture(record),
     }
-    hardest = record.loss.argsort(descending=True, stable=True)[:_HARDEST].tolist()
+    order = record.loss.argsort(descending=True, stable=True).tolist()
+    shown[f"predictions/images_{split}"] = _images_table(record, class_names, order, name)
+    hardest = order[:_HARDEST]
     confused = [
         index
         for _, true, said in commonest_mistakes(counts, _PAIRS)
         for index in ((record.labels == true) & (record.predicted == said)).nonzero().flatten()[:_PER_PAIR].tolist()
     ]
-    for name, title, chosen in (
+    for kind, title, chosen in (
         ("hardest", "images with the largest loss", hardest),
         ("confused", "most confused classes", confused),
     ):
         if chosen:
             chances = torch.zeros(len(chosen), num_classes)
             chances[torch.arange(len(chosen)), record.predicted[chosen]] = record.confidence[chosen].float()
-            shown[f"predictions/{name}_{split}"] = draw_predictions(
+            shown[f"predictions/{kind}_{split}"] = draw_predictions(
                 read(chosen), chances, record.labels[chosen], tuple(class_names), title=title
             )
     return shown
+
+
+def _images_table(
+    record: PredictionRecord, class_names: Sequence[str], order: Sequence[int], name: Callable[[int], str]
+) -> Table:
+    columns = (record.labels, record.predicted, record.confidence, record.loss)
+    values = list(zip(*(column.tolist() for column in columns), strict=True))
+    rows = tuple(
+        (
+            printable(name(i).lstrip("/")),
+            name_of(true, class_names),
+            name_of(said, class_names),
+            round(chance, 4),
+            round(loss, 4),
+        )
+        for i in order
+        for true, said, chance, loss in [values[i]]
+    )
+    return Table(
+        columns=("image", "true class", "predicted class", "probability", "loss"),
+        rows=rows,
+        description="The prediction for each image, those with the largest loss first: wrong labels are among them.",
+    )
 
 
 def reliability_picture(record: PredictionRecord) -> Picture:
@@ -142,7 +176,7 @@ def reliability_picture(record: PredictionRecord) -> Picture:
     upper.scatter(confidence[filled], confidence[filled], color=shade(VERMILION), s=36, zorder=3, label="confidence")
     lower.bar(edges, counts / max(counts.sum(), 1), 0.92 / BINS, align="edge", color=shade(FAINT))
     upper.set(ylabel="accuracy", ylim=(0, 1.02))
-    lower.set(xlabel="confidence: the probability of the predicted class", ylabel="share of images", xlim=(0, 1))
+    lower.set(xlabel="confidence: the probability of the predicted class", ylabel="share", xlim=(0, 1))
     upper.legend(labelcolor=shade(FAINT), facecolor=shade(BACKGROUND), fontsize=15, loc="upper left")
     error = calibration_error(record)
     note = f"expected calibration error {error:.3f}; bars below the dashed line: more confident than right"

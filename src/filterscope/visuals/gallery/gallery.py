@@ -4,7 +4,6 @@ import dataclasses
 import json
 import logging
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -250,7 +249,8 @@ def draw_gallery(
             pages.append(build_layer_page(classifier, name, findings, real, max_bytes=max_bytes))
             done, before = done + count, before + picture_work[name] + PAGE_WORK * count
             log.info("gallery: %s, %d of %d filters", name, done, total)
-    run, network = _run_options(state), printable(classifier.backbone.name)
+    run = {name: printable(value) for name, value in state.store.get("run", {}).items()}
+    network = printable(classifier.backbone.name)
     usual_title = f"{network} on {run['data']}" if run.get("data") else network
     info = {
         "title": printable(gallery.title) if gallery.title else usual_title,
@@ -283,14 +283,6 @@ def _find_active(
         return {name: [] for name in layers}
     found = measure_responses(classifier, images, layers, after_norm=True)
     return {name: most_active(each.largest, top.get(name, each).usual_peaks) for name, each in found.items()}
-
-
-def _run_options(state: VisualState) -> dict[str, str]:
-    """Return the options of the run by name, and its data in words."""
-    options = {name: printable(value) for name, value in state.store.get("run", {}).items()}
-    if "data" in options:  # the name of a class
-        options["data"] = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", options["data"].removesuffix("DataModule")).lower()
-    return options
 
 
 def search_image(classifier: Classifier, images: Tensor, folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import shutil
 from collections.abc import Sequence
 
@@ -27,7 +28,8 @@ def table_markdown(content: Table) -> str:
     """Return a table as Markdown: its description and its first `MOST_ROWS` rows."""
     lines = [content.description, ""] if content.description else []
     lines += ["| " + " | ".join(content.columns) + " |", "|" + " --- |" * len(content.columns)]
-    lines += ["| " + " | ".join(_cell(cell, 4) for cell in row) + " |" for row in content.rows[:MOST_ROWS]]
+    rows = ([_cell(cell, 4).replace("|", "\\|") for cell in row] for row in content.rows[:MOST_ROWS])
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
     if len(content.rows) > MOST_ROWS:
         lines += ["", f"… and {len(content.rows) - MOST_ROWS} more rows in the run folder"]
     return "\n".join(lines)
@@ -83,4 +85,6 @@ def _width(part: Sequence[int], widths: Sequence[int]) -> int:
 
 
 def _cell(cell: str | int | float, digits: int) -> str:
-    return f"{cell:.{digits}g}" if isinstance(cell, float) else str(cell)
+    if not isinstance(cell, float):
+        return str(cell)
+    return "–" if math.isnan(cell) else f"{cell:.{digits}g}"
