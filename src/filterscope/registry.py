@@ -197,6 +197,7 @@ def _alternatives(hint: Any) -> list[str]:
     if origin is Annotated:
         filled = any(getattr(bound, "min_length", 0) for bound in _bounds(arguments[1:]))
         words = [each if each == "null" else each + _range(arguments[1:]) for each in _alternatives(arguments[0])]
+        words = [each.replace("an integer above 0", "an integer of at least 1") for each in words]  # `PositiveInt`
         return [re.sub("^a (list|mapping|text)", r"a non-empty \1", each) if filled else each for each in words]
     if origin is Literal:
         return [as_written(word).strip("'") for word in arguments]

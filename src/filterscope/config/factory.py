@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from hydra.utils import get_object
+from pydantic import NonNegativeFloat
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchvision.transforms.v2 import Transform
@@ -19,7 +20,7 @@ from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
 from filterscope.registry import is_registered, register, target_of
 from filterscope.training.module import FinetuneModule
-from filterscope.training.policies import Policy, Rate
+from filterscope.training.policies import Policy
 from filterscope.training.prune import Prune
 from filterscope.visuals.visual import Examples, Visual
 
@@ -197,7 +198,7 @@ def build_module(cfg: Config, classifier: Classifier, data: ImageDataModule) -> 
             where="optimizer",
             kind=Optimizer,
             as_partial=True,
-            narrower={"lr": Rate, "weight_decay": Rate},
+            narrower={"lr": NonNegativeFloat, "weight_decay": NonNegativeFloat},
         ),
         schedule=instantiate(schedule, where="schedule", kind=LRScheduler, as_partial=True),
         schedule_interval=cfg["schedule"].get("interval", "step"),

@@ -8,20 +8,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from filterscope.errors import UserError, as_written
 from filterscope.registry import check_value
 
-_Count: TypeAlias = Annotated[int, Field(ge=0)]
 _Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 _Text: TypeAlias = Annotated[str, Field(min_length=1)]
 _Format: TypeAlias = Literal["state_dict", "tensors", "safetensors", "onnx", "torch_export"]
-_Limit: TypeAlias = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] | None
+_Limit: TypeAlias = PositiveInt | Annotated[float, Field(gt=0, le=1)] | None
 
 ROOT: dict[str, Any] = {
     "seed": Annotated[int, Field(ge=0, le=2**32 - 1)],
-    "num_examples": _Count,
+    "num_examples": NonNegativeInt,
     "label_smoothing": _Share,
     "class_weights": Literal["balanced"] | None,
     "channels_last": bool | None,
@@ -36,13 +35,13 @@ ROOT: dict[str, Any] = {
 TEST: dict[str, Any] = {"augment": Literal["flip", "five_crop"] | None}
 SCHEDULE: dict[str, Any] = {"interval": Literal["step", "epoch"]}
 TRAINER: dict[str, Any] = {
-    "max_epochs": _Count,
-    "num_nodes": Annotated[int, Field(ge=1)],
+    "max_epochs": NonNegativeInt,
+    "num_nodes": PositiveInt,
     "precision": Literal["auto", "32-true", "bf16-mixed", "16-mixed"],
     "deterministic": bool | Literal["warn"],
-    "accumulate_grad_batches": Annotated[int, Field(ge=1)],
-    "check_val_every_n_epoch": Annotated[int, Field(ge=1)] | None,
-    "gradient_clip_val": Annotated[float, Field(ge=0)] | None,
+    "accumulate_grad_batches": PositiveInt,
+    "check_val_every_n_epoch": PositiveInt | None,
+    "gradient_clip_val": NonNegativeFloat | None,
     **dict.fromkeys(("limit_train_batches", "limit_test_batches"), _Limit),
     "limit_val_batches": _Limit | Literal[0],
 }

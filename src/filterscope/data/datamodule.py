@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, cast
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from pydantic import Field, NonNegativeInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from filterscope.data.decode_cache import CachedFiles, cache_files
@@ -28,7 +28,6 @@ from filterscope.runtime.cores import available_cores
 
 log = logging.getLogger(__name__)
 
-Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 """A fraction of the training images that is held out."""
 ResizeRatio = Annotated[float, Field(ge=1)]
@@ -74,8 +73,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     """
 
     root: str = "data"
-    batch_size: Count = 64
-    image_size: Count = 224
+    batch_size: PositiveInt = 64
+    image_size: PositiveInt = 224
     num_channels: Literal[1, 3] = 3
     num_workers: NonNegativeInt | None = None
     pin_memory: bool | None = None
@@ -88,7 +87,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     resize_ratio: ResizeRatio = 1.0
     cache: str | None = None
     bit_depth: Annotated[int, Field(ge=8, le=32)] | None = None
-    max_megapixels: Annotated[float, Field(gt=0)] = MEGAPIXELS
+    max_megapixels: PositiveFloat = MEGAPIXELS
 
     def __post_init__(self) -> None:
         super().__init__()

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from pydantic import PositiveInt
 from torchvision import datasets
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
-from filterscope.data.datamodule import Count, Fraction, ImageDataModule
+from filterscope.data.datamodule import Fraction, ImageDataModule
 from filterscope.data.images import DataSplits, Pixels
 from filterscope.errors import UserError
 from filterscope.registry import register
@@ -31,7 +32,7 @@ _MAX_BYTES = 1 << 27  # of an unpacked file; the largest has 47 MB
 class MNISTDataModule(ImageDataModule):
     """The handwritten digits below `root/MNIST/raw`; validation images are cut from the training images."""
 
-    image_size: Count = 28
+    image_size: PositiveInt = 28
     num_channels: Literal[1, 3] = 1
     val_fraction: Fraction = 0.1
     download: bool = True

@@ -15,12 +15,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 from urllib.error import HTTPError
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import PositiveFloat
 from rich.progress import track
 from torch import Tensor
 from torchvision.io import encode_png
@@ -179,7 +179,7 @@ class ShardsDataModule(ImageDataModule):
     """
 
     resize_ratio: ResizeRatio = 256 / 224
-    max_cache_gb: Annotated[float, Field(gt=0)] = 100.0
+    max_cache_gb: PositiveFloat = 100.0
 
     def find(self) -> DataSplits:
         """Read the list of the shards and their images."""

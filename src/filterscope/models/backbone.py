@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import torch
 import torchvision
-from pydantic import Field
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, list_models
 from torchvision.ops import StochasticDepth
@@ -18,9 +18,7 @@ from filterscope.models.network_copy import switch_off_inplace
 from filterscope.models.weights import build_with_weights, download_weights
 from filterscope.registry import PLUGINS, register, registered, target_of
 
-Channels = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
 
 
 class Backbone(nn.Module):
@@ -109,9 +107,9 @@ def torchvision_backbone(
     name: str,
     weights: str | None = "imagenet",
     mean: Sequence[float] | None = None,
-    std: Sequence[Positive] | None = None,
-    in_channels: Channels = 3,
-    num_classes: Channels = 1000,
+    std: Sequence[PositiveFloat] | None = None,
+    in_channels: PositiveInt = 3,
+    num_classes: PositiveInt = 1000,
     dropout: Probability | None = None,
     drop_path: Probability | None = None,
     fully_connected: bool = True,
@@ -214,10 +212,10 @@ def small_cnn_backbone(
     *,
     weights: str | None = None,
     mean: Sequence[float] | None = None,
-    std: Sequence[Positive] | None = None,
-    in_channels: Channels = 1,
+    std: Sequence[PositiveFloat] | None = None,
+    in_channels: PositiveInt = 1,
     image_size: int = 28,
-    num_classes: Channels = 10,
+    num_classes: PositiveInt = 10,
     dropout: Probability = 0.4,
     allow_random: bool = False,
 ) -> Backbone:
@@ -270,10 +268,10 @@ def callable_backbone(
     options: dict[str, Any] | None = None,
     weights: str | None = None,
     mean: Sequence[float] | None = None,
-    std: Sequence[Positive] | None = None,
-    in_channels: Channels = 3,
+    std: Sequence[PositiveFloat] | None = None,
+    in_channels: PositiveInt = 3,
     image_size: int = 224,
-    num_classes: Channels = 1000,
+    num_classes: PositiveInt = 1000,
     allow_random: bool = False,
 ) -> Backbone:
     """Build a network of one's own with a registered function or class, which gets `num_classes` and the options.

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import PositiveFloat, PositiveInt
 from torch import nn
 
 from filterscope.errors import UserError, first_line, suggestion
-from filterscope.models.backbone import Backbone, Channels, Positive, Probability, call_code, per_channel
+from filterscope.models.backbone import Backbone, Probability, call_code, per_channel
 from filterscope.models.weights import build_with_weights
 from filterscope.registry import register
 
@@ -17,12 +18,12 @@ def timm_backbone(
     name: str,
     weights: str | None = "imagenet",
     mean: Sequence[float] | None = None,
-    std: Sequence[Positive] | None = None,
-    in_channels: Channels = 3,
-    num_classes: Channels | None = None,
+    std: Sequence[PositiveFloat] | None = None,
+    in_channels: PositiveInt = 3,
+    num_classes: PositiveInt | None = None,
     dropout: Probability | None = None,
     drop_path: Probability | None = None,
-    image_size: Channels | None = None,
+    image_size: PositiveInt | None = None,
     allow_random: bool = False,
 ) -> Backbone:
     """Build a classifier of timm.

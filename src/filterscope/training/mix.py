@@ -1,20 +1,19 @@
 """Mix pairs of training images and their labels (mixup, CutMix), and average predictions over views of a test image."""
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import NonNegativeFloat
 from torch import Tensor
 from torchvision.transforms import v2
 
-Alpha = Annotated[float, Field(ge=0)]
 Views = Literal["flip", "five_crop"]
 
 _CROP = 0.875  # share of the image's side that each of the five crops takes
 
 
-def mixer(*, num_classes: int, mixup: Alpha = 0.0, cutmix: Alpha = 0.0) -> v2.Transform | None:
+def mixer(*, num_classes: int, mixup: NonNegativeFloat = 0.0, cutmix: NonNegativeFloat = 0.0) -> v2.Transform | None:
     """Return a transform of a batch of images and labels, int64 `(N,)` → float `(N, num_classes)`, or None.
 
     Random numbers come from torch's default generator, which the module seeds in every step.

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import nn
 
 from filterscope.errors import UserError
@@ -13,8 +13,6 @@ from filterscope.models.layers import block_ends, convolutions, find_layer
 from filterscope.models.split_network import modules_up_to
 from filterscope.registry import register
 
-Rate = Annotated[float, Field(ge=0)]
-CachedAugmentations = Annotated[int, Field(ge=0)] | None
 Group = dict[str, Any]
 
 
@@ -30,7 +28,7 @@ class Policy:
         lr: learning rate of the head with Adam-like optimizers (`optimizer.lr` refers to it).
     """
 
-    lr: Rate = 4e-4
+    lr: NonNegativeFloat = 4e-4
 
     def freeze(self, classifier: Classifier) -> None:
         """Set `requires_grad=False` on all parameters that are never trained."""
@@ -70,8 +68,8 @@ class LinearProbe(Policy):
             data has no augmentation.
     """
 
-    lr: Rate = 1e-2
-    cached_augmentations: CachedAugmentations = None
+    lr: NonNegativeFloat = 1e-2
+    cached_augmentations: NonNegativeInt | None = None
 
     def freeze(self, classifier: Classifier) -> None:
         """Freeze everything but the head.
@@ -117,9 +115,9 @@ class Full(Policy):
     """
 
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    backbone_lr_factor: Rate | None = None
-    first_layer_lr_factor: Rate | None = None
-    first_layer_weight_decay: Rate | None = None
+    backbone_lr_factor: NonNegativeFloat | None = None
+    first_layer_lr_factor: NonNegativeFloat | None = None
+    first_layer_weight_decay: NonNegativeFloat | None = None
 
     def groups(self, classifier: Classifier, lr: float, weight_decay: float) -> list[Group]:
         """Return the parameter groups of the optimizer: head, backbone and first convolution."""
@@ -143,8 +141,8 @@ class Full(Policy):
 class LastBlocks(Full):
     """Train the last `blocks` blocks and everything after them; the layers before are frozen for good."""
 
-    blocks: Annotated[int, Field(ge=1)] = 1
-    cached_augmentations: CachedAugmentations = None
+    blocks: PositiveInt = 1
+    cached_augmentations: NonNegativeInt | None = None
 
     def freeze(self, classifier: Classifier) -> None:
         """Freeze the layers before the blocks.
@@ -181,8 +179,8 @@ class LastBlocks(Full):
 class Gradual(Full):
     """Train the head alone before `release_epoch`, everything from that epoch on."""
 
-    release_epoch: Annotated[int, Field(ge=0)] = 4
-    cached_augmentations: CachedAugmentations = None
+    release_epoch: NonNegativeInt = 4
+    cached_augmentations: NonNegativeInt | None = None
 
     def freeze(self, classifier: Classifier) -> None:
         """Raise a `UserError` if there is no head that could be trained alone."""

@@ -1,12 +1,12 @@
 """Stopping between two steps without losing one, checkpoints inside long epochs, and the end of a diverged run."""
 
 import time
-from typing import Annotated, Any
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from pydantic import Field
+from pydantic import NonNegativeFloat
 from torchmetrics import Metric
 
 from filterscope.errors import UserError
@@ -74,7 +74,7 @@ class Preemption(pl.Callback):
         every_minutes: how much of an epoch may be lost when the process dies; None: all of it.
     """
 
-    def __init__(self, *, every_minutes: Annotated[float, Field(ge=0)] | None = None) -> None:
+    def __init__(self, *, every_minutes: NonNegativeFloat | None = None) -> None:
         super().__init__()
         self.every_minutes = every_minutes
         self._agreed = 0

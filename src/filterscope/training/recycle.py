@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import pytorch_lightning as pl
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from filterscope.errors import UserError
 from filterscope.models.filter_reset import Reset, reset_filters
@@ -41,10 +41,10 @@ class Recycle(pl.Callback):
     def __init__(
         self,
         *,
-        every_epochs: Annotated[int, Field(ge=1)] = 5,
+        every_epochs: PositiveInt = 5,
         until: Annotated[float, Field(gt=0, le=1)] = 0.75,
         share: Annotated[float, Field(gt=0, le=1)] = 0.1,
-        images: Annotated[int, Field(ge=1)] = 256,
+        images: PositiveInt = 256,
         seed: int = 0,
     ) -> None:
         super().__init__()

@@ -1,11 +1,11 @@
 """Measure how far optimizer steps move each layer, and draw it with the learning rates."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pydantic import Field
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -31,7 +31,7 @@ class StepSizes(pl.Callback):
         steps: how many optimizer steps of an epoch are measured, each with a copy of the trained weights.
     """
 
-    def __init__(self, folder: Path, *, steps: Annotated[int, Field(ge=1)] = 10) -> None:
+    def __init__(self, folder: Path, *, steps: PositiveInt = 10) -> None:
         super().__init__()
         self.folder = folder
         self.steps = steps

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from filterscope.analysis.synthesis import (
@@ -29,12 +30,10 @@ from filterscope.visuals.output.outputs import Picture
 from filterscope.visuals.progress import progress_bar
 from filterscope.visuals.trust import CAPTION_HELP, is_trusted, real_statistics, trust_captions
 from filterscope.visuals.visual import (
-    AtLeastOne,
     ChannelChoice,
     Every,
     Examples,
     LayerChoice,
-    Positive,
     Visual,
     VisualState,
     epoch_label,
@@ -140,9 +139,9 @@ class Accentuation(Visual):
     recipe: Recipe = field(default_factory=Recipe)
     layers: LayerChoice = None
     channels: ChannelChoice = 4
-    steps: AtLeastOne = 32
-    learning_rate: Positive = 0.05
-    images: AtLeastOne = 300
+    steps: PositiveInt = 32
+    learning_rate: PositiveFloat = 0.05
+    images: PositiveInt = 300
     seed: int = 0
     every: Every = 0
 

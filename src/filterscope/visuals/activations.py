@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from filterscope.analysis.activations import activations
@@ -17,7 +17,6 @@ from filterscope.visuals.filter_selection import FilterSelection, check_order, j
 from filterscope.visuals.map_grid import draw_maps
 from filterscope.visuals.output.outputs import Arrays, Picture
 from filterscope.visuals.visual import (
-    AtLeastOne,
     ChannelChoice,
     Examples,
     LayerChoice,
@@ -54,8 +53,8 @@ class Activations(Visual):
     channels: ChannelChoice = 7
     pick: Literal["varied", "first"] = "varied"
     order: str = "number"
-    grid: tuple[AtLeastOne, AtLeastOne] | None = None
-    images: Annotated[list[int], Field(min_length=1)] | AtLeastOne = 4
+    grid: tuple[PositiveInt, PositiveInt] | None = None
+    images: Annotated[list[int], Field(min_length=1)] | PositiveInt = 4
     needs_images: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -135,7 +134,7 @@ class Taps(Visual):
     """
 
     layers: LayerChoice = None
-    images: AtLeastOne = 1
+    images: PositiveInt = 1
     needs_images: ClassVar[bool] = True
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Arrays]:

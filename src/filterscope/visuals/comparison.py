@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from filterscope.analysis.activations import activations
 from filterscope.analysis.synthesis import (
@@ -30,7 +30,6 @@ from filterscope.visuals.progress import progress_bar
 from filterscope.visuals.synthesis import Synthesis
 from filterscope.visuals.trust import cache_folder, real_statistics, trust_captions
 from filterscope.visuals.visual import (
-    AtLeastOne,
     ChannelChoice,
     Every,
     Examples,
@@ -69,10 +68,10 @@ class Comparison(Visual):
     """
 
     recipes: Annotated[Mapping[str, Recipe], Field(min_length=1)] = field(default_factory=lambda: {"natural": Recipe()})
-    layers: LayerChoice | AtLeastOne = None
+    layers: LayerChoice | PositiveInt = None
     channels: ChannelChoice = 4
     pick: Literal["first", "random"] = "first"
-    log_every: Annotated[int, Field(ge=0)] = 10
+    log_every: NonNegativeInt = 10
     cache: str | None = None
     seed: int = 0
     every: Every = 0

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from pydantic import PositiveInt
 from torch import Tensor
 
 from filterscope.analysis.selectivity.class_words import ClassWords, class_words, enough_classes
@@ -18,7 +19,6 @@ from filterscope.visuals.filter_selection import convolution_names
 from filterscope.visuals.filter_words import remember_words
 from filterscope.visuals.output.outputs import Output, Picture, Row, Table
 from filterscope.visuals.visual import (
-    AtLeastOne,
     ChannelChoice,
     Every,
     Examples,
@@ -62,7 +62,7 @@ class Concepts(Visual):
 
     layers: LayerChoice = None
     channels: ChannelChoice = 8
-    images: AtLeastOne = 500
+    images: PositiveInt = 500
     seed: int = 0
     every: Every = 0
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
 from filterscope.analysis.responses import grey
@@ -15,7 +16,7 @@ from filterscope.visuals.drawing.grid import Cell, column_count, grid, tile_size
 from filterscope.visuals.drawing.text import caption_lines
 from filterscope.visuals.drawing.tiles import photo
 from filterscope.visuals.output.outputs import Picture
-from filterscope.visuals.visual import AtLeastOne, Every, Examples, Visual, VisualState, epoch_label, example_name
+from filterscope.visuals.visual import Every, Examples, Visual, VisualState, epoch_label, example_name
 
 
 @register("visual", "batch")
@@ -29,8 +30,8 @@ class Batch(Visual):
         grey: draw them without colour.
     """
 
-    images: AtLeastOne = 20
-    columns: AtLeastOne = 5
+    images: PositiveInt = 20
+    columns: PositiveInt = 5
     grey: bool = False
     every: Every = 0
     needs_images: ClassVar[bool] = True
@@ -67,8 +68,8 @@ class Classes(Visual):
         columns: images per row, at most.
     """
 
-    classes: AtLeastOne | None = None
-    columns: AtLeastOne = 5
+    classes: PositiveInt | None = None
+    columns: PositiveInt = 5
     every: Every = 0
     needs_images: ClassVar[bool] = True
 

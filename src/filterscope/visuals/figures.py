@@ -13,7 +13,7 @@ from matplotlib import rc_context
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from pydantic import Field
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -25,12 +25,10 @@ from filterscope.registry import register
 from filterscope.visuals.drawing.tiles import SIGNED
 from filterscope.visuals.output.outputs import Encoded
 from filterscope.visuals.visual import (
-    AtLeastOne,
     ChannelChoice,
     Every,
     Examples,
     LayerChoice,
-    Positive,
     Visual,
     VisualState,
 )
@@ -61,8 +59,8 @@ class Figures(Visual):
     layers: LayerChoice = None
     channels: ChannelChoice = 64
     formats: Annotated[Sequence[Literal["png", "pdf", "svg"]], Field(min_length=1)] = ("png", "pdf", "svg")
-    width: Positive = 3.5
-    dpi: AtLeastOne = 300
+    width: PositiveFloat = 3.5
+    dpi: PositiveInt = 300
     every: Every = 0
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Encoded]:

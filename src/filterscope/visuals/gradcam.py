@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
 from filterscope.analysis.activations import probabilities
@@ -15,7 +16,7 @@ from filterscope.visuals.drawing.grid import Cell, column_count, grid, tile_size
 from filterscope.visuals.drawing.text import caption_lines
 from filterscope.visuals.drawing.tiles import heat_colours, photo, unsigned_legend
 from filterscope.visuals.output.outputs import Picture
-from filterscope.visuals.visual import AtLeastOne, Examples, Visual, VisualState, epoch_label, example_name, name_of
+from filterscope.visuals.visual import Examples, Visual, VisualState, epoch_label, example_name, name_of
 
 _EXPLANATION = (
     "Each image is drawn twice: unchanged, with its true name, and with the regions highlighted that support the "
@@ -36,8 +37,8 @@ class GradCAM(Visual):
     """
 
     layer: str | None = None
-    images: AtLeastOne = 8
-    columns: AtLeastOne = 2
+    images: PositiveInt = 8
+    columns: PositiveInt = 2
     needs_images: ClassVar[bool] = True
     needs_convolutions: ClassVar[bool] = True
 

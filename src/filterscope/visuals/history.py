@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from filterscope.analysis.activations import activations
@@ -25,7 +25,7 @@ from filterscope.visuals.filter_selection import convolution_names
 from filterscope.visuals.filter_words import known_words
 from filterscope.visuals.layer_state import is_frozen
 from filterscope.visuals.output.outputs import Encoded, Output
-from filterscope.visuals.visual import ChannelChoice, Every, Examples, LayerChoice, Positive, Visual, VisualState
+from filterscope.visuals.visual import ChannelChoice, Every, Examples, LayerChoice, Visual, VisualState
 
 AtLeastTwo = Annotated[int, Field(ge=2)]
 SYNTHESIS_PIXELS = 64  # the side of a recorded synthesized image
@@ -131,7 +131,7 @@ class Movies(Visual):
     channels: ChannelChoice = 64
     kind: Literal["kernel", "synthesis", "response"] = "kernel"
     format: Literal["webp", "gif"] = "webp"
-    seconds: Positive = 0.6
+    seconds: PositiveFloat = 0.6
     every: Every = 0
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Encoded]:

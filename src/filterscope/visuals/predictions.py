@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from pydantic import PositiveInt
 from torch import Tensor
 
 from filterscope.analysis.activations import network_outputs, probabilities, published_probabilities
@@ -14,7 +15,7 @@ from filterscope.visuals.drawing.text import caption_lines
 from filterscope.visuals.drawing.tiles import photo, short
 from filterscope.visuals.examples import draw_images
 from filterscope.visuals.output.outputs import Picture
-from filterscope.visuals.visual import AtLeastOne, Examples, Visual, VisualState, epoch_label, example_name, name_of
+from filterscope.visuals.visual import Examples, Visual, VisualState, epoch_label, example_name, name_of
 
 _EXPLANATION = (
     "Each image with its true class and, below it, the predicted class with its probability: **blue, ✓** if the "
@@ -41,8 +42,8 @@ class Predictions(Visual):
         columns: images per row, at most.
     """
 
-    images: AtLeastOne = 8
-    columns: AtLeastOne = 4
+    images: PositiveInt = 8
+    columns: PositiveInt = 4
     needs_images: ClassVar[bool] = True
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Picture]:
@@ -85,8 +86,8 @@ class Published(Visual):
         every: always 0 (before training only), because training changes the published network.
     """
 
-    images: AtLeastOne = 8
-    columns: AtLeastOne = 4
+    images: PositiveInt = 8
+    columns: PositiveInt = 4
     every: Literal[0] = 0
     needs_images: ClassVar[bool] = True
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
 from filterscope.analysis.filters import kernels
@@ -52,7 +52,7 @@ class Responses(Visual):
     layers: LayerChoice = None
     channels: ChannelChoice = 12
     answers: Annotated[Sequence[Answer], Field(min_length=1)] = ("pixels", "network")
-    image: Annotated[int, Field(ge=0)] = 0
+    image: NonNegativeInt = 0
     needs_images: ClassVar[bool] = True
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Picture]:

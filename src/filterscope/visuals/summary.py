@@ -4,11 +4,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pydantic import PositiveInt
+
 from filterscope.models.classifier import Classifier, LayerRow, layer_rows
 from filterscope.models.layers import convolutions
 from filterscope.registry import register
 from filterscope.visuals.output.outputs import Table
-from filterscope.visuals.visual import AtLeastOne, Every, Examples, Visual, VisualState
+from filterscope.visuals.visual import Every, Examples, Visual, VisualState
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +25,7 @@ class LayerTable(Visual):
         fully_connected: whether the table includes the layers behind the convolutional part.
     """
 
-    image_size: AtLeastOne | None = None
+    image_size: PositiveInt | None = None
     fully_connected: bool = True
     every: Every = 0
 

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from filterscope.analysis.health.causes import reinitialized_copy
@@ -30,7 +30,6 @@ from filterscope.visuals.progress import progress_bar
 from filterscope.visuals.synthesis_sheet import ReferenceColumns, draw_synthesis
 from filterscope.visuals.trust import cache_folder, real_statistics, recording_real_statistics
 from filterscope.visuals.visual import (
-    AtLeastOne,
     ChannelChoice,
     Examples,
     LayerChoice,
@@ -76,11 +75,11 @@ class Synthesis(Visual):
     recipe: Recipe = field(default_factory=Recipe)
     layers: LayerChoice = None
     channels: ChannelChoice = 8
-    samples: AtLeastOne = 1
-    patches: Annotated[int, Field(ge=0)] = 0
+    samples: PositiveInt = 1
+    patches: NonNegativeInt = 0
     untrained: bool = False
     order: str = "number"
-    share: Annotated[float, Field(ge=0)] | None = 0.1
+    share: NonNegativeFloat | None = 0.1
     cache: str | None = None
     seed: int = 0
 

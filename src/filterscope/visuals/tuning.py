@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
+from pydantic import PositiveInt
 from torch import Tensor
 
 from filterscope.analysis.selectivity import sentences
@@ -34,7 +35,7 @@ from filterscope.visuals.drawing.tiles import photo
 from filterscope.visuals.filter_selection import convolution_names
 from filterscope.visuals.filter_words import remember_words
 from filterscope.visuals.output.outputs import Output, Picture, Row, Table
-from filterscope.visuals.visual import AtLeastOne, ChannelChoice, Examples, LayerChoice, Visual, VisualState, layer_note
+from filterscope.visuals.visual import ChannelChoice, Examples, LayerChoice, Visual, VisualState, layer_note
 
 FIRST_LAYERS = 2  # convolutions that are measured by default
 COLUMNS = 4
@@ -106,7 +107,7 @@ class Tuning(Visual):
 
     layers: LayerChoice = None
     channels: ChannelChoice = 32
-    images: AtLeastOne = 64
+    images: PositiveInt = 64
     seed: int = 0
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Output]:

@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from filterscope.analysis.hooks import Precision, compute_precision
@@ -129,17 +129,15 @@ class VisualState:
     epoch_images: int | None = None
 
 
-Every = Annotated[int, Field(ge=0)]
+Every = NonNegativeInt
 """A visual is drawn before training and then after every so many epochs; 0: before training only."""
 
-AtLeastOne = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 LayerChoice = Annotated[Sequence[str], Field(min_length=1)] | None
 """Names of layers; None: those that a visual draws by default."""
 
-ChannelChoice = Annotated[list[int], Field(min_length=1)] | AtLeastOne | None
+ChannelChoice = Annotated[list[int], Field(min_length=1)] | PositiveInt | None
 """Indices of channels, the number of first channels to take, or None for all."""
 
 RecordLabels = Callable[[Tensor | None], None]

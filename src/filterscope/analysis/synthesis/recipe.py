@@ -4,13 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from filterscope.errors import UserError
 from filterscope.registry import check_fields, find, registered
 
-Count = Annotated[int, Field(ge=1)]
-Amount = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -52,27 +50,27 @@ class Recipe:
     """
 
     objective: str | Mapping[str, float] = "natural"
-    likeness: Amount = 3.0
+    likeness: NonNegativeFloat = 3.0
     parameterization: Literal["fourier", "pixels"] = "fourier"
-    size: Count = 128
-    crop: Count | None = 128
-    steps: Count = 128
-    learning_rate: Amount = 0.1
+    size: PositiveInt = 128
+    crop: PositiveInt | None = 128
+    steps: PositiveInt = 128
+    learning_rate: NonNegativeFloat = 0.1
     anneal: Fraction = 0.5
     optimizer: Literal["adam", "normalized"] = "adam"
     start: Literal["noise", "uniform"] = "noise"
     bounded: bool = True
     decorrelate: bool = True
     normalize: bool = True
-    jitter: Amount = 8.0
-    scale: Amount = 0.1
-    rotate: Amount = 10.0
+    jitter: NonNegativeFloat = 8.0
+    scale: NonNegativeFloat = 0.1
+    rotate: NonNegativeFloat = 10.0
     untransformed: Fraction = 0.1
     fade: bool = False
-    leaky_slope: Amount = 0.05
-    leaky_steps: Annotated[int, Field(ge=0)] = 24
+    leaky_slope: NonNegativeFloat = 0.05
+    leaky_steps: NonNegativeInt = 24
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    memory: Amount = 1.0
+    memory: NonNegativeFloat = 1.0
 
     def __post_init__(self) -> None:
         check_fields(self, where="recipe")

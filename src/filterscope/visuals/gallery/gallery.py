@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from filterscope.analysis.activations import activations
@@ -48,7 +48,7 @@ from filterscope.visuals.output.site import MANIFEST, Site
 from filterscope.visuals.progress import progress_bar
 from filterscope.visuals.trust import cache_folder, is_weaker, real_statistics, trust_sentences
 from filterscope.visuals.tuning import Tuning, find_tuning_words, tuned_layers
-from filterscope.visuals.visual import AtLeastOne, Every, Examples, LayerChoice, Visual, VisualState, example_name
+from filterscope.visuals.visual import Every, Examples, LayerChoice, Visual, VisualState, example_name
 
 log = logging.getLogger(__name__)
 
@@ -99,12 +99,12 @@ class Gallery(Visual):
 
     layers: LayerChoice = None
     recipes: Annotated[Mapping[str, Recipe], Field(min_length=1)] = field(default_factory=lambda: {"natural": Recipe()})
-    samples: AtLeastOne = 1
+    samples: PositiveInt = 1
     quality: Literal["full", "draft"] = "full"
     cache: str | None = None
-    patches: AtLeastOne = 9
-    images: AtLeastOne = 500
-    response_images: Annotated[int, Field(ge=0)] = 4
+    patches: PositiveInt = 9
+    images: PositiveInt = 500
+    response_images: NonNegativeInt = 4
     max_megabytes: float = 100.0
     title: str | None = None
     health: Health = field(default_factory=Health)

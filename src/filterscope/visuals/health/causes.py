@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
 from filterscope.analysis.health.causes import (
@@ -25,7 +26,7 @@ from filterscope.visuals.filter_selection import convolution_names
 from filterscope.visuals.health.findings import HealthRecords, removable_filters
 from filterscope.visuals.health.health import Health
 from filterscope.visuals.output.outputs import Output, Row, Table
-from filterscope.visuals.visual import AtLeastOne, Every, Examples, LayerChoice, Visual, VisualState, name_of
+from filterscope.visuals.visual import Every, Examples, LayerChoice, Visual, VisualState, name_of
 
 Kernels = dict[str, Tensor]
 
@@ -60,9 +61,9 @@ class HealthCauses(Visual):
     health: Health = field(default_factory=Health)
     layers: LayerChoice = None
     each: bool | LayerChoice = False
-    images: AtLeastOne = 256
-    draws: AtLeastOne = 5
-    batch_size: AtLeastOne = 64
+    images: PositiveInt = 256
+    draws: PositiveInt = 5
+    batch_size: PositiveInt = 64
     every: Every = 0
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Output]:

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
-from pydantic import Field
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from filterscope.analysis.filters import kernels
@@ -36,7 +36,7 @@ from filterscope.visuals.health.findings import (
 from filterscope.visuals.health.warnings import warn_of_deaths, warn_of_standstill
 from filterscope.visuals.layer_state import fingerprint, fingerprints, is_frozen
 from filterscope.visuals.output.outputs import Output
-from filterscope.visuals.visual import AtLeastOne, Examples, LayerChoice, RecordLabels, Share, Visual, VisualState
+from filterscope.visuals.visual import Examples, LayerChoice, RecordLabels, Share, Visual, VisualState
 
 
 @register("visual", "health")
@@ -67,12 +67,12 @@ class Health(Visual):
     priority: ClassVar[int] = -1
 
     layers: LayerChoice = None
-    importance: Annotated[int, Field(ge=0)] = IMAGES
-    needed: Annotated[float, Field(ge=0)] = NEEDED
+    importance: NonNegativeInt = IMAGES
+    needed: NonNegativeFloat = NEEDED
     level: Share = 0.05
     alike: Share = 0.95
-    draws: AtLeastOne = 299
-    batch_size: AtLeastOne = 64
+    draws: PositiveInt = 299
+    batch_size: PositiveInt = 64
     by_layer: bool = False
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Output]:
