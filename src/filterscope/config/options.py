@@ -71,15 +71,11 @@ def check_config(cfg: Mapping[str, Any]) -> None:
     weights = cfg.get("model", {}).get("weights")
     if cfg.get("prune") and weights in (None, "imagenet"):
         raise UserError(f"prune starts from a trained run: give model.weights=outputs/<run>, not {weights or 'null'}")
-    for where, options, hints in (
-        ("", cfg, ROOT),
-        ("test.", cfg.get("test", {}), TEST),
-        ("schedule.", cfg.get("schedule", {}), SCHEDULE),
-        ("trainer.", cfg.get("trainer", {}), TRAINER),
-    ):
+    for group, hints in {"": ROOT, "test": TEST, "schedule": SCHEDULE, "trainer": TRAINER}.items():
+        options = cfg.get(group, {}) if group else cfg
         for key, hint in hints.items():
             if key in options:
-                check_value(options[key], hint, where=where + key)
+                check_value(options[key], hint, where=f"{group}.{key}".lstrip("."))
 
 
 def check_paths(cfg: dict[str, Any]) -> None:

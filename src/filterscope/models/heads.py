@@ -104,7 +104,8 @@ def trunk(backbone: Backbone) -> Classifier:
 
 
 def _split(backbone: Backbone, path: str, head: nn.Linear, num_classes: int, *, published: nn.Linear) -> Classifier:
-    _set(backbone.network, path, nn.Identity())
+    parent, _, name = path.rpartition(".")
+    setattr(backbone.network.get_submodule(parent), name, nn.Identity())
     path_there = path if backbone.published_layers else None
     return Classifier(backbone, head, num_classes=num_classes, head_path=path_there, published=published)
 
@@ -145,11 +146,6 @@ def _pool_features(backbone: Backbone, pool: Pool) -> int:
     if calls is None:
         raise ValueError(f"{backbone.name} does not accept images of its own size, {backbone.image_size}")
     return calls[-1].shape[0]  # the network itself ends last
-
-
-def _set(network: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(network.get_submodule(parent), name, module)
 
 
 def _refuse_untrained(backbone: Backbone, head: str) -> None:

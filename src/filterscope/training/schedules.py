@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from filterscope.errors import UserError, first_line
 
 _MOST_TRIED = 1000
-Fraction = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def takes_total_steps(schedule: Callable[..., LRScheduler]) -> bool:
@@ -21,7 +21,7 @@ def takes_total_steps(schedule: Callable[..., LRScheduler]) -> bool:
     return given is None and "total_steps" in inspect.signature(schedule).parameters
 
 
-def one_cycle(optimizer: Optimizer, *, total_steps: int, warmup: Fraction = 0.3) -> LRScheduler:
+def one_cycle(optimizer: Optimizer, *, total_steps: int, warmup: Share = 0.3) -> LRScheduler:
     """Raise the rate from 1/25 to its full value in the first `warmup` share of the steps, then lower it to 1/250,000.
 
     Both parts follow half a cosine, like torch's `OneCycleLR` (Smith 2018, with fastai's end points).
@@ -36,7 +36,7 @@ def one_cycle(optimizer: Optimizer, *, total_steps: int, warmup: Fraction = 0.3)
     return LambdaLR(optimizer, factor)
 
 
-def cosine(optimizer: Optimizer, *, total_steps: int, warmup: Fraction = 0.05) -> LRScheduler:
+def cosine(optimizer: Optimizer, *, total_steps: int, warmup: Share = 0.05) -> LRScheduler:
     """Raise the rate linearly in the first `warmup` share of the steps, then lower it to zero along half a cosine."""
     rising = max(1, round(warmup * total_steps))
 

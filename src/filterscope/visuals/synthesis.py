@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from filterscope.analysis.health.causes import reinitialized_copy
 from filterscope.analysis.synthesis import (
@@ -160,7 +160,11 @@ class Synthesis(Visual):
         size = classifier.image_size or classifier.backbone.image_size
         last = list(classifier.layers)[-1]
         passes = profile_forward(classifier, [[last]], size)[0].modules
-        trained = sum(work for path, work in passes.items() if _is_trained(classifier.get_submodule(path)))
+        trained = sum(
+            work
+            for path, work in passes.items()
+            if any(each.requires_grad for each in classifier.get_submodule(path).parameters(recurse=False))
+        )
         # The backward pass of a trained layer computes two gradients, each as costly as the forward pass.
         saved = state.store.get("synthesis_saved", 0.0) + self.share * 3 * trained * state.epoch_images
         profiles = profile_forward(classifier, [[layer] for layer in selected], self.recipe.size)
@@ -223,7 +227,3 @@ class Synthesis(Visual):
             images = (result.images * 255).round().to(torch.uint8)
             known[job.layer] = {"channels": list(job.channels), "images": images}
         return {job.layer: known[job.layer]["images"].float() / 255 for job in needed}
-
-
-def _is_trained(module: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in module.parameters(recurse=False))

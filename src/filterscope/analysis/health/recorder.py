@@ -1,6 +1,6 @@
 """Record the activity of convolutions, in forward passes of the caller or in its own."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -108,9 +108,3 @@ def is_rectified(classifier: Classifier, layer: str) -> bool:
     if isinstance(classifier.get_submodule(after.path), nn.ReLU | nn.ReLU6):
         return True
     return bool(after.next_functions) and set(after.next_functions) <= {"relu", "relu_", "relu6"}
-
-
-def sum_over_ranks(sums: Mapping[str, RunningSums]) -> None:
-    """Sum all running sums over the processes of a distributed run; every rank must call this."""
-    for each in sums.values():
-        each.sum_over_ranks()

@@ -1,7 +1,7 @@
 """Stimuli drawn by code: gratings, edges, bars, blobs, curves, line ends, corners and crossings, in any colour."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -136,7 +136,8 @@ def local_patterns(side: int) -> list[Pattern]:
     directions = [45.0 * a for a in range(8)]
     widths = _geometric(max(1.0, side / 16), max(side / 4, 1.5), 3)
     small = [_at(p, x, y) for p in _blobs(side)[:2] for x in (-shift, 0, shift) for y in (-shift, 0, shift)]
-    large = [_at(p, x, y) for p in _blobs(side)[2:] for x, y in _cross(shift)]
+    cross = ((0, 0), (-shift, 0), (shift, 0), (0, -shift), (0, shift))
+    large = [_at(p, x, y) for p in _blobs(side)[2:] for x, y in cross]
     curves = [
         Pattern(kind=CURVE, angle=a, size=size, across=o)
         for a in directions
@@ -162,10 +163,6 @@ def _blobs(side: int) -> list[Pattern]:
 
 def _at(pattern: Pattern, x: float, y: float) -> Pattern:
     return Pattern(kind=pattern.kind, size=pattern.size, across=y, along=x)
-
-
-def _cross(shift: float) -> Iterator[tuple[float, float]]:
-    yield from ((0, 0), (-shift, 0), (shift, 0), (0, -shift), (0, shift))
 
 
 def _geometric(first: float, last: float, count: int) -> list[float]:

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from filterscope.errors import UserError
 from filterscope.registry import check_fields, find, registered
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Recipe:
     crop: PositiveInt | None = 128
     steps: PositiveInt = 128
     learning_rate: NonNegativeFloat = 0.1
-    anneal: Fraction = 0.5
+    anneal: Share = 0.5
     optimizer: Literal["adam", "normalized"] = "adam"
     start: Literal["noise", "uniform"] = "noise"
     bounded: bool = True
@@ -65,7 +65,7 @@ class Recipe:
     jitter: NonNegativeFloat = 8.0
     scale: NonNegativeFloat = 0.1
     rotate: NonNegativeFloat = 10.0
-    untransformed: Fraction = 0.1
+    untransformed: Share = 0.1
     fade: bool = False
     leaky_slope: NonNegativeFloat = 0.05
     leaky_steps: NonNegativeInt = 24

@@ -97,12 +97,9 @@ class StatisticsRecorder:
 @contextmanager
 def recording_statistics(classifier: Classifier, layers: Sequence[str]) -> Iterator[StatisticsRecorder]:
     """Record layers while the caller runs the network inside the block."""
-    with recording(classifier.backbone.network, taps_of(classifier, layers), _means) as means:
+    taps = taps_of(classifier, layers)
+    with recording(classifier.backbone.network, taps, lambda output: mean_response(output.detach())) as means:
         yield StatisticsRecorder(running={name: RunningStatistics() for name in layers}, means=means)
-
-
-def _means(output: Tensor) -> Tensor:
-    return mean_response(output.detach())
 
 
 def _over_ranks(running: dict[str, RunningStatistics]) -> dict[str, RunningStatistics]:

@@ -20,7 +20,6 @@ from filterscope.analysis.health.importance import LossChange, importance_of
 from filterscope.analysis.health.removal import LayersBehind, compare_removals
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
-from filterscope.models.layers import find_layer
 from filterscope.registry import register
 from filterscope.visuals.filter_selection import convolution_names
 from filterscope.visuals.health.findings import HealthRecords, removable_filters
@@ -140,7 +139,7 @@ class HealthCauses(Visual):
         """Return the accuracy with layers silenced, rewound and re-randomised, by layer and by class."""
         labels = _labels(examples)
         fresh = reinitialized_copy(classifier)
-        random = {layer: fresh.get_parameter(_weight(fresh, layer)).detach() for layer in layers}
+        random = {layer: fresh.module_of(layer).get_parameter("weight").detach() for layer in layers}
         right = self._right(classifier, examples)
         rows: list[Row] = []
         by_class: dict[str, Tensor] = {"as trained": right}
@@ -232,7 +231,3 @@ def _not_fitted(fitted: Sequence[str]) -> str:
 def _labels(examples: Examples) -> Tensor:
     assert examples.labels is not None
     return examples.labels.cpu()
-
-
-def _weight(classifier: Classifier, layer: str) -> str:
-    return f"{find_layer(classifier.layers, layer).path}.weight"

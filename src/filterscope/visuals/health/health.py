@@ -16,7 +16,7 @@ from filterscope.analysis.health.classes import class_information, enough_images
 from filterscope.analysis.health.importance import IMAGES, NEEDED, importance_of, loss_changes
 from filterscope.analysis.health.input_weights import weighing
 from filterscope.analysis.health.measures import LayerHealth
-from filterscope.analysis.health.recorder import is_rectified, record_activity, recording_activity, sum_over_ranks
+from filterscope.analysis.health.recorder import is_rectified, record_activity, recording_activity
 from filterscope.analysis.health.similarity import drift, duplicates
 from filterscope.analysis.health.structure import structure
 from filterscope.errors import UserError
@@ -129,7 +129,8 @@ class Health(Visual):
                 recorder.add(labels)
 
             yield record
-        sum_over_ranks(recorder.sums)
+        for sums in recorder.sums.values():
+            sums.sum_over_ranks()
         state.gathered["activity"] = recorder.sums
 
     def _layer_names(self, classifier: Classifier) -> list[str]:
