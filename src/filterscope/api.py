@@ -42,6 +42,7 @@ class LookResult(dict[str, Output]):
         return encode_png(pictures[0]) if pictures else None
 
 
+@torch.inference_mode(mode=False)
 def look(
     model: nn.Module,
     images: Any = None,
@@ -75,28 +76,15 @@ def look(
         UserError: a network without convolutions, images that it cannot take, an unknown visual.
     """
     chosen = resolve_visuals(visuals)
-    with torch.inference_mode(mode=False):
-        return LookResult(_drawn(model, images, labels, chosen, class_names, state, mean=mean, std=std))
-
-
-def _drawn(
-    model: nn.Module,
-    images: Any,
-    labels: Any,
-    visuals: Mapping[str, Visual],
-    class_names: Sequence[str],
-    state: VisualState | None,
-    **statistics: Sequence[float] | None,
-) -> dict[str, Output]:
     channels = next((each.in_channels for each in model.modules() if isinstance(each, nn.Conv2d)), None)
     examples, others = Examples(images=torch.empty(0), class_names=tuple(class_names)), tuple[Any, ...]()
     if images is not None:
         usual = channels if channels in (1, 3) else None
         examples, others = examples_from(images, labels, class_names, num_channels=usual)
     given = examples.images if images is not None else None
-    with adapted(model, class_names=class_names, images=given, others=others, **statistics) as classifier:
+    with adapted(model, class_names=class_names, images=given, others=others, mean=mean, std=std) as classifier:
         if images is None:
-            lacking = [name for name, visual in visuals.items() if visual.needs_images]
+            lacking = [name for name, visual in chosen.items() if visual.needs_images]
             if lacking:
                 raise UserError(f"{', '.join(lacking)} need images, (N, C, H, W) in [0, 1]")
             size = classifier.image_size or 0
@@ -106,10 +94,10 @@ def _drawn(
             examples = replace(examples, labels=None)
         elif largest >= count > 0:
             raise UserError(f"labels go up to {largest}, but the network has classes 0 to {count - 1}")
-        for name, visual in visuals.items():
+        for name, visual in chosen.items():
             if reason := visual.unsupported_reason(classifier):
                 raise UserError(f"{name} cannot be drawn: {reason}")
-        return render(visuals, classifier, examples, state or VisualState())
+        return LookResult(render(chosen, classifier, examples, state or VisualState()))
 
 
 def _html(tag: str, output: Output) -> str:

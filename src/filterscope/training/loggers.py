@@ -77,7 +77,7 @@ class RunTensorBoardLogger(TensorBoardLogger):
     def finalize(self, status: str) -> None:
         """Flush the event file and leave it open for the next stage."""
         del status
-        self.experiment.flush()
+        self.save()
 
 
 def log_numbers(trainer: pl.Trainer, numbers: Mapping[str, float], *, epoch: int, but: Any = None) -> None:
@@ -95,12 +95,6 @@ def log_numbers(trainer: pl.Trainer, numbers: Mapping[str, float], *, epoch: int
         if but is not None and getattr(logger, "experiment", None) is but:
             continue
         logger.log_metrics(dict(numbers), step=trainer.global_step if _is(logger, "WandbLogger") else epoch)
-
-
-def log_step(trainer: pl.Trainer, loss: float, *, step: int) -> None:
-    """Log the loss of an optimizer step to every logger."""
-    for logger in trainer.loggers if trainer.is_global_zero else ():
-        logger.log_metrics({"train/loss_step": loss}, step=step)
 
 
 def tensorboard_writer(trainer: pl.Trainer) -> Any:

@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import RichProgressBar
 
 from filterscope.errors import UserError, suggestion
 from filterscope.storage.atomic import synced_size, write_file
-from filterscope.training.loggers import EVENTS, log_numbers, log_step
+from filterscope.training.loggers import EVENTS, log_numbers
 
 SPLITS = ("train", "val", "test")
 Kind = TypeVar("Kind", bound=pl.Callback)
@@ -43,7 +43,9 @@ class MetricsLog(pl.Callback):
         stepped = (batch_idx + 1) % accumulated == 0 or trainer.is_last_batch
         if every and stepped and trainer.global_step % every == 0:
             # Lightning has divided the loss by the number of accumulated batches.
-            log_step(trainer, float(outputs["loss"]) * accumulated, step=trainer.global_step)
+            loss = float(outputs["loss"]) * accumulated
+            for logger in trainer.loggers if trainer.is_global_zero else ():
+                logger.log_metrics({"train/loss_step": loss}, step=trainer.global_step)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write row 0 after the validation before training."""

@@ -31,31 +31,16 @@ class Site:
         return sum(map(len, self.files.values()))
 
 
-def manifest(folder: Path) -> dict[str, object]:
-    """Return the content of a site's `gallery.json`.
-
-    Raises:
-        UserError: the folder holds no site of filterscope.
-    """
-    try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} is not a gallery of filterscope: there is no readable {MANIFEST} in it") from error
-    if not isinstance(content, dict) or content.get("made_by") != MADE_BY:
-        raise UserError(f"{folder} is not a gallery of filterscope: its {MANIFEST} was made by another program")
-    return content
-
-
 def check_site(folder: Path) -> None:
     """Raise a `UserError` if a folder exists that is neither empty nor a site of filterscope."""
-    if not folder.exists():
-        return
-    if folder.is_dir() and not any(folder.iterdir()):
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     try:
-        manifest(folder)
-    except UserError as error:
-        raise UserError(f"{folder} exists and is not a gallery of filterscope, so it is not replaced") from error
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict) or content.get("made_by") != MADE_BY:
+        raise UserError(f"{folder} exists and is not a gallery of filterscope, so it is not replaced")
 
 
 def write_site(folder: Path, site: Site) -> None:
