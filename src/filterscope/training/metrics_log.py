@@ -1,7 +1,5 @@
 """Metrics per epoch in `metrics.csv`, in every logger and in the progress bar, under the same names and numbers."""
 
-import csv
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +10,8 @@ from pytorch_lightning.callbacks import RichProgressBar
 from filterscope.errors import UserError, suggestion
 from filterscope.storage.atomic import synced_size, write_file
 from filterscope.training.loggers import EVENTS, log_numbers
+from filterscope.visuals.output.outputs import Row, Table
+from filterscope.visuals.output.tables import table_csv
 
 SPLITS = ("train", "val", "test")
 Kind = TypeVar("Kind", bound=pl.Callback)
@@ -139,13 +139,11 @@ def monitored(known: Mapping[str, Any], name: str, *, option: str) -> float:
 
 def write_rows(path: Path, rows: dict[int, dict[str, float]]) -> None:
     """Write the rows as CSV; the file is replaced when it is complete."""
-    columns = ["epoch", *sorted({name for row in rows.values() for name in row}, key=metric_order)]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    for epoch, row in sorted(rows.items()):
-        writer.writerow({"epoch": epoch, **{name: f"{value:.6g}" for name, value in row.items()}})
-    write_file(path, text.getvalue().encode())
+    names = sorted({name for row in rows.values() for name in row}, key=metric_order)
+    cells: list[Row] = [
+        (epoch, *(f"{row[name]:.6g}" if name in row else "" for name in names)) for epoch, row in sorted(rows.items())
+    ]
+    write_file(path, table_csv(Table(columns=("epoch", *names), rows=tuple(cells))).encode())
 
 
 def metric_order(name: str) -> tuple[int, str]:

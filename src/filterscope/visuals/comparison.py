@@ -19,7 +19,7 @@ from filterscope.analysis.synthesis import (
     run_synthesis_worker,
     synthesize_all,
 )
-from filterscope.analysis.synthesis.trust import mean_response
+from filterscope.analysis.synthesis.trust import mean_response, own_responses
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of, convolutions
 from filterscope.registry import register
@@ -138,7 +138,7 @@ def measure_as_shown(
 ) -> SynthesisResult:
     """Return the pictures with responses to them as images in [0, 1], which the network normalizes like real ones."""
     responses = mean_response(activations(classifier, result.images, [layer])[layer])
-    own = responses[torch.arange(len(channels)), torch.tensor(list(channels))]
+    own = own_responses(responses, channels)
     return dataclasses.replace(result, responses=responses, activation=own, rank=ranks(responses, channels, statistics))
 
 

@@ -15,7 +15,7 @@ from filterscope.analysis.synthesis.network import ForwardProfile, TruncatedNetw
 from filterscope.analysis.synthesis.optimize import optimize, uses_bf16
 from filterscope.analysis.synthesis.parameterization import Parameterization, stretch_contrast
 from filterscope.analysis.synthesis.recipe import Recipe
-from filterscope.analysis.synthesis.trust import LayerStatistics, mean_along, mean_response, ranks
+from filterscope.analysis.synthesis.trust import LayerStatistics, mean_along, mean_response, own_responses, ranks
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
@@ -77,10 +77,10 @@ class LayerRenderer:
         images = self.parameterization.images(parameters)
         outputs, importance = self._importance(images, own)
         if self.recipe.fade and not self.recipe.minimizes:
-            images = self._faded(images, importance, own, _own(self._responses(outputs), own))
+            images = self._faded(images, importance, own, own_responses(self._responses(outputs), own))
             outputs = self.network(images)
         responses = self._responses(outputs)
-        activation = _own(responses, own)
+        activation = own_responses(responses, own)
         result = SynthesisResult(
             images=(images if self.recipe.bounded else stretch_contrast(images)).cpu(),
             parameters=parameters.cpu(),
@@ -129,7 +129,7 @@ class LayerRenderer:
             limited = self._responses(self.network(images))
         finally:
             handle.remove()
-        return _own(limited, channels) / activation.clamp_min(1e-12)
+        return own_responses(limited, channels) / activation.clamp_min(1e-12)
 
     def _importance(self, images: Tensor, channels: Sequence[int]) -> tuple[dict[str, Tensor], Tensor]:
         """Return the network's outputs for images, and how much each place adds to the activation, `(N, 1, h, w)`.
@@ -139,7 +139,7 @@ class LayerRenderer:
         with torch.enable_grad():
             seen = images.detach().requires_grad_()
             outputs = self.network(seen)
-            (gradient,) = torch.autograd.grad(_own(self._responses(outputs), channels).sum(), seen)
+            (gradient,) = torch.autograd.grad(own_responses(self._responses(outputs), channels).sum(), seen)
         added = (gradient * (images - images.mean((2, 3), keepdim=True))).sum(1, keepdim=True).clamp_min(0)
         side = max(3, self.recipe.size // 20 | 1)
         for _ in range(2):
@@ -155,7 +155,7 @@ class LayerRenderer:
         """
         opacity = importance.float()
         faded = opacity * images + (1 - opacity) * images.mean((2, 3), keepdim=True)
-        left = _own(self._responses(self.network(faded)), channels)
+        left = own_responses(self._responses(self.network(faded)), channels)
         kept = (left >= activation - 0.1 * activation.abs()).to(images.device)
         return torch.where(kept[:, None, None, None], faded, images)
 
@@ -181,7 +181,7 @@ class LayerRenderer:
         if self.job.known is not None and bool((activation > self.job.known.largest[own]).all()):
             return torch.ones(len(own), dtype=torch.bool)  # above all real images: noise need not be measured
         before = self._responses(self.network(self.parameterization.images(self._noise(self._generators(indices)))))
-        return activation > _own(before, own)
+        return activation > own_responses(before, own)
 
     def _generators(self, indices: Sequence[int]) -> list[torch.Generator]:
         """Return a random generator for each picture, for its noise and then its transforms."""
@@ -197,11 +197,6 @@ class LayerRenderer:
         output = outputs[self.layer]
         directions = self.job.directions
         return (mean_response(output) if directions is None else mean_along(output, directions)).cpu()
-
-
-def _own(responses: Tensor, channels: Sequence[int]) -> Tensor:
-    """Return each picture's response of its own channel, `(N, K)` → `(N,)`."""
-    return responses[torch.arange(len(channels)), torch.tensor(channels)]
 
 
 def start_from(images: Tensor, recipe: Recipe) -> Tensor:

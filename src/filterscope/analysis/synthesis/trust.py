@@ -197,8 +197,12 @@ def ranks(responses: Tensor, channels: Sequence[int], statistics: LayerStatistic
     Channels are compared by z-score where the layer's statistics are known, otherwise by activation.
     """
     scores = responses if statistics is None else statistics.scores(responses)
-    own = scores[torch.arange(len(scores)), torch.tensor(list(channels))]
-    return (scores > own[:, None]).sum(dim=1)
+    return (scores > own_responses(scores, channels)[:, None]).sum(dim=1)
+
+
+def own_responses(responses: Tensor, channels: Sequence[int]) -> Tensor:
+    """Return each picture's response of its own channel, `(N, K)` → `(N,)`."""
+    return responses[torch.arange(len(channels)), torch.tensor(list(channels))]
 
 
 def reference_layers(classifier: Classifier, layer: str, most: int = 5) -> list[str]:

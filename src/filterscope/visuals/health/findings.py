@@ -9,6 +9,7 @@ from filterscope.analysis.health.judgement import judge_filters
 from filterscope.analysis.health.measures import LayerHealth, all_measures, measure_layer, summaries_of
 from filterscope.analysis.health.verdict import Verdict
 from filterscope.visuals.output.outputs import Output, Row, Table
+from filterscope.visuals.visual import name_of
 
 HealthRecords = Mapping[str, Mapping[str, Any]]
 """By layer, the results of `health_record`."""
@@ -35,10 +36,8 @@ def add_importance(record: dict[str, Any], importance: Importance, class_names: 
     """Add the importance of a layer's filters to its record, with the names of the classes that each is needed for."""
     record["measures"] |= importance.columns
     record["numbers"] |= summaries_of(importance.columns)
-    record["classes_hurt"] = [
-        "; ".join(class_names[label] if label < len(class_names) else f"class {label}" for label in labels)
-        for labels in importance.classes_hurt
-    ]
+    hurt = importance.classes_hurt
+    record["classes_hurt"] = ["; ".join(name_of(label, class_names) for label in labels) for labels in hurt]
 
 
 def add_verdicts(record: dict[str, Any]) -> None:
