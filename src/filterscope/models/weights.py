@@ -232,7 +232,7 @@ def _rename_like(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tu
 
 
 def _ends(key: str) -> Iterator[str]:
-    """Yield a name without its first parts: first as it is."""
+    """Yield a name as it is, and then without its first part, its first two parts, and so on."""
     while key:
         yield key
         key = key.partition(".")[2]

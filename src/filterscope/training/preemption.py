@@ -172,6 +172,7 @@ class Preemption(pl.Callback):
             ranks.kill()
 
     def _vote(self, trainer: pl.Trainer) -> None:
+        """Learn what all processes have agreed on after the last step, and tell them what this one wants now."""
         wish = self._wish(trainer)
         if self._group is None:
             self._agreed = max(self._agreed, wish)
@@ -200,6 +201,7 @@ class Preemption(pl.Callback):
             raise Stopped(wish - LEAVE)
 
     def _wish(self, trainer: pl.Trainer) -> int:
+        """Return what this process wants after the current step: `LEAVE` and the signal, `SAVE`, or 0 for neither."""
         if stop_request.requested is not None:
             return LEAVE + stop_request.requested
         due = self.every_minutes is not None and time.monotonic() - self._saved_at > 60 * self.every_minutes

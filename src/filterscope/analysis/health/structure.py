@@ -179,6 +179,7 @@ def _unevenness(energy: Tensor) -> Tensor:
 
 
 def _null(slices: Tensor, waves: Tensor, *, draws: int, together: bool, generator: torch.Generator) -> Tensor:
+    """Return the concentration of each filter after random permutations of its weights, `(filters, draws)`."""
     count, positions = 1 if together else len(slices), slices.shape[2]
     step = max(1, 4 * CHUNK // (count * positions * len(waves)))
     drawn = []
