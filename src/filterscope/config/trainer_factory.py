@@ -27,6 +27,7 @@ from filterscope.training.loggers import log_numbers
 from filterscope.training.metrics_log import MetricsLog, find_callback
 from filterscope.training.module import FinetuneModule
 from filterscope.training.preemption import Preemption
+from filterscope.training.ridge_head import RidgeHead
 from filterscope.training.weight_average import is_averaging
 from filterscope.visuals.visual import Visual
 
@@ -100,8 +101,9 @@ def build_callbacks(cfg: Config, folder: Path, visuals: dict[str, Visual]) -> li
             continue
         offered = {"folder": folder, "visuals": visuals}
         built[name] = instantiate(node, where=f"callbacks.{name}", kind=pl.Callback, offered=offered)
-    # Averages first, and the callback that saves inside an epoch last: it saves the state of all others after a step.
-    return sorted(built.values(), key=lambda each: (not is_averaging(each), isinstance(each, Preemption)))
+    # What changes the weights before others look at them first; what saves inside an epoch last, with the state of all.
+    ranks: dict[type[pl.Callback], int] = {RidgeHead: 0, Preemption: 3}
+    return sorted(built.values(), key=lambda each: ranks.get(type(each), 1 if is_averaging(each) else 2))
 
 
 def build_loggers(cfg: Config, folder: Path) -> list[Any]:

@@ -64,12 +64,18 @@ class FeatureCache(pl.Callback):
             log.info("no features of training images are cached: mixed images (mix=…) are new in every epoch")
         self._data = data
         data.batch_source = lambda split: self._batches(trainer, split)
-        self.store = FeatureStore(
-            self.split_network,
+        self.store = self.store_of(self.split_network, trainer, pl_module, data)
+
+    def store_of(
+        self, network: SplitNetwork, trainer: pl.Trainer, module: FinetuneModule, data: ImageDataModule
+    ) -> "FeatureStore":
+        """Return a store of the features of a split network, kept where the run keeps features."""
+        return FeatureStore(
+            network,
             data,
-            compute=pl_module.trunk_function(self.split_network),
-            computed_with=(str(trainer.precision), pl_module.channels_last),
-            device=pl_module.device,
+            compute=module.trunk_function(network),
+            computed_with=(str(trainer.precision), module.channels_last),
+            device=module.device,
             folder=self.folder,
         )
 
@@ -132,6 +138,17 @@ class FeatureCache(pl.Callback):
         for keys in batches:
             indices = torch.tensor([index for _, index in keys])
             yield Features(select_features(features, indices)), labels[indices]
+
+
+def backbone_features(trainer: pl.Trainer, module: FinetuneModule, data: ImageDataModule) -> "FeatureStore":
+    """Return the store of the whole backbone's features, that of the run's `FeatureCache` if it has one."""
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    cache = next((each for each in callbacks if isinstance(each, FeatureCache)), FeatureCache())
+    if cache.store is not None and cache.store.network.layer is module.classifier.backbone:
+        return cache.store
+    network = split_at(module.classifier)
+    assert network is not None
+    return cache.store_of(network, trainer, module, data)
 
 
 class FeatureStore:
