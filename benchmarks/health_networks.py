@@ -87,11 +87,20 @@ def train_head(classifier: Classifier, data: Images, *, epochs: int) -> None:
     train(classifier.head, (features, labels), optimizer, epochs=epochs, batch_size=32)
 
 
-def finetune(classifier: Classifier, data: Images, *, epochs: int, rate: float = 1) -> None:
-    """Train all of a pretrained network, its head at a far larger rate; `rate` multiplies both."""
+def finetune(classifier: Classifier, data: Images, *, epochs: int, rate: float = 1, annealed: bool = False) -> None:
+    """Train all of a pretrained network, its head at a far larger rate; `rate` multiplies both.
+
+    Annealed: the rates fall to 0, so that another epoch at a small rate improves the network little.
+    """
     groups = [{"params": classifier.backbone.parameters(), "lr": 5e-5 * rate}, {"params": classifier.head.parameters()}]
     optimizer = torch.optim.AdamW(groups, lr=3e-3 * rate, weight_decay=1e-4)
-    train(classifier, data, optimizer, epochs=epochs, batch_size=32, flip=True)
+    schedule = falling(optimizer, epochs * (len(data[0]) // 32)) if annealed else None
+    train(classifier, data, optimizer, epochs=epochs, batch_size=32, flip=True, schedule=schedule)
+
+
+def falling(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """Return a schedule whose rates fall to 0 in equal steps."""
+    return torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=steps)
 
 
 def from_scratch(
