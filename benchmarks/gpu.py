@@ -41,7 +41,6 @@ class Clock(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, index: int) -> None:
         """Count the time since the last step's end as waiting."""
-        del trainer, pl_module
         if index == self.warm_up:
             synchronize()
             self.begun = time.perf_counter()

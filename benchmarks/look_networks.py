@@ -256,7 +256,7 @@ class RefusesModes(nn.Module):
         super().__init__()
         self.network = chain()
 
-    def train(self, mode: bool = True) -> "RefusesModes":  # noqa: ARG002
+    def train(self, mode: bool = True) -> "RefusesModes":
         raise RuntimeError("its mode is fixed")
 
     def forward(self, images: Tensor) -> Tensor:

@@ -64,7 +64,6 @@ class Epochs(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start an epoch."""
-        del pl_module
         if trainer.current_epoch:
             self._note()
         self.visuals.take()
@@ -72,7 +71,6 @@ class Epochs(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """End the last epoch."""
-        del trainer, pl_module
         self._note()
 
     def _note(self) -> None:

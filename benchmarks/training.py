@@ -208,14 +208,12 @@ class Clock(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start."""
-        del trainer, pl_module
         self.start = self.now()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop behind the last step."""
-        del pl_module, outputs, batch
         if batch_idx + 1 == trainer.num_training_batches:
             self.times.append(self.now() - self.start)
 
@@ -271,11 +269,9 @@ class _Epochs(pl.Callback):
         self.ends: list[float] = []
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        del trainer, pl_module
         self.ends.append(self.now())
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        del trainer, pl_module
         self.ends.append(self.now())
 
 

@@ -23,7 +23,6 @@ from filterscope.visuals.visual import Examples, Visual, VisualState, layer_note
 @dataclass(frozen=True, kw_only=True)
 class Epochs(Visual):
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, float]:
-        del classifier, examples
         return {"epoch": float(state.epoch or 0)}
 
 

@@ -241,7 +241,6 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Convert images to float32 in [0, 1] on the device, to which they come as uint8."""
-        del dataloader_idx
         images, labels = batch
         uint8 = isinstance(images, Tensor) and images.dtype == torch.uint8
         return (to_float(images), labels) if uint8 else batch

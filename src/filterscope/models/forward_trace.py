@@ -140,7 +140,6 @@ def _run(network: nn.Module, inputs: Sequence[Tensor], calls: list[ModuleCall]) 
         def __torch_function__(
             self, func: Callable[..., Any], types: object, args: Any = (), kwargs: Mapping[str, Any] | None = None
         ) -> Any:
-            del types
             kwargs = kwargs or {}
             result = func(*args, **kwargs)
             if isinstance(result, Tensor | tuple | list) and func.__name__ != "__get__":

@@ -49,7 +49,6 @@ class AtomicCheckpointIO(CheckpointIO):
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
         """Read a checkpoint; nothing in it is executed."""
-        del weights_only, map_location
         return load_checkpoint(Path(path))
 
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -91,29 +90,24 @@ class RunCheckpoints(Checkpoint):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Remove what an interrupted write has left."""
-        del pl_module, stage
         if trainer.is_global_zero and self.folder.is_dir():
             remove_partial_files(self.folder)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse a number that no visual has measured, before an epoch is spent."""
-        del pl_module
         if self.monitor is not None and self.monitor.split("/")[0] not in ("train", "val") and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._score(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget the last validation: an epoch without one (`check_val_every_n_epoch`, `max_steps`) has no score."""
-        del trainer, pl_module
         self._validated = False
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note that this epoch has been validated."""
-        del pl_module
         self._validated = not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the checkpoints of the epoch."""
-        del pl_module
         self.save(trainer, epoch=trainer.current_epoch + 1)
 
     def save(self, trainer: pl.Trainer, *, epoch: int) -> None:

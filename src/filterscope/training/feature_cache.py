@@ -48,7 +48,6 @@ class FeatureCache(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Split the network at the last frozen layer and let the datamodule ask for features."""
-        del stage
         data = trainer.datamodule  # type: ignore[attr-defined]
         if self._asked or not isinstance(pl_module, FinetuneModule) or not isinstance(data, ImageDataModule):
             return
@@ -106,7 +105,6 @@ class FeatureCache(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Cache the features of a validation batch."""
-        del batch_idx, dataloader_idx
         if not self._validation_complete and outputs is not None and self._is_frozen(trainer, pl_module):
             self.validation.append((Features(outputs.detach()), batch[1]))
 

@@ -199,7 +199,6 @@ class LogVisuals(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Pass the labels of a batch to the recorders."""
-        del outputs, batch_idx, dataloader_idx
         classifier = self._classifier(trainer, pl_module) if self._recorders else None
         if classifier is None:
             return
@@ -210,14 +209,12 @@ class LogVisuals(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """End recording; the sums over all ranks are in the state."""
-        del trainer, pl_module
         self._recorders.clear()
         with self._reported("validation"):
             self._recording.close()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """End recording without waiting for other ranks."""
-        del trainer, pl_module
         self._recorders.clear()
         self._recording.__exit__(type(exception), exception, exception.__traceback__)
 
@@ -225,7 +222,6 @@ class LogVisuals(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Put the examples and the state of the visuals into the checkpoint, where `visualize.py` finds them too."""
-        del pl_module
         about = checkpoint.setdefault("filterscope", {})
         about["visual_state"] = {"epoch": self.state.epoch, "store": self.state.store}
         if self._packed is None:
@@ -236,7 +232,6 @@ class LogVisuals(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Restore the state of the visuals."""
-        del trainer, pl_module
         about = checkpoint.get("filterscope", {})
         self.state = VisualState(**about["visual_state"]) if "visual_state" in about else VisualState()
         for name, kind in _STORED.items():

@@ -76,7 +76,6 @@ class RunTensorBoardLogger(TensorBoardLogger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Flush the event file and leave it open for the next stage."""
-        del status
         self.save()
 
 

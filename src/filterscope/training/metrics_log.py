@@ -38,7 +38,6 @@ class MetricsLog(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the loss of a step if one is due."""
-        del pl_module, batch
         accumulated, every = trainer.accumulate_grad_batches, trainer.log_every_n_steps  # type: ignore[attr-defined]
         stepped = (batch_idx + 1) % accumulated == 0 or trainer.is_last_batch
         if every and stepped and trainer.global_step % every == 0:
@@ -49,24 +48,20 @@ class MetricsLog(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write row 0 after the validation before training."""
-        del pl_module
         self._validated = not trainer.sanity_checking
         if trainer.state.fn == "validate":
             self.write(trainer, 0)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget the last validation: an epoch without one has no `val/` metrics."""
-        del trainer, pl_module
         self._validated = False
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the row of the epoch that has just ended."""
-        del pl_module
         self.write(trainer, trainer.current_epoch + 1)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add the test metrics to the row of the last epoch."""
-        del pl_module
         self.write(trainer, max(self.rows, default=0))
 
     def write(self, trainer: pl.Trainer, epoch: int) -> None:
@@ -89,7 +84,6 @@ class MetricsLog(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Store the lengths of the event files, so that a resumed run can cut off later events."""
-        del pl_module
         if not trainer.is_global_zero:
             return
         for logger in trainer.loggers:

@@ -40,11 +40,11 @@ class Policy:
             *parameter_groups("backbone", classifier.backbone, lr, weight_decay),
         ]
 
-    def trains_backbone(self, epoch: int) -> bool:  # noqa: ARG002
+    def trains_backbone(self, epoch: int) -> bool:
         """Return whether the backbone gets gradients in an epoch."""
         return True
 
-    def freezes_trunk(self, epoch: int) -> bool:  # noqa: ARG002
+    def freezes_trunk(self, epoch: int) -> bool:
         """Return whether the trunk (`frozen_modules`) is frozen in an epoch, so that its output can be cached."""
         return False
 
@@ -52,7 +52,7 @@ class Policy:
         """Return the modules that are frozen, and in evaluation mode, in epochs with a frozen trunk."""
         return (classifier.backbone,)
 
-    def last_frozen_layer(self, classifier: Classifier) -> str | None:  # noqa: ARG002
+    def last_frozen_layer(self, classifier: Classifier) -> str | None:
         """Return the name of the last frozen layer, or None for the whole backbone."""
         return None
 
@@ -89,11 +89,11 @@ class LinearProbe(Policy):
         classifier.requires_grad_(False)
         classifier.head.requires_grad_(True)
 
-    def trains_backbone(self, epoch: int) -> bool:  # noqa: ARG002
+    def trains_backbone(self, epoch: int) -> bool:
         """Return False."""
         return False
 
-    def freezes_trunk(self, epoch: int) -> bool:  # noqa: ARG002
+    def freezes_trunk(self, epoch: int) -> bool:
         """Return True: the whole backbone is the trunk."""
         return True
 
@@ -153,7 +153,7 @@ class LastBlocks(Full):
         for module in self.frozen_modules(classifier):
             module.requires_grad_(False)
 
-    def freezes_trunk(self, epoch: int) -> bool:  # noqa: ARG002
+    def freezes_trunk(self, epoch: int) -> bool:
         """Return True: the layers before the blocks are the trunk."""
         return True
 

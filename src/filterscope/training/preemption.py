@@ -40,7 +40,6 @@ class FiniteLoss(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Note whether the loss of this step is finite, without waiting for the device."""
-        del pl_module, batch
         finite = outputs["loss"].detach().isfinite()
         since = torch.full_like(finite, -1, dtype=torch.int64) if self._since is None else self._since
         since = torch.where(finite | (since >= 0), since, trainer.global_step)
@@ -50,7 +49,6 @@ class FiniteLoss(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check the last steps of the epoch and its validation."""
-        del pl_module
         self.check(trainer)
         loss = trainer.callback_metrics.get("val/loss")
         if loss is not None and not torch.isfinite(loss):
@@ -85,7 +83,6 @@ class Preemption(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Handle the signals in place of Lightning, whose handler communicates with other processes."""
-        del pl_module
         if trainer.world_size > 1 and self._group is None:
             self._group = dist.new_group(backend="gloo")
         stop_request.install()
@@ -96,7 +93,6 @@ class Preemption(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Handle the signals in place of Lightning, and stop if one has come."""
-        del trainer, pl_module
         stop_request.install()
         if not stop_request.deferred:
             stop_request.check()
@@ -109,18 +105,15 @@ class Preemption(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Stop if a signal has come whose exception was lost inside a destructor."""
-        del trainer, pl_module, batch, batch_idx, dataloader_idx
         stop_request.check()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop between two epochs if a signal has come."""
-        del trainer, pl_module
         self._saved_at = time.monotonic()
         self._stop_if_requested()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop before the test if a signal has come."""
-        del trainer, pl_module
         self._stop_if_requested()
         stop_request.deferred = False
 
@@ -128,7 +121,6 @@ class Preemption(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save, or save and stop, once all processes agree and the optimizer has stepped."""
-        del outputs, batch
         self._vote(trainer)
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if not self._agreed or not stepped or trainer.is_last_batch:
@@ -148,7 +140,6 @@ class Preemption(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Put the metric states into a checkpoint inside an epoch."""
-        del pl_module
         if self._metric_states is not None:
             midway = {"conditions": resume_conditions(trainer), "metrics": self._metric_states}
             checkpoint.setdefault("filterscope", {})["midway"] = midway
@@ -166,7 +157,6 @@ class Preemption(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Let signals act at once again; after a fault of this process, end the processes it has started."""
-        del trainer, pl_module
         stop_request.deferred = False
         if not isinstance(exception, Stopped):
             ranks.kill()

@@ -43,7 +43,6 @@ class StepSizes(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the layers that have parameters of their own to train."""
-        del trainer
         if isinstance(pl_module, FinetuneModule):
             for name, layer in pl_module.classifier.layers.items():
                 own = pl_module.classifier.get_submodule(layer.path).parameters(recurse=False)
@@ -53,7 +52,6 @@ class StepSizes(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         """Keep the gradient norms and the weights of a step that is measured."""
-        del pl_module
         if not self._is_due(trainer):
             return
         rates = {group["name"]: float(group["lr"]) for group in optimizer.param_groups}
@@ -67,7 +65,6 @@ class StepSizes(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add the step that was measured, if there was one."""
-        del trainer, pl_module, outputs, batch, batch_idx
         for name, (before, gradient) in self._before.items():
             changes = [now.detach() - then for now, then in zip(self._layers[name], before, strict=True)]
             ratio = _norm(changes) / _norm(before).clamp_min(1e-12)
@@ -77,7 +74,6 @@ class StepSizes(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the means of the epoch and draw all epochs."""
-        del pl_module
         epoch, numbers = trainer.current_epoch + 1, dict[str, float]()
         for name, values in self.sums.items():
             count, gradient, ratio = values.tolist()

@@ -30,7 +30,6 @@ class ReportToTrial(pl.Callback):
         Raises:
             UserError: nothing measures the metric.
         """
-        del pl_module
         if not current:
             return
         metrics_log = find_callback(trainer, MetricsLog)

@@ -55,7 +55,6 @@ class SWA(WeightAveraging):
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         """Return whether this was the last step of an epoch."""
-        del epoch_idx
         return step_idx is not None and self._due
 
 

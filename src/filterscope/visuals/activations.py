@@ -139,7 +139,6 @@ class Taps(Visual):
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Arrays]:
         """Return the images and the outputs of every layer."""
-        del state
         images = examples.images[: self.images]
         if not len(images):
             raise UserError("taps need images: give images=[…] or a data set")

@@ -38,7 +38,6 @@ class Batch(Visual):
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Picture]:
         """Return one picture of the first examples."""
-        del classifier
         images = examples.images[: self.images]
         count = len(images)
         if self.grey and count:

@@ -65,7 +65,6 @@ class Figures(Visual):
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Encoded]:
         """Return a figure of every layer, and one of the verdicts if there are any."""
-        del examples
         shown = {}
         for layer in self.layers if self.layers is not None else convolutions(classifier.layers)[:1]:
             channels = channels_of(classifier.layers, layer, self.channels)

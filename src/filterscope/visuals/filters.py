@@ -54,7 +54,6 @@ class Filters(Visual):
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Picture]:
         """Return one picture for every layer that must be drawn."""
-        del examples
         pictures = {}
         for layer in self.layers if self.layers is not None else convolutions(classifier.layers):
             weights, tag = kernels(classifier, layer), f"filters/{layer}"

@@ -140,7 +140,6 @@ class Movies(Visual):
         Raises:
             UserError: there are no records of the layers.
         """
-        del examples
         history = state.store.get("history", {})
         names = convolution_names(classifier, self.layers)
         shown = {}

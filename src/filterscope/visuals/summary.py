@@ -31,7 +31,6 @@ class LayerTable(Visual):
 
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Table]:
         """Return the table, whose last row is the total, and log it."""
-        del examples, state
         size = self.image_size or classifier.image_size or classifier.backbone.image_size
         rows = layer_rows(classifier, image_size=size)
         if not self.fully_connected:

@@ -206,11 +206,7 @@ class Visual(ABC):
         unused = any(isinstance(module, nn.Conv2d) for module in classifier.modules())
         return "none of the network's convolutions runs as a module" if unused else "the network has no convolutions"
 
-    def record_validation(
-        self,
-        classifier: Classifier,  # noqa: ARG002
-        state: VisualState,  # noqa: ARG002
-    ) -> AbstractContextManager[RecordLabels]:
+    def record_validation(self, classifier: Classifier, state: VisualState) -> AbstractContextManager[RecordLabels]:
         """Return a context manager that records a validation pass into `state.gathered`; the default records nothing.
 
         It yields a function that is called with the labels after every batch, and is entered on every rank.
