@@ -69,7 +69,9 @@ def _jobs(overrides: list[str]) -> Iterator[list[str]]:
         return
     parsed = OverridesParser.create().parse_overrides(overrides[1:])
     values = [
-        list(each.sweep_string_iterator()) if each.is_sweep_override() else [each.get_value_element_as_str()]
+        [str(each.value().start)]  # type: ignore[union-attr]
+        if each.is_interval_sweep()
+        else (list(each.sweep_string_iterator()) if each.is_sweep_override() else [each.get_value_element_as_str()])
         for each in parsed
     ]
     for job in range(max(map(len, values))):

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from filterscope.cli.main import run_command
+from filterscope.cli.search_path import explain
 from tiny import REPOSITORY
 
 INSTALL = 'eval "$(python train.py -sc install=bash)"'
@@ -108,3 +109,22 @@ def test_an_unknown_command_is_answered_with_the_known_ones(
 
 def test_the_docs_state_how_completion_is_installed() -> None:
     assert f"\n{INSTALL}\n" in (REPOSITORY / "docs" / "viewing.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("finetune.blocks", "there is no option finetune.blocks here: it is one of finetune=last_blocks"),
+        ("callbacks.ema.decay", "there is no option callbacks.ema.decay here: it is one of callbacks=ema"),
+        (
+            "data.val_fraction",
+            "there is no option data.val_fraction here: it is one of data=animals, csv, fashion_mnist, folder, mnist",
+        ),
+        (
+            "finetune.blokcs",
+            "there is no option finetune.blokcs (did you mean finetune.blocks?); --cfg=job prints all options",
+        ),
+    ],
+)
+def test_an_option_of_another_choice_is_told_with_its_choices(option: str, said: str) -> None:
+    assert explain(f"Could not override '{option}'.\nTo append to your config use +{option}=2") == said

@@ -261,7 +261,7 @@ _given: list[str] = []  # the arguments as the user gave them
 _begun = False  # whether the run's folder holds all that a resumed run needs
 _ours = False  # whether HYDRA_FULL_ERROR was set here and not by the user
 _EXAMPLES = {
-    "model.name": "model.name=resnet50, or another name of torchvision.models.list_models()",
+    "model.name": "model.name=resnet50, or another name of torchvision.models.list_models() or timm.list_models()",
     "model.path": "model.path=my_package.my_net, the dotted name of a function or class",
 }
 

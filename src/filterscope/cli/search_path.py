@@ -64,7 +64,11 @@ def explain(message: str) -> str:
             return f"there is no {group}={name}{suggestion(name, known)}; there are {', '.join(known)}"
     if found := _UNKNOWN_OPTION.search(message):
         name = found[1].lstrip("+~").partition("@")[0]
-        known = [each for each in sorted(set(_option_names(CONF))) if each != name]
+        options = list(_options(CONF))
+        group = name.partition(".")[0]
+        if owners := sorted({choice for option, choice in options if option == name and not choice.startswith("_")}):
+            return f"there is no option {name} here: it is one of {group}={', '.join(owners)}"
+        known = sorted({option for option, _ in options})
         return f"there is no option {name}{suggestion(name, known)}; --cfg=job prints all options"
     if found := _TWICE.search(message):
         return f"{found[1]} is an option already: write it without +"
@@ -90,15 +94,15 @@ def group_options(group: str) -> list[str]:
     return sorted(name for name in names if not name.startswith("_"))
 
 
-def _option_names(conf: Path) -> Iterator[str]:
-    """Yield groups and options as they are written on a command line."""
+def _options(conf: Path) -> Iterator[tuple[str, str]]:
+    """Yield groups and options as they are written on a command line, each with the choice whose file has it."""
     for file in conf.rglob("*.yaml"):
         group = file.relative_to(conf).parent.as_posix().replace("/", ".")
         text = file.read_text(encoding="utf-8")
         inside = "" if group == "." or "@package _global_" in text else f"{group}."
-        yield from (group,) if inside else ()
         content = yaml.safe_load(text)
-        yield from _keys(content, inside) if isinstance(content, Mapping) else ()
+        names = (group, *_keys(content, inside)) if isinstance(content, Mapping) else (group,)
+        yield from ((name, file.stem) for name in names if name != ".")
 
 
 def _keys(content: Mapping[str, Any], inside: str) -> Iterator[str]:

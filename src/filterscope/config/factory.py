@@ -47,12 +47,12 @@ def build_data(cfg: Config, stage: str = "fit") -> ImageDataModule:
     data.prepare_data()
     data.setup(stage)
     if data.trains_on_val and stage == "fit":
-        _keep_last_epoch(cfg)
+        _keep_last_epoch(cfg, tested=data.has_test)
     cfg["data"]["bit_depth"] = data.bit_depth  # stored, so that single images are drawn as those of the data
     return data
 
 
-def _keep_last_epoch(cfg: Config) -> None:
+def _keep_last_epoch(cfg: Config, *, tested: bool) -> None:
     """Make the last epoch the best one, because validation images that are trained on cannot choose one."""
     callbacks = cfg.get("callbacks") or {}
     watching = [f"callbacks.{name}" for name, node in callbacks.items() if node and "val/" in str(node.get("monitor"))]
@@ -63,7 +63,8 @@ def _keep_last_epoch(cfg: Config) -> None:
         )
     if watching:
         callbacks["checkpoint"]["monitor"] = None
-    log.info("the validation images are trained on: val/… is no measure, and the last epoch is kept; the test decides")
+    measure = "the test decides" if tested else "without test images nothing measures this network"
+    log.info("the validation images are trained on: val/… is no measure, and the last epoch is kept; %s", measure)
 
 
 def register_named_model(cfg: Config) -> None:

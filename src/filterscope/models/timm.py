@@ -1,5 +1,6 @@
 """Backbones from timm, imported only when one is built."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ from filterscope.errors import UserError, first_line, suggestion
 from filterscope.models.backbone import Backbone, Probability, call_code, per_channel
 from filterscope.models.weights import build_with_weights
 from filterscope.registry import register
+
+log = logging.getLogger(__name__)
 
 
 @register("model", "timm")
@@ -77,13 +80,17 @@ def timm_backbone(
     if weights != "imagenet":
         network, missing = build_with_weights(build, path=weights, name=name, num_classes=classes)
     else:
+        log.info("the weights of %s come from timm's model hub, or from its cache on this machine", name)
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs each of its attempts, twice
         try:
             network = create(pretrained=True)
         except UserError:
             raise
         except Exception as error:  # the ways in which a download from the hub fails are many
             reason = str(error).partition("\n")[0] or type(error).__name__
-            raise UserError(f"could not get the weights of {name} from timm ({reason}); give model.weights") from error
+            raise UserError(
+                f"could not get the weights of {name} from timm ({reason}); give model.weights=<path> or null"
+            ) from error
     if isinstance(network.get_classifier(), tuple | list):  # type: ignore[operator]
         raise UserError(f"{name} has several classifiers, which no head can replace; choose a network with one")
     about: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
