@@ -18,6 +18,7 @@ from filterscope.errors import UserError
 from filterscope.models import backbone, heads, split_network
 from filterscope.models.split_network import SplitNetwork, split_at
 from filterscope.storage.disk_cache import build_once, cache_key, format_bytes, is_complete, read_metadata, tensor_bytes
+from filterscope.training.metrics_log import find_callback
 from filterscope.training.module import Features, FinetuneModule
 
 log = logging.getLogger(__name__)
@@ -140,8 +141,7 @@ class FeatureCache(pl.Callback):
 
 def backbone_features(trainer: pl.Trainer, module: FinetuneModule, data: ImageDataModule) -> "FeatureStore":
     """Return the store of the whole backbone's features, that of the run's `FeatureCache` if it has one."""
-    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    cache = next((each for each in callbacks if isinstance(each, FeatureCache)), FeatureCache())
+    cache = find_callback(trainer, FeatureCache) or FeatureCache()
     if cache.store is not None and cache.store.network.layer is module.classifier.backbone:
         return cache.store
     network = split_at(module.classifier)

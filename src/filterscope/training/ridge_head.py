@@ -2,12 +2,12 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import NonNegativeInt
 from torch import Tensor, nn
 
 from filterscope.data.datamodule import ImageDataModule
@@ -40,7 +40,7 @@ class RidgeHead(pl.Callback):
         UserError: the head is not a Linear, or the memory does not suffice.
     """
 
-    def __init__(self, *, augmentations: Annotated[int, Field(ge=0)] = 4) -> None:
+    def __init__(self, *, augmentations: NonNegativeInt = 4) -> None:
         super().__init__()
         self.augmentations = augmentations
         self._solved = False

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -354,7 +355,7 @@ def similar_filters(weights: Tensor, top: TopResponses | None) -> dict[str, list
         vectors["responses"] = (top.responses - top.responses.mean(0)).T
     found = {}
     for kind, rows in vectors.items():
-        unit = rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+        unit = F.normalize(rows, dim=1, eps=torch.finfo(rows.dtype).tiny)
         likeness = (unit @ unit.T).fill_diagonal_(-1)
         best = likeness.topk(min(NEIGHBOURS, len(rows)), dim=1)
         found[kind] = [

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -188,7 +189,7 @@ def _correlations(before: Tensor | None, after: Tensor | None) -> Tensor | None:
     if before is None or after is None or len(before) != len(after):
         return None
     rows = [(each - each.mean(0)).T for each in (before, after)]
-    unit = [row / row.norm(dim=1, keepdim=True).clamp_min(torch.finfo(row.dtype).tiny) for row in rows]
+    unit = [F.normalize(row, dim=1, eps=torch.finfo(row.dtype).tiny) for row in rows]
     related: Tensor = unit[0] @ unit[1].T
     return related
 
