@@ -108,7 +108,7 @@ class OptunaSearch(Sweeper):
         failures = 0
         while len(study.get_trials(states=finished)) < self.trials:
             trial = study.ask()
-            chosen = [f"{each.key_or_group}={_suggest(trial, each)}" for each in space]
+            chosen = [f"{each.key_or_group}={_written(_suggest(trial, each))}" for each in space]
             log.info("trial %d: %s", trial.number, " ".join(chosen))
             trials.current[:] = [trial]
             (done,) = self.launcher.launch([[*fixed, *chosen]], initial_job_idx=trial.number)
@@ -150,7 +150,7 @@ class OptunaSearch(Sweeper):
         monitor = study.user_attrs["about"]["monitor"]
         rows = [
             (trial.number, trial.state.name.lower(), "" if trial.value is None else trial.value,
-             *(trial.params.get(name, "") for name in names))
+             *(_written(trial.params.get(name, "")) for name in names))
             for trial in study.trials if trial.state.is_finished()
         ]  # fmt: skip
         table = Table(columns=("trial", "state", monitor, *names), rows=tuple(rows))
@@ -165,6 +165,11 @@ class OptunaSearch(Sweeper):
         )
         write_file(folder / "search.png", encode_png(picture))
         log.info("%s", table_text(replace(table, rows=tuple(best)), f"the best of {len(rows)} trials in {folder}"))
+
+
+def _written(value: Any) -> Any:
+    """Return a value as it is used and shown: numbers with four digits, which no result depends on."""
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def _suggest(trial: Any, override: Override) -> Any:

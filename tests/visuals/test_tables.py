@@ -28,3 +28,13 @@ def test_a_table_that_is_too_wide_is_shown_in_parts_without_broken_words() -> No
     text = "\n".join(lines)
     assert all(word in text for name in columns for word in name.split())
     assert [text.count(word) for word in ("health/layers", "314, 195, 156", "block1_conv1")] == [1, 2, 2]
+
+
+def test_a_first_column_wider_than_the_terminal_is_broken_and_the_others_are_shown():
+    chosen = " ".join(f"optimizer.option_{i}=0.00{i}" for i in range(6))
+    rows = tuple((f"{chosen} seed={i}", 0.25 + i / 4, f"{i}_flowers") for i in range(2))
+    lines = table_text(Table(columns=("chosen", "val/acc", "run"), rows=rows), "runs", width=70).splitlines()
+    assert max(map(len, lines)) <= 70
+    for part in ("seed=1", "optimizer.option_5=0.005", "0.25", "0.5", "1_flowers"):
+        assert any(part in line for line in lines), part
+    assert sum("chosen" in line for line in lines) == 1

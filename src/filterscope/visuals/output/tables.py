@@ -48,6 +48,7 @@ def table_text(content: Table, title: str = "", *, width: int | None = None) -> 
     widths = [max(map(len, column)) for column in cells]
     if _width(range(len(widths)), widths) > width:  # then the blanks of the columns' names become line breaks
         widths = [max(map(len, (*name.split(), *column))) for name, *column in cells]
+    longest, widths[0] = widths[0], min(widths[0], max(width // 2, width - sum(widths[1:]) - 3 * len(widths) - 1))
     console = Console(width=width, color_system=None)
     with console.capture() as captured:
         for part in _parts(widths, width):
@@ -59,7 +60,8 @@ def table_text(content: Table, title: str = "", *, width: int | None = None) -> 
                 drawn.add_column(
                     cells[i][0],
                     justify="right" if numeric else "left",
-                    no_wrap=i == 0,
+                    no_wrap=i == 0 and widths[0] == longest,
+                    overflow="fold",
                     width=widths[i] if fits else None,
                 )
             for row in zip(*(cells[i][1:] for i in part), strict=True):
