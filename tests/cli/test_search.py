@@ -54,7 +54,7 @@ def test_a_search_goes_on_where_it_was_killed(script: Callable[..., CompletedPro
 @pytest.mark.parametrize(
     ("option", "line"),
     [
-        ("hydra.sweeper.trials=0", "hydra.sweeper.trials=0: must be an integer above 0"),
+        ("hydra.sweeper.trials=0", "hydra.sweeper.trials=0: must be an integer of at least 1"),
         ("optimizer.lr=choice(abc)", "trials failed; the last: optimizer.lr=abc"),
     ],
 )
