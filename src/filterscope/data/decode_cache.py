@@ -1,6 +1,7 @@
 """A cache of decoded and resized images on disk: one file of uint8 pixels that all processes map into memory."""
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -105,7 +106,9 @@ def _build(
     )
     shapes, start = [], 0
     with (folder / "pixels.bin").open("wb") as file:
-        for image in track(decoded, description="decoding", total=len(paths), transient=True):
+        for image in track(
+            decoded, description="decoding", total=len(paths), transient=True, disable=not sys.stdout.isatty()
+        ):
             if isinstance(image, BadImageError):
                 raise image
             file.write(image.permute(1, 2, 0).contiguous().numpy().tobytes())

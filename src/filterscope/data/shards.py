@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -267,7 +268,9 @@ def pack(
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()
         shards[split] = {}
         rows: list[tuple[int, int, int, int]] = []
-        waiting: Iterator[int] = iter(track(order, description=f"packing {split}", transient=True))
+        waiting: Iterator[int] = iter(
+            track(order, description=f"packing {split}", transient=True, disable=not sys.stdout.isatty())
+        )
         number = next(waiting, None)
         while number is not None:
             name = f"{split}-{len(shards[split]):05d}.tar"

@@ -1,6 +1,7 @@
 """Cached features: the frozen trunk runs once per image, and the head is trained on its outputs."""
 
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -257,7 +258,7 @@ class FeatureStore:
     def _batches(self, augmentation: int | None) -> Iterator[Tensor]:
         """Yield the features of this process's images, convolutional ones as `(N, H, W, C)`."""
         batches = self.data.ordered("train", augmentation_epoch=augmentation)
-        for images, _ in track(batches, description="features", transient=True):
+        for images, _ in track(batches, description="features", transient=True, disable=not sys.stdout.isatty()):
             values = self.compute(images)
             yield values.movedim(1, -1).contiguous() if values.ndim == 4 else values
 
