@@ -49,7 +49,7 @@ def test_the_head_solves_the_normal_equations(size: int, weighted: bool, monkeyp
     monkeypatch.setattr(ridge_head, "COLUMNS", 64)
     versions, labels = two_versions(size)
     weights = torch.tensor([1.0, 3.0, 0.5])[labels] if weighted else torch.ones(len(labels))
-    found = solve_head(versions, labels, 3, weights=weights if weighted else None)
+    found = solve_head(versions, labels, 3, weights)
     weight, bias = published_formula(versions, labels, found, weights)
     assert np.allclose(found.weight, weight, atol=2e-3 * np.abs(weight).max())
     assert np.allclose(found.bias, bias, atol=2e-3 * max(np.abs(bias).max(), np.abs(weight).sum(1).max()))
@@ -58,7 +58,7 @@ def test_the_head_solves_the_normal_equations(size: int, weighted: bool, monkeyp
 def test_the_strength_is_chosen_on_images_that_are_held_out() -> None:
     versions, labels = two_versions(200)
     others = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
-    meaningful, random = (solve_head(versions, each, 3) for each in (labels, labels[others]))
+    meaningful, random = (solve_head(versions, each, 3, torch.ones(30)) for each in (labels, labels[others]))
     assert meaningful.accuracy > 0.8
     assert random.accuracy < 0.7
     assert random.scale <= 2 < meaningful.scale  # unsure of what cannot be predicted
@@ -67,7 +67,14 @@ def test_the_strength_is_chosen_on_images_that_are_held_out() -> None:
 def test_too_little_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ridge_head, "free_memory", lambda: 1000)
     with pytest.raises(UserError, match=r"needs .* for 60 × 8 features, more than half of the 0.0 MB of free memory"):
-        solve_head(*two_versions(8), 3)
+        solve_head(*two_versions(8), 3, torch.ones(30))
+
+
+def test_features_that_are_not_finite_are_one_line() -> None:
+    versions, labels = two_versions(8)
+    versions[1][3, 2] = float("inf")
+    with pytest.raises(UserError, match="the network's features are not finite"):
+        solve_head(versions, labels, 3, torch.ones(30))
 
 
 def rows_of(folder: Path) -> list[str]:
@@ -90,6 +97,7 @@ def test_the_validation_before_training_sees_the_head(composed: Compose, tmp_pat
 
 def test_training_goes_on_from_the_head_and_resumes_to_the_bit(composed: Compose, tmp_path: Path) -> None:
     options = (*RIDGE, "finetune=full", "finetune.lr=0.0001", "schedule=constant", "class_weights=balanced")
+    options += ("data.sampling=balanced",)
     train(composed(*options), tmp_path / "whole")
     train(composed(*options, "trainer.max_epochs=1"), tmp_path / "stopped")
     train(composed(*options) | {"resume": str(tmp_path / "stopped")}, tmp_path / "stopped")

@@ -30,14 +30,15 @@ class RidgeHead(pl.Callback):
 
     The regression goes from the features of the training images to their classes, 1 for the own class and 0 for all
     others. A fifth of the images is held out to choose its strength, and the number that the result is multiplied with
-    to give logits, by their cross-entropy; then all images are used. Class weights of the loss weigh the images.
+    to give logits, by their cross-entropy; then all images are used. They weigh as much as class weights and balanced
+    sampling let them weigh in training.
 
     Args:
         augmentations: the number of random augmentations of each training image that features are computed of; 0: the
             image without augmentation. Where the features of frozen layers are cached, they are used.
 
     Raises:
-        UserError: the head is not a Linear, or the memory does not suffice.
+        UserError: the head is not a Linear, the memory does not suffice, or the features are not finite.
     """
 
     def __init__(self, *, augmentations: NonNegativeInt = 4) -> None:
@@ -72,8 +73,11 @@ class RidgeHead(pl.Callback):
         labels = data.labels("train")
         solution = None
         if trainer.is_global_zero:
-            weights = None if module.class_weights is None else module.class_weights.cpu()[labels]
-            solution = solve_head(features, labels, head.out_features, weights=weights)
+            of_loss = torch.ones(data.num_classes) if module.class_weights is None else module.class_weights.cpu()
+            weights = of_loss[labels]
+            if data.sampling == "balanced":
+                weights = weights * data.class_weights()[labels]
+            solution = solve_head(features, labels, head.out_features, weights)
             log.info(
                 "ridge head: %d × %d features, strength %g, logits × %.3g; on a fifth of the images, held out for this "
                 "choice, accuracy %.3f", len(labels) * len(features), head.in_features, *solution[2:],
@@ -95,26 +99,24 @@ class Solution(NamedTuple):
     accuracy: float
 
 
-def solve_head(
-    versions: Sequence[Tensor], labels: Tensor, num_classes: int, *, weights: Tensor | None = None
-) -> Solution:
+def solve_head(versions: Sequence[Tensor], labels: Tensor, num_classes: int, weights: Tensor) -> Solution:
     """Return the head that ridge regression finds.
 
     Args:
         versions: the features of one or more versions of each image, `(N, D)` each.
         labels: `(N,)`.
         num_classes: of the head.
-        weights: of the images, `(N,)`; None: all alike.
+        weights: of the images, `(N,)`.
 
     Raises:
-        UserError: the memory does not suffice.
+        UserError: the memory does not suffice, or the features are not finite.
     """
     span, num_images = _Span(versions), len(labels)
     order = torch.randperm(num_images, generator=torch.Generator().manual_seed(0))
     held_out = torch.zeros(num_images, dtype=torch.bool)
     held_out[order[: num_images // HELD_OUT]] = True
     held_out, labels = held_out.repeat(len(versions)), labels.repeat(len(versions))
-    shares = torch.ones(len(labels)) if weights is None else weights.repeat(len(versions))
+    shares = weights.repeat(len(versions))
     targets = F.one_hot(labels, num_classes).double()
     best = (float("inf"), STRENGTHS[0], 1.0, float("nan"))
     part = _Regression(span.inputs[~held_out], targets[~held_out], shares[~held_out])
@@ -146,6 +148,8 @@ class _Span:
                 f"the {format_bytes(free)} of free memory; callbacks.ridge_head.augmentations=0 needs least"
             )
         self.means = torch.cat([self._columns(start).mean(0) for start in range(0, size, COLUMNS)])
+        if not self.means.isfinite().all():
+            raise UserError("callbacks=ridge_head: the network's features are not finite")
         self.factor = None
         if size <= rows:
             self.inputs = torch.cat([self._centered(start) for start in range(0, size, COLUMNS)], 1).double()
