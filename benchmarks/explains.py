@@ -308,7 +308,7 @@ def draw_sheet(
         columns=len(filters),
         title=f"{bench.name}: the pictures of {len(filters)} filters",
         notes=[f"{layer}: {', '.join(str(c) for own, c in filters if own == layer)}" for layer in dict(filters)],
-        row_labels=[way.removesuffix(" maco").removesuffix(" image") for way in ways],
+        row_labels=[way.removesuffix(" maco").removesuffix(" image").replace("crop and ", "") for way in ways],
         column_labels=[str(channel) for _, channel in filters],
         label_width=room,
     )
