@@ -218,9 +218,11 @@ UNTOUCHED = ("resnet", "efficientnet")  # no choice was made on these
 
 
 def silenced_each(classifier: Classifier, images: Images, layer: str, sample: Tensor) -> Tensor:
-    """Return the measured change of each image's loss without single filters."""
-    with torch.autocast("cpu", torch.bfloat16):
-        return ablate_each(classifier, *images, layer=layer, filters=sample.tolist()).losses
+    """Return the measured change of each image's loss without single filters, in float32.
+
+    In bfloat16 the rounding of the last layers is larger than many of these changes.
+    """
+    return ablate_each(classifier, *images, layer=layer, filters=sample.tolist()).losses
 
 
 def rank_correlation(one: Tensor, other: Tensor) -> float:
@@ -349,8 +351,7 @@ def together(report: Report, trial: Trial, state: VisualState, layers: list[str]
     unneeded = removable_filters({layer: records[layer] for layer in layers})
     for group in (*([layer] for layer in layers if single), layers):
         filters = {layer: unneeded[layer] for layer in group}
-        with torch.autocast("cpu", torch.bfloat16):
-            found = compare_removals(classifier, *testing, unneeded=filters, behind=behind, draws=5)
+        found = compare_removals(classifier, *testing, unneeded=filters, behind=behind, draws=5)
         if found is None:
             continue
         what = f"{name} {group[0] if len(group) == 1 else 'all layers'} without all unneeded filters, less random ones"

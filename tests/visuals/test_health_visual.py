@@ -1,10 +1,13 @@
 """The health visual: numbers, a row for each filter and layer, warnings, and the exact zero drift of frozen layers."""
 
+import copy
 import dataclasses
 import logging
+from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from filterscope.analysis.health.activity import BatchActivity, RunningSums
@@ -19,7 +22,7 @@ from filterscope.visuals.health.causes import HealthCauses
 from filterscope.visuals.health.findings import layer_table
 from filterscope.visuals.health.health import Health
 from filterscope.visuals.output.outputs import Table
-from filterscope.visuals.visual import Examples, VisualState, recording_validation
+from filterscope.visuals.visual import Examples, VisualState, recording_validation, render
 
 MEASURES = (  # the kernels of this network are too small to be tested for structure
     *("importance", "importance_signed", "importance_se", "needed", "dead", "concentration", "z", "p", "inputs"),
@@ -246,6 +249,21 @@ def test_filters_and_layers_are_tested_one_by_one_on_demand():
     assert all(isinstance(cell, float) for row in layers.rows for cell in row[1:])
     assert [row[:2] for row in ablation.rows] == [("block2_conv1", i) for i in range(20)]
     assert all(torch.equal(before[name], tensor) for name, tensor in classifier.state_dict().items())
+
+
+def test_what_a_filter_changes_is_not_rounded_to_the_precision_of_the_training():
+    classifier, shown, visual = network(), examples(), HealthCauses(draws=1, each=["conv_2"])
+    precision = partial(torch.autocast, "cpu", torch.bfloat16)
+    ablation = render({"it": visual}, classifier, shown, VisualState(), precision=precision)["health/ablation"]
+    assert isinstance(ablation, Table)
+    exact = copy.deepcopy(classifier).double().eval()
+    for row in ablation.rows[:5]:
+        without = copy.deepcopy(exact)
+        with torch.no_grad():
+            without.module_of("conv_2").weight[row[1]] = 0
+            without.module_of("conv_2").bias[row[1]] = 0
+            losses = [F.cross_entropy(each(shown.images.double()), shown.labels) for each in (exact, without)]
+        assert row[4] == pytest.approx(float(losses[1] - losses[0]), abs=1e-6)
 
 
 def test_a_run_without_epoch_0_cannot_be_rewound_and_says_so():

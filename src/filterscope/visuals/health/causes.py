@@ -1,6 +1,7 @@
 """Test the verdicts: what is lost without single filters and without all that can go, and with other kernels."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -18,6 +19,7 @@ from filterscope.analysis.health.causes import (
 )
 from filterscope.analysis.health.importance import LossChange, importance_of
 from filterscope.analysis.health.removal import LayersBehind, compare_removals
+from filterscope.analysis.hooks import compute_precision
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.registry import register
@@ -40,7 +42,8 @@ class HealthCauses(Visual):
     `health/layers_replaced` gives layers no output, their kernels of epoch 0, and new random ones (Zhang, Bengio and
     Singer 2022): a layer is critical if that costs much, and robust if it does not. `health/classes_replaced` is the
     same by class. `health/ablation` silences single filters. `health/natural` compares each layer's response to images
-    with its response to phase-scrambled versions of them, in the network and in a re-initialised copy.
+    with its response to phase-scrambled versions of them, in the network and in a re-initialised copy. All is computed
+    in float32: what a filter changes can be smaller than the rounding of bfloat16.
 
     Attributes:
         health: how filters are judged.
@@ -65,6 +68,7 @@ class HealthCauses(Visual):
     batch_size: PositiveInt = 64
     every: Every = 0
 
+    @compute_precision(nullcontext)
     def __call__(self, classifier: Classifier, examples: Examples, state: VisualState) -> dict[str, Output]:
         """Return the tables.
 
