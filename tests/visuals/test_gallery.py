@@ -22,7 +22,7 @@ from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
 from filterscope.visuals.drawing.grid import Pixels
-from filterscope.visuals.drawing.tiles import small_kernels
+from filterscope.visuals.drawing.tiles import kernel_tiles
 from filterscope.visuals.gallery.gallery import Gallery, draw_gallery, search_image
 from filterscope.visuals.gallery.layer_page import preferred_classes
 from filterscope.visuals.gallery.runs import DrawnRun, build_runs_site, filter_changes
@@ -112,7 +112,7 @@ def test_pages_load_nothing_from_a_server(made: Site) -> None:
 def test_the_atlas_holds_the_kernels_of_the_layer(classifier: Classifier, made: Site) -> None:
     drawn = _pixels(made.files["atlas/block1_conv1-kernels.webp"])
     columns, _ = grid_shape(8)
-    small, way = small_kernels(kernels(classifier, "block1_conv1"))
+    small, way = kernel_tiles(kernels(classifier, "block1_conv1"))
     assert way == "colour"
     for i, tile in enumerate(small):
         top, left = i // columns * 5, i % columns * 5
@@ -373,7 +373,7 @@ def test_a_changed_filter_is_described_as_changed_and_no_other(
     before, after = (drawn(each, many, "run", **{"model.weights": "w.pth"}) for each in (classifier, changed))
     changes = filter_changes(before.pages[0], after.pages[0], same_images=True, by_number=True)
     # The drawing of a kernel with the other sign is the negative: grey ± v becomes grey ∓ v.
-    (tile,) = small_kernels(kernels(classifier, "block1_conv1")[[5]])[0]
+    (tile,) = kernel_tiles(kernels(classifier, "block1_conv1")[[5]])[0]
     expected = np.abs(2 * (tile.astype(float) - 127.5)).mean() / 255
     assert changes[5].kernel == pytest.approx(expected, rel=0.05)
     assert changes[5].new_images in (1, 2, 3)

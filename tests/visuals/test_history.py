@@ -6,7 +6,7 @@ import torch
 from filterscope.analysis.filters import kernels
 from filterscope.analysis.top_patches import measure_responses
 from filterscope.models.classifier import Classifier
-from filterscope.visuals.drawing.tiles import small_kernels
+from filterscope.visuals.drawing.tiles import kernel_tiles
 from filterscope.visuals.filter_words import remember_words
 from filterscope.visuals.history import History
 from filterscope.visuals.visual import Examples, VisualState
@@ -25,7 +25,7 @@ def test_history_records_epochs_unchanged_and_thins_them_out_evenly(classifier: 
         remember_words(state, "block1_conv1", source="tuning", sentences=sentences, captions=[[]] * 8)
         assert record(classifier, many, state) == {}
         responses = measure_responses(classifier, many.images, ["block1_conv1"])["block1_conv1"]
-        known[state.epoch] = small_kernels(kernels(classifier, "block1_conv1"))[0], responses.largest.argmax(0)
+        known[state.epoch] = kernel_tiles(kernels(classifier, "block1_conv1"))[0], responses.largest.argmax(0)
         with torch.no_grad():
             for parameter in classifier.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))

@@ -12,8 +12,9 @@ from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
 from filterscope.visuals.activations import Activations, most_varied
+from filterscope.visuals.drawing.tiles import kernel_tiles
 from filterscope.visuals.filter_selection import FilterSelection
-from filterscope.visuals.filters import Filters, draw_filters, filter_tiles
+from filterscope.visuals.filters import Filters, draw_filters
 from filterscope.visuals.map_grid import draw_maps
 from filterscope.visuals.responses import Responses
 from filterscope.visuals.synthesis import Synthesis
@@ -86,7 +87,7 @@ def test_kernels_are_drawn_in_colour_grey_shared_or_as_points() -> None:
         ((4, 9, 3, 3), "shared"),
         ((4, 9, 1, 1), "points"),
     ):
-        tiles, drawn = filter_tiles(torch.randn(shape), 100)
+        tiles, drawn = kernel_tiles(torch.randn(shape), 100)
         assert drawn == kind
         assert len(tiles) == 4
         assert all(max(tile.shape[:2]) <= 105 for tile in tiles)
@@ -104,7 +105,7 @@ def test_kernels_without_weights_are_drawn() -> None:
 
 def test_a_kernel_that_is_one_pattern_on_all_inputs_shows_this_pattern() -> None:
     pattern = torch.tensor([[1.0, 0.0, -1.0]] * 3)
-    tiles, _ = filter_tiles(pattern.expand(1, 8, 3, 3) * torch.rand(8).view(1, 8, 1, 1), 100)
+    tiles, _ = kernel_tiles(pattern.expand(1, 8, 3, 3) * torch.rand(8).view(1, 8, 1, 1), 100)
     large = tiles[0][:, :69].astype(int)
     assert large[30, 10, 0] > large[30, 10, 2] + 50  # left positive, red
     assert large[30, 34].min() >= 240  # middle zero, white

@@ -2,15 +2,14 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from filterscope.analysis.filters import kernels, shared_patterns, strongest_inputs
+from filterscope.analysis.filters import kernels
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions
 from filterscope.registry import register
-from filterscope.visuals.drawing.grid import Cell, Pixels, column_count, grid, tile_size
-from filterscope.visuals.drawing.tiles import kernel, signed_legend, signed_maps, weight_squares, with_stack
+from filterscope.visuals.drawing.grid import Cell, column_count, grid, tile_size
+from filterscope.visuals.drawing.tiles import kernel_tiles, signed_legend
 from filterscope.visuals.filter_selection import FilterSelection, check_order, select_filters
 from filterscope.visuals.filter_words import FilterWords, known_words
 from filterscope.visuals.output.outputs import Picture
@@ -89,7 +88,7 @@ def draw_filters(
     """
     inputs, height, width = weights.shape[1:]
     columns = column_count(len(weights))
-    tiles, drawing = filter_tiles(weights, tile_size(columns))
+    tiles, drawing = kernel_tiles(weights, tile_size(columns))
     count = f"{len(weights)} of {total} filters" if len(weights) < total else f"all {total} filters"
     note = {
         "colour": f"{count}, {height}×{width} in colour; grey = 0, each scaled by its largest weight",
@@ -116,26 +115,3 @@ def draw_filters(
     what = f"{count}, {height}×{width} over {inputs} input channel{'s' * (inputs > 1)}"
     listed = "".join(f"\n- {i}: {words.sentences[i]}" for i in selection.channels) if words else ""
     return Picture(pixels=pixels, description=f"**{layer}**: {what}. {_EXPLANATION[drawing]}\n{listed}".rstrip())
-
-
-def filter_tiles(weights: Tensor, size: int) -> tuple[list[Pixels], str]:
-    """Return a tile per kernel, and how the kernels are drawn.
-
-    Args:
-        weights: `(n, inputs, kh, kw)`.
-        size: of the longer side of a tile, pixels.
-
-    Returns:
-        The tiles, and `colour` (three inputs), `grey` (one), `shared` (more) or `points` (1×1 kernels of more).
-    """
-    inputs, height, width = weights.shape[1:]
-    if inputs in (1, 3):
-        return [kernel(w, size) for w in weights], "colour" if inputs == 3 else "grey"
-    if height * width == 1:
-        return list(signed_maps(weight_squares(weights), size)), "points"
-    patterns = signed_maps(shared_patterns(weights)[0], size - size // 4 - 2)
-    strongest = torch.stack([w[top] for w, top in zip(weights, strongest_inputs(weights, 3), strict=True)])
-    number = strongest.shape[1]
-    largest = strongest.abs().amax((1, 2, 3)).repeat_interleave(number)
-    slices = signed_maps(strongest.flatten(0, 1), size // 4 - 2, largest=largest)
-    return [with_stack(tile, slices[i * number : (i + 1) * number]) for i, tile in enumerate(patterns)], "shared"

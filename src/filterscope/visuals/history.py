@@ -20,7 +20,7 @@ from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of
 from filterscope.registry import register
 from filterscope.visuals.drawing.grid import Cell, Pixels, column_count, grid, tile_size
-from filterscope.visuals.drawing.tiles import coloured_maps, photo, small_kernels, small_maps
+from filterscope.visuals.drawing.tiles import coloured_maps, kernel_tiles, photo, small_maps
 from filterscope.visuals.filter_selection import convolution_names
 from filterscope.visuals.filter_words import known_words
 from filterscope.visuals.layer_state import is_frozen
@@ -86,7 +86,7 @@ class History(Visual):
         best: TopResponses | None,
         state: VisualState,
     ) -> dict[str, Any]:
-        record: dict[str, Any] = {"kernel": torch.from_numpy(small_kernels(kernels(classifier, layer))[0])}
+        record: dict[str, Any] = {"kernel": torch.from_numpy(kernel_tiles(kernels(classifier, layer))[0])}
         if maps is not None:
             record["response"] = small_maps(maps[0], self.pixels)
         if best is not None:

@@ -15,8 +15,7 @@ from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of, convolutions
 from filterscope.registry import register
 from filterscope.visuals.drawing.grid import Cell, grid, tile_size
-from filterscope.visuals.drawing.tiles import photo, signed, signed_legend
-from filterscope.visuals.filters import filter_tiles
+from filterscope.visuals.drawing.tiles import kernel_tiles, photo, signed, signed_legend
 from filterscope.visuals.output.outputs import Picture
 from filterscope.visuals.visual import ChannelChoice, Examples, LayerChoice, Visual, VisualState, layer_note
 
@@ -90,7 +89,7 @@ def draw_responses(
     compute = {"pixels": raw_responses, "network": true_responses}
     maps = [compute[answer](classifier, image, layer, channels) for answer in answers]
     cells = []
-    for channel, tile, *responses in zip(channels, filter_tiles(weights[channels], size)[0], *maps, strict=True):
+    for channel, tile, *responses in zip(channels, kernel_tiles(weights[channels], size)[0], *maps, strict=True):
         cells.append(Cell(pixels=tile, caption=(str(channel),)))
         cells += [Cell(pixels=signed(values, size, largest=_full_colour(values))) for values in responses]
     total = len(weights)

@@ -17,10 +17,9 @@ from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of
 from filterscope.registry import register
 from filterscope.visuals.drawing.grid import Cell, Colour, Pixels, blank, grid, tile_size
-from filterscope.visuals.drawing.tiles import photo, signed_maps
+from filterscope.visuals.drawing.tiles import kernel_tiles, photo, signed_maps
 from filterscope.visuals.filter_selection import convolution_names
 from filterscope.visuals.filter_words import known_words
-from filterscope.visuals.filters import filter_tiles
 from filterscope.visuals.history import AtLeastTwo, thin_out, trained_layers
 from filterscope.visuals.output.outputs import Picture
 from filterscope.visuals.visual import ChannelChoice, Examples, LayerChoice, Visual, VisualState
@@ -209,13 +208,12 @@ def _record(
     health = state.store.get("health", {}).get(layer, {})
     verdicts, need = health.get("verdicts"), health.get("measures", {}).get("importance_signed")
     words = known_words(state, layer)
-    tiles = filter_tiles(kernels(classifier, layer)[channels], TILE)[0]
     record = {
         "verdicts": [verdicts[i] if verdicts else "" for i in channels],
         "importance": [] if need is None else need[channels].tolist(),
         "words": [list(words.captions[i]) if words else [] for i in channels],
         "sentences": [words.sentences[i] if words else "" for i in channels],
-        "kernel": torch.stack([torch.from_numpy(np.ascontiguousarray(tile)) for tile in tiles]),
+        "kernel": torch.from_numpy(kernel_tiles(kernels(classifier, layer)[channels], TILE)[0]),
         "response": torch.from_numpy(signed_maps(maps[channels], TILE)),
     }
     synthesis = state.store.get("synthesis", {}).get(layer, {})

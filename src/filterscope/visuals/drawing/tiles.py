@@ -1,7 +1,6 @@
 """Tensors to tiles: each map or kernel is scaled to full contrast, and constant or non-finite values are drawn too."""
 
 import math
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filterscope.analysis.filters import shared_patterns
+from filterscope.analysis.filters import shared_patterns, strongest_inputs
 from filterscope.visuals.drawing.grid import BACKGROUND, EDGE, FAINT, Legend, Pixels, blank
 
 SIGNED = "RdBu_r"
@@ -93,7 +92,7 @@ def bars(values: Tensor, width: int, height: int) -> Pixels:
     return tile
 
 
-def with_stack(tile: Pixels, small: Sequence[Pixels] | Pixels) -> Pixels:
+def _with_stack(tile: Pixels, small: Pixels) -> Pixels:
     """Return a tile with smaller ones of one size stacked at its right side."""
     height, width = tile.shape[:2]
     part, wide = small[0].shape[:2]
@@ -144,31 +143,36 @@ def value_range(values: Tensor) -> str:
     return f"{short(low, largest)}…{short(high, largest)}"
 
 
-def small_kernels(weights: Tensor) -> tuple[Pixels, str]:
-    """Return kernels with one pixel per weight, small enough to be stored for every filter and epoch.
+def kernel_tiles(weights: Tensor, size: int | None = None) -> tuple[Pixels, str]:
+    """Return a tile for each kernel, and how the kernels are drawn.
 
     Args:
         weights: `(n, inputs, kh, kw)`.
+        size: of the longer side of a tile in pixels; None: one pixel per weight, small enough to be stored for every
+            filter and epoch.
 
     Returns:
-        The kernels, uint8 `(n, h, w, 3)`, and how they are drawn, as in `filter_tiles`: `colour` or `grey` (the kernel
-        itself), `shared` (the pattern that its inputs share most), `points` (the weights of a 1×1 kernel in a square).
+        The tiles, `(n, h, w, 3)`, and `colour` or `grey` (the kernel itself, of three inputs or one), `points` (the
+        weights of a 1×1 kernel of more inputs, row by row in a square), or `shared` (the pattern that the inputs share
+        most and, in a tile of a given size, the slices of the three strongest inputs at its right).
     """
     inputs, height, width = weights.shape[1:]
-    longest = max(height, width)
     if inputs in (1, 3):
-        return np.stack([kernel(w, longest) for w in weights]), "colour" if inputs == 3 else "grey"
+        return np.stack([kernel(w, size or max(height, width)) for w in weights]), "colour" if inputs == 3 else "grey"
     if height * width == 1:
-        squares = weight_squares(weights)
-        return signed_maps(squares, squares.shape[-1]), "points"
-    return signed_maps(shared_patterns(weights)[0], longest), "shared"
-
-
-def weight_squares(weights: Tensor) -> Tensor:
-    """Return the weights of 1×1 kernels `(n, inputs, 1, 1)`, row by row in zero-padded squares `(n, edge, edge)`."""
-    inputs = weights.shape[1]
-    edge = math.ceil(math.sqrt(inputs))
-    return F.pad(weights.flatten(1), (0, edge * edge - inputs)).reshape(-1, edge, edge)
+        edge = math.ceil(math.sqrt(inputs))
+        squares = F.pad(weights.flatten(1), (0, edge * edge - inputs)).reshape(-1, edge, edge)
+        return signed_maps(squares, size or edge), "points"
+    shared = shared_patterns(weights)[0]
+    if size is None:
+        return signed_maps(shared, max(height, width)), "shared"
+    patterns = signed_maps(shared, size - size // 4 - 2)
+    strongest = torch.stack([w[top] for w, top in zip(weights, strongest_inputs(weights, 3), strict=True)])
+    number = strongest.shape[1]
+    largest = strongest.abs().amax((1, 2, 3)).repeat_interleave(number)
+    slices = signed_maps(strongest.flatten(0, 1), size // 4 - 2, largest=largest)
+    tiles = [_with_stack(tile, slices[i * number : (i + 1) * number]) for i, tile in enumerate(patterns)]
+    return np.stack(tiles), "shared"
 
 
 def small_maps(maps: Tensor, most: int) -> Tensor:

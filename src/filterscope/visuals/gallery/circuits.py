@@ -17,7 +17,7 @@ from filterscope.analysis.circuits import (
     kernel_shares,
 )
 from filterscope.analysis.filter_inputs import Filter, LayerInputs
-from filterscope.analysis.filters import kernels
+from filterscope.analysis.filters import kernels, strongest_inputs
 from filterscope.errors import printable
 from filterscope.models.classifier import Classifier
 from filterscope.visuals.drawing.grid import Pixels
@@ -115,7 +115,7 @@ def _layer_circuit(
     if expanded is not None:
         in_pixels = inputs[before].image and expanded.shape[1] in (1, 3)
         if not in_pixels:
-            places = expanded.flatten(2).square().sum(2).topk(min(EXPANDED, expanded.shape[1]), dim=1).indices
+            places = strongest_inputs(expanded, EXPANDED)
             expanded = expanded[torch.arange(len(expanded))[:, None], places]
     facts = []
     for i, channels in enumerate(best.tolist()):

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
@@ -37,7 +38,6 @@ from filterscope.visuals.gallery.layer_page import (
     LayerPage,
     SampleSet,
     build_layer_page,
-    join_samples,
     most_active,
 )
 from filterscope.visuals.gallery.pages import Info, build_site
@@ -142,10 +142,10 @@ class Gallery(Visual):
         state: VisualState,
     ) -> list[SampleSet]:
         """Synthesize `samples` images of every filter of a layer by every recipe."""
-        sets = []
+        sets: list[SampleSet] = []
         statistics = known.layers.get(layer)
-        for number, (name, recipe) in enumerate(self.recipes.items()):
-            parts: list[list[SampleSet]] = [[] for _ in range(self.samples)]
+        for number, recipe in enumerate(self.recipes.values()):
+            parts: list[tuple[Any, ...]] = []  # pictures, captions and `weaker`, each `(samples, filters, …)`
             for own in torch.split(torch.arange(count), PART):
                 channels = own.repeat(self.samples).tolist()
 
@@ -155,15 +155,14 @@ class Gallery(Visual):
                 job = Job(layer=layer, channels=tuple(channels), recipe=recipe, seed=self.seed, statistics=known)
                 cache, alone = cache_folder(self.cache, state), state.epoch is not None  # rank 0 alone draws galleries
                 (made,) = synthesize_all(classifier, [job], cache=cache, progress=on_progress, alone=alone)
-                captions = trust_sentences(made, channels, statistics)
-                weaker = [is_weaker(made, k, channel, statistics) for k, channel in enumerate(channels)]
-                images = (made.images * 255).round().to(torch.uint8)
-                for k, part in enumerate(parts):
-                    rows = slice(k * len(own), (k + 1) * len(own))
-                    part.append(
-                        SampleSet(recipe=name, images=images[rows], captions=captions[rows], weaker=weaker[rows])
-                    )
-            sets += [join_samples(each) for each in parts]
+                shape = (self.samples, len(own))
+                pixels = (made.images * 255).round().to(torch.uint8).view(*shape, *made.images.shape[1:])
+                said = np.reshape(trust_sentences(made, channels, statistics), shape)
+                less = np.reshape([is_weaker(made, k, i, statistics) for k, i in enumerate(channels)], shape)
+                parts.append((pixels, said, less))
+            images = torch.cat([part[0] for part in parts], 1)
+            captions, weaker = (np.concatenate([part[at] for part in parts], 1).tolist() for at in (1, 2))
+            sets += [SampleSet(images=images[k], captions=captions[k], weaker=weaker[k]) for k in range(self.samples)]
         return sets
 
     def _at_quality(self, image_size: int | None) -> "Gallery":

@@ -17,9 +17,8 @@ from filterscope.analysis.health.verdict import Verdict
 from filterscope.analysis.top_patches import ReceptiveField, TopResponses, cut_patch, receptive_field
 from filterscope.models.classifier import Classifier
 from filterscope.visuals.drawing.grid import Pixels
-from filterscope.visuals.drawing.tiles import coloured_maps, photo, signed, small_kernels
+from filterscope.visuals.drawing.tiles import coloured_maps, kernel_tiles, photo, signed
 from filterscope.visuals.filter_words import FilterWords
-from filterscope.visuals.filters import filter_tiles
 from filterscope.visuals.gallery.circuits import LayerCircuit
 from filterscope.visuals.gallery.sprites import SpriteLayout, draw_atlas, encode_webp, image_url, layout_rows
 from filterscope.visuals.health.findings import rounded
@@ -33,30 +32,20 @@ SHARE_OF_SHEET, SHARE_OF_THUMBNAIL, SHARE_OF_PATCHES, SHARE_OF_HISTORY = 0.75 * 
 OVERVIEW_FILTERS = 10  # filters of a layer that the overview shows
 COMPARED_PATCHES = 3  # patches of a filter in the atlas, which the comparison of runs shows
 KINDS = ("kernel", "synthesis", "patch", "response")  # of tiles that the history holds
+VERDICTS = ("", *Verdict)  # by the numbers that the pages' data have for them; the first: not judged
 NEIGHBOURS = 6  # most similar filters that the page of a filter links to
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSet:
-    """One synthesized image of every filter: uint8 `(filters, C, H, W)` by one recipe, with a caption for each.
+    """One synthesized image of every filter: uint8 `(filters, C, H, W)`, with a caption for each.
 
     `weaker` says which images tell less about the filter than the best real image.
     """
 
-    recipe: str
     images: Tensor
     captions: Sequence[str]
     weaker: Sequence[bool]
-
-
-def join_samples(parts: Sequence[SampleSet]) -> SampleSet:
-    """Return the images of consecutive filters by one recipe as one set."""
-    return SampleSet(
-        recipe=parts[0].recipe,
-        images=torch.cat([part.images for part in parts]),
-        captions=[caption for part in parts for caption in part.captions],
-        weaker=[weaker for part in parts for weaker in part.weaker],
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +162,7 @@ class LayerPage:
         name: the layer's name.
         slug: its name as a file name.
         kernel: the size of its kernels in words.
-        drawing: how its kernels are drawn, as returned by `filter_tiles`.
+        drawing: how its kernels are drawn, as returned by `kernel_tiles`.
         field: the side of the receptive field in pixels.
         epochs: the epochs that the slider shows.
         layout: of the sprite sheets.
@@ -224,11 +213,10 @@ class LayerPage:
     @property
     def epoch_facts(self) -> dict[str, Any]:
         """What the epoch slider shows: verdicts of all filters and kinds of pictures, by the index of the epoch."""
-        words = ["", *Verdict]
         places = range(len(self.epochs))
         return {
             "epochs": list(self.epochs),
-            "verdicts": [[words.index(each["history"][place]) for each in self.facts] for place in places],
+            "verdicts": [[VERDICTS.index(each["history"][place]) for each in self.facts] for place in places],
             "kinds": [[kind for kind in KINDS if f"{kind}-{place}" in self.history] for place in places],
             "synthesized": [[i for i, e in enumerate(self.facts) if place in e["synthesized"]] for place in places],
         }
@@ -248,20 +236,20 @@ def build_layer_page(
     """
     weights = kernels(classifier, name)
     count, inputs, height, width = weights.shape
-    small, drawing = small_kernels(weights)
+    small, drawing = kernel_tiles(weights)
     size = examples.images.shape[-1] if len(examples) else classifier.image_size or classifier.backbone.image_size
     field = receptive_field(classifier, name, size)
     layout = findings.layout()
     classes = preferred_classes(findings.top.responses, examples.labels) if findings.top else [[]] * count
     best = findings.top.best(findings.patches).T.tolist() if findings.top else [[]] * count
-    kernel_tiles = filter_tiles(weights, KERNEL)[0]
+    large, _ = kernel_tiles(weights, KERNEL)
     # A browser decodes an atlas as a whole, four bytes a pixel: its size must not grow with the number of filters.
     scale = min(1.0, (FULL_SIZE_FILTERS / count) ** 0.5)
     similar = similar_filters(weights, findings.top)
     side, limit = round(SMALL_PATCH * scale), int(SHARE_OF_SHEET * max_bytes)
 
     def draw(i: int) -> tuple[bytes, Pixels, Pixels | None]:
-        tiles = {"kernel": kernel_tiles[i], **findings.tiles(i, best[i], examples.images, field)}
+        tiles = {"kernel": large[i], **findings.tiles(i, best[i], examples.images, field)}
         return encode_webp(layout.draw(tiles), limit), _patch_row(tiles, side), tiles.get("patch0")
 
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # the encoder and resizing release Python's lock
@@ -389,9 +377,8 @@ def _history_atlases(
 
 def _best_filters(facts: Sequence[Mapping[str, Any]], count: int) -> list[int]:
     """Return the filters with the best verdicts; those that are needed most come first within a verdict."""
-    ranks = ["", *Verdict]
     values = [each.get("importance_signed", each.get("z")) or 0.0 for each in facts]
-    keys = [(ranks.index(each["verdict"]), -value) for each, value in zip(facts, values, strict=True)]
+    keys = [(VERDICTS.index(each["verdict"]), -value) for each, value in zip(facts, values, strict=True)]
     return sorted(range(len(facts)), key=keys.__getitem__)[:count]
 
 

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from filterscope.analysis.health.measures import all_measures
 from filterscope.analysis.health.verdict import Verdict
-from filterscope.visuals.gallery.layer_page import LayerPage
+from filterscope.visuals.gallery.layer_page import VERDICTS, LayerPage
 from filterscope.visuals.gallery.sprites import draw_atlas, encode_webp, grid_shape
 from filterscope.visuals.health.findings import need_sentence
 from filterscope.visuals.output.site import MADE_BY, MANIFEST, Site
@@ -139,7 +139,7 @@ def _epochs(pages: Sequence[LayerPage], info: Info) -> dict[str, Any]:
     """Return what the epoch sliders show: the metrics of the run, and the records of every layer."""
     return {
         "metrics": info["metrics"],
-        "words": ["", *Verdict],
+        "words": VERDICTS,
         "shown": info["best"].get("epoch"),
         "layers": {page.slug: page.epoch_facts for page in pages if page.epochs},
     }
@@ -162,15 +162,14 @@ def _link(page: LayerPage) -> dict[str, Any]:
 
 def _search_index(pages: Sequence[LayerPage], info: Info) -> dict[str, Any]:
     """Return what the search of the overview knows: the verdict, the classes and the words of every filter."""
-    words = ["", *Verdict]
     return {
         "classes": list(info["classes"]),
-        "words": words,
+        "words": VERDICTS,
         "layers": [
             {
                 "name": page.name,
                 "filters": [
-                    [words.index(each["verdict"]), each["classes"], each.get("sentence", "")] for each in page.facts
+                    [VERDICTS.index(each["verdict"]), each["classes"], each.get("sentence", "")] for each in page.facts
                 ],
                 "active": page.active,
             }

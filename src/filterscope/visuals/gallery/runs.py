@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from filterscope.analysis.health.verdict import Verdict
 from filterscope.errors import printable
-from filterscope.visuals.gallery.layer_page import LayerPage
+from filterscope.visuals.gallery.layer_page import VERDICTS, LayerPage
 from filterscope.visuals.gallery.pages import Info, build_site, page_html, script_file, style_and_script
 from filterscope.visuals.gallery.sprites import grid_shape
 from filterscope.visuals.output.site import MADE_BY, MANIFEST, Site
@@ -222,7 +221,7 @@ def _layer_data(runs: Sequence[DrawnRun], layer: Mapping[str, Any]) -> dict[str,
     count = len(layer["changes"][0] or pages[0].facts)  # type: ignore[union-attr]
     return {
         "slug": layer["slug"],
-        "words": ["", *Verdict],
+        "words": VERDICTS,
         "runs": [
             {
                 "name": run.name,
