@@ -167,6 +167,15 @@ def test_equal_kernels_of_other_groups_are_no_copies_but_equal_outputs_are():
     assert sum(of >= 0 for of in duplicates(kernels, outputs, groups=6).of.tolist()) == 1
 
 
+def test_the_original_of_a_copy_is_no_copy_itself():
+    kernels = noise(3, 1, 3, 3)
+    kernels *= torch.tensor([1.0, 2.0, 3.0])[:, None, None, None] / kernels.flatten(1).norm(dim=1)[:, None, None, None]
+    outputs = torch.tensor([[1, 0.96, 0.92], [0.96, 1, 0.96], [0.92, 0.96, 1]])
+    assert duplicates(kernels, outputs).of.tolist() == [-1, 2, -1]
+    outputs[0, 2] = outputs[2, 0] = 0.951
+    assert duplicates(kernels, outputs).of.tolist() == [2, 2, -1]
+
+
 def test_unchanged_kernels_have_exactly_zero_drift_and_cosine_one():
     kernels, responses = noise(8, 4, 3, 3), noise(20, 8, seed=1)
     still = drift(kernels, kernels.clone())

@@ -107,6 +107,21 @@ def test_kernels_of_white_noise_are_not_explained() -> None:
     assert sum(sentences.kind_of_filter(noise, i) != "none" for i in range(40)) <= 2
 
 
+def test_a_filter_that_no_real_patch_activates_is_said_to_be_so() -> None:
+    torch.manual_seed(1)
+    kernels = torch.stack([grey(gabor(0, 6)), grey(torch.randn(SIDE, SIDE))])
+    conv = nn.Conv2d(3, 2, SIDE, stride=2, padding=1, bias=False)
+    conv.weight = nn.Parameter(kernels)
+    network = nn.Sequential(conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2))
+    classifier = as_classifier(network, mean=[0.5] * 3, image_size=32).eval()
+    found = measure_tuning(classifier, "conv_1", torch.full((4, 3, 32, 32), 0.5))
+    explained, other = (sentences.sentence(found, i) for i in range(2))
+    assert explained == "edge at 0° (horizontal), light above dark, no colour; none of 1024 real patches activates it"
+    assert other.startswith("not explained by any stimulus")
+    assert other.endswith("real patches activates it")
+    assert sentences.caption(found, 0)[0] == "edge 0°?"
+
+
 def test_the_best_stimulus_is_an_image(tuning: LayerTuning) -> None:
     assert tuning.best.shape == (8, 3, SIDE, SIDE)
     assert float(tuning.best.min()) >= 0

@@ -54,6 +54,11 @@ def test_every_filter_has_a_row_and_every_layer_its_numbers():
     needed, all_filters = sum(row[layers.columns.index("needed")] for row in layers.rows), 30
     assert layers.description.startswith(f"{needed} of {all_filters} filters are needed; ")
     assert shown["verdicts/needed"] == pytest.approx(needed / all_filters)
+    said = {(row[0], str(row[1])): Verdict(row[2]) for row in table.rows}
+    for row in layers.rows:
+        most, least = (row[layers.columns.index(name)].split(", ") for name in ("most needed", "least needed"))
+        assert all(said[row[0], i].needed for i in most if i)
+        assert not any(said[row[0], i].needed for i in least if i)
     for layer in ("block1_conv1", "block2_conv1"):
         shares = [shown[f"health/{verdict}/{layer}"] for verdict in Verdict]
         assert sum(shares) == pytest.approx(1)

@@ -29,7 +29,8 @@ def duplicates(
 
     The outputs of a copy correlate with those of the original by at least `alike`. Equal kernels alone make no copy:
     in a grouped or depthwise convolution they see other inputs, and norms and biases can differ. Of two similar filters
-    the one with the larger kernel is the original, and of equal ones the first.
+    the one with the larger kernel is the original, and of equal ones the first. An original is no copy itself, so that
+    every copy still has its original when all copies are cut out.
 
     Args:
         kernels: `(filters, …)`.
@@ -43,10 +44,13 @@ def duplicates(
     group = index // (len(flat) // groups)
     cosine = torch.where(group == group[:, None], (unit @ unit.T).double(), torch.nan)
     similarity = cosine if correlation is None else correlation.cpu().double()
-    larger = (sizes > sizes[:, None] * (1 + 1e-6)) | ((sizes >= sizes[:, None] * (1 - 1e-6)) & (index < index[:, None]))
-    best, of = torch.where(larger & (similarity >= alike), similarity, -torch.inf).max(1)
+    of, originals = torch.full_like(index, -1), torch.zeros_like(index, dtype=torch.bool)
+    for i in (sizes.log() * 1e6).round().argsort(descending=True, stable=True).tolist():
+        best, original = torch.where(originals & (similarity[i] >= alike), similarity[i], -torch.inf).max(0)
+        originals[i] = best < alike
+        of[i] = original if best >= alike else -1
     others = cosine.abs().nan_to_num(-1).fill_diagonal_(-1).amax(1)
-    return Duplicates(cosine=torch.where(others < 0, torch.nan, others), of=torch.where(best >= alike, of, -1))
+    return Duplicates(cosine=torch.where(others < 0, torch.nan, others), of=of)
 
 
 @dataclass(frozen=True, kw_only=True)

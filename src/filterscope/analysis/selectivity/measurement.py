@@ -47,7 +47,8 @@ class LayerTuning:
             frequencies are equally strong in them, so that a template that resembles a kernel in its low frequencies
             only does not predict the responses. NaN if none of them activates the filter.
         real_fit: the same for patches of real images; NaN without images.
-        reach: response to the best stimulus as a multiple of that to the best patch of real images; NaN without images.
+        reach: response to the best stimulus as a multiple of that to the best patch of real images; infinite if none
+            activates it, NaN without images.
         responds: whether any stimulus activates the filter.
         colour: the direction in RGB that the template prefers, `(filters, C)`, of unit norm.
         colour_share: share of its square that is not luminance, 0 to 1.
@@ -148,7 +149,7 @@ def measure_tuning(classifier: Classifier, layer: str, images: Tensor | None = N
         fit=fit.fit,
         noise_fit=_fit_to_noise(exposure, templates, fit, colour, seed),
         real_fit=real[0] if real else nothing,
-        reach=peak / real[1].clamp_min(1e-12) if real else nothing,
+        reach=peak / real[1] if real else nothing,
         responds=peak > 0,
         colour=colour,
         colour_share=chroma.square().sum(1) / colour.square().sum(1).clamp_min(1e-12),

@@ -2,7 +2,7 @@
 
 import math
 
-from filterscope.analysis.selectivity.measurement import LayerTuning
+from filterscope.analysis.selectivity.measurement import PATCHES, LayerTuning
 from filterscope.analysis.selectivity.stimuli import (
     BAR,
     BLOB,
@@ -37,7 +37,7 @@ def kind_of_filter(tuning: LayerTuning, i: int) -> str:
 
 def predicts_real_images(tuning: LayerTuning, i: int) -> bool:
     """Return whether the template of filter `i` predicts its responses to real images; True if there were none."""
-    return not float(tuning.real_fit[i]) < PREDICTS
+    return not (float(tuning.real_fit[i]) < PREDICTS or math.isinf(tuning.reach[i]))
 
 
 def angle_of_filter(tuning: LayerTuning, i: int) -> float:
@@ -76,12 +76,14 @@ def sentence(tuning: LayerTuning, i: int) -> str:
     kind = kind_of_filter(tuning, i)
     if kind == "silent":
         return "responds to none of the stimuli"
+    reach = float(tuning.reach[i])
+    unseen = f"; none of {PATCHES} real patches activates it" if math.isinf(reach) else ""
     if kind == "none":
-        reach = float(tuning.reach[i])
-        known = f"; the best stimulus activates it {reach:.1f} times as strongly as the best real patch"
+        times = f"{reach:.1f}" if reach < 9.95 else f"{reach:.0f}"
+        known = f"; the best stimulus activates it {times} times as strongly as the best of {PATCHES} real patches"
         similar = f"not explained by any stimulus: the most similar is {_description(tuning, i)}"
-        return similar if math.isnan(reach) else f"{similar}{known}"
-    doubt = "" if predicts_real_images(tuning, i) else "; does not predict its responses to real images"
+        return similar if math.isnan(reach) else f"{similar}{unseen or known}"
+    doubt = "" if predicts_real_images(tuning, i) else unseen or "; does not predict its responses to real images"
     return f"{_description(tuning, i)}{doubt}"
 
 

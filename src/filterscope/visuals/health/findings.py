@@ -180,9 +180,10 @@ def _notes(records: HealthRecords) -> list[str]:
 
 
 def _extremes(record: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the three filters that are needed most and least; without importance none."""
+    """Return three of the needed filters, and of those that can go: needed most and least; without importance none."""
     expected = record["measures"].get("importance_signed")
     if expected is None:
         return "", ""
-    order = expected.argsort(descending=True).tolist()
-    return ", ".join(map(str, order[:3])), ", ".join(map(str, order[:-4:-1]))
+    order = [(i, record["verdicts"][i]) for i in expected.argsort(descending=True).tolist()]
+    most, least = [i for i, word in order if is_needed(word)], [i for i, word in reversed(order) if can_go(word)]
+    return ", ".join(map(str, most[:3])), ", ".join(map(str, least[:3]))
