@@ -110,6 +110,7 @@ def test_a_long_name_takes_two_lines() -> None:
 def test_a_caption_that_fits_at_no_size_is_broken_and_not_cut() -> None:
     assert two_lines("useful", width=100) == ("useful",)
     assert two_lines("unstructured", width=100) == ("unstru-", "ctured")
+    assert two_lines("picture: did not converge", width=250) == ("picture: did not", "converge")
     assert two_lines("1e−4…3e−4", width=60) == ("1e−4…", "3e−4")
     assert two_lines("a" * 5000, width=100) == ("a" * 5000,)  # is cut
     cells = [Cell(pixels=black(88), caption=("0", "unstructured", "+0.1"), frame=VERMILION, toned=2)] * 8

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 
 from filterscope.analysis.synthesis import Recipe, measure_statistics, renderer
+from filterscope.analysis.top_patches import top_patches
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
+from filterscope.visuals.drawing.tiles import photo
 from filterscope.visuals.progress import progress_bar
-from filterscope.visuals.synthesis import Synthesis
+from filterscope.visuals.synthesis import TILE, Synthesis
 from filterscope.visuals.trust import real_statistics
 from filterscope.visuals.visual import Examples, VisualState, recording_validation
 
@@ -119,6 +122,28 @@ def test_a_picture_weaker_than_a_real_image_gives_way_to_the_best_real_patch(
         classifier, examples, VisualState()
     ).values()
     assert "*best real patch*" not in picture.description
+
+
+def test_the_timeline_shows_the_best_real_patch_for_a_weaker_picture(
+    classifier: Classifier, examples: Examples
+) -> None:
+    weak, state = Recipe(size=24, steps=1, learning_rate=0.0, objective="channel", precision="fp32"), VisualState()
+    visual(recipe=weak)(classifier, examples, state)
+    kept = state.store["synthesis"][LAYER]
+    best = top_patches(classifier, examples.images, LAYER, kept["channels"], count=1)[:, 0]
+    for tile, patch in zip(kept["tiles"], best, strict=True):
+        shown, real = tile.numpy(), photo(F.interpolate(patch[None], (24, 24), mode="nearest-exact")[0], TILE)
+        assert (shown[:60, :60] == real[:60, :60]).all()
+        assert (shown[-10, -10] == 255).all()  # the dot
+
+
+def test_several_pictures_of_a_channel_are_all_shown_though_they_are_weaker(
+    classifier: Classifier, examples: Examples
+) -> None:
+    weak = Recipe(size=24, steps=1, learning_rate=0.0, objective="channel", precision="fp32")
+    for more in ({"samples": 2}, {"patches": 1}):
+        (picture,) = visual(recipe=weak, **more)(classifier, examples, VisualState()).values()
+        assert "*best real patch*" not in picture.description
 
 
 def test_pictures_are_compared_with_the_whole_validation_pass(classifier: Classifier, examples: Examples) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 
@@ -23,12 +24,12 @@ from filterscope.analysis.top_patches import top_patches
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions, find_layer
 from filterscope.registry import register
-from filterscope.visuals.drawing.tiles import photo
+from filterscope.visuals.drawing.tiles import dotted, photo
 from filterscope.visuals.filter_selection import FilterSelection, check_order, select_filters
 from filterscope.visuals.output.outputs import Picture
 from filterscope.visuals.progress import progress_bar
 from filterscope.visuals.synthesis_sheet import ReferenceColumns, draw_synthesis
-from filterscope.visuals.trust import cache_folder, real_statistics, recording_real_statistics
+from filterscope.visuals.trust import cache_folder, is_weaker, real_statistics, recording_real_statistics
 from filterscope.visuals.visual import (
     ChannelChoice,
     Examples,
@@ -106,8 +107,9 @@ class Synthesis(Visual):
             results = dict(zip(due, synthesize_all(classifier, jobs, cache=cache, progress=progress), strict=True))
         untrained = self._untrained(classifier, jobs, state)
         pictures = {}
-        for layer in due:
-            self._remember(layer, selected[layer].channels, results[layer], state)
+        for layer, job in zip(due, jobs, strict=True):
+            weaker = self._replacements(classifier, job, results[layer], examples)
+            self._remember(layer, selected[layer].channels, results[layer], weaker, state)
             state.store["synthesis"][layer]["selected"] = everything[layer]
             pictures[f"synthesis/{layer}"] = draw_synthesis(
                 results[layer],
@@ -120,7 +122,7 @@ class Synthesis(Visual):
                     patches=self._patches(classifier, layer, selected[layer].channels, examples, self.patches),
                     untrained=untrained.get(layer),
                 ),
-                replacements=self._replacements(classifier, jobs[due.index(layer)], results[layer], examples),
+                replacements=weaker,
                 statistics=known.layers.get(layer),
                 header_note=notes[layer] or "",
             )
@@ -184,22 +186,37 @@ class Synthesis(Visual):
         repeated = tuple(channel for channel in channels for _ in range(self.samples))
         return Job(layer=layer, channels=repeated, recipe=self.recipe, seed=self.seed, statistics=known)
 
-    def _remember(self, layer: str, channels: list[int], result: SynthesisResult, state: VisualState) -> None:
-        """Store small pictures for the timeline and the history."""
-        tiles = torch.stack([torch.from_numpy(photo(image, TILE)) for image in result.images[:: self.samples]])
-        state.store.setdefault("synthesis", {})[layer] = {"channels": channels, "tiles": tiles, "epoch": state.epoch}
+    def _remember(
+        self,
+        layer: str,
+        channels: list[int],
+        result: SynthesisResult,
+        weaker: Mapping[int, Tensor],
+        state: VisualState,
+    ) -> None:
+        """Store small pictures for the timeline and the history; those that real patches replace have a dot."""
+        tiles = []
+        for i, image in list(enumerate(result.images))[:: self.samples]:
+            shown = F.interpolate(weaker[i][None], image.shape[1:], mode="nearest-exact")[0] if i in weaker else image
+            tile = photo(shown, TILE)
+            tiles.append(torch.from_numpy(dotted(tile) if i in weaker else tile))
+        kept = torch.stack(tiles)
+        state.store.setdefault("synthesis", {})[layer] = {"channels": channels, "tiles": kept, "epoch": state.epoch}
 
     def _replacements(
         self, classifier: Classifier, job: Job, result: SynthesisResult, examples: Examples
     ) -> dict[int, Tensor]:
-        """Return the best real patch in place of each picture that activates its channel less than a real image does.
+        """Return the best real patch in place of each picture that says less about its channel than a real image does.
 
         The keys are the indices of these pictures.
         """
         if job.known is None or self.recipe.minimizes:
             return {}
-        multiples = job.known.multiple(result.activation, job.channels)
-        weak = [i for i, channel in enumerate(job.channels) if multiples[i] < 1 and job.known.largest[channel] > 0]
+        weak = [
+            i
+            for i, channel in enumerate(job.channels)
+            if job.known.largest[channel] > 0 and is_weaker(result, i, channel, job.known)
+        ]
         patches = self._patches(classifier, job.layer, [job.channels[i] for i in weak], examples, 1) if weak else None
         return {} if patches is None else dict(zip(weak, patches[:, 0], strict=True))
 

@@ -67,17 +67,23 @@ def draw_synthesis(
         what: what is visualized, in the plural.
         samples: number of pictures of a channel.
         references: columns to compare with.
-        replacements: real patches that are drawn in place of pictures, by the index of the picture.
+        replacements: real patches for pictures that say less, by the index of the picture. Of a channel with one
+            picture and no real patches of its own, they replace the picture if it activates the channel less.
         statistics: of the real images that pictures are compared with.
         header_note: text at the right of the title.
     """
     channels = selected.channels
-    references, replaced = references or ReferenceColumns(), replacements or {}
+    references = references or ReferenceColumns()
     columns = samples + len(references.labels)
     rows = columns > 1
     columns = columns if rows else column_count(len(channels), most=4)
     size = tile_size(columns, labels=_LABEL_WIDTH if rows else 0)
     repeated = [channel for channel in channels for _ in range(samples)]
+    replaced: dict[int, Tensor] = {}
+    # Several pictures of a channel, or real patches in its row, are compared by eye.
+    if statistics is not None and samples == 1 and references.patches is None:
+        multiples = statistics.multiple(result.activation, repeated)
+        replaced = {i: patch for i, patch in (replacements or {}).items() if multiples[i] < 1}
     captions = trust_captions(result, repeated, statistics)
     cells = []
     for row, channel in enumerate(channels):

@@ -32,17 +32,21 @@ _CARD_COLUMNS = {"kernel": "kernel", "synthesis": "picture", "response": "map"}
 _CARD_LABEL = 190  # pixels
 _CARD_LAYERS = 3  # rows of a card, which TensorBoard shows 215 pixels high
 
+_DOT = (
+    "a dot marks the best patch of the example images, where the synthesized image activates the filter less than a "
+    "real image does or is not to be trusted"
+)
 _CARD_DESCRIPTION = (
     "A few filters, as they are after this epoch. *kernel*: its weights, with its number below; *picture*: an image "
-    "synthesized to activate it; *map*: its response to the image in the corner, red positive, blue negative. The "
-    "frame has the colour of its verdict. Move the slider to see all of them learn."
+    f"synthesized to activate it ({_DOT}); *map*: its response to the image in the corner, red positive, blue "
+    "negative. The frame has the colour of its verdict. Move the slider to see all of them learn."
 )
 _DESCRIPTION = (
     "Each column is an epoch; 0 is before training. Every filter has one row for its kernel, one for an image "
-    "synthesized to activate it (if synthesis is drawn), and one for its response to one image: red positive, blue "
-    "negative, white zero, each scaled by its own largest value. The word below a column and the colour of its frame "
-    "are the verdict of that epoch, and the number is the expected change of the loss without the filter. A kernel "
-    "that turns from noise into an edge or a colour has learned something."
+    f"synthesized to activate it (if synthesis is drawn; {_DOT}), and one for its response to one image: red positive, "
+    "blue negative, white zero, each scaled by its own largest value. The word below a column and the colour of its "
+    "frame are the verdict of that epoch, and the number is the expected change of the loss without the filter. A "
+    "kernel that turns from noise into an edge or a colour has learned something."
 )
 
 

@@ -137,7 +137,7 @@ def two_lines(text: str, *, width: float) -> tuple[str, ...]:
     if is_number(text):
         low, dots, high = text.partition("…")
         return (f"{low}{dots}", high) if dots else (text,)
-    lines = caption_lines(text, width=width, size=SMALLEST)
+    lines = caption_lines(text, width=width / 1.15, size=SMALLEST)  # which lets lines be 1.15 times as wide
     if len(lines) == 1:
         middle = (len(text) + 1) // 2
         lines = (f"{text[:middle]}-", text[middle:])

@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from filterscope.analysis.filters import shared_patterns, strongest_inputs
@@ -26,6 +27,14 @@ def photo(image: Tensor, size: int) -> Pixels:
     values = image.detach().float().cpu().nan_to_num().clamp(0, 1)
     values = values.expand(3, -1, -1) if len(values) == 1 else values[:3]
     return _coloured(values, size, smooth=max(values.shape[-2:]) >= 64)
+
+
+def dotted(tile: Pixels) -> Pixels:
+    """Return a tile with a white dot at the lower right, which says that a real patch replaces a synthesized image."""
+    image = Image.fromarray(tile)
+    right, bottom, size = image.width - 4, image.height - 4, max(min(image.size) // 7, 4)
+    ImageDraw.Draw(image).ellipse((right - size, bottom - size, right, bottom), fill="white", outline="black", width=2)
+    return np.array(image)
 
 
 def kernel(values: Tensor, size: int) -> Pixels:
