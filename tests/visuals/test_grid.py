@@ -14,7 +14,16 @@ from filterscope.visuals.drawing.grid import (
     grid,
     tile_size,
 )
-from filterscope.visuals.drawing.text import _font, _own_font, caption_lines, fitting, text_width, two_lines, wrap
+from filterscope.visuals.drawing.text import (
+    _font,
+    _own_font,
+    caption_lines,
+    fitting,
+    label_lines,
+    text_width,
+    two_lines,
+    wrap,
+)
 
 SHOWN = 350 / WIDTH  # how TensorBoard shrinks a picture
 
@@ -105,6 +114,15 @@ def test_a_long_name_takes_two_lines() -> None:
     assert caption_lines("T-shirt/top", width=110) == ("T-shirt/", "top")
     assert caption_lines("globe-flower", width=110) == ("globe-", "flower")
     assert len(caption_lines("one two three four five six seven", width=100)) == 2
+
+
+def test_a_long_label_of_a_row_takes_several_lines() -> None:
+    assert label_lines("0 rose", width=230, height=110) == (["0 rose"], 36)
+    lines, size = label_lines("4 notched, red, upright or round, red, level", width=230, height=110)
+    assert " ".join(lines) == "4 notched, red, upright or round, red, level"
+    assert len(lines) > 1
+    assert all(text_width(line, size) <= 230 for line in lines)
+    assert len(label_lines("very long " * 30, width=230, height=110)[0]) * 18 <= 110
 
 
 def test_a_caption_that_fits_at_no_size_is_broken_and_not_cut() -> None:

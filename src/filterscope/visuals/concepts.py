@@ -94,7 +94,7 @@ class Concepts(Visual):
                 columns=PATCHES,
                 title=layer,
                 notes=[f"{len(chosen[layer])} of {len(facts)} filters: classes and top-activating patches"],
-                row_labels=[f"{i} {captions[i]}" for i in chosen[layer]],
+                row_labels=[f"{i} {_label(facts[i], captions[i])}".strip() for i in chosen[layer]],
                 label_width=LABEL,
             )
             listed = "".join(f"\n- {i}: {facts[i][0]}" for i in chosen[layer] if facts[i][0])
@@ -130,6 +130,12 @@ def find_class_words(
     sentences = [str(each[0]) for each in facts]
     remember_words(state, layer, source="concepts", sentences=sentences, captions=[[each] for each in captions])
     return facts, captions
+
+
+def _label(facts: Sequence[Any], caption: str) -> str:
+    """Return the words beside the patches of a filter."""
+    sentence, classes = facts[:2]
+    return str(classes) if caption else "no class" if sentence else ""
 
 
 def _facts(words: ClassWords, i: int, names: Sequence[str]) -> tuple[Any, ...]:

@@ -16,6 +16,7 @@ from filterscope.visuals.drawing.text import (
     draw_text,
     fitting,
     is_number,
+    label_lines,
     text_width,
     two_lines,
     wrap,
@@ -160,8 +161,10 @@ def grid(
     sizes = _caption_sizes(rows, widths, gap)
     for i, (row, y, height) in enumerate(zip(rows, tops, heights, strict=False)):
         if i < len(row_labels):
-            at = (MARGIN, y + (height - CAPTION) // 2)
-            _write(draw, row_labels[i], at, width=label_width - GAP, size=CAPTION, colour=FAINT, anchor="l")
+            said, size = label_lines(row_labels[i], width=label_width - GAP, height=height)
+            for k, line in enumerate(said):
+                at = (MARGIN, y + (height - round((len(said) - 2 * k) * 1.15 * size)) // 2)
+                _write(draw, line, at, width=label_width - GAP, size=size, colour=FAINT, anchor="l")
         for cell, x, width in zip(row, lefts, widths, strict=False):
             h, w = cell.pixels.shape[:2]
             _draw_tile(image, draw, cell, (x + (width - w) // 2, y + (height - h) // 2))

@@ -156,6 +156,16 @@ def caption_lines(text: str, *, width: float, size: int = CAPTION) -> tuple[str,
     return tuple(line.replace("\u200b", "") for line in lines)
 
 
+def label_lines(text: str, *, width: float, height: float) -> tuple[list[str], int]:
+    """Return the lines of a row's label and the largest size of letters at which they fit beside a tile."""
+    for size in range(CAPTION, SMALLEST - 1, -1):
+        lines = wrap(text, width=width, size=size, bold=True)
+        if len(lines) * 1.15 * size <= height and all(text_width(line, size) <= width for line in lines):
+            return lines, size
+    most = max(int(height / (1.15 * SMALLEST)), 1)
+    return [*lines[: most - 1], " ".join(lines[most - 1 :])], SMALLEST
+
+
 def wrap(text: str, *, width: float, size: int, bold: bool = False) -> list[str]:
     """Break a text into lines no wider than `width` pixels, at blanks and zero-width spaces."""
     lines: list[str] = []
