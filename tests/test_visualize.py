@@ -75,7 +75,10 @@ def test_the_published_network_stands_beside_a_run_that_started_from_its_weights
 
 
 def test_more_images_come_from_the_data_that_the_run_was_trained_on(composed: Compose, tmp_path: Path) -> None:
-    train(composed(*TINY, "visuals=filters", "trainer.max_epochs=1", "num_examples=3"), tmp_path / "run")
+    grey = [option for option in TINY if not option.startswith("model.in_channels")]
+    train(composed(*grey, "visuals=filters", "trainer.max_epochs=1", "num_examples=3"), tmp_path / "run")
+    given = composed(f"ckpt={tmp_path / 'run'}", "data=synthetic_flowers", "data.num_val=20", config="visualize")
+    assert from_checkpoint.load_subject(given).examples.images.shape[1:] == (1, 24, 24)  # as the network takes them
     cfg = composed(f"ckpt={tmp_path / 'run'}", "visuals=health_causes", config="visualize")
     subject = from_checkpoint.load_subject(cfg)
     assert len(subject.examples) == 3

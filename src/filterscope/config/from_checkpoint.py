@@ -117,7 +117,7 @@ def load_subject(cfg: dict[str, Any]) -> Subject:
         examples = _files(cfg["images"], classifier, stored.get("bit_depth"))
     elif "_target_" in cfg["data"]:
         if run:
-            cfg["data"]["image_size"] = classifier.image_size
+            cfg["data"] |= {"image_size": classifier.image_size, "num_channels": classifier.in_channels}
         examples = examples_of(build_data(cfg, "predict"), cfg["num_examples"], cfg["seed"])
         if run and examples.class_names != classifier.class_names:
             log.warning("the classes of the data are not those of the network: the images are drawn without labels")

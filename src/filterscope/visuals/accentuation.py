@@ -177,7 +177,12 @@ def _draw(made: Accentuated, channels: list[int], layer: str, known: ActivationS
         frame = None if is_trusted(made.result, row) else VERMILION
         cells += [
             Cell(pixels=photo(made.crops[row], size)),
-            Cell(pixels=photo(made.result.images[row], size), caption=captions[row], frame=frame),
+            Cell(
+                pixels=photo(made.result.images[row], size),
+                caption=captions[row],
+                toned=len(captions[row]),
+                frame=frame,
+            ),
             Cell(pixels=photo(made.grown[row], size)),
         ]
     drawn = grid(
