@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from filterscope.analysis.responses import grey, raw_response, raw_responses, true_responses
+from filterscope.analysis.responses import raw_response, raw_responses, true_responses
+from filterscope.data.images import to_grey
 from filterscope.errors import UserError
 from filterscope.models.backbone import Backbone
 from filterscope.models.classifier import Classifier
@@ -94,4 +95,4 @@ def test_deeper_layers_apply_their_shared_pattern_to_the_grey_image(classifier: 
 def test_grey_equals_opencv_s() -> None:
     image = torch.rand(3, 6, 7)
     expected = cv2.cvtColor(image.permute(1, 2, 0).numpy(), cv2.COLOR_RGB2GRAY)
-    np.testing.assert_allclose(grey(image)[0], expected, atol=1e-5)
+    np.testing.assert_allclose(to_grey(image)[0], expected, atol=1e-5)

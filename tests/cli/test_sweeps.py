@@ -5,10 +5,11 @@ import subprocess
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from filterscope.cli.sweeps import SweepJob, check_launcher, runs_table, write_sweep_table
+from filterscope.cli.sweeps import check_launcher, runs_table, write_sweep_table
 from filterscope.errors import UserError
 from tiny import TINY
 
@@ -16,9 +17,9 @@ Script = Callable[..., subprocess.CompletedProcess[str]]
 SUBMITIT = find_spec("submitit") is not None
 
 
-def job(name: str, *choices: str, **measured: float) -> SweepJob:
+def job(name: str, *choices: str, **measured: float) -> dict[str, Any]:
     metrics = {name.replace("__", "/"): value for name, value in measured.items()}
-    return SweepJob(folder=Path("sweep") / name, choices=("seed=1", *choices), metrics=metrics, monitor="val/acc")
+    return {"folder": f"sweep/{name}", "choices": ["seed=1", *choices], "metrics": metrics, "monitor": "val/acc"}
 
 
 JOBS = (

@@ -7,12 +7,10 @@ from torch import Tensor
 
 from filterscope.analysis.activations import activations
 from filterscope.analysis.filters import kernels, shared_patterns
+from filterscope.data.images import to_grey
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of
-
-# ITU-R BT.601, as OpenCV and Pillow turn colour into grey.
-_LUMA = (0.299, 0.587, 0.114)
 
 
 def raw_response(image: Tensor, kernel: Tensor) -> Tensor:
@@ -54,7 +52,7 @@ def pixel_kernels(classifier: Classifier, layer: str, channels: list[int]) -> tu
 def raw_responses(classifier: Classifier, image: Tensor, layer: str, channels: list[int]) -> Tensor:
     """Return the correlations `(n, H, W)` of an image `(C, H, W)` with the kernels of a layer."""
     weights, _ = pixel_kernels(classifier, layer, channels)
-    pixels = image if weights.shape[1] == len(image) else grey(image)
+    pixels = image if weights.shape[1] == len(image) else to_grey(image.cpu())
     return torch.stack([raw_response(pixels, kernel) for kernel in weights])
 
 
@@ -62,10 +60,3 @@ def true_responses(classifier: Classifier, image: Tensor, layer: str, channels: 
     """Return the feature maps `(n, h, w)` of channels of a layer for an image `(C, H, W)`."""
     channels = channels_of(classifier.layers, layer, channels)
     return activations(classifier, image[None], [layer])[layer][0, channels]
-
-
-def grey(image: Tensor) -> Tensor:
-    """Return an image `(C, H, W)` in grey, `(1, H, W)`."""
-    if len(image) == 1:
-        return image
-    return (image * torch.tensor(_LUMA, device=image.device)[:, None, None]).sum(0, keepdim=True)

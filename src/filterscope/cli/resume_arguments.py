@@ -63,15 +63,13 @@ def resume_arguments(arguments: list[str]) -> list[str]:
     claim_folder(folder, resume=True)
     # The stored config does not contain Hydra's own groups; they come from filterscope's folder.
     groups = [f"hydra.searchpath=[{quote_path(f'file://{CONF}')}]", "hydra/job_logging=lines"]
-    stored = ["--config-path", str(folder / ".hydra"), "--config-name", "config"]
-    return [
-        *stored,
-        *groups,
-        f"hydra.run.dir={quote_path(folder)}",
-        "hydra.output_subdir=null",
-        f"++resume={quote_path(folder)}",
-        *others,
-    ]
+    return [*stored_arguments(folder), *groups, f"++resume={quote_path(folder)}", *others]
+
+
+def stored_arguments(folder: Path) -> list[str]:
+    """Return the arguments with which a run takes its config from its folder, and does not store it again."""
+    place = f"hydra.run.dir={quote_path(folder)}"
+    return ["--config-path", str(folder / ".hydra"), "--config-name", "config", place, "hydra.output_subdir=null"]
 
 
 def repeated_arguments(arguments: list[str]) -> list[str]:

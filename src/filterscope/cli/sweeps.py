@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from filterscope.cli.error_messages import describe_error, exit_with_message
-from filterscope.cli.resume_arguments import quote_path
+from filterscope.cli.resume_arguments import stored_arguments
 from filterscope.cli.run_folder import claim_folder
 from filterscope.errors import UserError
 from filterscope.runtime.processes import PARENT, wait_for_process
@@ -46,16 +45,6 @@ RANK_VARIABLES = frozenset(
 _SUBMITIT = ("slurm", "workers", "submitit_slurm", "submitit_local")
 _ON_SLURM = ("slurm", "submitit_slurm")
 _sweeps: list[Path] = []  # the folder of this process's sweep, if there is one
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepJob:
-    """A finished job: its run folder, its overrides, the metrics of its best epoch, and the monitored one."""
-
-    folder: Path
-    choices: tuple[str, ...]
-    metrics: Mapping[str, float]
-    monitor: str
 
 
 class ClaimFolder(Callback):
@@ -91,36 +80,24 @@ def record_metrics(metrics: Mapping[str, float], monitor: str) -> None:
         _record({"folder": folder, "choices": chosen, "metrics": dict(metrics), "monitor": monitor})
 
 
-def read_results() -> tuple[Path | None, list[dict[str, Any]]]:
-    """Return the folder of this process's sweep (None if there is none) and the results of its jobs in their order."""
-    if not _sweeps:
-        return None, []
-    files = sorted((_sweeps[0] / NOTES).glob("*.json"), key=lambda file: int(file.stem))
-    return _sweeps[0], [{"number": int(file.stem), **json.loads(file.read_text(encoding="utf-8"))} for file in files]
-
-
 def finish_sweep(unfinished: str = "") -> None:
     """Log the table of a sweep's runs, and exit with code 1 if one of its jobs has failed.
 
     Args:
         unfinished: the launcher's message about a job that recorded no result.
     """
-    folder, notes = read_results()
-    measured = [note for note in notes if "metrics" in note]
-    if folder is not None and measured:
-        jobs = [
-            SweepJob(folder=Path(m["folder"]), choices=tuple(m["choices"]), metrics=m["metrics"], monitor=m["monitor"])
-            for m in measured
-        ]
-        log.info("%s", write_sweep_table(jobs, folder))
-    failed = [f"job {note['number']}: {note['failed']}" for note in notes if "failed" in note]
+    files = sorted((file for folder in _sweeps for file in (folder / NOTES).glob("*.json")), key=lambda f: int(f.stem))
+    jobs = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    if measured := [job for job in jobs.values() if "metrics" in job]:
+        log.info("%s", write_sweep_table(measured, _sweeps[0]))
+    failed = [f"job {number}: {job['failed']}" for number, job in jobs.items() if "failed" in job]
     failed += [unfinished] if unfinished else []
     if failed:
         log.error("%d of the jobs failed: %s", len(failed), "; ".join(failed))
         sys.exit(1)
 
 
-def write_sweep_table(jobs: Sequence[SweepJob], folder: Path) -> str:
+def write_sweep_table(jobs: Sequence[Mapping[str, Any]], folder: Path) -> str:
     """Write `runs.csv` into the sweep's folder and return the table as text."""
     from filterscope.visuals.output.tables import table_csv, table_text
 
@@ -129,20 +106,20 @@ def write_sweep_table(jobs: Sequence[SweepJob], folder: Path) -> str:
     return table_text(table, f"runs in {folder}")
 
 
-def runs_table(jobs: Sequence[SweepJob]) -> "Table":
-    """Return a row per job: the overrides that differ, accuracy, shares of the verdicts, and its folder."""
+def runs_table(jobs: Sequence[Mapping[str, Any]]) -> "Table":
+    """Return a row per recorded job: the overrides that differ, accuracy, shares of the verdicts, and its folder."""
     from filterscope.analysis.health.verdict import Verdict
     from filterscope.visuals.output.outputs import Table
 
     shares = (f"verdicts/{word}" for word in ("needed", *Verdict) if word != Verdict.UNKNOWN)
-    columns = (jobs[0].monitor, "val/acc", "test/acc", *shares)
-    common = set.intersection(*(set(job.choices) for job in jobs)) if len(jobs) > 1 else set()
-    names = [name for name in dict.fromkeys(columns) if any(name in job.metrics for job in jobs)]
+    columns = (jobs[0]["monitor"], "val/acc", "test/acc", *shares)
+    common = set.intersection(*(set(job["choices"]) for job in jobs)) if len(jobs) > 1 else set()
+    names = [name for name in dict.fromkeys(columns) if any(name in job["metrics"] for job in jobs)]
     rows = [
         (
-            " ".join(choice for choice in job.choices if choice not in common),
-            *(job.metrics.get(name, "") for name in names),
-            job.folder.name,
+            " ".join(choice for choice in job["choices"] if choice not in common),
+            *(job["metrics"].get(name, "") for name in names),
+            Path(job["folder"]).name,
         )
         for job in jobs
     ]
@@ -163,15 +140,7 @@ def run_in_subprocess(cfg: Mapping[str, Any]) -> dict[str, float] | None:
     if not needs_subprocess(cfg):
         return None
     job = Path(HydraConfig.get().runtime.output_dir)
-    stored = ["--config-path", str(job / ".hydra"), "--config-name", "config"]
-    command = [
-        sys.executable,
-        "-m",
-        "filterscope.cli.train",
-        *stored,
-        f"hydra.run.dir={quote_path(job)}",
-        "hydra.output_subdir=null",
-    ]
+    command = [sys.executable, "-m", "filterscope.cli.train", *stored_arguments(job)]
     environment = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
     environment[PARENT] = str(os.getpid())
     code = wait_for_process(subprocess.Popen(command, env=environment))

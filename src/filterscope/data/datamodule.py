@@ -264,15 +264,14 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """
         images = self._images("val")
         chosen = spread_over_classes(images.labels, count, seed=mix_seed(self.seed, seed))
-        pixels = [self._fixed_transform(images.read(i, num_channels=self.num_channels)) for i in chosen.tolist()]
-        batch = torch.stack(pixels) if pixels else torch.empty(0, self.num_channels, self.image_size, self.image_size)
-        return to_float(batch), images.labels[chosen], tuple(images.name(i) for i in chosen.tolist())
+        return self.read("val", chosen.tolist()), images.labels[chosen], tuple(map(images.name, chosen.tolist()))
 
     def read(self, split: str, indices: Sequence[int]) -> Tensor:
         """Return images of a split, `(N, C, H, W)` float32 in [0, 1], not augmented."""
         images = self._images(split)
         pixels = [self._fixed_transform(images.read(index, num_channels=self.num_channels)) for index in indices]
-        return to_float(torch.stack(pixels))
+        nothing = torch.empty(0, self.num_channels, self.image_size, self.image_size)
+        return to_float(torch.stack(pixels)) if pixels else nothing
 
     def _num_seen(self) -> int:
         """Return how many images of the epoch were trained on before an interruption."""

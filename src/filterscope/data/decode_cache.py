@@ -1,7 +1,6 @@
 """A cache of decoded and resized images on disk: one file of uint8 pixels that all processes map into memory."""
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -10,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from filterscope.data import image_io, preprocessing
 from filterscope.data.image_io import BadImageError, Decoding, decode_files
 from filterscope.data.images import Files, Images
 from filterscope.data.preprocessing import resize
+from filterscope.runtime.terminal import tracked
 from filterscope.storage.disk_cache import build_once, cache_key
 
 
@@ -106,9 +105,7 @@ def _build(
     )
     shapes, start = [], 0
     with (folder / "pixels.bin").open("wb") as file:
-        for image in track(
-            decoded, description="decoding", total=len(paths), transient=True, disable=not sys.stdout.isatty()
-        ):
+        for image in tracked(decoded, "decoding", total=len(paths)):
             if isinstance(image, BadImageError):
                 raise image
             file.write(image.permute(1, 2, 0).contiguous().numpy().tobytes())

@@ -29,11 +29,6 @@ class Appearance:
     def __len__(self) -> int:
         return len(self.shapes)
 
-    def __getitem__(self, part: slice) -> "Appearance":
-        return Appearance(
-            shapes=self.shapes[part], angles=self.angles[part], light=self.light[part], dark=self.dark[part]
-        )
-
 
 SHAPES = ("round", "pointed", "notched")
 

@@ -116,9 +116,7 @@ class Pixels:
         """Return the title and the image's number."""
         return f"{self.title} {int(self.numbers[index])}"
 
-    def key(self, index: int) -> str:
-        """Return the title and the image's number."""
-        return self.name(index)
+    key = name
 
     def select(self, indices: Tensor, labels: Tensor) -> "Pixels":
         """Return the images at these indices with new labels."""

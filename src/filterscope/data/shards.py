@@ -8,11 +8,10 @@ import dataclasses
 import hashlib
 import io
 import json
-import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -22,7 +21,6 @@ from urllib.error import HTTPError
 import numpy as np
 import torch
 from pydantic import PositiveFloat
-from rich.progress import track
 from torch import Tensor
 from torchvision.io import encode_png
 
@@ -31,6 +29,7 @@ from filterscope.data.image_io import BadImageError, Decoding, decode_image
 from filterscope.data.images import DataSplits, Files, Images
 from filterscope.errors import UserError, first_line
 from filterscope.registry import register
+from filterscope.runtime.terminal import tracked
 from filterscope.storage.atomic import atomic_write, write_file
 from filterscope.storage.download import download_lock, fetch, read_url
 from filterscope.storage.safe_load import LOAD_ERRORS
@@ -150,9 +149,7 @@ class Shards:
         """Return the split and the image's number in it."""
         return f"{self._shard(index).rpartition('-')[0]} {int(self.numbers[index])}"
 
-    def key(self, index: int) -> str:
-        """Return the split and the image's number in it."""
-        return self.name(index)
+    key = name
 
     def select(self, indices: Tensor, labels: Tensor) -> "Shards":
         """Return the images at these indices with new labels."""
@@ -268,9 +265,7 @@ def pack(
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()
         shards[split] = {}
         rows: list[tuple[int, int, int, int]] = []
-        waiting: Iterator[int] = iter(
-            track(order, description=f"packing {split}", transient=True, disable=not sys.stdout.isatty())
-        )
+        waiting = iter(tracked(order, f"packing {split}"))
         number = next(waiting, None)
         while number is not None:
             name = f"{split}-{len(shards[split]):05d}.tar"

@@ -8,12 +8,13 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filterscope.errors import UserError
 from filterscope.runtime.signals import stop_request
 from filterscope.runtime.terminal import print_safely
 
+T = TypeVar("T")
 PARENT = "FILTERSCOPE_PARENT"
 """The environment variable that names the process that starts another one for the same run."""
 
@@ -21,6 +22,23 @@ PARENT = "FILTERSCOPE_PARENT"
 def is_first_process() -> bool:
     """Return whether this process is the only one of its run or has rank 0, judged by the launcher's variables."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+
+
+def world_size() -> int:
+    """Return the number of processes that compute together; 1 if this is no distributed run."""
+    import torch.distributed as dist  # not at the top: the scripts read this module before they import torch
+
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather(value: T, group: Any = None) -> list[T]:
+    """Return the values of all processes of a distributed run, in the order of their ranks; each must call this."""
+    import torch.distributed as dist  # as above
+
+    values = [value] * world_size()
+    if len(values) > 1:
+        dist.all_gather_object(values, value, group)
+    return values
 
 
 def exit_with_parent() -> None:

@@ -3,9 +3,12 @@
 import io
 import os
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def protect_output() -> None:
@@ -33,6 +36,13 @@ def protect_output() -> None:
 def short_path(path: Path) -> Path:
     """Return a path as it is shown: relative to the working directory if it lies below it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def tracked(items: Iterable[T], what: str, *, total: int | None = None) -> Iterable[T]:
+    """Return items that show a progress bar in a terminal while a loop takes them; `total`: how many, if unknown."""
+    from rich.progress import track  # not at the top: the scripts read this module before anything heavy
+
+    return track(items, what, total, transient=True, disable=not sys.stdout.isatty())
 
 
 def print_safely(text: str) -> None:

@@ -1,6 +1,7 @@
 """Folders on disk that are computed once and shared by processes and runs."""
 
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -75,13 +76,19 @@ def read_metadata(entry: Path) -> dict[str, Any]:
 
 
 def cache_key(parts: Iterable[object], *, code: Iterable[ModuleType]) -> str:
-    """Return a hash of parts (by their `repr`, or bytes as they are), the source of modules and torch's version."""
+    """Return a hash of parts (by their `repr`, or bytes as they are), torch's version, and the source of code.
+
+    Args:
+        parts: everything that the content depends on.
+        code: modules, and packages with all modules that lie directly in them.
+    """
     digest = hashlib.sha256()
-    for part in (*parts, torch.__version__, torchvision.__version__):
+    for part in itertools.chain(parts, (torch.__version__, torchvision.__version__)):
         digest.update(part if isinstance(part, bytes | memoryview) else repr(part).encode())
         digest.update(b"\0")
-    for module in code:
-        digest.update(Path(str(module.__file__)).read_bytes())
+    for file in (Path(str(module.__file__)) for module in code):
+        for source in sorted(file.parent.glob("*.py")) if file.name == "__init__.py" else [file]:
+            digest.update(source.read_bytes())
     return digest.hexdigest()[:24]
 
 

@@ -1,7 +1,6 @@
 """Cached features: the frozen trunk runs once per image, and the head is trained on its outputs."""
 
 import logging
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from rich.progress import track
 from torch import Tensor
 
 from filterscope.data import decode_cache, image_io, loader, preprocessing, sampler
@@ -18,6 +16,8 @@ from filterscope.data.datamodule import ImageDataModule
 from filterscope.errors import UserError
 from filterscope.models import backbone, heads, split_network
 from filterscope.models.split_network import SplitNetwork, split_at
+from filterscope.runtime.processes import world_size
+from filterscope.runtime.terminal import tracked
 from filterscope.storage.disk_cache import build_once, cache_key, format_bytes, is_complete, read_metadata, tensor_bytes
 from filterscope.training.metrics_log import find_callback
 from filterscope.training.module import Features, FinetuneModule
@@ -209,7 +209,7 @@ class FeatureStore:
     def _read(self, augmentation: int | None, folder: Path) -> Tensor:
         key = self.key(augmentation)
         # A single process writes batches as it computes them; several must gather their parts first.
-        gathered = self._gathered(augmentation) if _world() > 1 and not _agreed(is_complete(folder / key)) else None
+        gathered = self._gathered(augmentation) if world_size() > 1 and not _agreed(is_complete(folder / key)) else None
         found = build_once(
             folder,
             key=key,
@@ -245,7 +245,7 @@ class FeatureStore:
 
     def _gathered(self, augmentation: int | None) -> Tensor:
         """Return the features of all images; each process computes its share."""
-        total, world = len(self.data.labels("train")), _world()
+        total, world = len(self.data.labels("train")), world_size()
         own = torch.cat(list(self._batches(augmentation)))
         if world == 1:
             return own
@@ -258,7 +258,7 @@ class FeatureStore:
     def _batches(self, augmentation: int | None) -> Iterator[Tensor]:
         """Yield the features of this process's images, convolutional ones as `(N, H, W, C)`."""
         batches = self.data.ordered("train", augmentation_epoch=augmentation)
-        for images, _ in track(batches, description="features", transient=True, disable=not sys.stdout.isatty()):
+        for images, _ in tracked(batches, "features"):
             values = self.compute(images)
             yield values.movedim(1, -1).contiguous() if values.ndim == 4 else values
 
@@ -276,10 +276,6 @@ def select_features(values: Tensor, indices: Tensor) -> Tensor:
     """Return the features of some images as the next layer takes them, `(N, C, H, W)` or `(N, C)`."""
     chosen = values[indices.to(values.device)]
     return chosen.movedim(-1, 1) if chosen.ndim == 4 else chosen
-
-
-def _world() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _agreed(answer: bool) -> bool:

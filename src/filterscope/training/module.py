@@ -18,6 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.models.split_network import SplitNetwork
+from filterscope.runtime.processes import gather
 from filterscope.training.mix import Views, logits_over_views
 from filterscope.training.policies import Policy
 from filterscope.training.schedules import takes_total_steps, try_schedule
@@ -295,10 +296,7 @@ class FinetuneModule(pl.LightningModule):
         """Store the predictions of all processes in the order of the images, which take turns over the processes."""
         own = torch.cat(self._batches, 1).cpu() if self._batches else torch.empty(4, 0)
         self._batches.clear()
-        parts: list[Any] = [own]
-        if self.trainer.world_size > 1:
-            parts = [None] * self.trainer.world_size
-            dist.all_gather_object(parts, own)
+        parts = gather(own)
         record = torch.empty(4, sum(part.shape[1] for part in parts))
         for rank, part in enumerate(parts):
             record[:, rank :: len(parts)] = part

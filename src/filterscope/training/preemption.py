@@ -10,7 +10,7 @@ from pydantic import NonNegativeFloat
 from torchmetrics import Metric
 
 from filterscope.errors import UserError
-from filterscope.runtime.processes import ranks
+from filterscope.runtime.processes import gather, ranks
 from filterscope.runtime.signals import Stopped, stop_request
 from filterscope.training.checkpoints import RunCheckpoints
 from filterscope.training.metrics_log import find_callback
@@ -167,22 +167,20 @@ class Preemption(pl.Callback):
         if self._group is None:
             self._agreed = max(self._agreed, wish)
             return
-        # Started after this step and read after the next one, so that nobody waits.
+        self._read_vote()
+        vote = torch.tensor(wish)  # read after the next step, so that nobody waits
+        self._pending = (vote, dist.all_reduce(vote, dist.ReduceOp.MAX, self._group, async_op=True))
+
+    def _read_vote(self) -> None:
         if self._pending is not None:
             result, work = self._pending
             work.wait()
-            self._agreed = max(self._agreed, int(result))
-        vote = torch.tensor(wish)
-        self._pending = (vote, dist.all_reduce(vote, dist.ReduceOp.MAX, self._group, async_op=True))
+            self._agreed, self._pending = max(self._agreed, int(result)), None
 
     def _stop_if_requested(self) -> None:
+        self._read_vote()
         wish = max(self._agreed, 0 if stop_request.requested is None else LEAVE + stop_request.requested)
         if self._group is not None:
-            if self._pending is not None:
-                result, work = self._pending
-                work.wait()
-                wish = max(wish, int(result))
-                self._pending = None
             vote = torch.tensor(wish)
             dist.all_reduce(vote, dist.ReduceOp.MAX, self._group)
             wish = int(vote)
@@ -202,11 +200,7 @@ class Preemption(pl.Callback):
             {name: torch.as_tensor(value).cpu() for name, value in metric.metric_state.items()}
             for metric in _metrics_of(module)
         ]
-        if self._group is None:
-            return [own]
-        everyone: list[Any] = [None] * dist.get_world_size(self._group)
-        dist.all_gather_object(everyone, own, self._group)
-        return everyone
+        return gather(own, self._group)
 
 
 def _metrics_of(module: pl.LightningModule) -> list[Metric]:

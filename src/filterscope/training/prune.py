@@ -16,7 +16,6 @@ from pydantic import Field
 from torch import Tensor
 
 from filterscope.data.datamodule import ImageDataModule
-from filterscope.data.preprocessing import to_float
 from filterscope.errors import UserError, first_line
 from filterscope.models.classifier import Classifier
 from filterscope.models.filter_removal import Cut, cut_filters, multiply_adds
@@ -104,10 +103,10 @@ def evaluate_network(classifier: Classifier, data: ImageDataModule) -> Row:
     with restored(classifier), torch.no_grad():
         classifier.eval()
         for images, labels in data.ordered("val", augmentation_epoch=None):
-            logits = classifier(_pixels(images).to(device)).float().cpu()
+            logits = classifier(images.to(device)).float().cpu()
             losses.append(F.cross_entropy(logits, labels, reduction="none"))
             right.append(logits.argmax(1) == labels)
-        batch = _pixels(images)[:16].to(device)
+        batch = images[:16].to(device)
         times = [_seconds(classifier, batch) for _ in range(7)]
     tensors = [*classifier.parameters(), *classifier.buffers()]
     return (
@@ -124,10 +123,6 @@ def _seconds(classifier: Classifier, batch: Tensor) -> float:
     start = time.perf_counter()
     float(classifier(batch).sum())  # also waits for a GPU
     return time.perf_counter() - start
-
-
-def _pixels(images: Tensor) -> Tensor:
-    return to_float(images) if images.dtype == torch.uint8 else images
 
 
 def judge_for_cut(classifier: Classifier, examples: Examples) -> HealthRecords:

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from filterscope.analysis.responses import grey
+from filterscope.data.images import to_grey
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
 from filterscope.registry import register
@@ -40,8 +39,8 @@ class Batch(Visual):
         """Return one picture of the first examples."""
         images = examples.images[: self.images]
         count = len(images)
-        if self.grey and count:
-            images = torch.stack([grey(image) for image in images])
+        if self.grey and images.shape[1] == 3:
+            images = to_grey(images.cpu())
         note = f"{count} image{'s' * (count != 1)} of the data"
         if examples.labels is not None:
             note += " with the name of its class" if count == 1 else " with the names of their classes"

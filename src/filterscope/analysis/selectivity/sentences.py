@@ -104,13 +104,10 @@ def _description(tuning: LayerTuning, i: int) -> str:
     kind, any_phase = template.kind, bool(tuning.any_phase[i])
     first, second = colour_words(tuning, i)
     without = "" if has_colour(tuning, i) else ", no colour"
-    if any_phase:
+    if any_phase or kind == GRATING:
         name = "grating" if kind == GRATING else "line or edge"
-        colours = f", {first}–{second}" if has_colour(tuning, i) else without
-        return f"{name} {_at(angle)}, wavelength {_pixels(tuning.grating.wavelength[i])}, at any phase{colours}"
-    if kind == GRATING:
-        colours = f", {first}–{second}" if has_colour(tuning, i) else without
-        return f"grating {_at(angle)}, wavelength {_pixels(tuning.grating.wavelength[i])}{colours}"
+        where = f"{_at(angle)}, wavelength {_pixels(tuning.grating.wavelength[i])}{', at any phase' * any_phase}"
+        return f"{name} {where}{without or f', {first}–{second}'}"
     if kind == EDGE:
         return f"edge {_at(angle)}, {_sides(angle, template.pattern.angle, first, second)}{without}"
     if kind == BAR:

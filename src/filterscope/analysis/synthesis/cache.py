@@ -1,7 +1,7 @@
 """A folder of finished pictures, which are found again only if everything that determines them is the same."""
 
-import hashlib
 import io
+import itertools
 import os
 import re
 import zipfile
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from filterscope.analysis import synthesis
 from filterscope.analysis.hooks import device_of
 from filterscope.analysis.synthesis.jobs import Job, SynthesisResult, merge_results
 from filterscope.analysis.synthesis.network import ForwardProfile
@@ -22,12 +23,12 @@ from filterscope.analysis.synthesis.parameterization import Parameterization
 from filterscope.analysis.synthesis.recipe import Recipe
 from filterscope.models.classifier import Classifier
 from filterscope.storage.atomic import write_file
-from filterscope.storage.disk_cache import tensor_bytes
+from filterscope.storage.disk_cache import cache_key, tensor_bytes
 
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, TypeError, NotImplementedError, zipfile.BadZipFile)
 _MAX_BYTES = 1 << 27  # of one unpacked picture with its measures
 MAX_FOLDER_BYTES = 2 * 10**9  # of all pictures of a folder
-_FILE_NAME = re.compile(r".+_\d+_\d+_[0-9a-f]{32}\.npz")
+_FILE_NAME = re.compile(r".+_\d+_\d+_[0-9a-f]{24}\.npz")
 _MEASURES = ("curve", "activation", "rank", "converged", "responses", "support", "importance")
 
 
@@ -56,23 +57,17 @@ class PictureCache:
         statistics = [value for name in sorted(layers) for value in vars(layers[name]).values()]
         tensors = [value for value in (*statistics, job.directions) if isinstance(value, Tensor)]
         device = device_of(classifier)
-        settings = (
-            job.layer, vars(recipe), job.seed, batch_size, device.type, uses_bf16(recipe, device),
-            torch.__version__, _code_digest(),
-        )  # fmt: skip
-        digest = hashlib.sha256(repr(settings).encode())
+        settings = job.layer, vars(recipe), job.seed, batch_size, device.type, uses_bf16(recipe, device)
         weights = [
             tensor
             for module in map(classifier.get_submodule, profile.modules)
             for tensor in (*module.parameters(False), *module.buffers(False))
         ]
-        for tensor in (classifier.backbone.mean, classifier.backbone.std, *tensors, *weights):
-            digest.update(repr(tuple(tensor.shape)).encode())
-            digest.update(tensor_bytes(tensor))
+        used = (classifier.backbone.mean, classifier.backbone.std, *tensors, *weights)
+        parts = (part for tensor in used for part in (tuple(tensor.shape), tensor_bytes(tensor)))
         name = f"{classifier.backbone.name}_{job.layer}".replace("/", "_")
-        return cls(
-            folder=folder, name=name, digest=digest.hexdigest()[:32], recipe=recipe, channels=classifier.in_channels
-        )
+        digest = cache_key(itertools.chain([settings], parts), code=[synthesis])
+        return cls(folder=folder, name=name, digest=digest, recipe=recipe, channels=classifier.in_channels)
 
     def find(self, channel: int, sample: int) -> SynthesisResult | None:
         """Return a finished picture, or None if there is none or its file is damaged."""
@@ -132,10 +127,3 @@ def remove_oldest(folder: Path, max_bytes: int = MAX_FOLDER_BYTES) -> None:
         with suppress(OSError):  # removed by another process, or a folder that can only be read
             path.unlink()
         total -= stat.st_size
-
-
-def _code_digest() -> str:
-    digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()

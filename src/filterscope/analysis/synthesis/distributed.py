@@ -17,6 +17,7 @@ from filterscope.analysis.synthesis.optimize import uses_bf16
 from filterscope.analysis.synthesis.recipe import Recipe
 from filterscope.analysis.synthesis.renderer import LayerRenderer
 from filterscope.models.classifier import Classifier
+from filterscope.runtime.processes import world_size
 
 Progress = Callable[[str, float], None]
 """Is called with the name of the current layer and the finished fraction of all work, 0 to 1."""
@@ -135,7 +136,7 @@ def _run_on_all_ranks(
     classifier: Classifier, plan: _Plan, batches: Sequence[_Batch], progress: Progress | None
 ) -> list[SynthesisResult]:
     """Return the results of the batches, in their order, on rank 0, whose plan and batches all ranks get."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if world_size() == 1:
         return _run(classifier, plan, batches, progress)
     message: list[Any] = [plan, batches]
     dist.broadcast_object_list(message, src=0)

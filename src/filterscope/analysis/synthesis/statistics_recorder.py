@@ -7,15 +7,14 @@ ranks that have run a batch, and samples taken at different strides must be thin
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from filterscope.analysis.hooks import recording, taps_of
 from filterscope.analysis.synthesis.trust import ActivationStatistics, LayerStatistics, mean_response
 from filterscope.models.classifier import Classifier
+from filterscope.runtime.processes import gather
 
 SAMPLE = 512
 """The largest number of images whose responses are kept; checkpoints hold them."""
@@ -90,7 +89,9 @@ class StatisticsRecorder:
 
     def statistics(self) -> ActivationStatistics:
         """Return the statistics over all ranks of a distributed run; every rank must call this."""
-        total = _over_ranks(self.running)
+        total = dict.fromkeys(self.running, RunningStatistics())
+        for part in gather(self.running):
+            total = {name: total[name].merge(each) for name, each in part.items()}
         return ActivationStatistics(layers={name: each.statistics() for name, each in total.items() if each.count})
 
 
@@ -100,14 +101,3 @@ def recording_statistics(classifier: Classifier, layers: Sequence[str]) -> Itera
     taps = taps_of(classifier, layers)
     with recording(classifier.backbone.network, taps, lambda output: mean_response(output.detach())) as means:
         yield StatisticsRecorder(running={name: RunningStatistics() for name in layers}, means=means)
-
-
-def _over_ranks(running: dict[str, RunningStatistics]) -> dict[str, RunningStatistics]:
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return running
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, running)
-    total = dict.fromkeys(running, RunningStatistics())
-    for part in parts:
-        total = {name: total[name].merge(each) for name, each in part.items()}
-    return total
