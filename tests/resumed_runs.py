@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from filterscope.runtime.signals import SIGNALS, stop_request
 from filterscope.training.module import FinetuneModule
+from run_files import weights_of
 
 
 @pytest.fixture(autouse=True)
@@ -21,10 +22,6 @@ def own_signals() -> Iterator[None]:
     for number, handler in before.items():
         signal.signal(number, handler)
     stop_request.requested, stop_request.deferred = None, False
-
-
-def weights_of(run: Path) -> dict[str, torch.Tensor]:
-    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
 def assert_alike(run: Path, whole: Path) -> None:

@@ -33,6 +33,7 @@ from filterscope.visuals.gallery.runs import DrawnRun, build_runs_site
 from filterscope.visuals.health.health import Health
 from filterscope.visuals.output.site import write_site
 from filterscope.visuals.visual import Examples, VisualState
+from run_files import checkpoint_of
 from serving import serving
 from tiny import REPOSITORY, TINY
 
@@ -76,7 +77,7 @@ def runs(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The galleries of that run and of a copy with other weights in one layer, side by side."""
     other, folder = tmp_path_factory.mktemp("other"), tmp_path_factory.mktemp("runs")
     (other / "checkpoints").mkdir()
-    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    content = checkpoint_of(run)
     next(weights for weights in content["state_dict"].values() if weights.ndim == 4).neg_()
     torch.save(content, other / "checkpoints" / "best.ckpt")
     visualize_runs(_composed("visualize", f"runs=[{run},{other}]", *FEW), folder)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from run_files import checkpoint_of
 from tiny import REPOSITORY
 
 Compose = Callable[..., dict[str, Any]]
@@ -179,7 +180,7 @@ def test_help_lists_the_choices_of_a_plugin_without_importing_it(run_script: Run
 
 
 def test_a_data_set_a_policy_and_an_objective_take_part_in_a_run(trained: Path) -> None:
-    config = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)["filterscope"]["config"]
+    config = checkpoint_of(trained, "best")["filterscope"]["config"]
     assert config["data"]["_target_"].endswith("Stripes")
     assert config["finetune"]["_target_"].endswith("Slowly")
     assert len(list((trained / "pictures" / "synthesis").rglob("epoch_001.png"))) == 2
@@ -224,7 +225,7 @@ def test_a_checkpoint_is_read_back_with_more_images_and_the_measure_in_the_galle
 def test_a_checkpoint_that_names_an_unregistered_function_of_a_plugin_is_refused(
     group: str, trained: Path, run_script: Run
 ) -> None:
-    content = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
+    content = checkpoint_of(trained, "best")
     content["filterscope"]["config"][group] = {"_target_": "plugin_under_test.parts.unregistered"}
     place = run_script.place  # type: ignore[attr-defined]
     torch.save(content, place / "hostile.ckpt")

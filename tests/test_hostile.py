@@ -25,6 +25,7 @@ from filterscope.data.image_io import BadImageError, check_image, read_image
 from filterscope.errors import UserError
 from filterscope.models.weights import read_weights
 from filterscope.training.checkpoints import load_training_checkpoint
+from run_files import checkpoint_of
 from tiny import REPOSITORY, TINY
 
 READERS = (read_checkpoint, load_training_checkpoint, read_weights)
@@ -86,7 +87,7 @@ def test_a_pickle_with_a_call_is_refused_and_nothing_is_called(family: str, name
 
 
 def changed(honest: Path, place: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    content = torch.load(honest / "checkpoints" / "best.ckpt", weights_only=True)
+    content = checkpoint_of(honest, "best")
     change(content["filterscope"]["config"])
     torch.save(content, place / "model.ckpt")
     return place / "model.ckpt"
@@ -243,7 +244,7 @@ EXAMPLES: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 @pytest.mark.parametrize("what", EXAMPLES)
 def test_a_stored_state_that_does_not_fit_is_refused(what: str, honest: Path, tmp_path: Path) -> None:
-    content = torch.load(honest / "checkpoints" / "best.ckpt", weights_only=True)
+    content = checkpoint_of(honest, "best")
     EXAMPLES[what](content["filterscope"])
     torch.save(content, tmp_path / "model.ckpt")
     assert "is damaged" in refused(open_run, tmp_path / "model.ckpt")
@@ -252,7 +253,7 @@ def test_a_stored_state_that_does_not_fit_is_refused(what: str, honest: Path, tm
 def test_a_stored_state_that_a_visual_cannot_use_is_left_out(
     honest: Path, composed: Callable[..., dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    content = torch.load(honest / "checkpoints" / "best.ckpt", weights_only=True)
+    content = checkpoint_of(honest, "best")
     content["filterscope"]["visual_state"]["store"]["health"] = 5
     content["filterscope"]["config"]["data"].update(num_train=10**9, num_val=10**9)  # must not be drawn
     torch.save(content, tmp_path / "model.ckpt")
@@ -274,7 +275,7 @@ def test_a_stored_config_that_asks_for_many_drawn_images_is_refused(honest: Path
 def test_a_network_of_values_that_are_not_finite_is_drawn(
     value: float, honest: Path, composed: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    content = torch.load(honest / "checkpoints" / "best.ckpt", weights_only=True)
+    content = checkpoint_of(honest, "best")
     for tensor in content["state_dict"].values():
         tensor.fill_(value) if tensor.is_floating_point() else None
     torch.save(content, tmp_path / "model.ckpt")

@@ -10,20 +10,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torchvision.transforms.v2.functional import to_pil_image
 from train import train
 
-from events import scalars_of
 from filterscope.analysis.activations import activations
 from filterscope.analysis.health.activity import POSITIONS, sample_positions
 from filterscope.config.factory import build_data
 from filterscope.config.from_checkpoint import open_run
 from filterscope.errors import UserError
 from filterscope.training.module import FinetuneModule
+from run_files import checkpoint_of, rows_of, scalars_of, weights_of
 from tiny import TINY
 
 Compose = Callable[..., dict[str, Any]]
-
-
-def weights_of(folder: Path, name: str = "last.ckpt") -> dict[str, torch.Tensor]:
-    return torch.load(folder / "checkpoints" / name, weights_only=True)["state_dict"]
 
 
 def assert_same_weights(one: Path, other: Path) -> None:
@@ -31,11 +27,6 @@ def assert_same_weights(one: Path, other: Path) -> None:
     assert first.keys() == second.keys()
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]), name
-
-
-def rows_of(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
 
 
 def events_of(folder: Path) -> EventAccumulator:
@@ -188,7 +179,7 @@ def test_zero_epochs_draw_test_and_write_a_checkpoint(composed: Compose, tmp_pat
 
 
 def test_filters_are_judged_by_the_whole_validation_pass(run: Path, composed: Compose) -> None:
-    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["filterscope"]["visual_state"]
+    saved = checkpoint_of(run)["filterscope"]["visual_state"]
     assert saved.keys() == {"epoch", "store"}
     images = torch.cat([images for images, _ in build_data(composed(*TINY)).val_dataloader()])
     classifier = open_run(run / "checkpoints" / "last.ckpt").classifier

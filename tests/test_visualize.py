@@ -16,6 +16,7 @@ from filterscope.cli.visualize import visualize_runs
 from filterscope.config import from_checkpoint
 from filterscope.config.from_checkpoint import find_checkpoint, open_run
 from filterscope.errors import UserError
+from run_files import checkpoint_of, weights_of
 from tiny import TINY
 
 Compose = Callable[..., dict[str, Any]]
@@ -115,7 +116,7 @@ def test_activations_of_images_given_by_path(run: Path, composed: Compose, tmp_p
 
 def test_load_returns_the_trained_classifier(run: Path) -> None:
     classifier = filterscope.load(run)
-    weights = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    weights = weights_of(run, "best")
     for name, tensor in classifier.state_dict().items():
         assert torch.equal(tensor, weights[f"classifier.{name}"])
     assert classifier.class_names == ("ants", "bees")
@@ -178,7 +179,7 @@ def test_a_checkpoint_of_another_program_is_an_error_in_one_line(tmp_path: Path)
 
 
 def test_a_checkpoint_with_another_number_of_classes_is_an_error_in_one_line(run: Path, tmp_path: Path) -> None:
-    content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    content = checkpoint_of(run, "best")
     content["filterscope"]["class_names"] = ["ants", "bees", "wasps"]
     torch.save(content, tmp_path / "other.ckpt")
     with pytest.raises(UserError, match=r"weights are not those of its config.*head\.weight"):
@@ -187,7 +188,7 @@ def test_a_checkpoint_with_another_number_of_classes_is_an_error_in_one_line(run
 
 @pytest.mark.parametrize("target", ["os.system", "torch.load", "builtins.open", "subprocess.run"])
 def test_a_stored_config_cannot_choose_the_function_that_is_called(run: Path, tmp_path: Path, target: str) -> None:
-    content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    content = checkpoint_of(run, "best")
     content["filterscope"]["config"]["model"] = {"_target_": target, "command": f"touch {tmp_path}/executed"}
     torch.save(content, tmp_path / "hostile.ckpt")
     with pytest.raises(UserError, match="not something filterscope builds from a file"):

@@ -16,6 +16,7 @@ import torch
 from filterscope.cli.sweeps import check_launcher
 from filterscope.config.trainer_factory import build_trainer
 from filterscope.errors import UserError
+from run_files import weights_of
 from tiny import REPOSITORY, TINY
 
 Compose = Callable[..., dict[str, Any]]
@@ -91,10 +92,7 @@ def test_two_machines_train_the_same_weights_as_one_machine_with_two_processes(t
             _, errors = machine.communicate(timeout=200)
             assert machine.returncode == 0, errors
 
-    states = [
-        torch.load(tmp_path / run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for run in ("one", "two")
-    ]
+    states = [weights_of(tmp_path / run) for run in ("one", "two")]
     assert states[0].keys() == states[1].keys()
     for name, tensor in states[0].items():
         assert torch.equal(tensor, states[1][name]), name

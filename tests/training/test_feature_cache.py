@@ -1,6 +1,5 @@
 """Training on cached features gives the same result, and a cache belongs to its weights, images and augmentation."""
 
-import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ import pytest
 import torch
 from train import train
 
-from events import scalars_of
 from filterscope.config import factory
 from filterscope.config.trainer_factory import build_trainer
 from filterscope.data.folder import FolderDataModule
@@ -21,6 +19,7 @@ from filterscope.models.backbone import small_cnn_backbone
 from filterscope.models.split_network import SplitNetwork, split_at
 from filterscope.training.feature_cache import FeatureCache, FeatureStore
 from filterscope.training.policies import LastBlocks
+from run_files import rows_of, scalars_of, weights_of
 from tiny import TINY
 
 Compose = Callable[..., dict[str, Any]]
@@ -48,15 +47,6 @@ def store(
             return network.features(some)
 
     return FeatureStore(network, data, compute=compute, computed_with=computed_with, folder=folder)
-
-
-def rows_of(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
-def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
 def without_cache(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from filterscope.training.module import FinetuneModule
 from filterscope.training.preemption import FiniteLoss
 from filterscope.training.resume import remove_later_outputs
 from resumed_runs import assert_alike, events_of, files_of, own_signals, stop_in, weights_of  # noqa: F401
+from run_files import checkpoint_of
 from tiny import TINY
 
 Compose = Callable[..., dict[str, Any]]
@@ -74,7 +75,7 @@ def test_a_signal_inside_an_epoch_saves_that_step(
         train(composed(*TINY, *LOOKS), tmp_path)
     monkeypatch.undo()
     assert stopped.value.exit_code == 143
-    assert torch.load(tmp_path / "checkpoints" / "midway.ckpt", weights_only=True)["global_step"] == step + 1
+    assert checkpoint_of(tmp_path, "midway")["global_step"] == step + 1
     stop_request.requested = None
     train(composed(*TINY, *LOOKS) | {"resume": str(tmp_path)}, tmp_path)
     assert not (tmp_path / "checkpoints" / "midway.ckpt").exists()
@@ -121,7 +122,7 @@ def test_a_signal_in_the_last_step_of_an_epoch_finishes_the_epoch_first(
     monkeypatch.undo()
     assert stopped.value.exit_code == 130
     assert not (tmp_path / "checkpoints" / "midway.ckpt").exists()
-    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2 * STEPS
+    assert checkpoint_of(tmp_path)["global_step"] == 2 * STEPS
     stop_request.requested = None
     train(composed(*TINY, *LOOKS) | {"resume": str(tmp_path)}, tmp_path)
     assert_alike(tmp_path, whole)
@@ -203,7 +204,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint(
     monkeypatch.setattr(FinetuneModule, "on_train_batch_start", poison)
     with pytest.raises(UserError, match=r"training diverged: the loss is not finite since step \d+ \(epoch 2\)"):
         train(composed(*TINY, *LOOKS), tmp_path)
-    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    saved = checkpoint_of(tmp_path)
     assert saved["global_step"] == STEPS
     assert all(tensor.isfinite().all() for tensor in saved["state_dict"].values())
 

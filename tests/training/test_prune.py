@@ -1,6 +1,5 @@
 """A run is pruned: filters are cut out, the network is trained again, and its checkpoint is read like any other."""
 
-import csv
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,16 +20,12 @@ from filterscope.training.module import FinetuneModule
 from filterscope.training.prune import FILTERS, SUMMARY, judge_for_cut
 from filterscope.visuals.health.health import measure_health
 from filterscope.visuals.visual import Examples
+from run_files import rows_of, weights_of
 from tiny import TINY
 
 pytest.importorskip("torch_pruning", reason="torch-pruning is not installed")
 
 Compose = Callable[..., dict[str, Any]]
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture
@@ -66,10 +61,10 @@ def test_a_share_is_cut_out_trained_again_and_read_back(source: Path, composed: 
     options = (f"model.weights={source}", "prune=share", "prune.share=0.3", "trainer.max_epochs=1", "visuals=none")
     cfg = composed(*TINY, *options)
     train(cfg, tmp_path / "pruned")
-    rows = table(tmp_path / "pruned" / SUMMARY)
+    rows = rows_of(tmp_path / "pruned" / SUMMARY)
     assert [row["network"] for row in rows] == ["before", "after the cut", "after the training"]
     before, _, after = ([float(cell) for name, cell in row.items() if name != "network"] for row in rows)
-    filters = table(tmp_path / "pruned" / FILTERS)
+    filters = rows_of(tmp_path / "pruned" / FILTERS)
     assert len(filters) == 30
     assert 0 < sum(row["removed"] == "yes" for row in filters) <= 9
     assert all(row["why"] for row in filters)
@@ -104,17 +99,14 @@ def test_an_interrupted_pruned_run_resumes_to_the_same_bits(
             train(composed(*TINY, *options), tmp_path / "resumed")
     shutil.copytree(tmp_path / "resumed", tmp_path / "bare")
     train(composed(*TINY, *options) | {"resume": str(tmp_path / "resumed")}, tmp_path / "resumed")
-    one, other = (
-        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for name in ("whole", "resumed")
-    )
+    one, other = (weights_of(tmp_path / name) for name in ("whole", "resumed"))
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
-    assert len(table(tmp_path / "resumed" / SUMMARY)) == 3
+    assert len(rows_of(tmp_path / "resumed" / SUMMARY)) == 3
     (tmp_path / "bare" / SUMMARY).write_text("network,accuracy\nbefore,unknown\n")
     with caplog.at_level("WARNING", "filterscope"):
         train(composed(*TINY, *options) | {"resume": str(tmp_path / "bare")}, tmp_path / "bare")
     assert any(f"{SUMMARY} cannot be read" in line and "\n" not in line for line in caplog.messages)
-    assert [row["network"] for row in table(tmp_path / "bare" / SUMMARY)] == ["after the training"]
+    assert [row["network"] for row in rows_of(tmp_path / "bare" / SUMMARY)] == ["after the training"]
 
 
 def test_pruning_needs_a_run_of_the_same_network(source: Path, composed: Compose, tmp_path: Path) -> None:

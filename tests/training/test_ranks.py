@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
+from run_files import checkpoint_of
 from tiny import REPOSITORY, TINY
 
 Compose = Callable[..., dict[str, Any]]
@@ -71,7 +71,7 @@ def test_ranks_agree_bit_for_bit_after_every_epoch(finetune: str, on: str, compo
     assert first == second
     assert len(set(first)) == 3  # and they do learn
 
-    saved = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    saved = checkpoint_of(run, "best")
     for judged in saved["filterscope"]["visual_state"]["store"]["health"].values():
         assert judged["images"] == 31
     compared = saved["filterscope"]["visual_state"]["store"]["statistics"]

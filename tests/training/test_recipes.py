@@ -19,6 +19,7 @@ from filterscope.training.metrics_log import EpochProgressBar
 from filterscope.training.mix import logits_over_views, mixer
 from filterscope.training.policies import Full
 from resumed_runs import assert_alike, own_signals, stop_in
+from run_files import checkpoint_of, rows_of, weights_of
 from tiny import TINY
 
 __all__ = ["own_signals"]
@@ -32,11 +33,6 @@ RECYCLE = (
     "callbacks.recycle.images=8", "optimizer=adam", "trainer.max_epochs=3", "visuals=filters",
 )  # fmt: skip
 SWA = ("callbacks=swa", "callbacks.swa.start=0.3", "mix=mixup", "trainer.max_epochs=3", "visuals=filters")
-
-
-def table_of(path):
-    with path.open() as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize(("options", "step"), [((*EVERYTHING, "visuals=[filters,health]"), 2), (SWA, 4), (RECYCLE, 4)])
@@ -54,7 +50,7 @@ def test_a_run_with_all_recipes_resumes_to_the_bit(options, step, composed, tmp_
 def test_recycled_filters_are_told_and_do_not_go_with_averages(composed, tmp_path):
     pytest.importorskip("torch_pruning", reason="torch-pruning is not installed")
     train(composed(*TINY, *RECYCLE), tmp_path / "run")
-    rows = table_of(tmp_path / "run" / "recycled.csv")
+    rows = rows_of(tmp_path / "run" / "recycled.csv")
     assert {row["after_epoch"] for row in rows} == {"1", "2"}
     assert all(row["verdict"] in ("noise", "dead") and row["verdict_now"] for row in rows)
     with pytest.raises(UserError, match="callbacks=recycle cannot run with ema or swa"):
@@ -65,7 +61,7 @@ def test_looking_changes_nothing_with_all_recipes(composed, tmp_path):
     ends = []
     for name, visuals in (("seen", "visuals=[filters,health,predictions]"), ("unseen", "visuals=none")):
         train(composed(*TINY, *EVERYTHING, visuals), tmp_path / name)
-        ends.append(torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True))
+        ends.append(checkpoint_of(tmp_path / name))
     for part in ("state_dict", "current_model_state"):
         assert ends[0][part].keys() == ends[1][part].keys()
         assert all(torch.equal(tensor, ends[1][part][key]) for key, tensor in ends[0][part].items())
@@ -74,7 +70,7 @@ def test_looking_changes_nothing_with_all_recipes(composed, tmp_path):
 def test_pictures_and_checkpoints_show_the_averaged_weights(composed, tmp_path):
     options = ("callbacks=ema", "callbacks.ema.decay=0.9", "visuals=filters", "trainer.max_epochs=1")
     train(composed(*TINY, *options), tmp_path)
-    last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    last = checkpoint_of(tmp_path)
     key = "classifier.backbone.network.conv1.weight"
     assert not torch.equal(last["state_dict"][key], last["current_model_state"][key])
     from filterscope.config.from_checkpoint import load  # as visualize.py reads it
@@ -106,7 +102,7 @@ def test_swa_is_the_mean_of_the_last_epochs(composed, tmp_path):
         train(composed(*TINY, *options, f"trainer.max_epochs={epochs}"), tmp_path / str(epochs))
         weights.append(torch.load(tmp_path / str(epochs) / "checkpoints/last.ckpt", weights_only=True)["state_dict"])
     train(composed(*TINY, *options, "callbacks=swa", "callbacks.swa.start=0.5"), tmp_path / "swa")
-    mean = torch.load(tmp_path / "swa" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    mean = weights_of(tmp_path / "swa")
     for key, tensor in mean.items():
         if key.startswith("classifier"):
             torch.testing.assert_close(tensor, (weights[0][key] + weights[1][key]) / 2)
@@ -121,7 +117,7 @@ def test_the_size_of_a_step_is_what_plain_gradient_descent_makes_it(composed, tm
     train(composed(*TINY, *descent, "visuals=none", "callbacks=step_sizes"), tmp_path)
     with (tmp_path / "metrics.csv").open() as file:
         row = {name: float(value) for name, value in list(csv.DictReader(file))[1].items() if value}
-    first = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    first = weights_of(tmp_path)
     for layer, where, factor in (("block1_conv1", "backbone.network.conv1", 3), ("fc1", "backbone.network.fc1", 1)):
         size = torch.cat([first[f"classifier.{where}.{kind}"].flatten() for kind in ("weight", "bias")]).norm()
         moved = 0.01 * factor * row[f"optimizer/gradient_norm/{layer}"]

@@ -12,6 +12,7 @@ from train import train
 from filterscope.errors import UserError
 from filterscope.training import ridge_head
 from filterscope.training.ridge_head import Solution, solve_head
+from run_files import weights_of
 from tiny import TINY
 
 Compose = Callable[..., dict[str, Any]]
@@ -81,10 +82,6 @@ def rows_of(folder: Path) -> list[str]:
     return (folder / "metrics.csv").read_text().splitlines()
 
 
-def state_of(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-
-
 def test_the_validation_before_training_sees_the_head(composed: Compose, tmp_path: Path) -> None:
     rows = []
     for finetune in ("linear_probe", "full"):  # features of the cache, and features that no cache holds
@@ -101,7 +98,7 @@ def test_training_goes_on_from_the_head_and_resumes_to_the_bit(composed: Compose
     train(composed(*options), tmp_path / "whole")
     train(composed(*options, "trainer.max_epochs=1"), tmp_path / "stopped")
     train(composed(*options) | {"resume": str(tmp_path / "stopped")}, tmp_path / "stopped")
-    whole, resumed = state_of(tmp_path / "whole"), state_of(tmp_path / "stopped")
+    whole, resumed = weights_of(tmp_path / "whole"), weights_of(tmp_path / "stopped")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert rows_of(tmp_path / "whole") == rows_of(tmp_path / "stopped")
 
@@ -110,7 +107,7 @@ def test_pictures_do_not_change_the_head(composed: Compose, tmp_path: Path) -> N
     options = (*RIDGE, "trainer.max_epochs=1")
     train(composed(*options), tmp_path / "plain")
     train(composed(*options, "visuals=[filters,health,activations]"), tmp_path / "looked")
-    plain, looked = state_of(tmp_path / "plain"), state_of(tmp_path / "looked")
+    plain, looked = weights_of(tmp_path / "plain"), weights_of(tmp_path / "looked")
     assert all(torch.equal(plain[name], looked[name]) for name in plain)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from run_files import weights_of
 from tiny import REPOSITORY, TINY
 
 KNOBS = (
@@ -143,9 +144,7 @@ def run(place: Path, *starts: dict[str, Any], launcher: bool = False) -> list[di
 
 def assert_alike(one: Path, other: Path) -> None:
     """Assert that two runs ended with the same weights, tables and pictures."""
-    weights, expected = (
-        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in (one, other)
-    )
+    weights, expected = (weights_of(run) for run in (one, other))
     assert weights.keys() == expected.keys()
     for name, tensor in weights.items():
         assert torch.equal(tensor, expected[name]), name

@@ -10,11 +10,11 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from train import train
 
-from events import scalars_of
 from filterscope.config import factory
 from filterscope.config.trainer_factory import build_trainer
 from filterscope.errors import UserError
 from filterscope.training.module import FinetuneModule
+from run_files import checkpoint_of, rows_of, scalars_of, weights_of
 from tiny import TINY
 
 Compose = Callable[..., dict[str, Any]]
@@ -23,17 +23,12 @@ STEPS = 3  # in an epoch
 FINETUNE = ("full", "linear_probe")
 
 
-def rows_of(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
 def steps_of(folder: Path, tag: str) -> list[int]:
     return [step for step, _ in scalars_of(folder).get(tag, [])]
 
 
 def last_checkpoint(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    content: dict[str, Any] = checkpoint_of(folder)
     return content
 
 
@@ -65,13 +60,13 @@ def test_an_epoch_without_validation_has_a_last_checkpoint_and_no_score(
     train(composed(*QUICK, f"finetune={finetune}", *options), tmp_path)
     assert [bool(row["val/acc"]) for row in rows_of(tmp_path)] == [True, False, True, False]
     assert last_checkpoint(tmp_path)["global_step"] == 3 * STEPS
-    best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
+    best = checkpoint_of(tmp_path, "best")
     assert best["global_step"] == 2 * STEPS
 
 
 def test_without_validation_the_last_epoch_is_the_best(composed: Compose, tmp_path: Path) -> None:
     train(composed(*QUICK, "finetune=full", "trainer.limit_val_batches=0"), tmp_path)
-    best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
+    best = checkpoint_of(tmp_path, "best")
     assert best["global_step"] == 2 * STEPS
     assert "val/acc" not in rows_of(tmp_path)[-1]
 
@@ -154,7 +149,7 @@ def test_the_best_checkpoint_is_tested_by_its_name(composed: Compose, tmp_path: 
     trainer.fit(module, data)
     last = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     trainer.test(module, data, ckpt_path="best", verbose=False)
-    best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    best = weights_of(tmp_path, "best")
     assert all(torch.equal(tensor, best[name]) for name, tensor in module.state_dict().items())
     assert isinstance(module, LightningModule)
     assert last.keys() == best.keys()

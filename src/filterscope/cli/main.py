@@ -142,11 +142,9 @@ def run_command() -> None:
 
 def program(name: str) -> str:
     """Return how a script is started: `filterscope train` if the command runs, `python train.py` in a checkout."""
-    return f"filterscope {name}" if Path(sys.argv[0]).suffix != ".py" or _is_module() else f"python {name}.py"
-
-
-def _is_module() -> bool:
-    return Path(sys.argv[0]).resolve().parent == Path(__file__).resolve().parent
+    started = Path(sys.argv[0])
+    is_script = started.suffix == ".py" and started.resolve().parent != Path(__file__).resolve().parent
+    return f"python {name}.py" if is_script else f"filterscope {name}"
 
 
 def _complete() -> None:

@@ -43,7 +43,7 @@ class AnimalsDataModule(ImageDataModule):
     def prepare_data(self) -> None:
         """Download the data set with `kagglehub` if it is missing."""
         if self._images_folder() is None:
-            self._downloaded = _download(self.folder, allowed=self.download, root=self.root)
+            self._downloaded = self._download()
 
     def find(self) -> DataSplits:
         """List the images of the ten folders, ordered by English name."""
@@ -60,16 +60,16 @@ class AnimalsDataModule(ImageDataModule):
         folders = (self.folder / "animals10" / "raw-img", self.folder / "raw-img")
         return next((folder for folder in folders if folder.is_dir()), None)
 
-
-def _download(root_folder: Path, *, allowed: bool, root: str) -> Path:
-    url = f"https://www.kaggle.com/datasets/{KAGGLE}"
-    folder = root_folder / "animals10"
-    by_hand = f"data.root={root} holds no animals10/raw-img; unpack {url} so that {folder / 'raw-img'} is there"
-    if not allowed:
-        raise UserError(by_hand)
-    try:
-        kagglehub = importlib.import_module("kagglehub")
-    except ImportError as error:
-        raise UserError(f'{by_hand}, or pip install "filterscope[animals]" to download it') from error
-    with download_lock("Animals-10", url=url, files="raw-img of archive.zip", folder=folder):
-        return Path(kagglehub.dataset_download(KAGGLE)) / "raw-img"
+    def _download(self) -> Path:
+        url, folder = f"https://www.kaggle.com/datasets/{KAGGLE}", self.folder / "animals10"
+        by_hand = (
+            f"data.root={self.root} holds no animals10/raw-img; unpack {url} so that {folder / 'raw-img'} is there"
+        )
+        if not self.download:
+            raise UserError(by_hand)
+        try:
+            kagglehub = importlib.import_module("kagglehub")
+        except ImportError as error:
+            raise UserError(f'{by_hand}, or pip install "filterscope[animals]" to download it') from error
+        with download_lock("Animals-10", url=url, files="raw-img of archive.zip", folder=folder):
+            return Path(kagglehub.dataset_download(KAGGLE)) / "raw-img"

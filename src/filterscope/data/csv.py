@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from filterscope.data.datamodule import Fraction, ImageDataModule
-from filterscope.data.folder import list_files, split_of
+from filterscope.data.folder import files_below, split_of
 from filterscope.data.image_io import is_image
 from filterscope.data.images import DataSplits, Files
 from filterscope.errors import UserError, suggestion
@@ -154,7 +154,7 @@ def _find_files(names: Sequence[str], folder: Path, file: Path) -> tuple[str, ..
     paths = [str(folder / name) for name in names]
     missing = [number for number, path in enumerate(paths) if not Path(path).is_file()]
     below: dict[str, list[str]] = {}
-    for path in list_files(folder) if missing and folder.is_dir() else ():
+    for path in files_below(folder) if missing and folder.is_dir() else ():
         for key in {PurePath(path).name.lower(), PurePath(path).stem.lower()} if is_image(path) else ():
             below.setdefault(key, []).append(path)
     for number in list(missing):

@@ -11,7 +11,7 @@ from scipy.io.matlab import MatReadError
 from torchvision.datasets import Flowers102
 
 from filterscope.data.datamodule import ImageDataModule, ResizeRatio
-from filterscope.data.folder import Layout, display_names, find_layout, list_files, split_files
+from filterscope.data.folder import Layout, display_names, files_below, find_layout, split_files
 from filterscope.data.images import DataSplits, Files
 from filterscope.errors import UserError
 from filterscope.registry import register
@@ -103,7 +103,7 @@ def _find_official(folder: Path) -> DataSplits:
         raise UserError(
             f"{folder / _TABLES[0]} or {_TABLES[1]} is damaged ({error}); delete both, fetch them again"
         ) from error
-    present = set(list_files(folder / "jpg"))
+    present = set(files_below(folder / "jpg"))
     parts: dict[str, Files] = {}
     for split, members in numbers.items():
         paths = [str(folder / "jpg" / f"image_{number:05d}.jpg") for number in members]

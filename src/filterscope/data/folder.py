@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -129,7 +129,7 @@ def subfolders(folder: Path) -> list[Path]:
         with os.scandir(folder) as entries:
             return [folder / name for name in sorted(e.name for e in entries if not _is_system(e.name) and e.is_dir())]
     except OSError as error:
-        raise _unreadable(error) from error
+        _raise_unreadable(error)
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
@@ -163,7 +163,7 @@ def labelled_files(folder: Path, classes: tuple[str, ...]) -> Files:
                 f"{folder} has a class folder {name!r} that the training images do not have{suggestion(name, classes)}"
             )
         below: set[str] = set()
-        for path in list_files(folder / name):
+        for path in files_below(folder / name):
             if is_image(path):
                 paths.append(path)
                 labels.append(classes.index(name))
@@ -202,15 +202,6 @@ def split_files(splits: Mapping[str, Path]) -> tuple[tuple[str, ...], dict[str, 
             continue
         files[split] = labelled_files(folder, classes)
     return classes, files
-
-
-def list_files(folder: Path) -> list[str]:
-    """Return the paths of all files below a folder, sorted, without hidden ones; links are followed.
-
-    Raises:
-        UserError: the folder or one below it may not be read.
-    """
-    return list(_walk(folder))
 
 
 def display_names(
@@ -312,11 +303,15 @@ def _refuse_splits_of_others(folder: Path, inside: list[Path]) -> None:
 
 
 def _holds_images(folder: Path) -> bool:
-    return any(map(is_image, _walk(folder)))
+    return any(map(is_image, files_below(folder)))
 
 
-def _walk(folder: Path) -> Iterator[str]:
-    """Yield the files below a folder; a folder that is reached twice through links is read once."""
+def files_below(folder: Path) -> Iterator[str]:
+    """Yield the paths of all files below a folder, sorted, without hidden ones; links are followed, but not twice.
+
+    Raises:
+        UserError: the folder or one below it may not be read.
+    """
     seen = set()
     for parent, folders, files in os.walk(folder, onerror=_raise_unreadable, followlinks=True):
         about = os.stat(parent)  # noqa: PTH116 (a million of them)
@@ -332,9 +327,5 @@ def _is_system(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SYSTEM
 
 
-def _raise_unreadable(error: OSError) -> None:
-    raise _unreadable(error)
-
-
-def _unreadable(error: OSError) -> UserError:
-    return UserError(f"the folder {error.filename} cannot be read: {error.strerror or error}")
+def _raise_unreadable(error: OSError) -> NoReturn:
+    raise UserError(f"the folder {error.filename} cannot be read: {error.strerror or error}") from error

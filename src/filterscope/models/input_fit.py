@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+BATCH = 32  # images of a forward pass
 POSITIONS = 16  # of a map in each image, drawn at random, on which layers are fitted
 RIDGES = (1.0, 0.1, 0.01, 0.001, 0.0001)  # of each input's mean square; the other half of the images says which is best
 
@@ -21,7 +22,7 @@ def is_fittable(module: nn.Module) -> bool:
 
 
 def input_products(
-    run: Callable[[Tensor], object], consumers: Iterable[Consumer], images: Tensor, *, batch_size: int = 32
+    run: Callable[[Tensor], object], consumers: Iterable[Consumer], images: Tensor
 ) -> dict[Consumer, list[Tensor]]:
     """Return the sums, over each half of the images, of the products of each two input channels of modules.
 
@@ -29,7 +30,6 @@ def input_products(
         run: runs the network that the modules belong to on a batch.
         consumers: the modules.
         images: `(N, C, H, W)`.
-        batch_size: of the forward passes.
 
     Returns:
         two tensors `(channels + 1, channels + 1)` for each; the last channel is a constant 1.
@@ -52,7 +52,7 @@ def input_products(
             for key, sums in found.items():
                 count = key[0].get_parameter("weight").shape[1] // key[1] + 1
                 sums.append(torch.zeros(count, count, dtype=torch.float64))
-            for batch in torch.split(half, batch_size) if len(half) else ():
+            for batch in torch.split(half, BATCH) if len(half) else ():
                 run(batch)
     return found
 

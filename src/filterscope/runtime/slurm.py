@@ -15,7 +15,7 @@ JOB_FILE = ".slurm"
 
 def find_requeued_run(arguments: list[str]) -> Path | None:
     """Return the folder of the run that this job started with the same arguments before it was requeued, or None."""
-    if int(os.environ.get("SLURM_RESTART_COUNT") or 0) == 0 or is_multirun(arguments):
+    if int(os.environ.get("SLURM_RESTART_COUNT") or 0) == 0 or {"-m", "--multirun"} & set(arguments):
         return None
     given = literal_path(arguments, "hydra.run.dir")
     found = [given] if given is not None else [path.parent for path in Path("outputs").glob(f"*/{JOB_FILE}")]
@@ -51,11 +51,6 @@ def literal_path(arguments: list[str], key: str) -> Path | None:
     """Return the path that the arguments set for a key, or None if there is none or it contains a reference."""
     given = [argument.removeprefix(f"{key}=") for argument in arguments if argument.startswith(f"{key}=")]
     return Path(given[-1].strip("'\"")) if given and "${" not in given[-1] else None
-
-
-def is_multirun(arguments: list[str]) -> bool:
-    """Return whether the arguments ask for a sweep."""
-    return any(argument in ("-m", "--multirun") for argument in arguments)
 
 
 def _job(arguments: list[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from filterscope.data.datamodule import ImageDataModule
@@ -49,7 +49,7 @@ class Prune:
 
     by: Literal["unused", "share"] = "unused"
     share: Annotated[float, Field(gt=0, lt=1)] = 0.3
-    images: Annotated[int, Field(ge=1)] = 500
+    images: PositiveInt = 500
     fit: bool = True
     rows: list[Row] = field(default_factory=list, init=False)
 

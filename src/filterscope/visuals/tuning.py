@@ -13,7 +13,7 @@ from torch import Tensor
 
 from filterscope.analysis.selectivity import sentences
 from filterscope.analysis.selectivity.measurement import LayerTuning, measure_tuning
-from filterscope.analysis.selectivity.stimuli import KINDS, hue_name
+from filterscope.analysis.selectivity.stimuli import CROSS, CURVE, END, KINDS, hue_name
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of, convolutions
 from filterscope.registry import register
@@ -163,7 +163,7 @@ def tuning_record(tuning: LayerTuning, layer: str) -> dict[str, Any]:
             tuning.grating.selectivity, tuning.grating.wavelength, tuning.grating.octaves, tuning.grating.modulation,
             tuning.hue, tuning.colour_share, tuning.colour_selectivity, tuning.real_colour_selectivity,
         )  # fmt: skip
-        more = (tuning.blob_size, tuning.curve_radius, tuning.curvature_index, tuning.end_index, tuning.crossing_index)
+        more = (tuning.blob_size, tuning.curve_radius, *map(tuning.against_bars, (CURVE, END, CROSS)))
         rows.append(
             (
                 layer,

@@ -124,8 +124,6 @@ class Activity:
         dead: whether the filter is never positive.
         apoz: share of outputs that are not positive (Hu et al. 2016), at sampled spatial positions.
         dormancy: mean rectified output as a multiple of the layer's mean (Sokar et al. 2023; τ-dormant means ≤ τ).
-        mean: of the responses over the images.
-        deviation: standard deviation of the responses over the images.
         correlation: `(filters, filters)`, of rectified outputs at the same position; 0 if a filter never changes.
     """
 
@@ -133,8 +131,6 @@ class Activity:
     dead: Tensor
     apoz: Tensor
     dormancy: Tensor
-    mean: Tensor
-    deviation: Tensor
     correlation: Tensor
 
 
@@ -148,14 +144,11 @@ def activity(sums: RunningSums) -> Activity:
     if images == 0:
         raise UserError("the activity of filters needs at least one image")
     mean = sums.powers[0] / images
-    variance = (sums.powers[1] / images - mean.square()).clamp_min(0)
     return Activity(
         images=images,
         dead=~(sums.powers[0] > 0),
         apoz=1 - sums.positive / sums.samples,
         dormancy=mean / mean.mean().clamp_min(1e-300),
-        mean=mean,
-        deviation=variance.sqrt(),
         correlation=_correlation(sums),
     )
 

@@ -170,14 +170,14 @@ def with_kernels(classifier: Classifier, kernels: Mapping[str, Tensor]) -> Itera
                 conv.weight.copy_(kept[layer])
 
 
-def phase_scrambled(images: Tensor, *, seed: int = 0) -> Tensor:
+def phase_scrambled(images: Tensor) -> Tensor:
     """Return images `(N, C, H, W)` with the same amplitude spectrum and mean but random phases.
 
     All channels of an image are shifted by the same phases, so that their correlation is kept. Values may leave [0, 1],
     because clipping would change the spectrum.
     """
     size = images.shape[-2:]
-    noise = torch.rand(len(images), 1, *size, generator=torch.Generator().manual_seed(seed))
+    noise = torch.rand(len(images), 1, *size, generator=torch.Generator().manual_seed(0))
     # The phases of real noise are symmetric, so that the result is real.
     phases = torch.fft.rfft2(noise.to(images))
     phases = phases / phases.abs().clamp_min(1e-12)

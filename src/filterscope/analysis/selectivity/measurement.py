@@ -12,9 +12,7 @@ from filterscope.analysis.selectivity.exposure import StimulusResponses
 from filterscope.analysis.selectivity.stimuli import (
     BAR,
     BLOB,
-    CROSS,
     CURVE,
-    END,
     KINDS,
     SURFACE,
     Pattern,
@@ -84,25 +82,10 @@ class LayerTuning:
     curve_radius: Tensor
     best: Tensor
 
-    def index(self, kind: str, other: str) -> Tensor:
-        """Return how much more the filters respond to one kind of stimulus than to another, −1 to 1."""
-        first, second = (self.by_kind[:, KINDS.index(name)] for name in (kind, other))
+    def against_bars(self, kind: str) -> Tensor:
+        """Return how much more the filters respond to the best stimulus of a kind than to the best bar, −1 to 1."""
+        first, second = (self.by_kind[:, KINDS.index(name)] for name in (kind, BAR))
         return (first - second) / (first + second).clamp_min(1e-12)
-
-    @property
-    def curvature_index(self) -> Tensor:
-        """Response to the best curve against that to the best bar, −1 to 1."""
-        return self.index(CURVE, BAR)
-
-    @property
-    def end_index(self) -> Tensor:
-        """Response to the best line end against that to the best bar (end-stopping), −1 to 1."""
-        return self.index(END, BAR)
-
-    @property
-    def crossing_index(self) -> Tensor:
-        """Response to the best crossing against that to the best bar, −1 to 1."""
-        return self.index(CROSS, BAR)
 
 
 def measure_tuning(classifier: Classifier, layer: str, images: Tensor | None = None, *, seed: int = 0) -> LayerTuning:

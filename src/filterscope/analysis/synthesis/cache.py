@@ -28,7 +28,7 @@ from filterscope.storage.disk_cache import cache_key, tensor_bytes
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, TypeError, NotImplementedError, zipfile.BadZipFile)
 _MAX_BYTES = 1 << 27  # of one unpacked picture with its measures
 MAX_FOLDER_BYTES = 2 * 10**9  # of all pictures of a folder
-_FILE_NAME = re.compile(r".+_\d+_\d+_[0-9a-f]{24}\.npz")
+_FILE_NAME = re.compile(r".+_\d+_\d+_[0-9a-f]{24,}\.npz")
 _MEASURES = ("curve", "activation", "rank", "converged", "responses", "support", "importance")
 
 
