@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
-from filterscope.models.network_copy import in_evaluation_mode, restored, same_random_numbers
+from filterscope.models.network_copy import evaluating, same_random_numbers
 
 T = TypeVar("T")
 Precision = Callable[[], AbstractContextManager[Any]]
@@ -45,14 +45,13 @@ def observing(model: nn.Module) -> Iterator[None]:
     `.backward()`), and compiled modules run uncompiled, because compiled code leaves hooks out.
     """
     devices = sorted({p.get_device() for p in model.parameters() if p.is_cuda})
-    with restored(model):
-        in_evaluation_mode(model)
-        with (
-            same_random_numbers(devices),
-            torch.inference_mode(mode=False),
-            torch.compiler.set_stance("force_eager"),
-        ):
-            yield
+    with (
+        evaluating(model),
+        same_random_numbers(devices),
+        torch.inference_mode(mode=False),
+        torch.compiler.set_stance("force_eager"),
+    ):
+        yield
 
 
 class Tap(NamedTuple):

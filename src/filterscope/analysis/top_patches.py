@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from filterscope.analysis.filter_inputs import ACTIVATION_FUNCTIONS, NORM_FUNCTIONS, WithoutNonlinearities
 from filterscope.analysis.health.recorder import output_tap
 from filterscope.analysis.hooks import device_of, observing, recording, run_model, tapping, taps_of
 from filterscope.analysis.synthesis.network import frozen_copy
 from filterscope.errors import UserError
 from filterscope.models.classifier import Classifier
-from filterscope.models.layers import ACTIVATIONS, NORMS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,21 +141,16 @@ def receptive_field(classifier: Classifier, layer: str, size: int) -> ReceptiveF
     weights are all positive.
     """
     network = frozen_copy(classifier)
-    network.__dict__["layers"] = classifier.layers  # the names depend on the pools that are replaced below
     for module in network.modules():
-        for name, child in list(module.named_children()):
-            if isinstance(child, (*ACTIVATIONS, *NORMS)):
-                setattr(module, name, nn.Identity())
-            elif isinstance(child, nn.MaxPool2d):
-                pool = nn.AvgPool2d(child.kernel_size, child.stride, child.padding, ceil_mode=child.ceil_mode)
-                setattr(module, name, pool)
-            elif isinstance(child, nn.Conv2d | nn.Linear):
-                child.weight.data = torch.full_like(child.weight, 1.0 / child.weight[0].numel())
-                child.bias = None  # all outputs are positive, so that a ReLU that is a function passes them
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.weight.data = torch.full_like(module.weight, 1.0 / module.weight[0].numel())
+            module.bias = None
     network.backbone.mean.zero_()
     images = torch.ones(1, network.in_channels, size, size, device=device_of(network), requires_grad=True)
+    left_out = ACTIVATION_FUNCTIONS | NORM_FUNCTIONS | {"sigmoid"}
     with observing(network), torch.enable_grad(), tapping(network, [layer]) as outputs:
-        network(images)
+        with WithoutNonlinearities(left_out):
+            network(images)
         output = outputs[layer]
     if output.dim() != 4:
         return ReceptiveField(side=size, jump=0.0, first=0.0)

@@ -126,6 +126,14 @@ def restored(network: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network in evaluation mode within the block, and give it back as it was (`restored`)."""
+    with restored(network):
+        in_evaluation_mode(network)
+        yield
+
+
+@contextmanager
 def same_random_numbers(devices: Collection[int] = ()) -> Iterator[None]:
     """Leave the random states of torch, Python and NumPy as they are before the block; `devices` are those of CUDA.
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from filterscope.models.classifier import Classifier
 from filterscope.models.forward_trace import FAILED
 from filterscope.models.layers import find_layer
-from filterscope.models.network_copy import hooks_of, restored
+from filterscope.models.network_copy import evaluating, hooks_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +118,7 @@ def _is_exact(split: SplitNetwork) -> bool:
     classifier, size = split.classifier, split.classifier.accepted_size
     image = torch.linspace(0, 1, classifier.in_channels * size * size, device=next(classifier.parameters()).device)
     images = image.view(1, classifier.in_channels, size, size)
-    with restored(classifier), torch.no_grad():
-        classifier.eval()
+    with evaluating(classifier), torch.no_grad():
         try:
             return torch.equal(split.logits(split.features(images)), classifier(images))
         except FAILED:

@@ -19,7 +19,7 @@ from filterscope.data.datamodule import ImageDataModule
 from filterscope.errors import UserError, first_line
 from filterscope.models.classifier import Classifier
 from filterscope.models.filter_removal import Cut, cut_filters, multiply_adds
-from filterscope.models.network_copy import restored
+from filterscope.models.network_copy import evaluating
 from filterscope.storage.atomic import write_file
 from filterscope.training.example_images import examples_of
 from filterscope.visuals.health.findings import HealthRecords, removable_filters
@@ -100,8 +100,7 @@ def evaluate_network(classifier: Classifier, data: ImageDataModule) -> Row:
     """Return validation accuracy and loss, parameters, multiply-adds, ms per image, and megabytes of weights."""
     device = next(classifier.parameters()).device
     losses, right = [], []
-    with restored(classifier), torch.no_grad():
-        classifier.eval()
+    with evaluating(classifier), torch.no_grad():
         for images, labels in data.ordered("val", augmentation_epoch=None):
             logits = classifier(images.to(device)).float().cpu()
             losses.append(F.cross_entropy(logits, labels, reduction="none"))
@@ -132,8 +131,7 @@ def judge_for_cut(classifier: Classifier, examples: Examples) -> HealthRecords:
     logits are divided by the temperature with the lowest loss on the images (Guo et al. 2017).
     """
     labels = examples.labels
-    with restored(classifier), torch.no_grad():
-        classifier.eval()
+    with evaluating(classifier), torch.no_grad():
         device = next(classifier.parameters()).device
         logits = torch.cat([classifier(batch.to(device)).float().cpu() for batch in torch.split(examples.images, 32)])
     losses = {t: 0.0 if labels is None else float(F.cross_entropy(logits / t, labels.cpu())) for t in TEMPERATURES}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from filterscope.data.datamodule import ImageDataModule
 from filterscope.errors import UserError
-from filterscope.models.network_copy import restored
+from filterscope.models.network_copy import evaluating
 from filterscope.storage.disk_cache import format_bytes
 from filterscope.training.feature_cache import backbone_features, free_memory
 from filterscope.training.module import FinetuneModule
@@ -67,8 +67,7 @@ class RidgeHead(pl.Callback):
             raise UserError(f"callbacks=ridge_head needs a Linear head; {module.classifier.backbone.name} ends in none")
         versions = range(self.augmentations) if self.augmentations and data.augment is not None else (None,)
         store = backbone_features(trainer, module, data)
-        with restored(module.classifier):
-            module.classifier.eval()
+        with evaluating(module.classifier):
             features = [store.features(version).flatten(1).cpu() for version in versions]
         labels = data.labels("train")
         solution = None
