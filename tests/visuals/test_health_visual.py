@@ -304,6 +304,12 @@ def test_causes_use_more_images_than_other_visuals():
     assert "Of 40 images" in table.description
 
 
+def test_outside_training_activity_is_measured_on_as_many_images_as_importance():
+    few = dataclasses.replace(examples(8), more=examples)
+    assert "measured on 40 images" in Health(importance=40)(network(), few, VisualState())["health/layers"].description
+    assert "measured on 8 images" in Health(importance=0)(network(), few, VisualState())["health/layers"].description
+
+
 def test_causes_without_labels_are_a_clear_error():
     with pytest.raises(UserError, match="health_causes needs images with labels"):
         HealthCauses()(network(), Examples(images=torch.rand(4, 1, 28, 28)), VisualState())

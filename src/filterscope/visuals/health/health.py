@@ -95,6 +95,8 @@ class Health(Visual):
             or (state.epoch is not None and not is_frozen(classifier, layer))
         ]
         if due:
+            if state.epoch is None and len(examples) < self.importance:
+                examples = examples.sample_if_possible(self.importance)
             sums, responses = record_activity(
                 classifier, examples.images, examples.labels, layers=due, batch_size=self.batch_size
             )
