@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from filterscope.errors import UserError
 from filterscope.storage.atomic import PARTIAL, atomic_write, remove_partial_files, sync_folder
 from filterscope.storage.safe_load import LOAD_ERRORS, load_error_reason, load_plain
-from filterscope.training.metrics_log import monitored
+from filterscope.training.metrics_log import NotesValidation, monitored
 
 _TRAINING_KEYS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "filterscope")
 _NOT_FOR_INFERENCE = ("optimizer_states", "callbacks", "loops")
@@ -56,7 +56,7 @@ class AtomicCheckpointIO(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
-class RunCheckpoints(Checkpoint):
+class RunCheckpoints(NotesValidation, Checkpoint):
     """Writes `last.ckpt` after every epoch, and `best.ckpt` if the monitored metric is the best so far.
 
     `last.ckpt` holds everything that a resumed run needs, and so does `midway.ckpt`, which `Preemption` asks for inside
@@ -81,7 +81,6 @@ class RunCheckpoints(Checkpoint):
         self.mode = mode
         self.best: float | None = None
         self.best_epoch: int | None = None
-        self._validated = False
 
     @property
     def best_model_path(self) -> str:
@@ -98,14 +97,6 @@ class RunCheckpoints(Checkpoint):
         if self.monitor is not None and self.monitor.split("/")[0] not in ("train", "val") and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._score(trainer)
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Forget the last validation: an epoch without one (`check_val_every_n_epoch`, `max_steps`) has no score."""
-        self._validated = False
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note that this epoch has been validated."""
-        self._validated = not trainer.sanity_checking
-
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the checkpoints of the epoch."""
         self.save(trainer, epoch=trainer.current_epoch + 1)
@@ -114,7 +105,7 @@ class RunCheckpoints(Checkpoint):
         """Write `last.ckpt`, and `best.ckpt` if this epoch is the best so far."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        measured = self.monitor is not None and (self._validated or not self.monitor.startswith("val/"))
+        measured = self.monitor is not None and (self.validated or not self.monitor.startswith("val/"))
         score = self._score(trainer) if measured else None
         improved = self._improves(score)
         if improved:

@@ -17,7 +17,21 @@ SPLITS = ("train", "val", "test")
 Kind = TypeVar("Kind", bound=pl.Callback)
 
 
-class MetricsLog(pl.Callback):
+class NotesValidation(pl.Callback):
+    """Knows whether the running epoch was validated; not every one is (`check_val_every_n_epoch`, `max_steps`)."""
+
+    validated = False
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget the validation of the epoch before."""
+        self.validated = False
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note that this epoch was validated."""
+        self.validated = not trainer.sanity_checking
+
+
+class MetricsLog(NotesValidation):
     """Write one row of metrics per finished epoch, and the loss of single steps.
 
     The step of a row is the number of finished epochs; 0 is the validation before training. Only `train/loss_step`
@@ -32,7 +46,6 @@ class MetricsLog(pl.Callback):
         super().__init__()
         self.path = folder / "metrics.csv"
         self.rows: dict[int, dict[str, float]] = {}
-        self._validated = False
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -48,13 +61,9 @@ class MetricsLog(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write row 0 after the validation before training."""
-        self._validated = not trainer.sanity_checking
+        super().on_validation_end(trainer, pl_module)
         if trainer.state.fn == "validate":
             self.write(trainer, 0)
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Forget the last validation: an epoch without one has no `val/` metrics."""
-        self._validated = False
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the row of the epoch that has just ended."""
@@ -66,7 +75,7 @@ class MetricsLog(pl.Callback):
 
     def write(self, trainer: pl.Trainer, epoch: int) -> None:
         """Write the metrics of training, validation and test as the row of an epoch."""
-        splits = SPLITS if self._validated else ("train", "test")
+        splits = SPLITS if self.validated else ("train", "test")
         measured = {
             name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if _split(name) in splits
         }

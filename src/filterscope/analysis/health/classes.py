@@ -60,6 +60,21 @@ def enough_images(sums: RunningSums) -> bool:
     return classes >= 2 and images >= classes + 4
 
 
+def top_classes(values: Tensor, labels: Tensor, most: int) -> list[list[tuple[int, float]]]:
+    """Return for each filter up to `most` classes with the largest mean values, each with its mean, the largest first.
+
+    Args:
+        values: of the filters for images, `(images, filters)`.
+        labels: `(images,)`.
+        most: the largest number of classes.
+    """
+    classes = torch.unique(labels)
+    means = torch.stack([values[labels == label].mean(0) for label in classes])
+    best = means.topk(min(most, len(classes)), dim=0)
+    rows = zip(classes[best.indices].T.tolist(), best.values.T.tolist(), strict=True)
+    return [list(zip(*row, strict=True)) for row in rows]
+
+
 def _central_sums(powers: Tensor, images: int) -> tuple[Tensor, Tensor]:
     first, second, third, fourth = powers
     mean = first / images

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from filterscope.analysis.health.classes import top_classes
 from filterscope.analysis.health.recorder import output_tap
 from filterscope.analysis.hooks import observing, run_model
 from filterscope.errors import UserError
@@ -84,16 +85,8 @@ def importance_of(change: LossChange, labels: Tensor, *, needed: float = NEEDED)
             "importance_se": error,
             "needed": (~spare | (signed > needed)).long(),
         },
-        classes_hurt=_classes_hurt(first + second, labels),
+        classes_hurt=[[label for label, rise in each if rise > 0] for each in top_classes(first + second, labels, 3)],
     )
-
-
-def _classes_hurt(changes: Tensor, labels: Tensor) -> list[list[int]]:
-    classes = torch.unique(labels)
-    means = torch.stack([changes[labels == label].mean(0) for label in classes])
-    best = means.topk(min(3, len(classes)), dim=0)
-    rows = zip(classes[best.indices].T.tolist(), best.values.T.tolist(), strict=True)
-    return [[label for label, value in zip(*row, strict=True) if value > 0] for row in rows]
 
 
 def loss_changes(

@@ -74,6 +74,14 @@ class Term:
     channel: int | None = None
 
 
+Operator = Callable[["Objective", "Objective | float"], "Objective"]
+
+
+def _both_ways(operate: Callable[[Any, Any], Any]) -> tuple[Operator, Operator]:
+    """Return the methods for an operator with an objective at its left and at its right."""
+    return lambda own, other: _join(operate, own, other), lambda own, other: _join(operate, other, own)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Objective:
     """An arithmetic expression of functions of layers' responses: `2 * a - b / 3`, `sum([a, b])`, `(1 + a) ** 2`.
@@ -130,35 +138,11 @@ class Objective:
         score: Tensor = self.combine(*scores)
         return score
 
-    def __add__(self, other: Objective | float) -> Objective:
-        return _join(operator.add, self, other)
-
-    def __radd__(self, other: float) -> Objective:
-        return _join(operator.add, other, self)
-
-    def __sub__(self, other: Objective | float) -> Objective:
-        return _join(operator.sub, self, other)
-
-    def __rsub__(self, other: float) -> Objective:
-        return _join(operator.sub, other, self)
-
-    def __mul__(self, other: Objective | float) -> Objective:
-        return _join(operator.mul, self, other)
-
-    def __rmul__(self, other: float) -> Objective:
-        return _join(operator.mul, other, self)
-
-    def __truediv__(self, other: Objective | float) -> Objective:
-        return _join(operator.truediv, self, other)
-
-    def __rtruediv__(self, other: float) -> Objective:
-        return _join(operator.truediv, other, self)
-
-    def __pow__(self, other: Objective | float) -> Objective:
-        return _join(operator.pow, self, other)
-
-    def __rpow__(self, other: float) -> Objective:
-        return _join(operator.pow, other, self)
+    __add__, __radd__ = _both_ways(operator.add)
+    __sub__, __rsub__ = _both_ways(operator.sub)
+    __mul__, __rmul__ = _both_ways(operator.mul)
+    __truediv__, __rtruediv__ = _both_ways(operator.truediv)
+    __pow__, __rpow__ = _both_ways(operator.pow)
 
     def __neg__(self) -> Objective:
         return self * -1.0

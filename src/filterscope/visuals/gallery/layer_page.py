@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from filterscope.analysis.filters import kernels
+from filterscope.analysis.health.classes import top_classes
 from filterscope.analysis.health.verdict import Verdict
 from filterscope.analysis.top_patches import ReceptiveField, TopResponses, cut_patch, receptive_field
 from filterscope.models.classifier import Classifier
@@ -309,11 +310,8 @@ def preferred_classes(responses: Tensor, labels: Tensor | None) -> list[list[tup
     """
     if labels is None or not len(labels):
         return [[] for _ in range(responses.shape[1])]
-    classes = torch.unique(labels)
-    means = torch.stack([responses[labels == label].mean(0) for label in classes])
-    best = (means / responses.mean(0).clamp_min(1e-12)).topk(min(5, len(classes)), dim=0)
-    rows = zip(classes[best.indices].T.tolist(), best.values.T.tolist(), strict=True)
-    return [[(c, float(f"{v:.3g}")) for c, v in zip(*row, strict=True) if v > 1.05] for row in rows]
+    preferred = top_classes(responses / responses.mean(0).clamp_min(1e-12), labels, 5)
+    return [[(c, float(f"{v:.3g}")) for c, v in each if v > 1.05] for each in preferred]
 
 
 def most_active(peaks: Tensor, usual: Tensor) -> list[list[int]]:
