@@ -102,6 +102,18 @@ def test_images_are_at_most_as_large_as_those_of_the_network() -> None:
     assert gallery._at_quality(None) == gallery
 
 
+def test_a_layers_page_shows_the_best_real_patch_with_a_dot_for_a_weaker_image(made: Site) -> None:
+    filters = _data(made, "block1_conv1")["filters"]
+    weaker = [i for i, facts in enumerate(filters) if facts["weaker"]]
+    assert weaker  # of images made in one step
+    assert "with a dot its best real patch" in made.files["layers/block1_conv1.html"].decode()
+    atlas, columns = _pixels(made.files["atlas/block1_conv1-synthesis.webp"]), grid_shape(len(filters))[0]
+    side = atlas.shape[1] // columns
+    for i in weaker:
+        tile = atlas[i // columns * side :, i % columns * side :][:side, :side]
+        assert tile[side - 4 - side // 14, side - 4 - side // 14].min() > 200  # the dot's middle
+
+
 def test_pages_load_nothing_from_a_server(made: Site) -> None:
     pages = "".join(content.decode() for name, content in made.files.items() if not name.endswith(".webp"))
     assert "http:" not in pages

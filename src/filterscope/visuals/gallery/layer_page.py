@@ -18,7 +18,7 @@ from filterscope.analysis.health.verdict import Verdict
 from filterscope.analysis.top_patches import ReceptiveField, TopResponses, cut_patch, receptive_field
 from filterscope.models.classifier import Classifier
 from filterscope.visuals.drawing.grid import Pixels
-from filterscope.visuals.drawing.tiles import coloured_maps, kernel_tiles, photo, signed
+from filterscope.visuals.drawing.tiles import coloured_maps, dotted, kernel_tiles, photo, signed
 from filterscope.visuals.filter_words import FilterWords
 from filterscope.visuals.gallery.circuits import LayerCircuit
 from filterscope.visuals.gallery.sprites import SpriteLayout, draw_atlas, encode_webp, image_url, layout_rows
@@ -265,6 +265,8 @@ def build_layer_page(
     ]
     samples = findings.samples[0].images
     thumbnails = [_photo(image, round(THUMBNAIL * scale)) for image in samples]
+    for i, patch in best_patch.items():
+        thumbnails[i] = dotted(_resized(patch, thumbnails[i].shape[1], thumbnails[i].shape[0]))
     atlases = {
         "kernels": encode_webp(draw_atlas(small)),
         "synthesis": encode_webp(draw_atlas(thumbnails), int(SHARE_OF_THUMBNAIL * max_bytes * count)),
@@ -385,9 +387,9 @@ def _photo(image: Tensor, size: int) -> Pixels:
     return photo(image.float() / 255, size)
 
 
-def _resized(tile: Pixels) -> Pixels:
-    """Return a tile at the size of a thumbnail."""
-    return np.asarray(Image.fromarray(tile).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS))
+def _resized(tile: Pixels, width: int = THUMBNAIL, height: int = THUMBNAIL) -> Pixels:
+    """Return a tile in another size, by default that of a thumbnail."""
+    return np.asarray(Image.fromarray(tile).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def _patch_row(tiles: Mapping[str, Pixels], side: int) -> Pixels:
