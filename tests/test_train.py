@@ -1,4 +1,3 @@
-import csv
 from collections.abc import Callable
 from pathlib import Path
 from shutil import copy, copytree
@@ -193,8 +192,7 @@ def test_filters_are_judged_by_the_whole_validation_pass(run: Path, composed: Co
 
 def test_verdicts_are_tested_by_ablation_once_at_the_end_of_training(run: Path) -> None:
     (causes,) = (run / "health" / "causes").iterdir()
-    with causes.open() as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(causes)
     assert [row["layers"] for row in rows] == ["all at once"]
     assert len(list((run / "health" / "natural").iterdir())) == 1
 

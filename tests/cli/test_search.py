@@ -1,6 +1,5 @@
 """A search with Optuna runs its trials, prunes, goes on after a kill, and ends in a table and a picture."""
 
-import csv
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -13,6 +12,7 @@ from train import train
 from filterscope.errors import UserError
 from filterscope.training import trial
 from hydra_plugins.filterscope_search import _suggest
+from run_files import rows_of
 from tiny import TINY
 
 optuna = pytest.importorskip("optuna")
@@ -21,11 +21,6 @@ SEARCH = (
     "-m", "hparams_search=optuna", "hydra.sweep.dir=search", "hydra.sweeper.startup_trials=1",
     "hydra.sweeper.warmup_epochs=0", *TINY, "visuals=none",
 )  # fmt: skip
-
-
-def rows_of(folder: Path) -> list[dict[str, str]]:
-    with (folder / "trials.csv").open() as file:
-        return list(csv.DictReader(file))
 
 
 def test_a_search_goes_on_where_it_was_killed(script: Callable[..., CompletedProcess[str]], tmp_path: Path) -> None:
@@ -40,7 +35,7 @@ def test_a_search_goes_on_where_it_was_killed(script: Callable[..., CompletedPro
     done = script("train.py", *SEARCH, "hydra.sweeper.trials=2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "trial 1 was interrupted and is repeated" in done.stdout
-    first, failed, repeated = rows_of(folder)
+    first, failed, repeated = rows_of(folder / "trials.csv")
     assert (first["state"], failed["state"]) == ("complete", "fail")
     assert repeated["state"] in ("complete", "pruned")
     assert float(repeated["optimizer.lr"]) == pytest.approx(rate, rel=1e-3)

@@ -1,6 +1,5 @@
 """The table at the end of a sweep."""
 
-import csv
 import subprocess
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -11,6 +10,7 @@ import pytest
 
 from filterscope.cli.sweeps import check_launcher, runs_table, write_sweep_table
 from filterscope.errors import UserError
+from run_files import rows_of
 from tiny import TINY
 
 Script = Callable[..., subprocess.CompletedProcess[str]]
@@ -60,8 +60,7 @@ def test_a_failed_job_is_reported_at_the_end_wherever_it_ran(launcher: str, scri
     told = [line for line in (done.stdout + done.stderr).splitlines() if "1 of the jobs failed" in line]
     assert len(told) == 1
     assert "job 0: unknown layer 'block9_conv1'" in told[0]
-    with (tmp_path / "sweep" / "runs.csv").open() as file:
-        (row,) = csv.DictReader(file)
+    (row,) = rows_of(tmp_path / "sweep" / "runs.csv")
     assert row["run"].startswith("1_")
     assert float(row["val/acc"]) >= 0
 

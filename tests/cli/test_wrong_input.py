@@ -1,6 +1,5 @@
 """Every kind of wrong input ends in a `UserError`, which the scripts report in one line."""
 
-import csv
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from visualize import visualize
 
 from filterscope.config.options import check_config, check_paths
 from filterscope.errors import UserError
+from run_files import rows_of
 from tiny import TINY
 
 Compose = Callable[..., dict[str, Any]]
@@ -384,5 +384,4 @@ def test_damaged_images_that_are_left_out_are_counted_in_the_metrics(composed: C
         (tmp_path / "data" / "a" / f"{number}.png").write_bytes(b"half of it")
     options = ("data=folder", f"data.root={folder}", "data.on_corrupt=skip", "data.num_workers=0", "visuals=none")
     train(composed(*tiny("data.image_size=24", "trainer.max_epochs=0", *options)), tmp_path / "run")
-    with (tmp_path / "run" / "metrics.csv").open() as file:
-        assert next(csv.DictReader(file))["data/skipped"] == "2"
+    assert rows_of(tmp_path / "run" / "metrics.csv")[0]["data/skipped"] == "2"

@@ -1,6 +1,5 @@
 """Every function of the VGG16 notebook, compared with an independent result."""
 
-import csv
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from filterscope.errors import UserError
 from filterscope.models import heads
 from filterscope.models.backbone import torchvision_backbone
 from planted import Compose
+from run_files import rows_of
 
 
 def test_vgg16_synthesis_writes_the_summary_the_comparison_and_the_objective(composed: Compose, tmp_path: Path) -> None:
@@ -22,13 +22,13 @@ def test_vgg16_synthesis_writes_the_summary_the_comparison_and_the_objective(com
         "visuals.comparison.recipes.specific.steps=10", config="visualize",
     )  # fmt: skip
     assert visualize(cfg, tmp_path) == ["summary", "comparison/block1_conv1", "objective/block1_conv1"]
-    with (tmp_path / "summary.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(tmp_path / "summary.csv")
     assert rows[0] == {"layer": "block1_conv1", "output": "64×96×96", "parameters": "1792"}
     assert rows[-2]["output"] == "512×3×3"
     assert rows[-1] == {"layer": "total", "output": "", "parameters": "14714688"}
-    with (tmp_path / "objective" / "block1_conv1.csv").open() as file:
-        steps = [(row["recipe"], row["filter"], row["step"]) for row in csv.DictReader(file)]
+    steps = [
+        (row["recipe"], row["filter"], row["step"]) for row in rows_of(tmp_path / "objective" / "block1_conv1.csv")
+    ]
     assert steps == [("notebook", "63", "10"), ("notebook", "63", "20"), ("specific", "63", "10")]
 
 

@@ -1,6 +1,5 @@
 """A run that is stopped or killed, and gone on with, ends with the same bits as one that never was."""
 
-import csv
 import os
 import shutil
 import signal
@@ -20,7 +19,7 @@ from filterscope.training.module import FinetuneModule
 from filterscope.training.preemption import FiniteLoss
 from filterscope.training.resume import remove_later_outputs
 from resumed_runs import assert_alike, events_of, files_of, own_signals, stop_in, weights_of  # noqa: F401
-from run_files import checkpoint_of
+from run_files import checkpoint_of, rows_of
 from tiny import TINY
 
 Compose = Callable[..., dict[str, Any]]
@@ -237,5 +236,4 @@ def test_a_damaged_checkpoint_is_refused_before_anything_is_taken_back(composed:
 
 
 def test_every_row_of_metrics_stands_once(whole: Path) -> None:
-    with (whole / "metrics.csv").open() as file:
-        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1", "2", "3"]
+    assert [row["epoch"] for row in rows_of(whole / "metrics.csv")] == ["0", "1", "2", "3"]

@@ -1,6 +1,5 @@
 """Numbers, pictures and tables arrive in every logger, and are read back from what it has written, offline."""
 
-import csv
 import io
 import json
 import struct
@@ -14,6 +13,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from train import train
 
+from run_files import rows_of
 from tiny import TINY
 
 Compose = Callable[..., dict[str, Any]]
@@ -36,8 +36,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def run(composed: Compose, folder: Path, logger: str) -> list[dict[str, str]]:
     """Train with a logger and return the rows of metrics.csv, with which what it shows is compared."""
     train(composed(*TINY, "visuals=filters", "visuals.filters.layers=[conv1]", f"logger={logger}"), folder)
-    with (folder / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
+    return rows_of(folder / "metrics.csv")
 
 
 def pixels(content: Path | bytes) -> np.ndarray:
@@ -46,8 +45,7 @@ def pixels(content: Path | bytes) -> np.ndarray:
 
 def test_several_loggers_at_once_each_have_the_numbers(composed: Compose, tmp_path: Path) -> None:
     rows = run(composed, tmp_path, "[tensorboard,csv]")
-    with (tmp_path / "csv" / "metrics.csv").open() as file:
-        logged = {row["step"]: row["val/loss"] for row in csv.DictReader(file) if row["val/loss"]}
+    logged = {row["step"]: row["val/loss"] for row in rows_of(tmp_path / "csv" / "metrics.csv") if row["val/loss"]}
     events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0}).Reload()
     losses = {each.step: float(each.tensor_proto.float_val[0]) for each in events.Tensors("val/loss")}
     for row in rows:
@@ -113,5 +111,4 @@ def test_mlflow_has_numbers_pictures_and_tables(composed: Compose, tmp_path: Pat
     kept = pixels(tmp_path / "pictures" / PICTURE / "epoch_002.png").astype(int)
     assert np.abs(pixels(picture) - kept).mean() < 4  # the file in the run folder has 256 colours
     table = Path(client.download_artifacts(found.info.run_id, f"{TABLE}/epoch_002.csv"))
-    with table.open() as file:
-        assert [(row["split"], row["images"]) for row in csv.DictReader(file)] == [("val", "30"), ("test", "20")]
+    assert [(row["split"], row["images"]) for row in rows_of(table)] == [("val", "30"), ("test", "20")]

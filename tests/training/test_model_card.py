@@ -1,6 +1,5 @@
 """The model card of a run is one that the model hub accepts, and says what the run measured."""
 
-import csv
 import re
 from urllib.parse import unquote
 
@@ -9,6 +8,7 @@ import torch
 from train import train
 
 from filterscope.training.loggers import data_name
+from run_files import rows_of
 from tiny import TINY
 
 
@@ -48,8 +48,7 @@ def test_the_card_is_valid_for_the_hub_and_holds_the_run_s_numbers(composed, tmp
     assert len(answers) == 3
     for answer in answers[1:]:
         torch.testing.assert_close(answer, answers[0], atol=1e-5, rtol=0)
-    with next((tmp_path / "predictions").glob("summary/*.csv")).open() as file:
-        rows = {row["split"]: row for row in csv.DictReader(file)}
+    rows = {row["split"]: row for row in rows_of(next((tmp_path / "predictions").glob("summary/*.csv")))}
     assert float(rows["test"]["from"]) < metrics["test/acc"] < float(rows["test"]["to"])
 
 

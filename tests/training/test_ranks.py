@@ -1,6 +1,5 @@
 """Two processes train one network: after every epoch they hold the same bits, and they count every image once."""
 
-import csv
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from run_files import checkpoint_of
+from run_files import checkpoint_of, rows_of
 from tiny import REPOSITORY, TINY
 
 Compose = Callable[..., dict[str, Any]]
@@ -77,7 +76,6 @@ def test_ranks_agree_bit_for_bit_after_every_epoch(finetune: str, on: str, compo
     compared = saved["filterscope"]["visual_state"]["store"]["statistics"]
     assert {layer: known["count"] for layer, known in compared.items()} == {"block1_conv1": 31, "block2_conv1": 31}
     (table,) = (run / "predictions" / "per_class_val").glob("*.csv")
-    with table.open() as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(table)
     assert len(saved["filterscope"]["class_names"]) == 10
     assert sum(int(row["images"]) for row in rows if row["class"] != "all") == 31

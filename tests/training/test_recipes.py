@@ -1,6 +1,5 @@
 """Mixing, averaging, class weights, decayed rates: each does what it says, and a resumed run repeats it to the bit."""
 
-import csv
 import logging
 import os
 import signal
@@ -115,8 +114,7 @@ def test_the_size_of_a_step_is_what_plain_gradient_descent_makes_it(composed, tm
         "schedule=constant", "data.batch_size=60",
     )  # fmt: skip
     train(composed(*TINY, *descent, "visuals=none", "callbacks=step_sizes"), tmp_path)
-    with (tmp_path / "metrics.csv").open() as file:
-        row = {name: float(value) for name, value in list(csv.DictReader(file))[1].items() if value}
+    row = {name: float(value) for name, value in rows_of(tmp_path / "metrics.csv")[1].items() if value}
     first = weights_of(tmp_path)
     for layer, where, factor in (("block1_conv1", "backbone.network.conv1", 3), ("fc1", "backbone.network.fc1", 1)):
         size = torch.cat([first[f"classifier.{where}.{kind}"].flatten() for kind in ("weight", "bias")]).norm()

@@ -1,6 +1,5 @@
 """Trainer arguments work as Lightning documents them, with cached features too, and torch's schedules fit."""
 
-import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,8 +134,7 @@ def test_a_schedule_with_total_steps_gets_them(composed: Compose, tmp_path: Path
 def test_metrics_reach_every_logger_with_the_number_of_finished_epochs(composed: Compose, tmp_path: Path) -> None:
     train(composed(*QUICK, "finetune=full", "logger=[tensorboard,csv]"), tmp_path)
     (file,) = (path for path in tmp_path.rglob("metrics.csv") if path.parent != tmp_path)
-    with file.open() as content:
-        rows = list(csv.DictReader(content))
+    rows = rows_of(file)
     assert [row["step"] for row in rows if row["val/acc"]] == ["0", "1", "2"]
     assert steps_of(tmp_path, "val/acc") == [0, 1, 2]
 

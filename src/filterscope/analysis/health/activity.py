@@ -9,6 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from filterscope.errors import UserError
+from filterscope.runtime.processes import world_size
 
 POSITIONS = 8  # sampled spatial positions of each feature map
 
@@ -96,7 +97,7 @@ class RunningSums(Metric):
 
     def sum_over_ranks(self) -> None:
         """Replace the sums with those of all ranks of a distributed run; every rank must call this."""
-        if not (dist.is_available() and dist.is_initialized()):
+        if world_size() == 1:
             return
         if dist.get_backend() == "nccl":
             self.to(torch.device("cuda", torch.cuda.current_device()))
