@@ -37,8 +37,10 @@ from PIL import Image
 from report import Report, arguments, kept
 from synthesis_networks import (
     CONVOLUTIONS,
+    NATURAL,
     PLAIN,
     SIZE,
+    SPECIFIC,
     classifier,
     flowers,
     kept_picture,
@@ -62,12 +64,11 @@ SEEN = 128  # at which embeddings compare
 SHARE = 0.05
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
-NATURAL = Recipe(size=SIZE)
 RECIPES = {
     "natural": NATURAL,
     "natural, faded": replace(NATURAL, fade=True),
-    "specific": Recipe(objective="specific"),
-    "specific, 224 px": Recipe(objective="specific", size=SIZE),
+    "specific": SPECIFIC,
+    "specific, 224 px": replace(SPECIFIC, size=SIZE),
     "plain": PLAIN,
     "gallery": Recipe(size=160, crop=96, steps=48),
     "96 pixels": Recipe(size=96, steps=64),

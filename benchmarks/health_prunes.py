@@ -203,7 +203,7 @@ def on_fashion(report: Report, real: Path, quick: bool, keep: Path) -> None:
         classifier = wide()
         (data,) = partition(fashion(real, train=True, count=60_000), 6_000 if quick else 20_000, seed=seed)
         fit = partial(from_scratch, classifier, data, epochs=4 if quick else 6)
-        judging, testing = partition(fashion(real, train=False, count=10_000), 1000, 3000, seed=seed)
+        judging, testing = partition(fashion(real, train=False, count=10_000), 1000, 9000, seed=seed)
         found.append(
             pruned(
                 keep,
@@ -220,8 +220,8 @@ def on_fashion(report: Report, real: Path, quick: bool, keep: Path) -> None:
 
 
 def one_epoch(data: Images, network: Classifier) -> None:
-    """Train at a small rate that falls to 0."""
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.005, momentum=0.9, weight_decay=1e-3)
+    """Train at a rate that falls to 0; of rates from .0005 to .05, this one lost least on seed 1."""
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.03, momentum=0.9, weight_decay=1e-3)
     schedule = falling(optimizer, len(data[0]) // 64)
     train_network(network, data, optimizer, epochs=1, batch_size=64, schedule=schedule)
 

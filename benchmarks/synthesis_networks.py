@@ -25,8 +25,10 @@ CONVOLUTIONS = {
     "vgg16": ("block1_conv1", "block2_conv1", "block3_conv1", "block4_conv1", "block5_conv1"),
 }
 SIZE = 224  # pixels of the images that the networks work with
-PLAIN = Recipe(objective="channel", learning_rate=0.15, anneal=0.3)
-"""The recipe of `conf/recipe/plain.yaml`."""
+NATURAL = Recipe(size=SIZE)
+SPECIFIC = Recipe(objective="specific", steps=128)
+PLAIN = Recipe(objective="channel", steps=128, learning_rate=0.15, anneal=0.3)
+"""The recipes of `conf/recipe`, `natural` for images of the networks' size."""
 
 
 def flowers(split: str, count: int | None = None) -> Tensor:

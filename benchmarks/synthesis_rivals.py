@@ -24,6 +24,7 @@ from synthesis_networks import (
     CONVOLUTIONS,
     PLAIN,
     SIZE,
+    SPECIFIC,
     channels_of,
     classifier,
     flowers,
@@ -33,12 +34,11 @@ from synthesis_networks import (
 )
 from torch import Tensor, nn
 
-from filterscope.analysis.synthesis import ActivationStatistics, Recipe, measure_statistics, ranks, synthesize
+from filterscope.analysis.synthesis import ActivationStatistics, measure_statistics, ranks, synthesize
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
 
 STEPS = (8, 16, 32, 64, 128, 256)
-SPECIFIC = Recipe(objective="specific")
 RECIPES = {"plain": PLAIN, "specific": SPECIFIC} | {
     # The network sees all of a picture that has its own size: what is measured is what was optimized.
     f"{name}, {SIZE} px": replace(recipe, size=SIZE, crop=None)

@@ -22,7 +22,18 @@ from types import SimpleNamespace
 
 import torch
 from report import Report, arguments, real_data
-from synthesis_networks import CONVOLUTIONS, PLAIN, channels_of, classifier, flowers, kept_picture, lucent, published
+from synthesis_networks import (
+    CONVOLUTIONS,
+    NATURAL,
+    PLAIN,
+    SPECIFIC,
+    channels_of,
+    classifier,
+    flowers,
+    kept_picture,
+    lucent,
+    published,
+)
 from torch import Tensor, nn
 from torchvision.datasets import FashionMNIST
 from torchvision.utils import save_image
@@ -31,7 +42,6 @@ from filterscope.analysis.activations import activations
 from filterscope.analysis.synthesis import (
     ActivationStatistics,
     LayerStatistics,
-    Recipe,
     measure_statistics,
     ranks,
     synthesize,
@@ -42,8 +52,6 @@ from filterscope.models import heads
 from filterscope.models.backbone import small_cnn_backbone
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import convolutions, find_layer
-
-SPECIFIC = Recipe(objective="specific")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +193,7 @@ def _rows(report: Report, what: str, made: dict[str, Score]) -> None:
 
 def small(report: Report, name: str, network: Classifier, known: ActivationStatistics, count: int) -> None:
     """Report how true the default recipe's pictures of a small network are, layer by layer."""
-    recipe = Recipe(size=network.image_size or network.backbone.image_size)
+    recipe = replace(NATURAL, size=network.image_size or network.backbone.image_size)
     for layer in convolutions(network.layers):
         largest = known.of(layer).largest
         alive = [channel for channel in range(len(largest)) if largest[channel] > 0]

@@ -17,6 +17,7 @@ from filterscope.analysis.synthesis import (
 )
 from filterscope.analysis.synthesis.objectives import LayerResponse, direction
 from filterscope.analysis.synthesis.optimize import draw_transforms, transform
+from filterscope.analysis.synthesis.renderer import LayerRenderer
 from filterscope.errors import UserError
 from filterscope.models import heads
 from filterscope.models.backbone import torchvision_backbone
@@ -327,6 +328,23 @@ def test_a_picture_fades_where_it_does_not_activate_its_channel_and_keeps_its_ac
     changed = (made.images != whole.images).flatten(1).any(1)
     assert changed.sum() >= 2 * fade
     assert torch.equal(made.images, torch.where(changed[:, None, None, None], faded, whole.images))
+
+
+def test_natural_pictures_weaker_than_the_best_real_image_are_optimized_again(grey, monkeypatch):
+    images = torch.rand(24, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    statistics = measure_statistics(grey, images, ["block1_conv1", "block2_conv1"])
+    options = {"recipe": quick(objective="natural", steps=12, learning_rate=0.04), "statistics": statistics}
+    channels = list(range(16))
+    made = synthesize(grey, "block2_conv1", channels, micro_batch=16, **options)
+    alone = synthesize(grey, "block2_conv1", channels[5:], micro_batch=16, **options)
+    monkeypatch.setattr(LayerRenderer, "_weaker_than_real_images", lambda *_: [])
+    once = synthesize(grey, "block2_conv1", channels, micro_batch=16, **options)
+    weak = once.activation < statistics.of("block2_conv1").largest[channels]
+    assert 4 < weak.sum() < 16  # in two batches or more
+    assert (made.activation >= once.activation).all()
+    assert (made.activation > once.activation)[weak].all()
+    assert torch.equal(made.images[~weak], once.images[~weak])
+    assert torch.equal(made.images[5:], alone.images)
 
 
 def test_without_real_images_the_natural_recipe_is_the_plain_one(grey):

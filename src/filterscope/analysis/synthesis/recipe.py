@@ -25,7 +25,7 @@ class Recipe:
         size: height and width of the picture in pixels.
         crop: height and width of the random part of a larger picture that the network sees in each step, except in the
             last, `untransformed` ones; None: the whole picture.
-        steps: number of optimization steps.
+        steps: number of optimization steps; as many more for a `natural` picture weaker than the best real image.
         learning_rate: of Adam, or the length of a normalized gradient step.
         anneal: fraction of the steps, at the end, over which the learning rate falls linearly to 0.
         optimizer: `adam`, or `normalized`: gradient ascent with each picture's gradient scaled to length 1.
@@ -54,7 +54,7 @@ class Recipe:
     parameterization: Literal["fourier", "pixels"] = "fourier"
     size: PositiveInt = 128
     crop: PositiveInt | None = 128
-    steps: PositiveInt = 128
+    steps: PositiveInt = 100
     learning_rate: NonNegativeFloat = 0.1
     anneal: Share = 0.5
     optimizer: Literal["adam", "normalized"] = "adam"
