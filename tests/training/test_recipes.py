@@ -56,6 +56,12 @@ def test_recycled_filters_are_told_and_do_not_go_with_averages(composed, tmp_pat
         train(composed(*TINY, "callbacks=[recycle,ema]", "visuals=none"), tmp_path / "other")
 
 
+def test_a_training_too_short_to_recycle_anything_is_a_warning(composed, tmp_path, caplog):
+    pytest.importorskip("torch_pruning", reason="torch-pruning is not installed")
+    train(composed(*TINY, "callbacks=recycle", "visuals=none"), tmp_path)
+    assert "callbacks=recycle recycles nothing in 2 epochs: the first time would be after epoch 5" in caplog.text
+
+
 def test_looking_changes_nothing_with_all_recipes(composed, tmp_path):
     ends = []
     for name, visuals in (("seen", "visuals=[filters,health,predictions]"), ("unseen", "visuals=none")):

@@ -68,6 +68,15 @@ class Recycle(pl.Callback):
             raise UserError("callbacks=recycle cannot run with ema or swa, which average old and new filters")
         classifier: Any = pl_module.classifier
         reset_filters(classifier, {})
+        last = trainer.max_epochs or -1
+        if trainer.is_global_zero and 0 <= self.until * last < self.every_epochs:
+            log.warning(
+                "callbacks=recycle recycles nothing in %d epochs: the first time would be after epoch %d, and the last "
+                "epoch to recycle after is %d (callbacks.recycle.every_epochs, until)",
+                last,
+                self.every_epochs,
+                int(self.until * last),
+            )
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Recycle filters if that is due; a run that resumes inside an epoch did so before it was interrupted."""
