@@ -304,6 +304,17 @@ def test_causes_use_more_images_than_other_visuals():
     assert "Of 40 images" in table.description
 
 
+def test_of_many_kernels_that_are_too_small_a_few_are_named():
+    parts = [nn.Conv2d(1 if i == 0 else 4, 4, 1 if i < 9 else 5, padding=0 if i < 9 else 2) for i in range(10)]
+    for count, expected in ((10, ", block1_conv6 and 3 more."), (9, ": those of all layers.")):
+        layers = [part for conv in parts[:count] for part in (conv, nn.ReLU())]
+        backbone = Backbone(nn.Sequential(*layers, nn.Flatten()), name="n", mean=[0], std=[1], image_size=8)
+        classifier = Classifier(backbone, nn.Linear(256, 10), num_classes=10).eval()
+        few = Examples(images=torch.rand(12, 1, 8, 8), labels=torch.arange(12) % 10)
+        said = Health(importance=0)(classifier, few, VisualState())["health/layers"].description
+        assert said.endswith(expected)
+
+
 def test_outside_training_activity_is_measured_on_as_many_images_as_importance():
     few = dataclasses.replace(examples(8), more=examples)
     assert "measured on 40 images" in Health(importance=40)(network(), few, VisualState())["health/layers"].description

@@ -11,6 +11,8 @@ from filterscope.analysis.health.verdict import Verdict
 from filterscope.visuals.output.outputs import Output, Row, Table
 from filterscope.visuals.visual import name_of
 
+_NAMED = 6  # layers that a sentence below a table names
+
 HealthRecords = Mapping[str, Mapping[str, Any]]
 """By layer, the results of `health_record`."""
 
@@ -167,7 +169,9 @@ def _notes(records: HealthRecords) -> list[str]:
     need = need_sentence([verdict for record in records.values() for verdict in record["verdicts"]])
     notes = [*([need] if need else []), f"Activity was measured on {images} images."]
     small = [layer for layer, record in records.items() if not record["testable"]]
-    notes += [f"Kernels too small to tell from chance: {', '.join(small)}."] if small else []
+    named = f"{', '.join(small[:_NAMED])}" + f" and {len(small) - _NAMED} more" * (len(small) > _NAMED)
+    named = "those of all layers" if 1 < len(small) == len(records) else named
+    notes += [f"Kernels too small to tell from chance: {named}."] if small else []
     tested = [record for record in records.values() if "structured_at_start" in record]
     if tested:
         filters = sum(len(record["verdicts"]) for record in tested)
