@@ -205,7 +205,10 @@ class HealthCauses(Visual):
             hurt = ["; ".join(name_of(label, names) for label in classes) for classes in exact.classes_hurt]
             rows += zip([layer] * count, range(count), verdicts, expected, change, error, accuracy, hurt, strict=True)
         return Table(
-            columns=("layer", "filter", "verdict", "expected change", "change", "± change", "accuracy", "classes_hurt"),
+            columns=(
+                *("layer", "filter", "verdict", "expected change", "change", "± change", "change of accuracy"),
+                "classes_hurt",
+            ),
             rows=tuple(rows),
             description=f"Change of the loss and of the accuracy on {len(examples)} images without single filters, the "
             "change of the loss that was expected, and the classes whose loss rises most.",
