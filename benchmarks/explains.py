@@ -67,6 +67,8 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 RECIPES = {
     "natural": NATURAL,
     "natural, faded": replace(NATURAL, fade=True),
+    "natural, 128 steps": replace(NATURAL, steps=128),
+    "natural, rate .3": replace(NATURAL, learning_rate=0.3),
     "specific": SPECIFIC,
     "specific, 224 px": replace(SPECIFIC, size=SIZE),
     "plain": PLAIN,

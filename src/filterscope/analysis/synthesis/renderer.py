@@ -67,27 +67,27 @@ class LayerRenderer:
         """
         start = None if self.job.start is None else self.job.start[list(indices)]
         found = self._render(indices, self.parameterization, start, on_step, self.batch_size)
-        channels = [self.job.channels[i] for i in indices]
-        weak = self._weaker_than_real_images(found, channels)
+        weak = self._weaker_than_real_images(found, [self.job.channels[i] for i in indices])
         faster = replace(self.recipe, learning_rate=FASTER * self.recipe.learning_rate)
         parameterization = replace(self.parameterization, recipe=faster)
         size = min(self.batch_size, AGAIN)
+        pictures = [found.select([i]) for i in range(len(indices))]
         for some in (weak[i : i + size] for i in range(0, len(weak), size)):
-            again = self._render([indices[i] for i in some], parameterization, found.parameters[some], _ignore, size)
-            better = [n for n, i in enumerate(some) if again.activation[n] > found.activation[i]]
-            replaced = [some[n] for n in better]
-            others = [i for i in range(len(indices)) if i not in replaced]
-            found = merge_results([(others, found.select(others)), (replaced, again.select(better))])
-        return found
+            chosen, start = [indices[i] for i in some], found.parameters[some]
+            again = self._render(chosen, parameterization, start, lambda _step: None, size)
+            for n, i in enumerate(some):
+                if again.activation[n] > found.activation[i]:
+                    pictures[i] = again.select([n])
+        return merge_results([((i,), picture) for i, picture in enumerate(pictures)]) if weak else found
 
     def _weaker_than_real_images(self, found: SynthesisResult, channels: Sequence[int]) -> list[int]:
-        """Return the places of pictures that activate their channel less than the best real image does."""
+        """Return the places of `natural` pictures that activate their channel less than the best real image does."""
         job = self.job
         if job.known is None or job.objective is not None or job.directions is not None or self.recipe.compares_samples:
             return []
         if self.recipe.weights.get("natural", 0) <= 0:
             return []
-        weak: list[int] = (found.activation < job.known.largest[channels]).nonzero()[:, 0].tolist()
+        weak: list[int] = (job.known.multiple(found.activation, channels) < 1).nonzero()[:, 0].tolist()
         return weak
 
     def _render(
@@ -241,10 +241,6 @@ class LayerRenderer:
         output = outputs[self.layer]
         directions = self.job.directions
         return (mean_response(output) if directions is None else mean_along(output, directions)).cpu()
-
-
-def _ignore(_step: int) -> None:
-    """Do not count the steps of pictures that are optimized again."""
 
 
 def start_from(images: Tensor, recipe: Recipe) -> Tensor:
