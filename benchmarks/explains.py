@@ -54,6 +54,7 @@ from torchvision.transforms.v2.functional import normalize
 from filterscope.analysis.hooks import observing, run_model, tapping
 from filterscope.analysis.synthesis import ActivationStatistics, Recipe, measure_statistics, ranks, synthesize
 from filterscope.analysis.synthesis.trust import mean_response
+from filterscope.analysis.top_patches import measure_responses
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
 from filterscope.visuals.accentuation import accentuate
@@ -76,7 +77,7 @@ RECIPES = {
     "96 pixels": Recipe(size=96, steps=64),
 }
 RIVALS = ("lucent", "dreamlens maco", "horama maco")
-WAYS = ("best real image", "natural", "specific", "plain", *RIVALS, "crop and accentuation")  # by default
+WAYS = ("best real image", "natural", "specific", "plain", *RIVALS, "image and accentuation")  # by default
 
 
 class Embedding:
@@ -168,10 +169,12 @@ def make(bench: Bench, way: str, layer: str, channels: list[int]) -> list[Tensor
     if way in RECIPES:
         made = synthesize(bench.network, layer, channels, recipe=RECIPES[way], statistics=bench.known)
         return [made.images]
-    if way == "crop and accentuation":
+    if way == "image and accentuation":
         recipe = Recipe(steps=32, learning_rate=0.05)
-        both = accentuate(bench.network, layer, channels, bench.pool / 255, recipe=recipe, statistics=bench.known)
-        return [both.crops, both.result.images]
+        best = bench.pool[known.sample[:, channels].argmax(dim=0)] / 255
+        top = measure_responses(bench.network, best, [layer])[layer]
+        both = accentuate(bench.network, layer, channels, best, top=top, recipe=recipe, statistics=bench.known)
+        return [both.images, both.result.images]
     path = find_layer(bench.network.layers, layer).path.removeprefix("backbone.network.")
     other = published(bench.name)
     return [torch.cat([rival(bench, way, other, path, channel) for channel in channels])]
@@ -311,7 +314,7 @@ def draw_sheet(
         columns=len(filters),
         title=f"{bench.name}: the pictures of {len(filters)} filters",
         notes=[f"{layer}: {', '.join(str(c) for own, c in filters if own == layer)}" for layer in dict(filters)],
-        row_labels=[way.removesuffix(" maco").removesuffix(" image").replace("crop and ", "") for way in ways],
+        row_labels=[way.removesuffix(" maco").removesuffix(" image").replace("image and ", "") for way in ways],
         column_labels=[str(channel) for _, channel in filters],
         label_width=room,
     )
@@ -333,7 +336,7 @@ def summarize(report: Report, name: str, figures: Sequence[Mapping[str, Figures]
             least = None
             if way == "natural" and rivals:
                 least = max(rivals) + 0.05
-            elif way == "crop and accentuation" and "best real image" in ways:
+            elif way == "image and accentuation" and "best real image" in ways:
                 least = mean("best real image", "explains", kind)
             report.add(
                 f"{name}, {len(figures)} layers, {way}: explains, {embedding}", mean(way, "explains", kind),

@@ -1,4 +1,4 @@
-"""Accentuation starts from the part of a real image that activates a filter most, and makes it activate more."""
+"""Accentuation starts from the real image that activates a filter most, and makes it activate more."""
 
 from dataclasses import replace
 
@@ -6,10 +6,11 @@ import numpy as np
 import torch
 
 from filterscope.analysis.activations import activations
-from filterscope.analysis.synthesis import Recipe, measure_statistics
+from filterscope.analysis.synthesis import LayerStatistics, Recipe, measure_statistics
 from filterscope.analysis.synthesis.trust import mean_response
+from filterscope.analysis.top_patches import measure_responses
 from filterscope.models.classifier import Classifier
-from filterscope.visuals.accentuation import Accentuation, _draw, accentuate
+from filterscope.visuals.accentuation import Accentuated, Accentuation, _draw, accentuate
 from filterscope.visuals.drawing.grid import INK, VERMILION
 from filterscope.visuals.visual import Examples, VisualState
 
@@ -17,19 +18,40 @@ LAYER = "block2_conv1"
 RECIPE = Recipe(steps=20, learning_rate=0.05, precision="fp32")
 
 
-def test_the_real_image_grows_towards_the_filter_and_stays_itself(classifier: Classifier, examples: Examples) -> None:
-    known = measure_statistics(classifier, examples.images, ["block1_conv1", LAYER])
-    channels = [c for c in range(12) if known.of(LAYER).largest[c] > 0][:3]
-    made = accentuate(classifier, LAYER, channels, examples.images, recipe=RECIPE, statistics=known)
-    for crop in made.crops:
-        windows = examples.images.unfold(2, crop.shape[-1], 1).unfold(3, crop.shape[-1], 1)
-        assert (windows.permute(0, 2, 3, 1, 4, 5) == crop).all(dim=(3, 4, 5)).any()
-    before = mean_response(activations(classifier, made.crops, [LAYER])[LAYER])
-    own = before[torch.arange(len(channels)), torch.tensor(channels)]
-    assert (made.result.activation > own).all()
-    assert (made.result.images - made.crops).abs().mean() < 0.25
+def made_of(classifier: Classifier, images: torch.Tensor, channels: list[int]) -> tuple[Accentuated, LayerStatistics]:
+    known = measure_statistics(classifier, images, ["block1_conv1", LAYER])
+    top = measure_responses(classifier, images, [LAYER])[LAYER]
+    made = accentuate(classifier, LAYER, channels, images, top=top, recipe=RECIPE, statistics=known)
+    return made, known.of(LAYER)
+
+
+def test_the_best_real_image_grows_towards_the_filter_and_stays_itself(
+    classifier: Classifier, examples: Examples
+) -> None:
+    responses = mean_response(activations(classifier, examples.images, [LAYER])[LAYER])
+    channels = [c for c in range(12) if responses[:, c].max() > 0][:3]
+    made, _ = made_of(classifier, examples.images, channels)
+    best = responses[:, channels].argmax(0)
+    assert torch.equal(made.images, examples.images[best])
+    assert (made.result.activation > responses[best, channels]).all()
+    assert (made.result.images - made.images).abs().mean() < 0.25
     assert made.change.min() >= 0
     assert made.change.max() <= 1
+
+
+def test_the_frame_holds_the_part_that_the_strongest_response_depends_on(
+    classifier: Classifier, examples: Examples
+) -> None:
+    before = activations(classifier, examples.images, [LAYER])[LAYER].relu()
+    channels = [c for c in range(12) if before[:, c].max() > 0][:3]
+    made, _ = made_of(classifier, examples.images, channels)
+    for image, (top, left, side), channel in zip(made.images, made.places, channels, strict=True):
+        peak = activations(classifier, image[None], [LAYER])[LAYER][0, channel].max()
+        outside = torch.zeros_like(image)
+        outside[:, top : top + side, left : left + side] = image[:, top : top + side, left : left + side]
+        assert torch.isclose(activations(classifier, outside[None], [LAYER])[LAYER][0, channel].max(), peak) or (
+            activations(classifier, outside[None], [LAYER])[LAYER][0, channel].max() > peak
+        )
 
 
 def test_it_draws_every_convolution_from_a_recipe_of_any_size(classifier: Classifier, examples: Examples) -> None:
@@ -39,8 +61,7 @@ def test_it_draws_every_convolution_from_a_recipe_of_any_size(classifier: Classi
 
 
 def test_a_warning_is_written_in_the_colour_of_its_frame(classifier: Classifier, examples: Examples) -> None:
-    known = measure_statistics(classifier, examples.images, ["block1_conv1", LAYER])
-    made = accentuate(classifier, LAYER, [0], examples.images, recipe=RECIPE, statistics=known)
+    made, known = made_of(classifier, examples.images, [0])
     failed = replace(made, result=replace(made.result, converged=torch.tensor([False])))
     below = _draw(failed, [0], LAYER, known, "").pixels[300:]  # where the captions are
     assert (below == np.array(VERMILION)).all(-1).any()

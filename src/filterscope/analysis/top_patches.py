@@ -127,11 +127,16 @@ def top_patches(
 
 def cut_patch(images: Tensor, source: int, position: int, *, width: int, field: ReceptiveField) -> Tensor:
     """Cut the receptive field of a position out of image `source`; a field at the border is shifted inside."""
-    size = images.shape[-1]
+    top, left, side = patch_place(position, width=width, field=field, size=images.shape[-1])
+    return images[source, :, top : top + side, left : left + side]
+
+
+def patch_place(position: int, *, width: int, field: ReceptiveField, size: int) -> tuple[int, int, int]:
+    """Return the top, the left and the side of the receptive field of a position, in pixels of an image of `size`."""
     side = min(field.side, size)
     corners = (round(field.first + at * field.jump) for at in divmod(position, width))
     top, left = (min(max(corner, 0), size - side) for corner in corners)
-    return images[source, :, top : top + side, left : left + side]
+    return top, left, side
 
 
 def receptive_field(classifier: Classifier, layer: str, size: int) -> ReceptiveField:

@@ -1,4 +1,4 @@
-"""Accentuation: the part of a real image that activates a filter most, and what in it grows to activate it more."""
+"""Accentuation: the real image that activates a filter most, and what in it grows to activate it more."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ from filterscope.analysis.synthesis import (
     start_from,
     synthesize_all,
 )
-from filterscope.analysis.synthesis.trust import ActivationStatistics
-from filterscope.analysis.top_patches import ReceptiveField, cut_patch, measure_responses, receptive_field
+from filterscope.analysis.synthesis.trust import ActivationStatistics, LayerStatistics
+from filterscope.analysis.top_patches import TopResponses, measure_responses, patch_place, receptive_field
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import channels_of, find_layer
 from filterscope.registry import register
 from filterscope.visuals.drawing.grid import VERMILION, Cell, grid, tile_size
-from filterscope.visuals.drawing.tiles import photo
+from filterscope.visuals.drawing.tiles import boxed, photo
 from filterscope.visuals.filter_selection import convolution_names
 from filterscope.visuals.output.outputs import Picture
 from filterscope.visuals.progress import progress_bar
@@ -42,28 +42,30 @@ from filterscope.visuals.visual import (
 _LABEL_WIDTH = 110  # pixels
 _COLUMNS = ("real", "accentuated", "what grew")
 _DESCRIPTION = (
-    "**{layer}**: for each filter the part of a real image that activates it most, the same part after a short "
-    "gradient ascent that activates the filter more, and what grew: the accentuated image where it changed, "
-    "grey elsewhere."
+    "**{layer}**: for each filter the real image that activates it most, with a frame around the part to which it "
+    "reacts most strongly; the same image after a short gradient ascent that activates the filter more; and what grew: "
+    "the accentuated image where it changed, grey elsewhere."
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Accentuated:
-    """Parts of real images and their accentuated versions, one for each channel of a layer.
+    """Real images and their accentuated versions, one for each channel of a layer.
 
     Attributes:
-        crops: `(N, C, side, side)` in [0, 1].
-        result: of the optimization that started from them.
+        images: `(N, C, H, H)` in [0, 1].
+        places: the part of each image to which the channel reacts most strongly: its top, left and side, in pixels.
+        result: of the optimization that started from the images.
     """
 
-    crops: Tensor
+    images: Tensor
+    places: list[tuple[int, int, int]]
     result: SynthesisResult
 
     @property
     def change(self) -> Tensor:
         """The local strength of the change, smoothed, 0 to 1 for each image, `(N, 1, side, side)`."""
-        change = (self.result.images - self.crops).abs().mean(dim=1, keepdim=True)
+        change = (self.result.images - self.images).abs().mean(dim=1, keepdim=True)
         smooth = F.avg_pool2d(change, 7, stride=1, padding=3, count_include_pad=False)
         strongest = torch.quantile(smooth.flatten(1), 0.95, dim=1).clamp_min(1e-6)
         return (smooth / strongest[:, None, None, None]).clamp(max=1)
@@ -80,41 +82,35 @@ def accentuate(
     channels: Sequence[int],
     images: Tensor,
     *,
+    top: TopResponses,
     recipe: Recipe,
     statistics: ActivationStatistics,
     seed: int = 0,
 ) -> Accentuated:
-    """Accentuate the parts of real images that activate each channel most.
+    """Accentuate for each channel the real image that activates it most.
 
     Args:
         classifier: is left as it was.
         layer: its name.
         channels: indices.
         images: real images, `(M, C, H, H)` in [0, 1].
-        recipe: of the optimization; its size is replaced by that of the parts: the layer's receptive field, at least
-            half of an image, so that there is something to recognize.
+        top: the layer's responses to them.
+        recipe: of the optimization; its size is replaced by that of the images.
         statistics: of real images.
         seed: of the random transforms.
-
-    Raises:
-        UserError: there are no images.
     """
-    top = measure_responses(classifier, images, [layer])[layer]
+    sources = top.responses[:, list(channels)].argmax(dim=0).tolist()
+    best = images[sources].cpu()
     field_of_view = receptive_field(classifier, layer, images.shape[-1])
-    side = min(max(field_of_view.side, images.shape[-1] // 2), images.shape[-1])
-    around = ReceptiveField(
-        side=side, jump=field_of_view.jump, first=field_of_view.first - (side - field_of_view.side) / 2
-    )
-    best = top.best(1)[0, list(channels)].tolist()
-    places = [int(top.positions[source, channel]) for source, channel in zip(best, channels, strict=True)]
-    crops = torch.stack(
-        [cut_patch(images, source, at, width=top.width, field=around) for source, at in zip(best, places, strict=True)]
-    ).cpu()
-    recipe = dataclasses.replace(recipe, size=side, crop=None, fade=False)
-    start = start_from(crops, recipe)
+    places = [
+        patch_place(int(top.positions[i, c]), width=top.width, field=field_of_view, size=images.shape[-1])
+        for i, c in zip(sources, channels, strict=True)
+    ]
+    recipe = dataclasses.replace(recipe, size=images.shape[-1], crop=None, fade=False)
     name = find_layer(classifier.layers, layer).name
+    start = start_from(best, recipe)
     job = Job(layer=name, channels=tuple(channels), recipe=recipe, seed=seed, start=start, statistics=statistics)
-    return Accentuated(crops=crops, result=synthesize_all(classifier, [job])[0])
+    return Accentuated(images=best, places=places, result=synthesize_all(classifier, [job])[0])
 
 
 @register("visual", "accentuation")
@@ -128,7 +124,7 @@ class Accentuation(Visual):
         channels: the number of channels, a list of indices, or None for all.
         steps: number of optimization steps, few, so that the image stays recognizable.
         learning_rate: of these steps.
-        images: number of real images in which the parts are searched.
+        images: number of real images among which the one that activates a filter most is searched.
         seed: of the random transforms.
         every: see `Visual`.
     """
@@ -151,14 +147,22 @@ class Accentuation(Visual):
         names = convolution_names(classifier, self.layers)
         known = real_statistics(classifier, names, examples, state)
         recipe = dataclasses.replace(self.recipe, steps=self.steps, learning_rate=self.learning_rate)
+        top = measure_responses(classifier, examples.images, names)
         pictures = {}
         with progress_bar("accentuation", state) as progress:
             for done, layer in enumerate(names):
                 channels = channels_of(classifier.layers, layer, self.channels)
                 made = accentuate(
-                    classifier, layer, channels, examples.images, recipe=recipe, statistics=known, seed=self.seed
+                    classifier,
+                    layer,
+                    channels,
+                    examples.images,
+                    top=top[layer],
+                    recipe=recipe,
+                    statistics=known,
+                    seed=self.seed,
                 )
-                pictures[f"accentuation/{layer}"] = _draw(made, channels, layer, known, epoch_label(state))
+                pictures[f"accentuation/{layer}"] = _draw(made, channels, layer, known.of(layer), epoch_label(state))
                 if progress is not None:
                     progress(layer, (done + 1) / len(names))
         return pictures
@@ -169,14 +173,14 @@ class Accentuation(Visual):
             run_synthesis_worker(classifier)
 
 
-def _draw(made: Accentuated, channels: list[int], layer: str, known: ActivationStatistics, note: str) -> Picture:
+def _draw(made: Accentuated, channels: list[int], layer: str, known: LayerStatistics, note: str) -> Picture:
     size = tile_size(len(_COLUMNS), labels=_LABEL_WIDTH)
-    captions = trust_captions(made.result, channels, known.of(layer))
+    captions = trust_captions(made.result, channels, known)
     cells = []
     for row in range(len(channels)):
         frame = None if is_trusted(made.result, row) else VERMILION
         cells += [
-            Cell(pixels=photo(made.crops[row], size)),
+            Cell(pixels=boxed(photo(made.images[row], size), made.places[row], made.images.shape[-1])),
             Cell(
                 pixels=photo(made.result.images[row], size),
                 caption=captions[row],

@@ -37,6 +37,16 @@ def dotted(tile: Pixels) -> Pixels:
     return np.array(image)
 
 
+def boxed(tile: Pixels, place: tuple[int, int, int], size: int) -> Pixels:
+    """Return the tile of an image of `size` pixels with a frame around a square, given by its top, left and side."""
+    image = Image.fromarray(tile)
+    top, left, side = (each * image.width / size for each in place)
+    for colour, out in (("black", 2), ("white", 1)):
+        box = (left - out, top - out, left + side + out - 1, top + side + out - 1)
+        ImageDraw.Draw(image).rectangle(box, outline=colour, width=1)
+    return np.array(image)
+
+
 def kernel(values: Tensor, size: int) -> Pixels:
     """Return a kernel `(1 or 3, h, w)` as a tile in grey or colour; zero is mid-grey, the largest weight extreme."""
     values = values.detach().float().cpu().nan_to_num()
