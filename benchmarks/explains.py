@@ -57,7 +57,7 @@ from filterscope.analysis.synthesis.trust import mean_response
 from filterscope.analysis.top_patches import measure_responses
 from filterscope.models.classifier import Classifier
 from filterscope.models.layers import find_layer
-from filterscope.visuals.accentuation import accentuate
+from filterscope.visuals.accentuation import Accentuation, accentuate
 from filterscope.visuals.drawing.grid import Cell, grid, tile_size
 from filterscope.visuals.drawing.tiles import photo
 
@@ -77,7 +77,15 @@ RECIPES = {
     "96 pixels": Recipe(size=96, steps=64),
 }
 RIVALS = ("lucent", "dreamlens maco", "horama maco")
-WAYS = ("best real image", "natural", "specific", "plain", *RIVALS, "image and accentuation")  # by default
+WAYS = (
+    "best real image",
+    "natural",
+    "specific",
+    "plain",
+    *RIVALS,
+    "accentuation",
+    "image and accentuation",
+)  # by default
 
 
 class Embedding:
@@ -169,12 +177,12 @@ def make(bench: Bench, way: str, layer: str, channels: list[int]) -> list[Tensor
     if way in RECIPES:
         made = synthesize(bench.network, layer, channels, recipe=RECIPES[way], statistics=bench.known)
         return [made.images]
-    if way == "image and accentuation":
-        recipe = Recipe(steps=32, learning_rate=0.05)
+    if way in ("accentuation", "image and accentuation"):
+        recipe = Recipe(steps=Accentuation.steps, learning_rate=Accentuation.learning_rate)
         best = bench.pool[known.sample[:, channels].argmax(dim=0)] / 255
         top = measure_responses(bench.network, best, [layer])[layer]
         both = accentuate(bench.network, layer, channels, best, top=top, recipe=recipe, statistics=bench.known)
-        return [both.images, both.result.images]
+        return [both.images, both.result.images] if way != "accentuation" else [both.result.images]
     path = find_layer(bench.network.layers, layer).path.removeprefix("backbone.network.")
     other = published(bench.name)
     return [torch.cat([rival(bench, way, other, path, channel) for channel in channels])]

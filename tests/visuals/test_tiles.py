@@ -5,6 +5,7 @@ import torch
 
 from filterscope.visuals.drawing.tiles import (
     bars,
+    boxed,
     kernel,
     photo,
     short,
@@ -100,3 +101,15 @@ def test_ranges_have_the_decimals_of_their_larger_end() -> None:
     assert value_range(torch.tensor([0.04, 12.3])) == "0…12"
     assert value_range(torch.tensor([-2.71, 0.5])) == "−2.7…0.5"
     assert value_range(torch.tensor([3.0, 3.0])) == "3.0"
+
+
+def test_a_frame_surrounds_the_part_of_an_image_and_stays_inside_the_tile() -> None:
+    tile = np.full((100, 100, 3), 128, np.uint8)
+    framed = boxed(tile, (20, 30, 10), 50)  # twice as large in the tile: rows 40 to 60, columns 60 to 80
+    white = np.argwhere((framed == 255).all(-1))
+    assert white.min(0).tolist() == [40, 60]
+    assert white.max(0).tolist() == [59, 79]
+    assert (framed[44:56, 64:76] == 128).all()
+    at_the_corner = np.argwhere((boxed(tile, (0, 0, 50), 50) == 255).all(-1))
+    assert at_the_corner.min(0).tolist() == [1, 1]
+    assert at_the_corner.max(0).tolist() == [98, 98]

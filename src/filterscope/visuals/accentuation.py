@@ -135,8 +135,8 @@ class Accentuation(Visual):
     recipe: Recipe = field(default_factory=Recipe)
     layers: LayerChoice = None
     channels: ChannelChoice = 4
-    steps: PositiveInt = 32
-    learning_rate: PositiveFloat = 0.05
+    steps: PositiveInt = 64
+    learning_rate: PositiveFloat = 0.1
     images: PositiveInt = 300
     seed: int = 0
     every: Every = 0

@@ -40,10 +40,12 @@ def dotted(tile: Pixels) -> Pixels:
 def boxed(tile: Pixels, place: tuple[int, int, int], size: int) -> Pixels:
     """Return the tile of an image of `size` pixels with a frame around a square, given by its top, left and side."""
     image = Image.fromarray(tile)
-    top, left, side = (each * image.width / size for each in place)
-    for colour, out in (("black", 2), ("white", 1)):
-        box = (left - out, top - out, left + side + out - 1, top + side + out - 1)
-        ImageDraw.Draw(image).rectangle(box, outline=colour, width=1)
+    top, left, side = (round(each * image.width / size) for each in place)
+    edges = (left, top, left + side - 1, top + side - 1)
+    left, top, right, bottom = (min(max(edge, 1), image.width - 2) for edge in edges)
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="black", width=4)
+    draw.rectangle((left, top, right, bottom), outline="white", width=2)
     return np.array(image)
 
 
