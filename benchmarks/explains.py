@@ -322,7 +322,7 @@ def draw_sheet(
         columns=len(filters),
         title=f"{bench.name}: the pictures of {len(filters)} filters",
         notes=[f"{layer}: {', '.join(str(c) for own, c in filters if own == layer)}" for layer in dict(filters)],
-        row_labels=[way.removesuffix(" maco").removesuffix(" image").replace("image and ", "") for way in ways],
+        row_labels=[way.removesuffix(" maco") for way in ways],
         column_labels=[str(channel) for _, channel in filters],
         label_width=room,
     )
@@ -377,7 +377,7 @@ def main() -> None:
         channels={"type": int, "default": 16, "help": "filters of each layer (%(default)s)"},
         offset={"type": int, "default": 0, "help": "of the channels, to choose others (%(default)s)"},
         ways={"nargs": "+", "default": list(WAYS), "help": "these pictures alone"},
-        pictures={"type": Path, "metavar": "FOLDER", "help": "save a sheet of two filters a layer here"},
+        pictures={"type": Path, "metavar": "FOLDER", "help": "save a sheet of two filters a layer"},
         kept={"type": Path, "metavar": "FOLDER", "default": Path("outputs/explains"), "help": "keep what is computed"},
     )
     warnings.simplefilter("ignore")
@@ -399,15 +399,16 @@ def main() -> None:
             tested=tested, embedded=embedded, responses=responses, folder=folder,
         )  # fmt: skip
         figures, filters, sheets = [], list[tuple[str, int]](), dict[str, list[Tensor]]()
+        drawn = [way for way in options.ways if way in RECIPES or way in RIVALS]  # without photographs
         for layer in options.layers or (layers[1::2] if options.quick else layers):
             total = find_layer(network.layers, layer).num_channels or 1
             channels = [(int((i + 0.5) * total / count) + options.offset) % total for i in range(count)]
             figures.append(judge(report, bench, layer, channels, options.ways, embed))
             filters += [(layer, channel) for channel in channels[:2]]
-            for way in options.ways:
+            for way in drawn:
                 sheets.setdefault(way, []).extend(timed(bench, way, layer, channels)["made"][-1][:2])
         if options.pictures is not None:
-            draw_sheet(bench, filters, options.ways, sheets, options.pictures / f"explains_{name}.webp")
+            draw_sheet(bench, filters, drawn, sheets, options.pictures / f"explains_{name}.webp")
         summarize(report, name, figures)
     raise SystemExit(0 if report.show(options.json) else 1)
 
