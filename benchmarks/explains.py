@@ -77,15 +77,8 @@ RECIPES = {
     "96 pixels": Recipe(size=96, steps=64),
 }
 RIVALS = ("lucent", "dreamlens maco", "horama maco")
-WAYS = (
-    "best real image",
-    "natural",
-    "specific",
-    "plain",
-    *RIVALS,
-    "accentuation",
-    "image and accentuation",
-)  # by default
+PHOTOGRAPHS = ("best real image", "accentuation", "image and accentuation")  # these show photographs
+WAYS = ("natural", "specific", "plain", *RIVALS, *PHOTOGRAPHS)  # by default
 
 
 class Embedding:
@@ -177,12 +170,14 @@ def make(bench: Bench, way: str, layer: str, channels: list[int]) -> list[Tensor
     if way in RECIPES:
         made = synthesize(bench.network, layer, channels, recipe=RECIPES[way], statistics=bench.known)
         return [made.images]
-    if way in ("accentuation", "image and accentuation"):
+    if way == "image and accentuation":
+        return [made for each in PHOTOGRAPHS[:2] for made in timed(bench, each, layer, channels)["made"]]
+    if way == "accentuation":
         recipe = Recipe(steps=Accentuation.steps, learning_rate=Accentuation.learning_rate)
         best = bench.pool[known.sample[:, channels].argmax(dim=0)] / 255
         top = measure_responses(bench.network, best, [layer])[layer]
         both = accentuate(bench.network, layer, channels, best, top=top, recipe=recipe, statistics=bench.known)
-        return [both.images, both.result.images] if way != "accentuation" else [both.result.images]
+        return [both.result.images]
     path = find_layer(bench.network.layers, layer).path.removeprefix("backbone.network.")
     other = published(bench.name)
     return [torch.cat([rival(bench, way, other, path, channel) for channel in channels])]
@@ -376,7 +371,13 @@ def main() -> None:
         layers={"nargs": "+", "metavar": "NAME", "help": "these alone"},
         channels={"type": int, "default": 16, "help": "filters of each layer (%(default)s)"},
         offset={"type": int, "default": 0, "help": "of the channels, to choose others (%(default)s)"},
-        ways={"nargs": "+", "default": list(WAYS), "help": "these pictures alone"},
+        ways={
+            "nargs": "+",
+            "metavar": "WAY",
+            "choices": sorted({*WAYS, *RECIPES}),
+            "default": list(WAYS),
+            "help": "these pictures alone: %(choices)s",
+        },
         pictures={"type": Path, "metavar": "FOLDER", "help": "save a sheet of two filters a layer"},
         kept={"type": Path, "metavar": "FOLDER", "default": Path("outputs/explains"), "help": "keep what is computed"},
     )
@@ -399,7 +400,7 @@ def main() -> None:
             tested=tested, embedded=embedded, responses=responses, folder=folder,
         )  # fmt: skip
         figures, filters, sheets = [], list[tuple[str, int]](), dict[str, list[Tensor]]()
-        drawn = [way for way in options.ways if way in RECIPES or way in RIVALS]  # without photographs
+        drawn = [way for way in options.ways if way not in PHOTOGRAPHS]  # so that a sheet may stand in the docs
         for layer in options.layers or (layers[1::2] if options.quick else layers):
             total = find_layer(network.layers, layer).num_channels or 1
             channels = [(int((i + 0.5) * total / count) + options.offset) % total for i in range(count)]

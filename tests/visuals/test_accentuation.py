@@ -49,9 +49,9 @@ def test_the_frame_holds_the_part_that_the_strongest_response_depends_on(
     made = made_of(classifier, examples.images, channels)
     for image, (top, left, side), channel in zip(made.images, made.places, channels, strict=True):
         peak = activations(classifier, image[None], [LAYER])[LAYER][0, channel].max()
-        outside = torch.zeros_like(image)
-        outside[:, top : top + side, left : left + side] = image[:, top : top + side, left : left + side]
-        assert activations(classifier, outside[None], [LAYER])[LAYER][0, channel].max() >= peak - 1e-5
+        part = torch.zeros_like(image)
+        part[:, top : top + side, left : left + side] = image[:, top : top + side, left : left + side]
+        assert activations(classifier, part[None], [LAYER])[LAYER][0, channel].max() >= peak - 1e-5
 
 
 def test_it_draws_every_convolution_from_a_recipe_of_any_size(classifier: Classifier, examples: Examples) -> None:

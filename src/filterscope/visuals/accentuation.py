@@ -64,7 +64,7 @@ class Accentuated:
 
     @property
     def change(self) -> Tensor:
-        """The local strength of the change, smoothed, 0 to 1 for each image, `(N, 1, side, side)`."""
+        """The local strength of the change, smoothed, 0 to 1 for each image, `(N, 1, H, H)`."""
         change = (self.result.images - self.images).abs().mean(dim=1, keepdim=True)
         smooth = F.avg_pool2d(change, 7, stride=1, padding=3, count_include_pad=False)
         strongest = torch.quantile(smooth.flatten(1), 0.95, dim=1).clamp_min(1e-6)
@@ -72,7 +72,7 @@ class Accentuated:
 
     @property
     def grown(self) -> Tensor:
-        """The accentuated images where they changed, grey elsewhere, `(N, C, side, side)`."""
+        """The accentuated images where they changed, grey elsewhere, `(N, C, H, H)`."""
         return self.change * self.result.images + (1 - self.change) * 0.5
 
 
@@ -124,7 +124,7 @@ class Accentuation(Visual):
         channels: the number of channels, a list of indices, or None for all.
         steps: number of optimization steps, few, so that the image stays recognizable.
         learning_rate: of these steps.
-        images: number of real images among which the one that activates a filter most is searched.
+        images: number of real images; of these the one that activates a filter most is used.
         seed: of the random transforms.
         every: see `Visual`.
     """
